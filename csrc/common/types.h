@@ -1,0 +1,48 @@
+// What every kernel shares: the namespace of its instruction set, its element types, its addresses.
+#pragma once
+
+#include <cstdint>
+
+// The same sources are compiled once for each instruction set. Everything that they define,
+// headers included, lives in a namespace of that set, so that the linker can never hand the
+// AVX-512 copy of a helper to the baseline code.
+#ifndef SIMMIM_ISA
+#error "SIMMIM_ISA names the instruction set that this translation unit is compiled for"
+#endif
+#define SIMMIM_BEGIN   \
+    namespace simmim { \
+    namespace SIMMIM_ISA {
+#define SIMMIM_END \
+    }              \
+    }
+
+#ifdef __CUDACC__
+#define SIMMIM_HD __host__ __device__ __forceinline__
+#else
+#define SIMMIM_HD inline
+#endif
+
+SIMMIM_BEGIN
+
+// Codes that Python passes for torch.dtype; `ELEMENT` in backends/_elements.py is their twin.
+enum Element : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3, kUInt8 = 4 };
+
+SIMMIM_HD int64_t element_size(int element) {
+    switch (element) {
+        case kFloat64:
+            return 8;
+        case kFloat32:
+            return 4;
+        case kUInt8:
+            return 1;
+        default:
+            return 2;
+    }
+}
+
+template <class T>
+SIMMIM_HD T min_of(T a, T b) {
+    return a < b ? a : b;
+}
+
+SIMMIM_END

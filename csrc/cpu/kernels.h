@@ -1,0 +1,31 @@
+// The CPU entry points, declared once for each instruction set (so: no include guard).
+// Addresses and sizes only; strides and offsets count elements. Kernels never allocate.
+#include "cpu/address.h"
+
+#undef SIMMIM_CPU_KERNELS
+#define SIMMIM_CPU_KERNELS(X) \
+    X(random_mask)            \
+    X(mask_tokens_forward)    \
+    X(mask_tokens_backward)
+
+namespace simmim {
+namespace SIMMIM_ISA {
+
+void random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
+                 uint32_t epoch, Address mask, Address masked, Address visible, Address scratch,
+                 int threads);
+
+void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
+                         int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,
+                         int token_element, Address pos, int pos_element, int64_t pos_skip,
+                         Address out, int out_element, int64_t batch, int64_t prefix, int64_t h,
+                         int64_t w, int64_t width, int threads);
+
+void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
+                          int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
+                          int x_element, Address token, Address pos, int64_t pos_skip,
+                          int64_t block, int64_t batch, int64_t prefix, int64_t h, int64_t w,
+                          int64_t width, int threads);
+
+}  // namespace SIMMIM_ISA
+}  // namespace simmim

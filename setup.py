@@ -1,0 +1,106 @@
+"""Builds the compiled parts with CMake. PyTorch is not needed and never imported.
+
+A part that cannot be built costs one plain line and is left out: the library then serves its ops
+with the next backend, and `python -m simmim_kernels.info` repeats the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeExtension(Extension):
+    """A module that CMake builds from csrc/; optional, so that a failure leaves the rest usable."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[], optional=True)
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds csrc/ for each extension, and records what came of it."""
+
+    def run(self) -> None:
+        self.report: dict[str, str] = {}
+        super().run()
+        package = Path("simmim_kernels") if self.inplace else Path(self.build_lib, "simmim_kernels")
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_build_info.json").write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def build_extension(self, extension: Extension) -> None:
+        module = extension.name.rpartition(".")[2]
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        try:
+            self.report[module] = self.compile(module, target)
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            reason = self.reason(error)
+            self.report[module] = f"not built: {reason}"
+            print(
+                f"simmim-kernels: {module} was not built ({reason}); "
+                "the ops run on their reference backend instead",
+                file=sys.stderr,
+            )
+
+    def compile(self, module: str, target: Path) -> str:
+        """Build `module` to the path `target`; returns what is worth knowing about the build."""
+        cmake = shutil.which("cmake")
+        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+        if cmake is None:
+            raise RuntimeError("cmake was not found")
+        if compiler is None or shutil.which(compiler.split()[0]) is None:
+            raise RuntimeError("no C++ compiler was found; install g++ or set CXX")
+        import pybind11
+
+        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{module}"
+        folder.mkdir(parents=True, exist_ok=True)
+        configure = [
+            cmake,
+            "-S",
+            str(ROOT / "csrc"),
+            "-B",
+            str(folder),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'lib'}",
+            f"-DSIMMIM_SANITIZE={os.environ.get('SIMMIM_SANITIZE', 'OFF')}",
+        ]
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        # An isolated build leaves a cache that names tools in a folder which is gone by now.
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)
+        self.call(configure)
+        self.call([cmake, "--build", str(folder), "--target", module, "--parallel"])
+        built = next((folder / "lib").glob(f"{module}*.so"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        shutil.copyfile(built, partial)
+        partial.replace(target)  # a process that has the old file mapped keeps it
+        return f"built with {compiler}"
+
+    @staticmethod
+    def call(command: list[str]) -> None:
+        subprocess.run(command, check=True, text=True, capture_output=True)
+
+    @staticmethod
+    def reason(error: Exception) -> str:
+        if isinstance(error, subprocess.CalledProcessError):
+            output = f"{error.stdout}\n{error.stderr}"
+            lines = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+            return lines[0] if lines else f"{error.cmd[0]} ended with status {error.returncode}"
+        return str(error)
+
+
+setup(
+    ext_modules=[CMakeExtension("simmim_kernels._cpu")],
+    cmdclass={"build_ext": CMakeBuild},
+    package_dir={"": ".", "simmim": "python/simmim"},
+)

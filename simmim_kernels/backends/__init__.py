@@ -1,0 +1,89 @@
+"""Which backend serves an op on a device, and why the others don't.
+
+`reference` is plain PyTorch and defines every op; `cpu` is C++. The first backend of a device's
+order that is available and has the op serves it. `SIMMIM_KERNELS_BACKEND` or `with backend(name)`
+overrides the order; a backend asked for by name that can't serve is an error, never a silent
+fallback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+DEVICES = {"reference": ("cpu", "cuda"), "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
+
+
+def _named(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(NAMES)}")
+    return name
+
+
+_environment = os.environ.get("SIMMIM_KERNELS_BACKEND") or None
+_override: ContextVar[str | None] = ContextVar(
+    "simmim_kernels_backend", default=_named(_environment) if _environment else None
+)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Serve every op from one backend inside the `with` block.
+
+    Args:
+        name: `"reference"`, `"cpu"`, `"triton"` or `"cuda"`.
+
+    The choice holds for the calling thread (and asyncio task), forward and backward passes that it
+    runs included. Raises `ValueError` for an unknown name; an op that the backend can't serve on
+    its tensors' device raises `RuntimeError` when it is called.
+    """
+    token = _override.set(_named(name))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def serve(room: str, name: str, device: str) -> Callable[..., Any]:
+    """The function that runs op `name` of file `room` on `device`."""
+    return _served(room, name, device, _override.get())
+
+
+@cache
+def _served(room: str, name: str, device: str, forced: str | None) -> Callable[..., Any]:
+    reasons = []
+    for candidate in (forced,) if forced else ORDER.get(device, ("reference",)):
+        reason = why_not(candidate, room, device)
+        if reason is None:
+            return getattr(importlib.import_module(f"{__name__}.{candidate}.{room}"), name)
+        reasons.append(f"{candidate}: {reason}")
+    raise RuntimeError(f"no backend serves {name} on {device} ({'; '.join(reasons)})")
+
+
+@cache
+def why_not(candidate: str, room: str, device: str) -> str | None:
+    """Why backend `candidate` can't serve the ops of `room` on `device`; None where it can."""
+    if device not in DEVICES[candidate]:
+        return f"runs on {' and '.join(DEVICES[candidate])} tensors, not on {device}"
+    try:
+        package = importlib.import_module(f"{__name__}.{candidate}")
+    except ModuleNotFoundError as error:
+        if error.name == f"{__name__}.{candidate}":
+            return "is not part of this version"
+        raise
+    if package.unavailable is not None:
+        return package.unavailable
+    try:
+        importlib.import_module(f"{__name__}.{candidate}.{room}")
+    except ModuleNotFoundError as error:
+        if error.name == f"{__name__}.{candidate}.{room}":
+            return f"has no {room}"
+        raise
+    return None

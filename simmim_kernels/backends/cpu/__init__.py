@@ -1,0 +1,50 @@
+"""The ops in C++ (`csrc/cpu`), over addresses and sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch  # first: it loads the OpenMP runtime that the compiled module shares
+from torch import Tensor
+
+from simmim_kernels.backends._elements import ELEMENT
+
+try:
+    from simmim_kernels import _cpu as kernels
+
+    unavailable = None
+except ImportError as error:
+    kernels = None
+    unavailable = f"the compiled module does not load: {error}"
+    _info = Path(__file__).parents[2] / "_build_info.json"
+    if _info.exists():
+        _built = json.loads(_info.read_text()).get("_cpu", "")
+        if _built.startswith("not built"):
+            unavailable = _built
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads() -> int:
+    """As many threads as PyTorch uses; one in a forked child, where the parent's OpenMP team is
+    gone and waiting for it would never end."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def element(tensor: Tensor | None) -> int:
+    """The code of a tensor's element type in csrc/common/types.h."""
+    return 0 if tensor is None else ELEMENT[tensor.dtype]

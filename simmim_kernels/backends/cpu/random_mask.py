@@ -1,0 +1,34 @@
+"""Random masks and their index lists in one pass: csrc/cpu/random_mask.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends.cpu import kernels, threads
+
+
+def random_mask(
+    ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    ids = ids.contiguous()
+    batch, units, team = ids.shape[0], grid_h * grid_w, threads()
+    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool)
+    masked = torch.empty((batch, count), dtype=torch.int32)
+    visible = torch.empty((batch, units - count), dtype=torch.int32)
+    scores = torch.empty((team, units), dtype=torch.int32)
+    kernels.random_mask(
+        ids.data_ptr(),
+        batch,
+        units,
+        count,
+        drawn(seed),
+        epoch,
+        mask.data_ptr(),
+        masked.data_ptr(),
+        visible.data_ptr(),
+        scores.data_ptr(),
+        team,
+    )
+    return mask, masked, visible

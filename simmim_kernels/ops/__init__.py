@@ -1,0 +1,1 @@
+"""The public face of every op: docstring, checks, schema, fake kernel, autograd. No arithmetic."""

@@ -1,0 +1,135 @@
+"""The one place that turns a schema, its checks and its backends into a `torch.library` op.
+
+An op file calls `define` for each of its ops and `differentiate` for its autograd Function; no op
+repeats how dispatch, fake kernels, transforms or second derivatives are handled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from simmim_kernels import backends
+
+NAMESPACE = "simmim_kernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_KEYS = ("CPU", "CUDA")
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_active = torch._C._are_functorch_transforms_active
+
+
+class Op:
+    """A registered op. Called with tensors in plain eager mode it runs the backend at once, which
+    saves the dispatcher's round trip through Python; under compilation, dispatch modes or tensor
+    subclasses it goes through the dispatcher, so that those see it."""
+
+    def __init__(self, name: str, room: str, check: Callable[..., None]) -> None:
+        self.name = name
+        self.room = room
+        self.check = check
+        self.overload = getattr(torch.ops.simmim_kernels, name).default
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.overload(*args)
+        refuse_transforms(self.room, args)
+        if _dispatch_modes() or not _are_plain(args):
+            return self.overload(*args)
+        return self.run(*args)
+
+    def run(self, *args: Any) -> Any:
+        """Check the arguments and run the backend that serves the first tensor's device."""
+        self.check(*args)
+        return backends.serve(self.room, self.name, args[0].device.type)(*args)
+
+
+def define(
+    schema: str,
+    *,
+    room: str,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    tags: tuple[torch.Tag, ...] = (),
+) -> Op:
+    """Register the op of `schema`, whose first argument is a tensor.
+
+    Args:
+        schema: the `torch.library` schema, without namespace and without defaults.
+        room: the file that holds the op in every backend, for instance `"mask_tokens"`.
+        check: raises on bad arguments; runs before the backend and before the fake kernel.
+        fake: allocates outputs of the right shape, type and strides from fake tensors.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    op = Op(name, room, check)
+    for key in _KEYS:
+        _LIBRARY.impl(name, op.run, key)
+    # Gradients are the autograd Functions' business, which call the op from outside.
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+    def checked_fake(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=_LIBRARY)
+    return op
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd wants a gradient for any of `tensors`."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, refusing the transforms that no kernel here supports."""
+    if not torch.compiler.is_compiling():
+        refuse_transforms(function.__name__.strip("_"), args)
+    return function.apply(*args)
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a Function's backward: its result can't be differentiated again, and says so."""
+
+    @wraps(backward)
+    def wrapper(ctx: Any, *grads: Any) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if torch.compiler.is_compiling() or not any(
+            isinstance(g, Tensor) and g.requires_grad for g in grads
+        ):
+            return results
+        name = type(ctx).__name__.strip("_").removesuffix("Backward")
+        message = f"simmim_kernels: {name} has no second derivative"
+        refuse = torch._C._functions.DelayedError(message.encode(), 1)
+        return tuple(
+            refuse(result.detach().requires_grad_()) if isinstance(result, Tensor) else result
+            for result in results
+        )
+
+    return staticmethod(wrapper)
+
+
+def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
+    """`RuntimeError` under `torch.func` transforms and for dual (forward-mode) tensors."""
+    if _functorch_active():
+        raise RuntimeError(
+            f"simmim_kernels: {name} does not support torch.func transforms (vmap, grad, jvp); "
+            "batch over the first dimension, and use torch.autograd for gradients"
+        )
+    if forward_ad._current_level >= 0 and any(
+        isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args
+    ):
+        raise RuntimeError(f"simmim_kernels: {name} has no forward-mode derivative")
+
+
+def _are_plain(args: tuple[Any, ...]) -> bool:
+    return all(
+        type(a) is Tensor or type(a) is torch.nn.Parameter or not isinstance(a, Tensor)
+        for a in args
+    )

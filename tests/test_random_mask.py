@@ -1,0 +1,161 @@
+"""random_mask: exact counts, the published Philox answers, the same bits everywhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import simmim_kernels as sk
+from simmim_kernels.backends.reference._philox import philox
+from tests.numpy_masks import random_mask as numpy_random_mask
+
+# Random123's kat_vectors: philox4x32 with 10 rounds.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(counter, key, words):
+    got = philox([torch.tensor([c]) for c in counter], key)
+    assert tuple(int(w) for w in got) == words
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_numpy_oracle_gives_the_published_answers(counter, key, words):
+    from tests.numpy_masks import philox as numpy_philox
+
+    assert tuple(int(w) for w in numpy_philox(*counter, *key)) == words
+
+
+@given(
+    ids=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5),
+    grid=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    ratio=st.floats(0, 1),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_same_bits_as_numpy(backend, ids, grid, ratio, seed, epoch):
+    with sk.backend(backend):
+        made = sk.random_mask(
+            torch.tensor(ids, dtype=torch.int64), grid, ratio, seed=seed, epoch=epoch
+        )
+    units = grid[0] * grid[1]
+    count = int(np.ceil(units * ratio))
+    expected = [numpy_random_mask(i, units, count, seed, epoch) for i in ids]
+    assert made.mask.shape == (len(ids), *grid)
+    assert made.masked.shape == (len(ids), count)
+    for row, (mask, masked, visible) in enumerate(expected):
+        np.testing.assert_array_equal(made.mask[row].flatten(), mask)
+        np.testing.assert_array_equal(made.masked[row], masked)
+        np.testing.assert_array_equal(made.visible[row], visible)
+
+
+def test_count_is_the_published_ceiling():
+    assert sk.random_mask(3, (10, 10), 0.55, seed=0).mask.flatten(1).sum(1).tolist() == [56] * 3
+    assert sk.random_mask(3, (10, 10), 0.07, seed=0).mask.flatten(1).sum(1).tolist() == [8] * 3
+    assert sk.random_mask(1, (6, 6), 0.6, seed=0).masked.shape == (1, 22)
+
+
+def test_a_sample_keeps_its_mask_in_any_batch():
+    whole = sk.random_mask(300, (14, 14), 0.6, seed=7, epoch=3)
+    ids = torch.randperm(300)
+    assert torch.equal(sk.random_mask(ids, (14, 14), 0.6, seed=7, epoch=3).mask, whole.mask[ids])
+    assert torch.equal(
+        sk.random_mask(ids[:1], (14, 14), 0.6, seed=7, epoch=3).mask, whole.mask[ids[:1]]
+    )
+    assert not torch.equal(sk.random_mask(300, (14, 14), 0.6, seed=7, epoch=4).mask, whole.mask)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_for_any_number_of_threads(threads):
+    expected = sk.random_mask(2000, (14, 14), 0.6, seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(20):
+            made = sk.random_mask(2000, (14, 14), 0.6, seed=1)
+            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_unit_is_masked_equally_often():
+    n, ratio = 20_000, 0.6
+    made = sk.random_mask(n, (6, 6), ratio, seed=11)
+    expected = math.ceil(36 * ratio) / 36
+    spread = math.sqrt(expected * (1 - expected) / n)
+    assert (made.mask.float().mean(0) - expected).abs().max() < 5 * spread
+
+
+def test_seed_none_follows_manual_seed():
+    torch.manual_seed(3)
+    first = sk.random_mask(4, (7, 7), 0.6), sk.random_mask(4, (7, 7), 0.6)
+    torch.manual_seed(3)
+    again = sk.random_mask(4, (7, 7), 0.6), sk.random_mask(4, (7, 7), 0.6)
+    assert torch.equal(first[0].mask, again[0].mask)
+    assert torch.equal(first[1].mask, again[1].mask)
+    assert not torch.equal(first[0].mask, first[1].mask)
+
+
+def test_finer_grid_keeps_the_mask_and_its_lists():
+    made = sk.random_mask(5, (3, 4), 0.5, seed=2)
+    fine = made.on_grid((6, 8))
+    assert torch.equal(fine.mask[:, ::2, ::2], made.mask)
+    assert torch.equal(fine.mask[:, 1::2, 1::2], made.mask)
+    for b in range(5):
+        flat = fine.mask[b].flatten()
+        assert torch.equal(fine.masked[b].long(), flat.nonzero()[:, 0])
+        assert torch.equal(fine.visible[b].long(), (~flat).nonzero()[:, 0])
+    with pytest.raises(ValueError, match=r"7.*3"):
+        made.on_grid((7, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((torch.zeros(2), (7, 7), 0.6), TypeError, "n_or_ids has dtype float32"),
+        ((torch.zeros(2, 2, dtype=torch.int64), (7, 7), 0.6), ValueError, "n_or_ids has shape"),
+        ((-1, (7, 7), 0.6), ValueError, "n_or_ids is -1"),
+        ((2, (0, 7), 0.6), ValueError, "grid is 0 x 7"),
+        ((2, (1 << 16, 1 << 16), 0.0), ValueError, "grid is 65536 x 65536"),
+        ((2, (7, 7), 1.5), ValueError, "ratio is 1.5"),
+        ((2, (7, 7), float("nan")), ValueError, "ratio is nan"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        sk.random_mask(*arguments, seed=0)
+
+
+def test_bad_seed_and_epoch_are_named():
+    with pytest.raises(ValueError, match="epoch is -1"):
+        sk.random_mask(1, (2, 2), 0.5, seed=0, epoch=-1)
+    with pytest.raises(ValueError, match="seed is"):
+        sk.random_mask(1, (2, 2), 0.5, seed=1 << 64)
+
+
+def test_compiles_in_one_graph():
+    def step(ids):
+        return sk.random_mask(ids, (7, 7), 0.6, seed=5)
+
+    ids = torch.arange(6)
+    for dynamic in (False, True):
+        made = torch.compile(step, fullgraph=True, dynamic=dynamic)(ids)
+        assert all(torch.equal(a, b) for a, b in zip(made, step(ids), strict=True))
+
+
+def test_opcheck():
+    torch.library.opcheck(
+        torch.ops.simmim_kernels.random_mask.default, (torch.arange(3), 4, 5, 7, 9, 1)
+    )

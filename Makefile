@@ -7,8 +7,12 @@ PY := $(PYTHON)
 ENVIRONMENT :=
 endif
 
+# Rounds of every benchmark comparison, and the tests that exercise the compiled kernels.
+ROUNDS ?= 25
+SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp))
+
 .DEFAULT_GOAL := help
-.PHONY: help install build test lint format clean
+.PHONY: help install build demo test bench sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +29,23 @@ build: ## compile the kernels in place, for an environment that has the build to
 
 test: install ## install and run every test
 	$(PY) -m pytest tests
+
+demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
+	$(PY) -m simmim pretrain --preset demo
+
+bench: install ## run the CPU benchmarks, remake the tables of the README and the plots
+	$(PY) -m pytest benchmarks --rounds $(ROUNDS) -s -q --benchmark-disable-gc --benchmark-columns=rounds
+	$(PY) -m benchmarks.report
+
+sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	git ls-files -z | xargs -0 cp --parents -t build/sanitize
+	cd build/sanitize && SIMMIM_SANITIZE=ON SIMMIM_CUDA=0 PATH="$(dir $(abspath $(PY))):$$PATH" \
+		$(abspath $(PY)) setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=2 \
+		$(abspath $(PY)) -m pytest $(SANITIZED) \
+		-k "not compile and not export and not opcheck and not fork and not worker and not forced"
 
 lint: ## check format and style, Python and C++
 	$(PY) -m ruff check .

@@ -42,7 +42,7 @@ sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
 	git ls-files -z | xargs -0 cp --parents -t build/sanitize
 	cd build/sanitize && SIMMIM_SANITIZE=ON SIMMIM_CUDA=0 PATH="$(dir $(abspath $(PY))):$$PATH" \
 		$(abspath $(PY)) setup.py -q build_ext --inplace
-	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=2 \
 		$(abspath $(PY)) -m pytest $(SANITIZED) \
 		-k "not compile and not export and not opcheck and not fork and not worker and not forced"

@@ -61,3 +61,77 @@ def random_mask(batch: int, grid: int, ratio: float) -> Tensor:
         mask[chosen] = 1
         masks.append(torch.from_numpy(mask.reshape(grid, grid)))
     return torch.stack(masks)
+
+
+def _normalized(image: Tensor, mean: Tensor, square: Tensor, count: Tensor) -> Tensor:
+    variance = ((square - mean * mean) * (count / (count - 1))).clamp_min(0.0)
+    return (image - mean) / (variance + 1e-6).sqrt()
+
+
+def normalize_targets(image: Tensor, window: int) -> Tensor:
+    """The published form: three poolings whose cost grows with the square of the window."""
+
+    def box(x: Tensor, valid_only: bool) -> Tensor:
+        return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=not valid_only)
+
+    count = box(torch.ones_like(image), False) * window**2
+    return _normalized(image, box(image, True), box(image * image, True), count)
+
+
+def _extent(size: int, window: int) -> tuple[Tensor, Tensor]:
+    """First and one past the last position of the cut window around each position of an axis."""
+    at, half = torch.arange(size), window // 2
+    return (at - half).clamp_min(0), (at + half + 1).clamp_max(size)
+
+
+def _counts(height: int, width: int, window: int) -> Tensor:
+    (top, bottom), (left, right) = _extent(height, window), _extent(width, window)
+    return ((bottom - top)[:, None] * (right - left)[None, :]).float()
+
+
+def normalize_targets_banded(window: int, height: int, width: int):
+    """A rewrite: sums over rows and columns as products with banded matrices of ones, made once."""
+
+    def band(size: int) -> Tensor:
+        at = torch.arange(size)
+        return ((at[:, None] - at[None, :]).abs() <= window // 2).float()
+
+    rows, columns, count = band(height), band(width), _counts(height, width, window)
+
+    def run(image: Tensor) -> Tensor:
+        mean = rows @ image @ columns / count
+        square = rows @ (image * image) @ columns / count
+        return _normalized(image, mean, square, count)
+
+    return run
+
+
+def normalize_targets_cumulative(window: int, height: int, width: int):
+    """A rewrite: differences of cumulative sums along both axes, in float64 for their size."""
+    (top, bottom), (left, right) = _extent(height, window), _extent(width, window)
+    count = _counts(height, width, window)
+
+    def box(x: Tensor) -> Tensor:
+        sums = F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+        rows = sums.index_select(-2, bottom) - sums.index_select(-2, top)
+        return (rows.index_select(-1, right) - rows.index_select(-1, left)).float() / count
+
+    def run(image: Tensor) -> Tensor:
+        return _normalized(image, box(image), box(image * image), count)
+
+    return run
+
+
+def normalize_targets_separable(window: int, height: int, width: int):
+    """A rewrite: two one-dimensional poolings in the place of each two-dimensional one."""
+    count = _counts(height, width, window)
+    half = window // 2
+
+    def box(x: Tensor) -> Tensor:
+        rows = F.avg_pool2d(x, (window, 1), 1, (half, 0), divisor_override=1)
+        return F.avg_pool2d(rows, (1, window), 1, (0, half), divisor_override=1) / count
+
+    def run(image: Tensor) -> Tensor:
+        return _normalized(image, box(image), box(image * image), count)
+
+    return run

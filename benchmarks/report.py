@@ -1,0 +1,201 @@
+"""`python -m benchmarks.report`: tables and plots from the stored results, into the README.
+
+Reads `benchmarks/results/<machine>/*.json`, writes one PNG per machine beside them and replaces
+what stands between the markers `<!-- table:NAME -->` and `<!-- end -->` of README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+# Targets of one row each: how many times faster than a peer, or which part of the copy's speed.
+TARGETS = {
+    "masked_loss": {"eager": 8.0, "compiled": 2.5, "copy": 0.65},
+    "mask_tokens": {"eager": 2.8, "compiled": 1.8, "copy": 0.70},
+    "mask_image": {"eager": 5.0, "compiled": 1.3},
+    "random_mask": {"NumPy generator": 20.0},
+    "call_overhead": {"F.l1_loss": 1.0},
+    "normalize_targets": {
+        "published": 500.0,
+        "banded products, compiled": 4.0,
+        "cumulative sums, compiled": 4.0,
+        "separable pools, compiled": 4.0,
+        "copy": 0.5,
+    },
+    "window_loss": {"normalize_targets alone": 0.91},
+    "masked_linear": {"dense head + fused loss": 1.3},
+}
+EAGER = ("eager", "published", "NumPy generator", "F.l1_loss")
+COMPILED = (
+    "compiled",
+    "where, compiled",
+    "banded products, compiled",
+    "cumulative sums, compiled",
+    "separable pools, compiled",
+)
+
+
+def load(folder: Path) -> dict[str, dict]:
+    """Op -> the content of its results file, in the order of `TARGETS`, then by name."""
+    order = list(TARGETS)
+    files = sorted(
+        folder.glob("*.json"),
+        key=lambda f: (order.index(f.stem) if f.stem in order else len(order), f.stem),
+    )
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def ratio(row: dict, peer: str) -> float | None:
+    """How many times faster ours is; of `copy`, the part of its speed that ours reaches."""
+    if peer not in row["timings"]:
+        return None
+    return row["timings"][peer]["median"] / row["timings"]["ours"]["median"]
+
+
+def spread(row: dict) -> float:
+    """Half the distance of the quartiles of our own timings, over the median."""
+    ours = row["timings"]["ours"]
+    return (ours["high"] - ours["low"]) / 2 / ours["median"]
+
+
+def _cell(value: float | None, target: float | None, peer: str) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.0%}" if peer == "copy" else f"{value:.3g}x"
+    return f"{text} (missed)" if target is not None and value < target else text
+
+
+def table(op: str, content: dict) -> str:
+    """One op's rows as a Markdown table; a row that misses its target says so."""
+    rows, targets = content["rows"], TARGETS.get(op, {})
+    peers = list(dict.fromkeys(p for row in rows for p in row["timings"] if p != "ours"))
+    peers = [p for p in peers if p != "copy"] + (["copy"] if "copy" in peers else [])
+
+    def head(peer: str) -> str:
+        name = "of copy speed" if peer == "copy" else f"against {peer}"
+        if peer not in targets:
+            return name
+        goal = targets[peer]
+        return f"{name} (target {f'{goal:.0%}' if peer == 'copy' else f'{goal:g}x'})"
+
+    lines = [
+        f"| `{op}` | timed | {' | '.join(map(head, peers))} | spread |",
+        "| --- | --- |" + " ---: |" * (len(peers) + 1),
+    ]
+    for row in rows:
+        cells = [_cell(ratio(row, peer), targets.get(peer), peer) for peer in peers]
+        what = [row["shape"], row["what"], *cells, f"± {spread(row):.0%}"]
+        lines.append(f"| {' | '.join(what)} |")
+    return "\n".join(lines)
+
+
+def caption(content: dict) -> str:
+    """The machine, versions and commit of a results file, in one line."""
+    e = content["environment"]
+    return (
+        f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}; torch {e['torch']}, "
+        f"simmim-kernels {e['simmim_kernels']} at {e['commit']}, {e['date']}"
+    )
+
+
+def tables(folder: Path) -> Iterator[str]:
+    """All tables of one machine with their captions."""
+    for op, content in load(folder).items():
+        if content["rows"] and "timings" in content["rows"][0]:
+            yield f"{table(op, content)}\n\n{caption(content)}"
+
+
+def plot(folder: Path) -> Path:
+    """One picture per machine: every row's ratio to eager and compiled PyTorch, on a log axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    loaded = load(folder)
+    rows = [(op, row) for op, c in loaded.items() for row in c["rows"] if "timings" in row]
+    labels = [f"{op}: {row['shape']}" for op, row in rows]
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * len(rows)), layout="constrained")
+    kinds = {
+        "eager PyTorch, as published": EAGER,
+        "torch.compile": COMPILED,
+        "copy of the same bytes": ("copy",),
+    }
+    for (label, peers), marker in zip(kinds.items(), "o^|", strict=True):
+        points = [
+            (min(r for r in found), y)
+            for y, (_, row) in enumerate(rows)
+            if (found := [r for p in peers if (r := ratio(row, p)) is not None])
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, label=label, markersize=5)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), labels, fontsize=6)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("times faster than the peer (right of the line: ours is faster)")
+    axes.legend(loc="upper right", fontsize=7)
+    axes.set_title(caption(next(iter(loaded.values()))), fontsize=7)
+    path = folder / "ratios.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def summary(folder: Path) -> str:
+    """One line per op: the smallest and largest ratio over its rows."""
+    lines = ["| op | against eager PyTorch | against `torch.compile` | of copy speed |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    for op, content in load(folder).items():
+        rows = [row for row in content["rows"] if "timings" in row]
+
+        def span(*peers: str, rows: list[dict] = rows, form: str = "{:.3g}x") -> str:
+            values = [v for row in rows for p in peers if (v := ratio(row, p)) is not None]
+            if not values:
+                return ""
+            low, high = form.format(min(values)), form.format(max(values))
+            return low if low == high else f"{low} to {high}"
+
+        eager = span(*EAGER)
+        compiled = span(*COMPILED)
+        if eager or compiled:
+            lines.append(f"| `{op}` | {eager} | {compiled} | {span('copy', form='{:.0%}')} |")
+    first = next(iter(load(folder).values()))
+    return "\n".join(lines) + f"\n\n{caption(first)}"
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers of `name`."""
+    pattern = re.compile(rf"(<!-- table:{name} -->).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
+
+
+def main() -> int:
+    folders = [f for f in sorted(RESULTS.iterdir()) if f.is_dir() and any(f.glob("*.json"))]
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for folder in folders:
+        print(plot(folder).relative_to(ROOT))
+        page = folder / "README.md"
+        page.write_text(
+            "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "
+            "this page. Ratios are medians of interleaved rounds of one run; `spread` is half the "
+            "distance of our own quartiles over the median. A copy moves the bytes that the op must "
+            "move, its allocation included.\n\n![ratios](ratios.png)\n\n"
+            + "\n\n".join(tables(folder))
+            + "\n"
+        )
+        text = fill(text, folder.name, summary(folder))
+    readme.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

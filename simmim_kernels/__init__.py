@@ -1,10 +1,12 @@
 """Fused kernels for masked image modelling: masks, mask tokens, targets and masked losses."""
 
 from simmim_kernels.backends import backend
+from simmim_kernels.ops.block_mask import block_mask
+from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.random_mask import random_mask
 from simmim_kernels.patch_mask import PatchMask
 
 __version__ = "0.1.0"
 
-__all__ = ["PatchMask", "backend", "mask_tokens", "random_mask"]
+__all__ = ["PatchMask", "backend", "block_mask", "box_mask", "mask_tokens", "random_mask"]

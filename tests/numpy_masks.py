@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
+from functools import cache
+
 import numpy as np
 
 _LOW = np.uint64(0xFFFFFFFF)
@@ -49,3 +53,57 @@ def random_mask(sample, units, count, seed, epoch):
     mask = np.zeros(units, bool)
     mask[order[:count]] = True
     return mask, np.flatnonzero(mask), np.flatnonzero(~mask)
+
+
+def uniform(word, n):
+    """A whole number in `[0, n)` from a 32-bit word."""
+    return int(word) * n >> 32
+
+
+def box_mask(sample, grid, box, seed, epoch):
+    """Mask `(gh, gw)` of one random rectangle."""
+    word = words(sample, [0x81000000], seed, epoch)[0]
+    top, left = (uniform(word[i], grid[i] - box[i] + 1) for i in range(2))
+    mask = np.zeros(grid, bool)
+    mask[top : top + box[0], left : left + box[1]] = True
+    return mask
+
+
+def block(word, wanting, grid):
+    """The rectangle `(top, left, h, w)` of one attempt at a block-wise mask, or None."""
+    short = min(grid)
+    widest = short * (10 * short // 3)
+    least = max(1, min(16, 16 * grid[0] * grid[1] // 196, widest))
+    most = max(least, min(wanting, widest))
+    side = math.isqrt((least + uniform(word[0], most - least + 1)) << 16)
+    aspect = int(word[1]) >> 26
+    h, w = (
+        (side * int((65536 * ratio.sqrt()).to_integral_value()) + (1 << 23)) >> 24
+        for ratio in (aspect_ratio(aspect), aspect_ratio(63 - aspect))
+    )
+    if h > grid[0] or w > grid[1] or h * w < least or not 0.3 <= h / w <= 1 / 0.3:
+        return None
+    return uniform(word[2], grid[0] - h + 1), uniform(word[3], grid[1] - w + 1), h, w
+
+
+@cache
+def aspect_ratio(a):
+    """The a-th of 64 aspect ratios, log-uniform in `[0.3, 1/0.3]`, in 28 decimal digits."""
+    return Decimal("0.3") ** (1 - Decimal(2 * a + 1) / 64)
+
+
+def block_mask(sample, grid, count, seed, epoch):
+    """Mask `(gh, gw)` of rectangles, exactly `count` units, and how many attempts it took."""
+    mask = np.zeros(grid, bool)
+    for attempt in range(256):
+        wanting = count - int(mask.sum())
+        if wanting == 0:
+            return mask, attempt
+        rectangle = block(words(sample, [0x82000000 + attempt], seed, epoch)[0], wanting, grid)
+        if rectangle is not None:
+            top, left, h, w = rectangle
+            inside = np.zeros(grid, bool)
+            inside[top : top + h, left : left + w] = True
+            mask.ravel()[np.flatnonzero(inside & ~mask)[:wanting]] = True
+    mask.ravel()[np.flatnonzero(~mask)[: count - int(mask.sum())]] = True
+    return mask, 256

@@ -132,6 +132,23 @@ def test_plain_bool_mask_may_differ_in_count():
     assert torch.equal(sk.mask_tokens(x, mask, token), published(x, mask, token, None, 0))
 
 
+def test_a_default_device_set_elsewhere_changes_nothing():
+    x, mask, token, pos = problem(2, (2, 3), 2, 8, 1, "all", torch.float32, False)
+    grad = torch.randn(x.shape)
+
+    def run():
+        return gradients(
+            lambda x, m, t, p: sk.mask_tokens(x, m, t, pos_embed=p, prefix_tokens=1),
+            *(x, mask, token, pos, grad),
+        )
+
+    expected, expected_grads = run()
+    with torch.device("meta"):
+        out, grads = run()
+    assert torch.equal(out, expected)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
 def test_keep_dtype():
     x, mask, token, _ = problem(2, (2, 2), 2, 8, 0, "none", torch.bfloat16, False, torch.float32)
     assert sk.mask_tokens(x, mask, token).dtype == torch.float32

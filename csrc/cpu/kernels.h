@@ -5,6 +5,8 @@
 #undef SIMMIM_CPU_KERNELS
 #define SIMMIM_CPU_KERNELS(X) \
     X(random_mask)            \
+    X(block_mask)             \
+    X(box_mask)               \
     X(mask_tokens_forward)    \
     X(mask_tokens_backward)
 
@@ -14,6 +16,14 @@ namespace SIMMIM_ISA {
 void random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
                  uint32_t epoch, Address mask, Address masked, Address visible, Address scratch,
                  int threads);
+
+void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t count,
+                int64_t least, int64_t widest, Address root_aspect, uint64_t seed, uint32_t epoch,
+                Address mask, Address masked, Address visible, int threads);
+
+void box_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t box_h,
+              int64_t box_w, bool center, uint64_t seed, uint32_t epoch, Address mask,
+              Address masked, Address visible, int threads);
 
 void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
                          int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,

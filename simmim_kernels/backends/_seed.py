@@ -1,13 +1,18 @@
-"""Seeds that a user leaves open."""
+"""Where random numbers come from: the seed, and each strategy's own range of Philox counters."""
 
 from __future__ import annotations
 
 import torch
+
+# First counter word of a strategy's first block; random_mask counts from 0 and stays below 2^29,
+# each other strategy has 2^24 blocks of its own. Twins: csrc/common/philox.h.
+BOX_STREAM = 0x81000000
+BLOCK_STREAM = 0x82000000
 
 
 def drawn(seed: int | None) -> int:
     """`seed` as an unsigned 64-bit number; where it is None, one drawn from PyTorch's default CPU
     generator. Drawn when the op runs, so that compiled code draws anew at every call."""
     if seed is None:
-        seed = int(torch.empty((), dtype=torch.int64).random_().item())
+        seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
     return seed & 0xFFFFFFFFFFFFFFFF

@@ -29,7 +29,7 @@ def mask_tokens_forward(
     keep_dtype: bool,
 ) -> Tensor:
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
-    out = torch.empty(x.shape, dtype=dtype)
+    out = torch.empty(x.shape, dtype=dtype, device="cpu")
     strides, h, w = _layout(x, mask, prefix_tokens)
     mask, token = mask.contiguous(), token.contiguous()
     pos_embed = None if pos_embed is None else pos_embed.contiguous()
@@ -76,9 +76,11 @@ def mask_tokens_backward(
     # Sums over the batch must meet in one place, so they are not cut into blocks of samples.
     block = max(batch, 1) if pos_dtype else _BLOCK
     pieces = max((batch + block - 1) // block, 1) * h
-    dx = torch.empty(grad.shape, dtype=x_dtype) if x_dtype else None
-    dtoken = torch.zeros((pieces, width), dtype=torch.float64) if token_dtype else None
-    dpos = torch.zeros((pos_rows, width), dtype=torch.float64) if pos_dtype else None
+    dx = torch.empty(grad.shape, dtype=x_dtype, device="cpu") if x_dtype else None
+    dtoken = (
+        torch.zeros((pieces, width), dtype=torch.float64, device="cpu") if token_dtype else None
+    )
+    dpos = torch.zeros((pos_rows, width), dtype=torch.float64, device="cpu") if pos_dtype else None
     kernels.mask_tokens_backward(
         grad.data_ptr(),
         element(grad),
@@ -100,7 +102,9 @@ def mask_tokens_backward(
         threads(),
     )
     return (
-        torch.empty(0, dtype=x_dtype) if dx is None else dx,
-        torch.empty(0, dtype=token_dtype) if dtoken is None else dtoken[0].to(token_dtype),
-        torch.empty(0, dtype=pos_dtype) if dpos is None else dpos.to(pos_dtype),
+        torch.empty(0, dtype=x_dtype, device="cpu") if dx is None else dx,
+        torch.empty(0, dtype=token_dtype, device="cpu")
+        if dtoken is None
+        else dtoken[0].to(token_dtype),
+        torch.empty(0, dtype=pos_dtype, device="cpu") if dpos is None else dpos.to(pos_dtype),
     )

@@ -14,10 +14,10 @@ def random_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     ids = ids.contiguous()
     batch, units, team = ids.shape[0], grid_h * grid_w, threads()
-    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool)
-    masked = torch.empty((batch, count), dtype=torch.int32)
-    visible = torch.empty((batch, units - count), dtype=torch.int32)
-    scores = torch.empty((team, units), dtype=torch.int32)
+    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device="cpu")
+    masked = torch.empty((batch, count), dtype=torch.int32, device="cpu")
+    visible = torch.empty((batch, units - count), dtype=torch.int32, device="cpu")
+    scores = torch.empty((team, units), dtype=torch.int32, device="cpu")
     kernels.random_mask(
         ids.data_ptr(),
         batch,

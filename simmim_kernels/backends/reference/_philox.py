@@ -38,3 +38,8 @@ def draw(ids: Tensor, first: Tensor, seed: int, epoch: int) -> Tensor:
     ]
     words = philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
     return torch.stack(words, -1).flatten(1)
+
+
+def uniform(words: Tensor, n: int | Tensor) -> Tensor:
+    """A whole number in `[0, n)` for each 32-bit word: the high word of `word * n`, `n < 2^31`."""
+    return (words * n) >> 32

@@ -39,6 +39,7 @@ class Row:
         what: what was timed, for instance `forward + backward`.
         moved: bytes that the op must move: each needed input once, each output once.
         timings: contender -> `Timing`; the contender `copy` moves as many bytes with a clone.
+        notes: contender -> whatever else was measured.
     """
 
     op: str
@@ -46,6 +47,7 @@ class Row:
     what: str
     moved: int
     timings: dict[str, Timing] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> float | None:
         """How many times faster ours is than `peer`; None where the peer did not run."""

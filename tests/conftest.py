@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 
 import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
+from simmim_kernels import backends
+from tests.backends import BACKENDS, DEVICE, EXAMPLES
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("default")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +36,14 @@ def poisoned_memory(monkeypatch):
             return memory
         return memory.fill_(float("nan")) if memory.is_floating_point() else memory.fill_(0x7F)
 
-    from simmim_kernels.backends import cpu
+    for name in BACKENDS:
+        if name != "reference":
+            for module in _backend_modules(name):
+                monkeypatch.setattr(module, "torch", _Patched(torch, poisoned))
 
-    for module in _backend_modules(cpu):
-        monkeypatch.setattr(module, "torch", _Patched(torch, poisoned))
 
-
-def _backend_modules(package):
-    import importlib
-    import pkgutil
-
+def _backend_modules(name):
+    package = importlib.import_module(f"{backends.__name__}.{name}")
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         if hasattr(module, "torch"):

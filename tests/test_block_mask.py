@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import simmim_kernels as sk
 from simmim_kernels.backends._block import ROOT_ASPECT
+from tests.backends import BACKENDS
 from tests.numpy_masks import aspect_ratio, block, words
 from tests.numpy_masks import block_mask as numpy_block_mask
 from tests.test_box_mask import assert_lists
@@ -30,7 +31,7 @@ def test_the_table_holds_the_roots_of_log_uniform_aspect_ratios():
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 2**32 - 1),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_as_numpy(backend, ids, grid, ratio, seed, epoch):
     count = int(np.ceil(grid[0] * grid[1] * ratio))
     with sk.backend(backend):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.numpy_masks import box_mask as numpy_box_mask
 
 
@@ -23,7 +24,7 @@ def assert_lists(made):
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 2**32 - 1),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_as_numpy(backend, ids, grid, ratio, seed, epoch):
     box = int(grid[0] * ratio), int(grid[1] * ratio)
     with sk.backend(backend):
@@ -39,7 +40,7 @@ def test_same_bits_as_numpy(backend, ids, grid, ratio, seed, epoch):
         )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_center(backend):
     torch.manual_seed(5)
     with sk.backend(backend):

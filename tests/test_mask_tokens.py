@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -53,7 +54,7 @@ def gradients(function, x, mask, token, pos, grad):
     token_dtype=st.sampled_from([None, torch.float32]),
     four_d=st.booleans(),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_value_and_gradients(
     backend, batch, grid, scale, width, prefix, pos, dtype, token_dtype, four_d
 ):
@@ -82,7 +83,7 @@ def test_value_and_gradients(
         assert_within_budget(a, b, c, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_in_a_masked_token_is_gone(backend):
     x, mask, token, pos = problem(2, (2, 3), 2, 32, 1, "all", torch.float32, False)
     hidden = mask.on_grid((4, 6)).masked.long() + 1
@@ -108,7 +109,7 @@ def test_nan_in_a_masked_token_is_gone(backend):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "channels_first"])
 def test_strided_input(backend, layout):
     mask = sk.random_mask(4, (2, 3), 0.5, seed=4)
@@ -155,7 +156,7 @@ def test_keep_dtype():
     assert sk.mask_tokens(x, mask, token, keep_dtype=True).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend):
     x, mask, token, pos = problem(2, (2, 1), 2, 3, 1, "patches", torch.float64, False)
     inputs = [t.requires_grad_() for t in (x, token, pos)]

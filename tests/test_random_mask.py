@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import simmim_kernels as sk
 from simmim_kernels.backends.reference._philox import philox
+from tests.backends import BACKENDS
 from tests.numpy_masks import random_mask as numpy_random_mask
 
 # Random123's kat_vectors: philox4x32 with 10 rounds.
@@ -44,7 +45,7 @@ def test_numpy_oracle_gives_the_published_answers(counter, key, words):
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 2**32 - 1),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_as_numpy(backend, ids, grid, ratio, seed, epoch):
     with sk.backend(backend):
         made = sk.random_mask(

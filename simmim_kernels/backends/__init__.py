@@ -1,6 +1,6 @@
 """Which backend serves an op on a device, and why the others don't.
 
-`reference` is plain PyTorch and defines every op; `cpu` is C++. The first backend of a device's
+`reference` is plain PyTorch and defines every op; `cpu` and `cuda` are C++, `triton` is Triton. The first backend of a device's
 order that is available and has the op serves it. `SIMMIM_KERNELS_BACKEND` or `with backend(name)`
 overrides the order; a backend asked for by name that can't serve is an error, never a silent
 fallback.
@@ -18,7 +18,6 @@ from typing import Any
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-DEVICES = {"reference": ("cpu", "cuda"), "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
 
 def _named(name: str) -> str:
@@ -40,8 +39,9 @@ def backend(name: str) -> Iterator[None]:
     Args:
         name: `"reference"`, `"cpu"`, `"triton"` or `"cuda"`.
 
-    The choice holds for the calling thread (and asyncio task), forward and backward passes that it
-    runs included. Raises `ValueError` for an unknown name; an op that the backend can't serve on
+    The choice holds for the calling thread (and asyncio task); a backward pass keeps the choice of
+    its forward pass, whichever thread runs it. Code under `torch.compile` follows the choice of the
+    thread that runs it, which for a backward pass on a GPU is a thread of autograd. Raises `ValueError` for an unknown name; an op that the backend can't serve on
     its tensors' device raises `RuntimeError` when it is called.
     """
     token = _override.set(_named(name))
@@ -49,6 +49,11 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _override.reset(token)
+
+
+def forced() -> str | None:
+    """The backend that is asked for by name here, if any."""
+    return _override.get()
 
 
 def serve(room: str, name: str, device: str) -> Callable[..., Any]:
@@ -70,14 +75,14 @@ def _served(room: str, name: str, device: str, forced: str | None) -> Callable[.
 @cache
 def why_not(candidate: str, room: str, device: str) -> str | None:
     """Why backend `candidate` can't serve the ops of `room` on `device`; None where it can."""
-    if device not in DEVICES[candidate]:
-        return f"runs on {' and '.join(DEVICES[candidate])} tensors, not on {device}"
     try:
         package = importlib.import_module(f"{__name__}.{candidate}")
     except ModuleNotFoundError as error:
         if error.name == f"{__name__}.{candidate}":
             return "is not part of this version"
         raise
+    if device not in package.devices:
+        return f"runs on {' and '.join(package.devices)} tensors, not on {device}"
     if package.unavailable is not None:
         return package.unavailable
     try:

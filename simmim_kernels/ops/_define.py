@@ -7,6 +7,7 @@ repeats how dispatch, fake kernels, transforms or second derivatives are handled
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -88,9 +89,16 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply(*args)`, refusing the transforms that no kernel here supports."""
-    if not torch.compiler.is_compiling():
-        refuse_transforms(function.__name__.strip("_"), args)
-    return function.apply(*args)
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    refuse_transforms(function.__name__.strip("_"), args)
+    result = function.apply(*args)
+    forced = backends.forced()
+    if forced is not None:
+        # Autograd runs backward passes on a GPU in a thread of its own, without our override.
+        first = result if isinstance(result, Tensor) else result[0]
+        first.grad_fn.backend = forced
+    return result
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,11 +106,12 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
-        with torch.no_grad():
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                return backward(ctx, *grads)
+        with torch.no_grad(), _backend_of(ctx):
             results = backward(ctx, *grads)
-        if torch.compiler.is_compiling() or not any(
-            isinstance(g, Tensor) and g.requires_grad for g in grads
-        ):
+        if not any(isinstance(g, Tensor) and g.requires_grad for g in grads):
             return results
         name = type(ctx).__name__.strip("_").removesuffix("Backward")
         message = f"simmim_kernels: {name} has no second derivative"
@@ -113,6 +122,11 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return staticmethod(wrapper)
+
+
+def _backend_of(ctx: Any) -> AbstractContextManager:
+    forced = getattr(ctx, "backend", None)
+    return nullcontext() if forced is None else backends.backend(forced)
 
 
 def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from simmim_kernels.backends._elements import ELEMENT
 
+devices = ("cpu",)
+
 try:
     from simmim_kernels import _cpu as kernels
 

@@ -1,0 +1,32 @@
+"""Every Triton kernel compiled for the GPUs it is meant for, at the shapes that matter: nothing
+spills, and what moves much data moves it 16 bytes at a time."""
+
+import importlib
+import importlib.util
+import inspect
+from types import SimpleNamespace
+
+import pytest
+
+from tests.gpu import launches
+
+pytest.importorskip("triton")
+from simmim_kernels.backends import triton as package
+from tests.gpu.ahead_of_time import TARGETS, compiled_by
+
+ROOMS = [name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"]
+# These read a few hundred bytes or bits for each program.
+NARROW = {"_random_mask"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("room", ROOMS)
+def test_compiles_without_spills_and_loads_wide(room, target):
+    backend = SimpleNamespace(**{room: importlib.import_module(f"{package.__name__}.{room}")})
+    for what, call in getattr(launches, room)(backend).items():
+        kernels = compiled_by(call, target)
+        assert kernels, f"{what} launches nothing"
+        for kernel in kernels:
+            assert kernel.spilled() == 0, f"{what}: {kernel.name} spills {kernel.spilled()}"
+            if kernel.name not in NARROW:
+                assert kernel.loads_wide(), f"{what}: {kernel.name} has no 16-byte load"

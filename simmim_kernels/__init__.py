@@ -4,9 +4,21 @@ from simmim_kernels.backends import backend
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_tokens import mask_tokens
+from simmim_kernels.ops.normalize_targets import normalize_targets
 from simmim_kernels.ops.random_mask import random_mask
 from simmim_kernels.patch_mask import PatchMask
+from simmim_kernels.target_norm import PatchNorm, WindowNorm
 
 __version__ = "0.1.0"
 
-__all__ = ["PatchMask", "backend", "block_mask", "box_mask", "mask_tokens", "random_mask"]
+__all__ = [
+    "PatchMask",
+    "PatchNorm",
+    "WindowNorm",
+    "backend",
+    "block_mask",
+    "box_mask",
+    "mask_tokens",
+    "normalize_targets",
+    "random_mask",
+]

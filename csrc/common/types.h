@@ -44,5 +44,9 @@ template <class T>
 SIMMIM_HD T min_of(T a, T b) {
     return a < b ? a : b;
 }
+template <class T>
+SIMMIM_HD T max_of(T a, T b) {
+    return a < b ? b : a;
+}
 
 SIMMIM_END

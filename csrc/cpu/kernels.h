@@ -8,7 +8,9 @@
     X(block_mask)             \
     X(box_mask)               \
     X(mask_tokens_forward)    \
-    X(mask_tokens_backward)
+    X(mask_tokens_backward)   \
+    X(normalize_targets)      \
+    X(normalize_targets_scratch)
 
 namespace simmim {
 namespace SIMMIM_ISA {
@@ -36,6 +38,15 @@ void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t 
                           int x_element, Address token, Address pos, int64_t pos_skip,
                           int64_t block, int64_t batch, int64_t prefix, int64_t h, int64_t w,
                           int64_t width, int threads);
+
+void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
+                       int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
+                       int64_t o_sy, int64_t o_sx, int64_t batch, int64_t channels, int64_t height,
+                       int64_t width, int64_t window, double eps, Address std, int std_element,
+                       Address scratch, int64_t scratch_bytes, int threads);
+
+// Bytes of scratch that one thread needs.
+int64_t normalize_targets_scratch(int64_t width, int64_t window, int element);
 
 }  // namespace SIMMIM_ISA
 }  // namespace simmim

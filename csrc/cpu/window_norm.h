@@ -1,0 +1,266 @@
+// Sliding-window normalisation of one channel of an image, row by row; for normalize_targets and
+// for the losses that normalise their target. How to call it:
+//
+//     WindowRows<C> rows(plane, window, eps, scratch);   // C: float, or double for float64 images
+//     for (y : the rows wanted, ascending) {
+//         rows.seek(y);
+//         rows.write(x0, x1, out);                       // out[0 .. x1 - x0) = normalised pixels
+//     }
+//
+// `scratch` holds WindowRows<C>::scratch_bytes(width, window) bytes and serves one plane at a time;
+// nothing else is written. `eps` is in the units of the numbers as they are stored: an image that
+// is to be normalised as (x / 255 - mean) / std has eps * (255 * std)^2, since mean and scale
+// cancel in everything else (`stored_eps`). Reaching a row costs the same for any window; rows that
+// are skipped cost about half, a gap of a whole window costs one start.
+#pragma once
+
+#include "cpu/rows.h"
+
+// Four lanes of the concatenation of a and b; the one shuffle that GCC and Clang spell differently.
+#ifdef __clang__
+#define SIMMIM_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SIMMIM_PICK(a, b, ...) __builtin_shuffle(a, b, Picks{__VA_ARGS__})
+#endif
+
+SIMMIM_BEGIN
+
+// One channel of one image: pixel (y, x) lies at offset + y * sy + x * sx.
+struct Plane {
+    Memory memory;
+    int64_t offset, sy, sx, height, width;
+};
+
+// `eps`, for the target (x / 255 - mean) / std of uint8 images and (x - mean) / std of others, in
+// the units of the stored numbers.
+inline double stored_eps(double eps, int element, const Memory& std, int64_t channel) {
+    double scale = 1.0;
+    if (std.base) std.load(channel, 1, 1, &scale);
+    if (element == kUInt8) scale *= 255.0;
+    return eps * scale * scale;
+}
+
+// Column sums of x and x^2 over the window's rows run down the image in double, prefix sums along
+// the row turn them into window sums. All sums are made in one order on every instruction set.
+//
+// A running sum never recovers from a NaN or Inf, and keeps the rounding of large numbers after
+// they have left. Rows that hold a NaN, an Inf, or a number so large that its rounding would show
+// next to `eps` are therefore summed directly while they are in the window, at a cost that grows
+// with it.
+template <class C>
+class WindowRows {
+  public:
+    static int64_t scratch_bytes(int64_t width, int64_t window) {
+        const int64_t padded = width + 2 * radius(width, window) + 1;
+        return 8 * (5 * width + 2 * padded) + int64_t(sizeof(C)) * 6 * width;
+    }
+
+    WindowRows(const Plane& plane, int64_t window, double eps, char* scratch)
+        : plane_(plane),
+          ry_(radius(plane.height, window)),
+          rx_(radius(plane.width, window)),
+          eps_(eps) {
+        const int64_t width = plane.width, padded = width + 2 * rx_ + 1;
+        double* doubles = reinterpret_cast<double*>(scratch);
+        column_s_ = doubles;
+        column_q_ = column_s_ + width;
+        direct_s_ = column_q_ + width;
+        direct_q_ = direct_s_ + width;
+        count_ = direct_q_ + width;
+        prefix_s_ = count_ + width;
+        prefix_q_ = prefix_s_ + padded;
+        C* rows = reinterpret_cast<C*>(prefix_q_ + padded);
+        bessel_ = rows;
+        eps_n2_ = rows + width;
+        zeros_ = rows + 2 * width;
+        entering_row_ = rows + 3 * width;
+        leaving_row_ = rows + 4 * width;
+        centre_row_ = rows + 5 * width;
+        for (int64_t x = 0; x < width; ++x) zeros_[x] = C(0);
+        for (int64_t x = 0; x <= rx_; ++x) prefix_s_[x] = prefix_q_[x] = 0.0;
+        // The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
+        limit_ = plane.memory.element == kUInt8 ? C(255) : C(4194304.0 * __builtin_sqrt(eps));
+    }
+
+    // Makes row `y` the current one.
+    void seek(int64_t y) {
+        if (y_ >= 0 && y > y_ && y - y_ <= 2 * ry_) {
+            while (y_ < y - 1) advance();
+            advance();
+        } else if (y != y_) {
+            start(y);
+        }
+        centre_ = row(y, centre_row_);
+        count(min_of(plane_.height - 1, y + ry_) - max_of<int64_t>(0, y - ry_) + 1);
+        if (direct()) sum_directly();
+    }
+
+    // The normalised pixels [first, last) of the current row.
+    void write(int64_t first, int64_t last, C* out) const {
+        if (direct()) {
+            for (int64_t x = first; x < last; ++x) {
+                const double n = count_[x], s = direct_s_[x];
+                const double v = n * direct_q_[x] - s * s;
+                const double bessel = n > 1.0 ? n / (n - 1.0) : 0.0;
+                const double scaled = (v < 0.0 ? 0.0 : v) * bessel + eps_ * n * n;
+                out[x - first] = C((n * double(centre_[x]) - s) / __builtin_sqrt(scaled));
+            }
+            return;
+        }
+        // Everything times n: out = (n x - s) / sqrt((n q - s^2) n / (n - 1) + eps n^2).
+        const double *s0 = prefix_s_, *s1 = s0 + 2 * rx_ + 1;
+        const double *q0 = prefix_q_, *q1 = q0 + 2 * rx_ + 1;
+        for (int64_t x = first; x < last; ++x) {
+            const double n = count_[x], s = s1[x] - s0[x], q = q1[x] - q0[x];
+            const double v = n * q - s * s;
+            const C scaled = C(v < 0.0 ? 0.0 : v) * bessel_[x] + eps_n2_[x];
+            out[x - first] = C(n * double(centre_[x]) - s) / root(scaled);
+        }
+    }
+
+  private:
+    // Past the image's other end a window gains nothing.
+    static int64_t radius(int64_t size, int64_t window) { return min_of(window / 2, size - 1); }
+    static float root(float v) { return __builtin_sqrtf(v); }
+    static double root(double v) { return __builtin_sqrt(v); }
+
+    bool direct() const { return bad_ >= y_ - ry_; }
+
+    const C* row(int64_t y, C* buffer) const {
+        const int64_t offset = plane_.offset + y * plane_.sy;
+        if (plane_.sx == 1 && plane_.memory.element == (sizeof(C) == 8 ? kFloat64 : kFloat32))
+            return reinterpret_cast<const C*>(plane_.memory.at(offset));
+        plane_.memory.load(offset, plane_.sx, plane_.width, buffer);
+        return buffer;
+    }
+
+    // The row that enters the window, marked where a running sum can't take it.
+    const C* entering(int64_t y) {
+        const C* x = row(y, entering_row_);
+        int beyond = 0;
+        for (int64_t i = 0; i < plane_.width; ++i) beyond |= !(x[i] <= limit_ && x[i] >= -limit_);
+        if (beyond) bad_ = y;
+        return x;
+    }
+
+    // Sums for row `y` from nothing but the rows of its window.
+    void start(int64_t y) {
+        y_ = y;
+        bad_ = -1 - plane_.height;
+        for (int64_t x = 0; x < plane_.width; ++x) column_s_[x] = column_q_[x] = 0.0;
+        const int64_t last = min_of(plane_.height - 1, y + ry_);
+        for (int64_t i = max_of<int64_t>(0, y - ry_); i <= last; ++i) {
+            const C* x = entering(i);
+            for (int64_t j = 0; j < plane_.width; ++j) {
+                column_s_[j] += double(x[j]);
+                column_q_[j] += double(x[j]) * double(x[j]);
+            }
+        }
+        run(zeros_, zeros_);
+    }
+
+    void advance() {
+        const bool was_direct = direct();
+        const int64_t enters = y_ + 1 + ry_, leaves = y_ - ry_;
+        ++y_;
+        const C* in = enters < plane_.height ? entering(enters) : zeros_;
+        if (was_direct || direct()) return start(y_);
+        const C* out = leaves >= 0 ? row(leaves, leaving_row_) : zeros_;
+        if (in != out) run(in, out);
+    }
+
+    // Column sums with row `in` added and row `out` taken away, and their prefix sums.
+    void run(const C* in, const C* out) {
+        double *s = column_s_, *q = column_q_, *ps = prefix_s_ + rx_ + 1, *pq = prefix_q_ + rx_ + 1;
+        Lanes total_s = {0.0, 0.0, 0.0, 0.0}, total_q = total_s;
+        int64_t x = 0;
+        for (; x + kLanes <= plane_.width; x += kLanes) {
+            Lanes a, b, ls, lq;
+            load(in + x, a);
+            load(out + x, b);
+            load(s + x, ls);
+            load(q + x, lq);
+            const Lanes d = a - b;
+            ls += d;
+            lq += d * (a + b);
+            std::memcpy(s + x, &ls, sizeof(Lanes));
+            std::memcpy(q + x, &lq, sizeof(Lanes));
+            prefix(ls, total_s, ps + x);
+            prefix(lq, total_q, pq + x);
+        }
+        double sum_s = total_s[0], sum_q = total_q[0];
+        for (; x < plane_.width; ++x) {
+            const double a = double(in[x]), b = double(out[x]);
+            s[x] += a - b;
+            q[x] += (a - b) * (a + b);
+            ps[x] = sum_s += s[x];
+            pq[x] = sum_q += q[x];
+        }
+        for (; x < plane_.width + rx_; ++x) {
+            ps[x] = sum_s;
+            pq[x] = sum_q;
+        }
+    }
+
+    static constexpr int64_t kLanes = 4;
+    typedef double Lanes __attribute__((vector_size(32)));
+    typedef int64_t Picks __attribute__((vector_size(32)));
+    typedef float Floats __attribute__((vector_size(16)));
+
+    static void load(const double* x, Lanes& lanes) { std::memcpy(&lanes, x, sizeof(Lanes)); }
+    static void load(const float* x, Lanes& lanes) {
+        Floats floats;
+        std::memcpy(&floats, x, sizeof(Floats));
+        lanes = __builtin_convertvector(floats, Lanes);
+    }
+
+    // Prefix sums of four numbers onto `total`, the sum of all numbers before (in every lane).
+    static void prefix(const Lanes& value, Lanes& total, double* out) {
+        const Lanes zero = {0.0, 0.0, 0.0, 0.0};
+        const Lanes pairs = value + SIMMIM_PICK(zero, value, 0, 4, 5, 6);
+        const Lanes sums = pairs + SIMMIM_PICK(zero, pairs, 0, 0, 4, 5);
+        const Lanes shifted = total + sums;
+        std::memcpy(out, &shifted, sizeof(Lanes));
+        total += SIMMIM_PICK(sums, sums, 3, 3, 3, 3);
+    }
+
+    // The numbers of pixels in the windows of a row whose windows have `rows` rows.
+    void count(int64_t rows) {
+        if (rows == rows_) return;
+        rows_ = rows;
+        for (int64_t x = 0; x < plane_.width; ++x) {
+            const int64_t columns =
+                min_of(plane_.width - 1, x + rx_) - max_of<int64_t>(0, x - rx_) + 1;
+            const double n = double(rows * columns);
+            count_[x] = n;
+            bessel_[x] = n > 1.0 ? C(n / (n - 1.0)) : C(0);
+            eps_n2_[x] = C(eps_ * n * n);
+        }
+    }
+
+    void sum_directly() {
+        for (int64_t x = 0; x < plane_.width; ++x) {
+            const int64_t last = min_of(plane_.width - 1, x + rx_);
+            double s = 0.0, q = 0.0;
+            for (int64_t i = max_of<int64_t>(0, x - rx_); i <= last; ++i) {
+                s += column_s_[i];
+                q += column_q_[i];
+            }
+            direct_s_[x] = s;
+            direct_q_[x] = q;
+        }
+    }
+
+    Plane plane_;
+    int64_t ry_, rx_;
+    double eps_;
+    C limit_;
+    int64_t y_ = -1;    // the current row
+    int64_t rows_ = 0;  // rows in its windows
+    int64_t bad_ = -1;  // the last row taken in that no running sum can hold
+    const C* centre_ = nullptr;
+    double *column_s_, *column_q_, *direct_s_, *direct_q_, *count_, *prefix_s_, *prefix_q_;
+    C *bessel_, *eps_n2_, *zeros_, *entering_row_, *leaving_row_, *centre_row_;
+};
+
+SIMMIM_END

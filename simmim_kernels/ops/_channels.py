@@ -1,0 +1,57 @@
+"""The `mean` and `std` of an image's channels, which several ops apply on the way in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.ops._check import is_tensor
+
+Channels = Sequence[float] | Tensor | None
+
+
+def channel_stats(
+    image: Tensor, mean: Channels, std: Channels
+) -> tuple[Tensor | None, Tensor | None]:
+    """`mean` and `std` as tensors on `image`'s device; tensors pass as they are.
+
+    Raises `ValueError` where only one of them is given, or a listed `std` is not positive.
+    """
+    if mean is None and std is None:
+        return None, None
+    if mean is None or std is None:
+        raise ValueError("mean and std go together: give both or neither")
+    if not isinstance(std, Tensor):
+        std = tuple(float(value) for value in std)
+        if not all(math.isfinite(value) and value > 0 for value in std):
+            raise ValueError(f"std is {std}; allowed: positive numbers")
+        std = _tensor(std, image.device)
+    if not isinstance(mean, Tensor):
+        mean = _tensor(tuple(float(value) for value in mean), image.device)
+    return mean, std
+
+
+def is_channels(name: str, value: Tensor | None, channels: int) -> None:
+    """Checks one number a channel: None, or a float32 or float64 tensor `(C,)`."""
+    if value is None:
+        return
+    is_tensor(name, value, (torch.float32, torch.float64))
+    if value.shape != (channels,):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: ({channels},)")
+
+
+def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.float64, device=device)
+    return _kept(values, device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Built outside inference mode and without gradient, so that the kept tensor serves everywhere.
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.tensor(values, dtype=torch.float64, device=device)

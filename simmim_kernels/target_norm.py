@@ -1,0 +1,62 @@
+"""What `normalize_targets` and `normalize_patches` share with the masked losses, which normalise
+their target in the same ways: `target_norm=WindowNorm()` or `PatchNorm()`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def check_window(window: int) -> None:
+    """`ValueError` unless `window` is an odd number of pixels, 1 or more."""
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window is {window}; allowed: an odd number of pixels, 1 or more")
+
+
+def check_eps(eps: float) -> None:
+    """`ValueError` unless `eps` is finite and not negative."""
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps is {eps}; allowed: finite, 0 or more")
+
+
+def target_format(image: Tensor) -> tuple[torch.dtype, torch.memory_format]:
+    """Type and layout of the normalised `image`: its own, but float32 for uint8, and contiguous
+    where it is neither contiguous nor channels-last."""
+    dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype
+    if not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last):
+        return dtype, torch.channels_last
+    return dtype, torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class WindowNorm:
+    """Sliding-window normalisation of the target, as `normalize_targets` does it.
+
+    Attributes:
+        window: side of the square in pixels, odd.
+        eps: added to the variance.
+    """
+
+    window: int = 47
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+        check_eps(self.eps)
+
+
+@dataclass(frozen=True)
+class PatchNorm:
+    """Per-patch normalisation of the target, as `normalize_patches` does it.
+
+    Attributes:
+        eps: added to the variance.
+    """
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)

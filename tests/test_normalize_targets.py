@@ -1,0 +1,318 @@
+"""normalize_targets against a direct float64 computation, by the error of the published form."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import simmim_kernels as sk
+from tests.budget import assert_within_budget
+
+BACKENDS = ["cpu", "reference"]
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def published(x, window, eps=1e-6):
+    """The published arithmetic, three `avg_pool2d`, in the type of `x`."""
+    n = F.avg_pool2d(
+        torch.ones_like(x), window, 1, window // 2, count_include_pad=True, divisor_override=1
+    )
+    m, square = (
+        F.avg_pool2d(t, window, 1, window // 2, count_include_pad=False) for t in (x, x**2)
+    )
+    v = ((square - m**2) * (n / (n - 1))).clamp(min=0)
+    return (x - m) / (v + eps) ** 0.5
+
+
+def exact(x, window, eps=1e-6):
+    """The definition, pixel by pixel in float64: the square cut out, its mean subtracted before it
+    is squared, so that nothing cancels."""
+    x = x.double()
+    out = torch.empty_like(x)
+    r = window // 2
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            square = x[:, :, max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1].flatten(2)
+            m = square.mean(2)
+            d = square - m[..., None]
+            n = square.shape[2]
+            v = (d * d).sum(2) / (n - 1) if n > 1 else torch.zeros_like(m)
+            out[:, :, i, j] = (x[:, :, i, j] - m) / (v + eps).sqrt()
+    return out
+
+
+def pixels(shape, dtype):
+    x = torch.randn(shape)
+    return (x * 50 + 120).clamp(0, 255).to(dtype) if dtype == torch.uint8 else x.to(dtype)
+
+
+def floats(image, mean=None, std=None):
+    """The float64 image that the op normalises."""
+    x = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    if mean is None:
+        return x
+    mean, std = (torch.tensor(t, dtype=torch.float64)[:, None, None] for t in (mean, std))
+    return (x - mean) / std
+
+
+def assert_matches(out, image, window, mean=None, std=None):
+    x = floats(image, mean, std)
+    plain = published(x.to(out.dtype), window) if image.numel() else x
+    if window == 1:
+        plain = torch.zeros_like(plain)  # 0 * inf in the published form
+    assert_within_budget(out, plain, exact(x, window))
+
+
+@given(
+    batch=st.integers(0, 2),
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(1, 23),
+    width=st.integers(1, 23),
+    window=st.sampled_from([1, 3, 5, 9, 13, 21, 47]),
+    dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
+    statistics=st.booleans(),
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_value(backend, batch, channels, height, width, window, dtype, layout, statistics):
+    image = {
+        "contiguous": lambda: pixels((batch, channels, height, width), dtype),
+        "channels_last": lambda: pixels((batch, height, width, channels), dtype).permute(
+            0, 3, 1, 2
+        ),
+        "sliced": lambda: pixels((batch, channels, 2 * height, 2 * width), dtype)[..., ::2, 1::2],
+        "transposed": lambda: pixels((batch, channels, width, height), dtype).mT,
+        "expanded": lambda: pixels((1, channels, height, width), dtype).expand(batch, -1, -1, -1),
+    }[layout]()
+    mean, std = ([0.4] * channels, [0.3] * channels) if statistics else (None, None)
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, window, mean=mean, std=std)
+    assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    assert_matches(out, image, window, mean, std)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [3, 47, 10**9 + 1])
+def test_bands_of_a_tall_image(backend, window):
+    image = torch.randn(1, 1, 600, 5)
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, window)
+    window = min(window, 1199)
+    assert_within_budget(out, published(image, window), published(image.double(), window))
+
+
+def flat(shape):
+    return 2.1 + 0.001 * (2 * torch.rand(shape) - 1)
+
+
+def smooth(shape):
+    y, x = (torch.linspace(0, 1, size) for size in shape[2:])
+    return (y[:, None] + torch.sin(3 * x)).expand(shape).contiguous()
+
+
+def saturated(shape):
+    return (3 * torch.randn(shape)).clamp(-2.1, 2.6)
+
+
+def flat_beside_noise(shape):
+    image = flat(shape)
+    image[..., shape[3] // 2 :] = torch.randn(shape)[..., shape[3] // 2 :]
+    return image
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("image", "allowed", "cancels"),
+    [
+        (flat, 2e-3, True),
+        (smooth, 1e-5, False),
+        (torch.randn, 1e-5, False),
+        (saturated, 1e-5, False),
+        (flat_beside_noise, 2e-3, True),
+    ],
+)
+def test_precision(backend, image, allowed, cancels):
+    """The limits of the specification, with the published float32 form beside ours."""
+    x = image((1, 1, 96, 80))
+    truth = exact(x, 47)
+    with sk.backend(backend):
+        ours = (sk.normalize_targets(x).double() - truth).abs().max().item()
+    theirs = (published(x, 47).double() - truth).abs().max().item()
+    print(f"{backend} {image.__name__}: error {ours:.1e}, published float32 {theirs:.1e}")
+    assert ours <= allowed
+    assert ours <= theirs
+    assert not cancels or theirs > 100 * ours
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constant_image_is_zero(backend):
+    for value in (0.0, 0.1, 255.0, -1e4):
+        with sk.backend(backend):
+            out = sk.normalize_targets(torch.full((1, 2, 60, 50), value))
+        assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_uint8_is_as_accurate_as_its_float_image():
+    image = pixels((1, 3, 64, 60), torch.uint8)
+    image[..., 30:] = 17  # saturated
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert_matches(sk.normalize_targets(image, mean=mean, std=std), image, 47, mean, std)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite_stays_in_its_windows(backend, dtype, value):
+    image = torch.randn(1, 2, 70, 40).to(dtype)
+    image[0, 0, 30, 20] = value
+    image[0, 1, 0, 39] = value
+    held = F.max_pool2d(1.0 - image.isfinite().float(), 9, 1, 4) > 0
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, 9)
+    assert torch.equal(out.isnan(), held)
+    clean = exact(image, 9)
+    assert_within_budget(out[~held], published(image, 9)[~held], clean[~held])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_large_number_leaves_no_rounding_behind(backend):
+    image = torch.randn(1, 1, 90, 60)
+    image[0, 0, 5, 5] = 1e20
+    image[0, 0, 40, 50] = -3e30
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, 9)
+    assert (out.double() - exact(image, 9)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_for_any_number_of_threads(threads):
+    image, before = torch.randn(3, 3, 96, 96), torch.get_num_threads()
+    expected = sk.normalize_targets(image)
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(20):
+            assert torch.equal(sk.normalize_targets(image), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+_BITS = """
+import hashlib, torch, simmim_kernels as sk
+torch.manual_seed(5)
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8):
+    image = (torch.randn(2, 3, 75, 61) * 40 + 120).clamp(0, 255).to(dtype)
+    if dtype != torch.uint8:
+        image[0, 1, 50, 50] = float("inf")
+    for window in (3, 47, 201):
+        out = sk.normalize_targets(image, window).nan_to_num(nan=7.0)
+        print(hashlib.sha256(out.view(torch.uint8).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_same_bits_on_every_instruction_set():
+    seen = set()
+    for isa in ("baseline", "avx2", "avx512"):
+        environment = {**os.environ, "SIMMIM_KERNELS_ISA": isa, "SIMMIM_KERNELS_BACKEND": "cpu"}
+        run = subprocess.run(
+            [sys.executable, "-c", _BITS], env=environment, capture_output=True, text=True
+        )
+        if "is not available on this processor" in run.stderr:
+            continue
+        assert run.returncode == 0, run.stderr
+        seen.add(run.stdout)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(dynamic):
+    image = pixels((2, 3, 40, 36), torch.uint8)
+
+    def step(x):
+        return sk.normalize_targets(x, 9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)) * 1.0
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    assert torch.equal(compiled(image), step(image))
+
+
+def test_export():
+    class Model(torch.nn.Module):
+        def forward(self, image):
+            return sk.normalize_targets(image, 9)
+
+    image = torch.randn(2, 3, 20, 24)
+    exported = torch.export.export(Model(), (image,)).module()
+    assert torch.equal(exported(image), Model()(image))
+
+
+def test_opcheck():
+    op = torch.ops.simmim_kernels.normalize_targets.default
+    image = torch.randn(2, 3, 12, 10)
+    std = torch.tensor([0.2, 0.3, 0.4])
+    for x in (image, image.contiguous(memory_format=torch.channels_last), image.mT):
+        torch.library.opcheck(op, (x, 5, 1e-6, None, None))
+        torch.library.opcheck(op, (x, 5, 1e-6, std * 2, std))
+
+
+def test_autocast_and_inference_mode_change_nothing():
+    image = torch.randn(1, 3, 20, 20)
+    expected = sk.normalize_targets(image, 5)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert torch.equal(sk.normalize_targets(image, 5), expected)
+
+
+def test_a_gradient_is_refused():
+    image = torch.randn(1, 1, 8, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        sk.normalize_targets(image, 3)
+    with torch.no_grad():
+        assert not sk.normalize_targets(image, 3).requires_grad
+
+
+def test_transforms_are_refused():
+    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
+        torch.func.vmap(lambda t: sk.normalize_targets(t, 3))(torch.randn(2, 1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"image": torch.zeros(1, 3, 8, 8, dtype=torch.int64)}, TypeError, "image has dtype int64"),
+        ({"image": [1.0]}, TypeError, "image must be a tensor"),
+        ({"image": torch.zeros(3, 8, 8)}, ValueError, "image has shape"),
+        ({"window": 4}, ValueError, "window is 4"),
+        ({"window": 0}, ValueError, "window is 0"),
+        ({"window": -3}, ValueError, "window is -3"),
+        ({"eps": -1.0}, ValueError, "eps is -1"),
+        ({"eps": float("nan")}, ValueError, "eps is nan"),
+        ({"mean": (0.5,) * 3}, ValueError, "go together"),
+        ({"mean": (0.5,), "std": (0.5,)}, ValueError, "mean has shape"),
+        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, ValueError, "std is"),
+        ({"mean": torch.zeros(3), "std": torch.ones(3).int()}, TypeError, "std has dtype int32"),
+        (
+            {"mean": torch.zeros(3), "std": torch.ones(3, device="meta")},
+            RuntimeError,
+            "std is on meta",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    with pytest.raises(error, match=words):
+        sk.normalize_targets(**({"image": torch.zeros(1, 3, 8, 8), "window": 3} | change))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: sk.WindowNorm(2), "window is 2"),
+        (lambda: sk.WindowNorm(3, eps=-1), "eps is -1"),
+        (lambda: sk.PatchNorm(eps=float("inf")), "eps is inf"),
+    ],
+)
+def test_target_norms_check_themselves(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

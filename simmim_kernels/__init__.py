@@ -3,6 +3,7 @@
 from simmim_kernels.backends import backend
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
+from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.normalize_targets import normalize_targets
 from simmim_kernels.ops.random_mask import random_mask
@@ -18,6 +19,7 @@ __all__ = [
     "backend",
     "block_mask",
     "box_mask",
+    "mask_image",
     "mask_tokens",
     "normalize_targets",
     "random_mask",

@@ -3,14 +3,16 @@
 #include "cpu/address.h"
 
 #undef SIMMIM_CPU_KERNELS
-#define SIMMIM_CPU_KERNELS(X) \
-    X(random_mask)            \
-    X(block_mask)             \
-    X(box_mask)               \
-    X(mask_tokens_forward)    \
-    X(mask_tokens_backward)   \
-    X(normalize_targets)      \
-    X(normalize_targets_scratch)
+#define SIMMIM_CPU_KERNELS(X)    \
+    X(random_mask)               \
+    X(block_mask)                \
+    X(box_mask)                  \
+    X(mask_tokens_forward)       \
+    X(mask_tokens_backward)      \
+    X(normalize_targets)         \
+    X(normalize_targets_scratch) \
+    X(mask_image)                \
+    X(mask_image_fill_gradient)
 
 namespace simmim {
 namespace SIMMIM_ISA {
@@ -26,6 +28,17 @@ void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int6
 void box_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t box_h,
               int64_t box_w, bool center, uint64_t seed, uint32_t epoch, Address mask,
               Address masked, Address visible, int threads);
+
+void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
+                Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,
+                int64_t batch, int64_t channels, Address fill, int fill_element, double value,
+                Address mean, int mean_element, Address std, int std_element, Address out,
+                int out_element, bool channels_last, int threads);
+
+void mask_image_fill_gradient(Address grad, int element, int64_t sb, int64_t sc, int64_t sy,
+                              int64_t sx, Address mask, int64_t grid_h, int64_t grid_w,
+                              int64_t unit_h, int64_t unit_w, int64_t batch, int64_t channels,
+                              Address sums, int threads);
 
 void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
                          int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,

@@ -9,3 +9,10 @@ ELEMENT = {
     torch.float16: 3,
     torch.uint8: 4,
 }
+
+
+def memory_format(image: torch.Tensor) -> torch.memory_format:
+    """That of an op's image-shaped result: channels-last where `image` is, else contiguous."""
+    if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last

@@ -45,7 +45,8 @@ def is_channels(name: str, value: Tensor | None, channels: int) -> None:
 
 
 def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling():
+    # A tensor made under compilation or a dispatch mode may be a fake one, and must not be kept.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return torch.tensor(values, dtype=torch.float64, device=device)
     return _kept(values, device)
 

@@ -1,0 +1,323 @@
+// Masked units of an image become one colour: out = where(masked, fill, image), where a uint8 image
+// is divided by 255 and normalised on the way; and the gradient of the colour.
+#include "cpu/address.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+// Units narrower than this many elements are selected element by element; wider ones are written a
+// run at a time, and their masked pixels are not read.
+constexpr int64_t kNarrow = 16;
+
+// The pixels of an image, cut into bands (the pixel rows of one row of mask units of one sample).
+struct Bands {
+    int64_t sb, sc, sy, sx;  // strides of the image that is read
+    const uint8_t* mask;
+    int64_t grid_h, grid_w, unit_h, unit_w;
+    int64_t batch, channels;
+
+    int64_t height() const { return grid_h * unit_h; }
+    int64_t width() const { return grid_w * unit_w; }
+    int64_t elements() const { return batch * channels * height() * width(); }
+    const uint8_t* cells(int64_t band) const { return mask + band * grid_w; }
+};
+
+// Calls run(x0, x1, masked) for the longest runs of units of one kind, in pixels.
+template <class Run>
+void for_each_run(const uint8_t* cells, int64_t grid_w, int64_t unit_w, const Run& run) {
+    for (int64_t first = 0, last; first < grid_w; first = last) {
+        for (last = first + 1; last < grid_w && cells[last] == cells[first];) ++last;
+        run(first * unit_w, last * unit_w, cells[first] != 0);
+    }
+}
+
+// The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel.
+void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_t repeat,
+            uint8_t* masked) {
+    if (unit_w == 1 && repeat == 1) {
+        std::memcpy(masked, cells + x0, size_t(x1 - x0));
+        return;
+    }
+    for (int64_t x = x0; x < x1; ++x) {
+        const uint8_t cell = cells[x / unit_w];
+        for (int64_t i = 0; i < repeat; ++i) *masked++ = cell;
+    }
+}
+
+template <class In>
+constexpr bool kNormalized = false;
+template <>
+constexpr bool kNormalized<uint8_t> = true;
+
+// What is done to the elements of one plane of the output: constants, the same for all of them.
+template <class C, class Out>
+struct Plane {
+    C offset, scale;
+    Out fill;
+
+    static constexpr int64_t period = INT64_MAX;
+    C offset_at(int64_t) const { return offset; }
+    C scale_at(int64_t) const { return scale; }
+    Out fill_at(int64_t) const { return fill; }
+};
+
+// The same for pixels whose channels lie side by side: the channels' constants over and over.
+template <class C, class Out>
+struct Interleaved {
+    C offset[kRow], scale[kRow];
+    Out fill[kRow];
+    int64_t period;  // how many elements of the arrays are in use: whole pixels
+
+    C offset_at(int64_t i) const { return offset[i]; }
+    C scale_at(int64_t i) const { return scale[i]; }
+    Out fill_at(int64_t i) const { return fill[i]; }
+};
+
+template <class C, class In, class Out, class Constants>
+inline Out shown(In value, const Constants& constants, int64_t i) {
+    C v = C(widen(value));
+    if (kNormalized<In>) v = (v - constants.offset_at(i)) * constants.scale_at(i);
+    return Narrow<Out>::from(v);
+}
+
+template <class C, class In, class Out, class Constants>
+void show(const In* in, int64_t in_step, Out* out, int64_t out_step, int64_t n,
+          const Constants& constants) {
+    if (in_step == 1 && out_step == 1) {
+        for (int64_t i = 0; i < n; ++i) out[i] = shown<C, In, Out>(in[i], constants, i);
+    } else {
+        for (int64_t i = 0; i < n; ++i)
+            out[i * out_step] = shown<C, In, Out>(in[i * in_step], constants, i);
+    }
+}
+
+template <class Out, class Constants>
+void hide(Out* out, int64_t out_step, int64_t n, const Constants& constants) {
+    if (out_step == 1) {
+        for (int64_t i = 0; i < n; ++i) out[i] = constants.fill_at(i);
+    } else {
+        for (int64_t i = 0; i < n; ++i) out[i * out_step] = constants.fill_at(i);
+    }
+}
+
+template <class C, class In, class Out, class Constants>
+void select(const uint8_t* masked, const In* in, int64_t in_step, Out* out, int64_t out_step,
+            int64_t n, const Constants& constants) {
+    if (in_step == 1 && out_step == 1) {
+        for (int64_t i = 0; i < n; ++i) {
+            const Out value = shown<C, In, Out>(in[i], constants, i);
+            out[i] = masked[i] ? constants.fill_at(i) : value;
+        }
+    } else {
+        for (int64_t i = 0; i < n; ++i) {
+            const Out value = shown<C, In, Out>(in[i * in_step], constants, i);
+            out[i * out_step] = masked[i] ? constants.fill_at(i) : value;
+        }
+    }
+}
+
+// One plane of a band: `pixel` elements side by side make a pixel of it.
+template <class C, class In, class Out, class Constants>
+void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, int64_t in_step,
+                 Out* out, int64_t out_row, int64_t out_step, const Constants& constants) {
+    const uint8_t* cells = bands.cells(band);
+    const int64_t width = bands.width();
+    if (bands.unit_w * pixel < kNarrow) {
+        uint8_t masked[kRow];
+        const int64_t most = min_of<int64_t>(constants.period, kRow) / pixel;
+        for (int64_t x = 0; x < width; x += most) {
+            const int64_t stop = min_of(width, x + most);
+            spread(cells, bands.unit_w, x, stop, pixel, masked);
+            for (int64_t y = 0; y < bands.unit_h; ++y) {
+                select<C>(masked, in + y * bands.sy + x * bands.sx, in_step,
+                          out + y * out_row + x * pixel * out_step, out_step, (stop - x) * pixel,
+                          constants);
+            }
+        }
+        return;
+    }
+    for (int64_t y = 0; y < bands.unit_h; ++y) {
+        const In* source = in + y * bands.sy;
+        Out* target = out + y * out_row;
+        for_each_run(cells, bands.grid_w, bands.unit_w, [&](int64_t x0, int64_t x1, bool masked) {
+            const int64_t most = constants.period == INT64_MAX ? x1 - x0 : constants.period / pixel;
+            for (int64_t x = x0; x < x1; x += most) {
+                const int64_t n = min_of(most, x1 - x) * pixel;
+                Out* to = target + x * pixel * out_step;
+                if (masked) hide(to, out_step, n, constants);
+                if (!masked) show<C>(source + x * bands.sx, in_step, to, out_step, n, constants);
+            }
+        });
+    }
+}
+
+struct Colours {
+    Memory fill, mean, std;  // one number a channel each, or absent
+    double value;            // the fill where there is no tensor of it
+
+    static double at(const Memory& memory, int64_t channel, double absent) {
+        double number = absent;
+        if (memory.base) memory.load(channel, 1, 1, &number);
+        return number;
+    }
+
+    // (v / 255 - mean) / std = (v - 255 * mean) * (1 / (255 * std))
+    template <class C, class Out>
+    Plane<C, Out> channel(int64_t c) const {
+        return {C(255 * at(mean, c, 0)), C(1 / (255 * at(std, c, 1))),
+                Narrow<Out>::from(C(at(fill, c, value)))};
+    }
+};
+
+template <class C, class In, class Out>
+void write_image(const Bands& bands, const In* image, Out* out, bool channels_last,
+                 const Colours& colours, int threads) {
+    const int64_t channels = bands.channels, height = bands.height(), width = bands.width();
+    const int64_t all = bands.batch * bands.grid_h;
+    const auto origin = [&](int64_t band) {
+        return image + band / bands.grid_h * bands.sb +
+               band % bands.grid_h * bands.unit_h * bands.sy;
+    };
+    if (channels_last && channels <= kRow) {
+        Interleaved<C, Out> constants;
+        constants.period = kRow / channels * channels;
+        for (int64_t i = 0; i < constants.period; ++i) {
+            const auto one = colours.channel<C, Out>(i % channels);
+            constants.offset[i] = one.offset;
+            constants.scale[i] = one.scale;
+            constants.fill[i] = one.fill;
+        }
+        parallel_for(all, bands.elements(), threads, [&](int64_t band) {
+            write_plane<C>(bands, band, channels, origin(band), 1,
+                           out + band * bands.unit_h * width * channels, width * channels, 1,
+                           constants);
+        });
+        return;
+    }
+    const int64_t step = channels_last ? channels : 1;
+    parallel_for(all, bands.elements(), threads, [&](int64_t band) {
+        const int64_t b = band / bands.grid_h, y = band % bands.grid_h * bands.unit_h;
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t place = channels_last ? (b * height + y) * width * channels + c
+                                                : ((b * channels + c) * height + y) * width;
+            write_plane<C>(bands, band, 1, origin(band) + c * bands.sc, bands.sx, out + place,
+                           width * step, step, colours.channel<C, Out>(c));
+        }
+    });
+}
+
+template <class In, class Out>
+void write_as(const Bands& bands, const void* image, void* out, bool channels_last,
+              const Colours& colours, int threads) {
+    const In* in = static_cast<const In*>(image);
+    Out* to = static_cast<Out*>(out);
+    if constexpr (sizeof(In) == 8 || sizeof(Out) == 8)
+        write_image<double, In, Out>(bands, in, to, channels_last, colours, threads);
+    else
+        write_image<float, In, Out>(bands, in, to, channels_last, colours, threads);
+}
+
+template <class In>
+void write_from(const Bands& bands, const void* image, void* out, int out_element,
+                bool channels_last, const Colours& colours, int threads) {
+    switch (out_element) {
+        case kFloat32:
+            return write_as<In, float>(bands, image, out, channels_last, colours, threads);
+        case kFloat64:
+            return write_as<In, double>(bands, image, out, channels_last, colours, threads);
+        case kBFloat16:
+            return write_as<In, BFloat16>(bands, image, out, channels_last, colours, threads);
+        default:
+            return write_as<In, Float16>(bands, image, out, channels_last, colours, threads);
+    }
+}
+
+constexpr int kLanes = 8;  // partial sums side by side, in a fixed order
+
+// Adds the masked elements of one channel of a band.
+template <class T>
+double masked_sum(const Bands& bands, int64_t band, const T* grad) {
+    double lanes[kLanes] = {};
+    const uint8_t* cells = bands.cells(band);
+    uint8_t masked[kRow];
+    const auto add = [&](const T* row, int64_t n, const uint8_t* where) {
+        for (int64_t i = 0; i < n; i += kLanes) {
+            const int64_t m = min_of<int64_t>(kLanes, n - i);
+            for (int64_t j = 0; j < m; ++j) {
+                const double value = double(widen(row[(i + j) * bands.sx]));
+                lanes[j] += !where || where[i + j] ? value : 0.0;
+            }
+        }
+    };
+    for (int64_t y = 0; y < bands.unit_h; ++y) {
+        const T* row = grad + y * bands.sy;
+        if (bands.unit_w >= kNarrow) {
+            for_each_run(cells, bands.grid_w, bands.unit_w, [&](int64_t x0, int64_t x1, bool on) {
+                if (on) add(row + x0 * bands.sx, x1 - x0, nullptr);
+            });
+            continue;
+        }
+        for (int64_t x = 0; x < bands.width(); x += kRow) {
+            const int64_t stop = min_of(bands.width(), x + kRow);
+            spread(cells, bands.unit_w, x, stop, 1, masked);
+            add(row + x * bands.sx, stop - x, masked);
+        }
+    }
+    double sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+    return sum;
+}
+
+template <class T>
+void sum_fill(const Bands& bands, const void* grad, double* sums, int threads) {
+    const int64_t all = bands.batch * bands.grid_h;
+    parallel_for(all, bands.elements(), threads, [&](int64_t band) {
+        const T* origin = static_cast<const T*>(grad) + band / bands.grid_h * bands.sb +
+                          band % bands.grid_h * bands.unit_h * bands.sy;
+        for (int64_t c = 0; c < bands.channels; ++c) {
+            sums[band * bands.channels + c] = masked_sum(bands, band, origin + c * bands.sc);
+        }
+    });
+    for (int64_t band = 1; band < all; ++band) {  // always in this order
+        for (int64_t c = 0; c < bands.channels; ++c) sums[c] += sums[band * bands.channels + c];
+    }
+}
+
+}  // namespace
+
+void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
+                Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,
+                int64_t batch, int64_t channels, Address fill, int fill_element, double value,
+                Address mean, int mean_element, Address std, int std_element, Address out,
+                int out_element, bool channels_last, int threads) {
+    const Bands bands{sb,     sc,     sy,    sx,      mask.as<uint8_t>(), grid_h, grid_w,
+                      unit_h, unit_w, batch, channels};
+    const Colours colours{{fill.as<char>(), fill_element},
+                          {mean.as<char>(), mean_element},
+                          {std.as<char>(), std_element},
+                          value};
+    const auto run = element == kFloat32    ? write_from<float>
+                     : element == kFloat64  ? write_from<double>
+                     : element == kBFloat16 ? write_from<BFloat16>
+                     : element == kFloat16  ? write_from<Float16>
+                                            : write_from<uint8_t>;
+    run(bands, image.pointer, out.pointer, out_element, channels_last, colours, threads);
+}
+
+void mask_image_fill_gradient(Address grad, int element, int64_t sb, int64_t sc, int64_t sy,
+                              int64_t sx, Address mask, int64_t grid_h, int64_t grid_w,
+                              int64_t unit_h, int64_t unit_w, int64_t batch, int64_t channels,
+                              Address sums, int threads) {
+    const Bands bands{sb,     sc,     sy,    sx,      mask.as<uint8_t>(), grid_h, grid_w,
+                      unit_h, unit_w, batch, channels};
+    const auto run = element == kFloat32    ? sum_fill<float>
+                     : element == kFloat64  ? sum_fill<double>
+                     : element == kBFloat16 ? sum_fill<BFloat16>
+                                            : sum_fill<Float16>;
+    run(bands, grad.pointer, sums.as<double>(), threads);
+}
+
+SIMMIM_END

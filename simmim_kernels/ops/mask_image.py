@@ -1,0 +1,179 @@
+"""Masking of pixels: the masked units of an image become one colour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends._elements import memory_format
+from simmim_kernels.grid import whole_scale
+from simmim_kernels.ops._channels import Channels, channel_stats, is_channels
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.patch_mask import PatchMask, mask_grid
+
+
+def _check_units(name: str, image: Tensor, mask: Tensor) -> None:
+    has_dims(name, image, {4: "(B, C, H, W)"})
+    is_mask(mask, image.shape[0])
+    whole_scale(f"{name} height", image.shape[2], "mask grid height", mask.shape[1])
+    whole_scale(f"{name} width", image.shape[3], "mask grid width", mask.shape[2])
+    same_device(**{name: image, "mask": mask})
+
+
+def _check_forward(
+    image: Tensor,
+    mask: Tensor,
+    fill: Tensor | None,
+    value: float,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
+) -> None:
+    is_tensor("image", image, PIXELS)
+    _check_units("image", image, mask)
+    channels = image.shape[1]
+    if fill is not None:
+        is_tensor("fill", fill, FLOATS)
+        if fill.shape != (channels,):
+            raise ValueError(
+                f"fill has shape {tuple(fill.shape)}; allowed: a number, or ({channels},)"
+            )
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std go together: give both or neither")
+    if mean is not None and image.dtype != torch.uint8:
+        raise ValueError(
+            "mean and std normalise a uint8 image; "
+            f"image has dtype {str(image.dtype).removeprefix('torch.')} and is taken as it is"
+        )
+    is_channels("mean", mean, channels)
+    is_channels("std", std, channels)
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype is {dtype}; allowed: float32, float64, bfloat16, float16")
+    same_device(image=image, fill=fill, mean=mean, std=std)
+
+
+def _fake_forward(image, mask, fill, value, mean, std, dtype):
+    return torch.empty(
+        image.shape, dtype=dtype, device=image.device, memory_format=memory_format(image)
+    )
+
+
+def _check_backward(
+    grad: Tensor,
+    mask: Tensor,
+    image_dtype: torch.dtype | None,
+    fill_dtype: torch.dtype | None,
+) -> None:
+    is_tensor("grad", grad, FLOATS)
+    _check_units("grad", grad, mask)
+
+
+def _fake_backward(grad, mask, image_dtype, fill_dtype):
+    if image_dtype is None:
+        image = grad.new_empty((0,), dtype=image_dtype)
+    else:
+        image = torch.empty(
+            grad.shape, dtype=image_dtype, device=grad.device, memory_format=memory_format(grad)
+        )
+    return image, grad.new_empty((grad.shape[1] if fill_dtype else 0,), dtype=fill_dtype)
+
+
+_forward = define(
+    "mask_image_forward(Tensor image, Tensor mask, Tensor? fill, float value, Tensor? mean,"
+    " Tensor? std, ScalarType dtype) -> Tensor",
+    room="mask_image",
+    check=_check_forward,
+    fake=_fake_forward,
+)
+
+# A dtype of None asks for no gradient of that input; its place is then an empty tensor.
+_backward = define(
+    "mask_image_backward(Tensor grad, Tensor mask, ScalarType? image_dtype,"
+    " ScalarType? fill_dtype) -> (Tensor, Tensor)",
+    room="mask_image",
+    check=_check_backward,
+    fake=_fake_backward,
+)
+
+
+class _MaskImage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image, mask, fill, value, mean, std, dtype):
+        ctx.save_for_backward(mask)
+        ctx.image_dtype = image.dtype
+        ctx.fill_dtype = None if fill is None else fill.dtype
+        return _forward(image, mask, fill, value, mean, std, dtype)
+
+    @first_order
+    def backward(ctx, grad):
+        (mask,) = ctx.saved_tensors
+        wants_image, _, wants_fill, *_ = ctx.needs_input_grad
+        d_image, d_fill = _backward(
+            grad,
+            mask,
+            ctx.image_dtype if wants_image else None,
+            ctx.fill_dtype if wants_fill else None,
+        )
+        return (
+            d_image if wants_image else None,
+            None,
+            d_fill if wants_fill else None,
+            *(None,) * 4,
+        )
+
+
+def mask_image(
+    image: Tensor,
+    mask: PatchMask | Tensor,
+    fill: float | Tensor = 0.0,
+    *,
+    mean: Channels = None,
+    std: Channels = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Give the masked units of an image one colour, for encoders that see pixels.
+
+        out = where(masked, fill, image)                              floating-point image
+        out = where(masked, fill, (image / 255 - mean) / std)         uint8 image
+
+    It selects and does not multiply: a NaN or Inf in a masked pixel is gone, in the value and in
+    every gradient. The image is never changed in place.
+
+    Args:
+        image: `(B, C, H, W)`, float32, float64, bfloat16, float16 or uint8, any strides.
+        mask: `PatchMask` or `bool (B, gh, gw)` on a grid of which the image is a whole multiple;
+            the pixel grid is one.
+        fill: the colour: a number, or a learnable `(C,)` tensor. It is not normalised.
+        mean, std: one number a channel, `std` positive, for a uint8 image divided by 255; sequences
+            or float32 or float64 tensors `(C,)`; both or neither. Without them pixels stay in
+            `[0, 1]`.
+        dtype: floating type of the result; default: that of `image`, float32 for uint8. Autocast
+            does not change it.
+
+    Returns:
+        A tensor of `image`'s shape, channels-last where `image` is, else contiguous.
+
+    Gradients: for `image`, zero where masked; for a tensor `fill`, the sum over the masked pixels
+    of each channel, in float64 and in a fixed order.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that don't fit; `mean` and `std` with a floating-point image.
+        RuntimeError: tensors on different devices; a second derivative.
+
+    Source: SimMIM (Xie et al., CVPR 2022) masks tokens; masked pixels are what the same objective
+    needs of a convolutional encoder.
+    """
+    is_tensor("image", image, PIXELS)
+    if isinstance(fill, Tensor):
+        colour, value = fill, 0.0
+    else:
+        colour, value = None, float(fill)
+    mean, std = channel_stats(image, mean, std)
+    if dtype is None:
+        dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype
+    args = (image, mask_grid(mask), colour, value, mean, std, dtype)
+    if needs_grad(image, colour):
+        return differentiate(_MaskImage, *args)
+    return _forward(*args)

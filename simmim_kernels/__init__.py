@@ -1,6 +1,7 @@
 """Fused kernels for masked image modelling: masks, mask tokens, targets and masked losses."""
 
 from simmim_kernels.backends import backend
+from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_image import mask_image
@@ -16,6 +17,7 @@ __all__ = [
     "PatchMask",
     "PatchNorm",
     "WindowNorm",
+    "avg_dist",
     "backend",
     "block_mask",
     "box_mask",

@@ -60,7 +60,10 @@ def test_workers_make_the_masks_of_the_main_process(workers):
 
 CODE = """
 import numpy as np
+import torch
+import simmim_kernels as sk
 from simmim_kernels.backends.cpu import kernels
+from tests.test_avg_dist import pair_by_pair
 from tests.test_mask_workers import EXPECTED, SAMPLES, STRATEGIES
 for name, expected in EXPECTED.items():
     made = STRATEGIES[name](SAMPLES)
@@ -69,6 +72,8 @@ for name, expected in EXPECTED.items():
         flat = expected(sample).ravel()
         np.testing.assert_array_equal(made.masked[sample], np.flatnonzero(flat))
         np.testing.assert_array_equal(made.visible[sample], np.flatnonzero(~flat))
+mask = torch.rand(3, 4, 5) < 0.6
+np.testing.assert_allclose(sk.avg_dist(mask, 3), pair_by_pair(mask, 3), rtol=1e-13)
 print(kernels.isa)
 """
 

@@ -7,6 +7,7 @@
     X(random_mask)               \
     X(block_mask)                \
     X(box_mask)                  \
+    X(avg_dist)                  \
     X(mask_tokens_forward)       \
     X(mask_tokens_backward)      \
     X(normalize_targets)         \
@@ -28,6 +29,9 @@ void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int6
 void box_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t box_h,
               int64_t box_w, bool center, uint64_t seed, uint32_t epoch, Address mask,
               Address masked, Address visible, int threads);
+
+void avg_dist(Address mask, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t unit,
+              Address sums, Address scratch, int threads);
 
 void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
                 Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,

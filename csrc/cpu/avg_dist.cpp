@@ -1,0 +1,89 @@
+// The mean distance from a masked pixel to the nearest visible one, by an exact distance transform
+// in two passes: how far the nearest visible pixel of each column is, then the best over columns.
+// All pixels of a unit share their columns' distances, so the second pass looks at units only.
+#include "cpu/address.h"
+#include "cpu/parallel.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+constexpr int64_t kFar = int64_t(1) << 30;  // beyond any image side
+
+struct Grid {
+    const uint8_t* mask;
+    int64_t h, w, unit;
+};
+
+// The nearest visible unit rows, above and below, of every unit column of row `row`.
+void nearest_rows(const Grid& grid, const uint8_t* sample, int64_t row, int64_t* above,
+                  int64_t* below) {
+    for (int64_t column = 0; column < grid.w; ++column) {
+        int64_t up = row, down = row;
+        while (up >= 0 && sample[up * grid.w + column]) --up;
+        while (down < grid.h && sample[down * grid.w + column]) ++down;
+        above[column] = up;
+        below[column] = down < grid.h ? down : -1;
+    }
+}
+
+// Vertical distance of pixel row y to the nearest visible pixel of a unit column.
+int64_t vertical(const Grid& grid, int64_t y, int64_t above, int64_t below) {
+    if (above >= 0 && above == below) return 0;
+    const int64_t up = above < 0 ? kFar : y - (above * grid.unit + grid.unit - 1);
+    const int64_t down = below < 0 ? kFar : below * grid.unit - y;
+    return min_of(up, down);
+}
+
+// The sum of the distances of the masked pixels in one row of units.
+double band_sum(const Grid& grid, const uint8_t* sample, int64_t row, int64_t* scratch) {
+    const int64_t width = grid.w * grid.unit;
+    int64_t *nearest = scratch, *above = scratch + width, *below = above + grid.w;
+    nearest_rows(grid, sample, row, above, below);
+    double sum = 0;
+    for (int64_t y = row * grid.unit; y < (row + 1) * grid.unit; ++y) {
+        for (int64_t x = 0; x < width; ++x) nearest[x] = kFar * kFar;
+        for (int64_t column = 0; column < grid.w; ++column) {
+            const int64_t down = vertical(grid, y, above[column], below[column]);
+            const int64_t first = column * grid.unit, last = first + grid.unit - 1;
+            for (int64_t x = 0; x < width; ++x) {
+                const int64_t left = first - x, right = x - last;
+                int64_t across = left > right ? left : right;
+                across = across > 0 ? across : 0;
+                nearest[x] = min_of(nearest[x], across * across + down * down);
+            }
+        }
+        for (int64_t column = 0; column < grid.w; ++column) {
+            if (!sample[row * grid.w + column]) continue;
+            for (int64_t x = column * grid.unit; x < (column + 1) * grid.unit; ++x) {
+                sum +=
+                    nearest[x] < kFar * kFar ? __builtin_sqrt(double(nearest[x])) : __builtin_inf();
+            }
+        }
+    }
+    return sum;
+}
+
+}  // namespace
+
+void avg_dist(Address mask, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t unit,
+              Address sums, Address scratch, int threads) {
+    const Grid grid{mask.as<uint8_t>(), grid_h, grid_w, unit};
+    const int64_t bands = batch * grid_h, units = grid_h * grid_w;
+    double* sum = sums.as<double>();
+    // One slice of scratch for each of `threads` contiguous ranges of bands.
+    parallel_for(threads, batch * units * unit * unit * grid_w, threads, [&](int64_t part) {
+        int64_t* own = scratch.as<int64_t>() + part * (unit + 2) * grid_w;
+        for (int64_t band = bands * part / threads; band < bands * (part + 1) / threads; ++band) {
+            const uint8_t* sample = grid.mask + band / grid_h * units;
+            sum[band] = band_sum(grid, sample, band % grid_h, own);
+        }
+    });
+    int64_t masked = 0;
+    for (int64_t i = 0; i < batch * units; ++i) masked += grid.mask[i];
+    double total = 0;
+    for (int64_t band = 0; band < bands; ++band) total += sum[band];  // always in this order
+    sum[0] = masked ? total / double(masked * unit * unit) : 0.0;
+}
+
+SIMMIM_END

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int:
     """How many cells of the fine grid one cell of the coarse grid spans, along one axis.
@@ -25,7 +23,8 @@ def token_grid(tokens: int, grid_h: int, grid_w: int) -> tuple[int, int]:
     `tokens = grid_h * s * grid_w * s`. Raises `ValueError` where no whole `s` satisfies that.
     """
     units = grid_h * grid_w
-    scale = math.isqrt(tokens // units) if units else 0
+    # Not math.isqrt, which can't be traced where the number of tokens is symbolic.
+    scale = int((tokens // units) ** 0.5 + 0.5) if units and tokens > 0 else 0
     if scale < 1 or scale * scale * units != tokens:
         raise ValueError(
             f"{tokens} tokens do not form a grid that is a whole multiple of the mask grid "

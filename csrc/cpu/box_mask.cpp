@@ -26,7 +26,7 @@ void box_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_
         for (int64_t y = top; y < top + box_h; ++y) {
             std::memset(row + y * grid_w + left, 1, size_t(box_w));
         }
-        write_index_lists(row, units, masked.as<int32_t>() + b * count,
+        write_index_lists(row, units, count, masked.as<int32_t>() + b * count,
                           visible.as<int32_t>() + b * (units - count));
     });
 }

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+INSTEAD = {
+    "_cpu": "the ops run on their reference backend instead",
+    "_cuda": "Triton serves GPUs instead",
+}
 
 
 class CMakeExtension(Extension):
@@ -45,8 +51,7 @@ class CMakeBuild(build_ext):
             reason = self.reason(error)
             self.report[module] = f"not built: {reason}"
             print(
-                f"simmim-kernels: {module} was not built ({reason}); "
-                "the ops run on their reference backend instead",
+                f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",
                 file=sys.stderr,
             )
 
@@ -60,6 +65,9 @@ class CMakeBuild(build_ext):
             raise RuntimeError("no C++ compiler was found; install g++ or set CXX")
         import pybind11
 
+        options = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        if module == "_cuda":
+            options += self.cuda_options(pybind11.get_include())
         folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{module}"
         folder.mkdir(parents=True, exist_ok=True)
         configure = [
@@ -69,7 +77,7 @@ class CMakeBuild(build_ext):
             "-B",
             str(folder),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *options,
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'lib'}",
             f"-DSIMMIM_SANITIZE={os.environ.get('SIMMIM_SANITIZE', 'OFF')}",
         ]
@@ -84,7 +92,29 @@ class CMakeBuild(build_ext):
         partial = target.with_suffix(".partial")
         shutil.copyfile(built, partial)
         partial.replace(target)  # a process that has the old file mapped keeps it
-        return f"built with {compiler}"
+        return f"built with {compiler if module == '_cpu' else 'nvcc'}"
+
+    @staticmethod
+    def cuda_options(pybind11_include: str) -> list[str]:
+        """What CMake needs for the CUDA module: where nvcc is, and for which GPUs to compile."""
+        if os.environ.get("SIMMIM_CUDA") == "0":
+            raise RuntimeError("SIMMIM_CUDA is 0")
+        architectures = os.environ.get("SIMMIM_CUDA_ARCHS", "80;90;100")
+        if not re.fullmatch(r"\d+([;, ]\d+)*", architectures):
+            raise RuntimeError(
+                f"SIMMIM_CUDA_ARCHS is {architectures!r}; allowed: a list like 80;90"
+            )
+        homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+        folders = [str(Path(home, "bin")) for home in homes if home]
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(folders))
+        if nvcc is None:
+            raise RuntimeError("nvcc was not found")
+        return [
+            f"-DSIMMIM_NVCC={nvcc}",
+            f"-DSIMMIM_CUDA_ARCHS={re.sub('[, ]', ';', architectures)}",
+            f"-DSIMMIM_PYBIND11_INCLUDE={pybind11_include}",
+            f"-DSIMMIM_PYTHON_INCLUDE={sysconfig.get_path('include')}",
+        ]
 
     @staticmethod
     def call(command: list[str]) -> None:
@@ -100,7 +130,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[CMakeExtension("simmim_kernels._cpu")],
+    ext_modules=[CMakeExtension("simmim_kernels._cpu"), CMakeExtension("simmim_kernels._cuda")],
     cmdclass={"build_ext": CMakeBuild},
     package_dir={"": ".", "simmim": "python/simmim"},
 )

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "address_caster.h"
+
 #define SIMMIM_ISA baseline
 #include "cpu/kernels.h"
 #undef SIMMIM_ISA
@@ -20,19 +22,6 @@
 #endif
 
 namespace py = pybind11;
-
-namespace pybind11::detail {
-template <>
-struct type_caster<simmim::Address> {
-    PYBIND11_TYPE_CASTER(simmim::Address, const_name("int | None"));
-    bool load(handle source, bool) {
-        value.pointer = source.is_none() ? nullptr : PyLong_AsVoidPtr(source.ptr());
-        if (!PyErr_Occurred()) return true;
-        PyErr_Clear();
-        return false;
-    }
-};
-}  // namespace pybind11::detail
 
 namespace {
 

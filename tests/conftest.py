@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pkgutil
+import sys
 
 import hypothesis
 import pytest
@@ -18,6 +20,12 @@ hypothesis.settings.load_profile("default")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
+if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for the host
+    _spec = importlib.util.spec_from_file_location(
+        "simmim_kernels._cuda", os.environ["SIMMIM_TEST_CUDA_MODULE"]
+    )
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 
 @pytest.fixture(autouse=True)

@@ -18,21 +18,32 @@ SIMMIM_HD uint32_t float_to_bits(float value) {
     return bits;
 }
 
-// The 16-bit types are integer arithmetic without branches, which the compiler vectorises for
-// every instruction set.
+// On a CPU the 16-bit types are integer arithmetic without branches, which the compiler vectorises
+// for every instruction set; a GPU has an instruction for each conversion.
 struct BFloat16 {
     uint16_t bits;
     static SIMMIM_HD float widen(BFloat16 v) { return bits_to_float(uint32_t(v.bits) << 16); }
     static SIMMIM_HD BFloat16 narrow(float f) {  // round to nearest even, NaN stays NaN
+#ifdef __CUDA_ARCH__
+        uint16_t bits;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(f));
+        return {bits};
+#else
         const uint32_t u = float_to_bits(f);
         const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
         return {uint16_t((u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded)};
+#endif
     }
 };
 
 struct Float16 {
     uint16_t bits;
     static SIMMIM_HD float widen(Float16 v) {
+#ifdef __CUDA_ARCH__
+        float f;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+        return f;
+#else
         const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16;
         const uint32_t body = uint32_t(v.bits & 0x7FFFu);
         // Exponent re-biased by a multiplication, which also normalises subnormals.
@@ -40,8 +51,14 @@ struct Float16 {
         const uint32_t magnitude =
             body >= 0x7C00u ? (0x7F800000u | (body << 13)) : float_to_bits(scaled);
         return bits_to_float(sign | magnitude);
+#endif
     }
     static SIMMIM_HD Float16 narrow(float f) {  // round to nearest even
+#ifdef __CUDA_ARCH__
+        uint16_t bits;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f));
+        return {bits};
+#else
         const uint32_t u = float_to_bits(f);
         const uint32_t sign = (u >> 16) & 0x8000u;
         const uint32_t a = u & 0x7FFFFFFFu;
@@ -52,6 +69,7 @@ struct Float16 {
         h = a >= 0x477FF000u ? 0x7C00u : h;
         h = a > 0x7F800000u ? 0x7E00u : h;
         return {uint16_t(sign | h)};
+#endif
     }
 };
 

@@ -1,0 +1,36 @@
+// How every launcher starts its kernel. Launchers take addresses, sizes and a stream, never
+// allocate, never wait, and return the launch's cudaError_t.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/types.h"
+#include "cpu/address.h"
+
+SIMMIM_BEGIN
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, Address stream,
+           Arguments... arguments) {
+    if (blocks == 0) return cudaSuccess;
+    if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = threads;
+    config.stream = stream.as<CUstream_st>();
+    return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The smallest power of two that is at least n, at most `most` (a power of two).
+inline int power_of_two(int64_t n, int most) {
+    int p = 1;
+    while (p < n && p < most) p *= 2;
+    return p;
+}
+
+SIMMIM_END

@@ -1,0 +1,130 @@
+// Exactly `count` of `units` cells per sample: those with the smallest (score, position), where the
+// scores are Philox words of (seed, epoch, sample id, position). One team of warps a sample.
+#include "common/philox.h"
+#include "cuda/kernels.h"
+#include "cuda/team.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+struct Scores {
+    uint64_t id, seed;
+    uint32_t epoch;
+
+    __device__ __forceinline__ PhiloxBlock block(uint32_t counter) const {
+        return philox(counter, epoch, uint32_t(id), uint32_t(id >> 32), uint32_t(seed),
+                      uint32_t(seed >> 32));
+    }
+};
+
+// HELD: blocks of four scores that a thread keeps in registers; 0 computes them anew each time.
+template <int WARPS, int HELD>
+__global__ void __launch_bounds__(WARPS* kWarp)
+    random_mask_kernel(const int64_t* ids, int64_t units, int64_t count, uint64_t seed,
+                       uint32_t epoch, uint8_t* mask, int32_t* masked, int32_t* visible) {
+    constexpr uint32_t kThreads = WARPS * kWarp;
+    __shared__ uint32_t shared[WARPS];
+    const Team<WARPS> team{shared};
+    const int64_t row = blockIdx.x;
+    const Scores scores{uint64_t(ids[row]), seed, epoch};
+    const uint32_t blocks = uint32_t((units + 3) / 4);
+
+    PhiloxBlock held[HELD > 0 ? HELD : 1];
+    if (HELD > 0) {
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) held[j] = scores.block(threadIdx.x + j * kThreads);
+    }
+
+    // The count-th smallest score, bit by bit: the largest threshold with fewer than `count` scores
+    // below it.
+    uint32_t threshold = 0, below = 0;
+    for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+        const uint32_t candidate = threshold | bit;
+        uint32_t smaller = 0;
+        const auto add = [&](uint32_t counter, const PhiloxBlock& block) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                smaller += int64_t(counter) * 4 + k < units && block.word[k] < candidate;
+            }
+        };
+        if (HELD > 0) {
+#pragma unroll
+            for (int j = 0; j < HELD; ++j) add(threadIdx.x + j * kThreads, held[j]);
+        } else {
+            for (uint32_t c = threadIdx.x; c < blocks; c += kThreads) add(c, scores.block(c));
+        }
+        smaller = team.sum(smaller);
+        if (int64_t(smaller) < count) {
+            threshold = candidate;
+            below = smaller;
+        }
+    }
+
+    // Equal scores: the lowest positions are taken, so `ties` of the threshold's.
+    const uint32_t ties = uint32_t(count) - below;
+    uint32_t lower_seen = 0, tied_seen = 0;
+    mask += row * units;
+    masked += row * count;
+    visible += row * (units - count);
+    const auto write = [&](uint32_t counter, const PhiloxBlock& block) {
+        uint32_t lower = 0, tied = 0;
+        bool is_lower[4], is_tied[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const bool exists = int64_t(counter) * 4 + k < units;
+            is_lower[k] = exists && block.word[k] < threshold;
+            is_tied[k] = exists && block.word[k] == threshold;
+            lower += is_lower[k];
+            tied += is_tied[k];
+        }
+        // A team sees at most 4096 units here, so that both counts fit into halves of a word.
+        uint32_t total;
+        const uint32_t before = team.before(lower | (tied << 16), &total);
+        lower = lower_seen + (before & 0xFFFFu);
+        tied = tied_seen + (before >> 16);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const int64_t unit = int64_t(counter) * 4 + k;
+            if (unit >= units) break;
+            const uint32_t taken = lower + min_of(tied, ties);
+            const bool take = is_lower[k] || (is_tied[k] && tied < ties);
+            mask[unit] = take;
+            if (take) {
+                masked[taken] = int32_t(unit);
+            } else {
+                visible[unit - taken] = int32_t(unit);
+            }
+            lower += is_lower[k];
+            tied += is_tied[k];
+        }
+        lower_seen += total & 0xFFFFu;
+        tied_seen += total >> 16;
+    };
+    if (HELD > 0) {
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) write(threadIdx.x + j * kThreads, held[j]);
+    } else {
+        for (uint32_t base = 0; base < blocks; base += kThreads) {
+            const uint32_t counter = base + threadIdx.x;
+            write(counter, scores.block(counter));
+        }
+    }
+}
+
+}  // namespace
+
+int random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
+                uint32_t epoch, Address mask, Address masked, Address visible, Address stream) {
+    const auto start = [&](auto* kernel, int warps) {
+        return launch(kernel, batch, dim3(unsigned(warps * kWarp)), stream, ids.as<int64_t>(),
+                      units, count, seed, epoch, mask.as<uint8_t>(), masked.as<int32_t>(),
+                      visible.as<int32_t>());
+    };
+    if (units <= 128) return start(random_mask_kernel<1, 1>, 1);
+    if (units <= 256) return start(random_mask_kernel<1, 2>, 1);
+    if (units <= 1024) return start(random_mask_kernel<1, 8>, 1);
+    return start(random_mask_kernel<32, 0>, 32);
+}
+
+SIMMIM_END

@@ -1,0 +1,42 @@
+#include "cuda/sums.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+constexpr int kColumns = 32, kLanes = 32;
+
+template <class T>
+__global__ void __launch_bounds__(kColumns* kLanes)
+    add_rows_kernel(const T* partial, int64_t rows, int64_t columns, Array out) {
+    __shared__ double sums[kLanes][kColumns];
+    const int64_t column = int64_t(blockIdx.x) * kColumns + threadIdx.x;
+    double sum = 0;
+    if (column < columns) {
+#pragma unroll 4
+        for (int64_t row = threadIdx.y; row < rows; row += blockDim.y) {
+            sum += double(partial[row * columns + column]);
+        }
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y != 0 || column >= columns) return;
+    for (unsigned lane = 1; lane < blockDim.y; ++lane) sum += sums[lane][threadIdx.x];
+    out.store(column, sum);
+}
+
+}  // namespace
+
+int add_rows(const void* partial, int partial_element, int64_t rows, int64_t columns, Array out,
+             Address stream) {
+    const dim3 threads(kColumns, unsigned(power_of_two(rows, kLanes)));
+    const int64_t blocks = ceil_div(columns, kColumns);
+    if (partial_element == kFloat64) {
+        return launch(add_rows_kernel<double>, blocks, threads, stream,
+                      static_cast<const double*>(partial), rows, columns, out);
+    }
+    return launch(add_rows_kernel<float>, blocks, threads, stream,
+                  static_cast<const float*>(partial), rows, columns, out);
+}
+
+SIMMIM_END

@@ -1,0 +1,51 @@
+"""The ops in CUDA C++ (`csrc/cuda`), over addresses and sizes, on PyTorch's current stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends._elements import ELEMENT
+
+
+def _not_built(error: ImportError) -> str:
+    record = Path(__file__).parents[2] / "_build_info.json"
+    built = json.loads(record.read_text()).get("_cuda", "") if record.exists() else ""
+    if built.startswith("not built"):
+        return built
+    return f"the compiled module does not load: {error}"
+
+
+devices = ("cuda",)
+try:
+    from simmim_kernels import _cuda as kernels
+
+    # The tests also build these sources for the host, to run them on CPU tensors.
+    devices = (kernels.device_type,)
+    if kernels.device_type == "cuda" and not torch.cuda.is_available():
+        unavailable = "PyTorch sees no GPU"
+    else:
+        unavailable = kernels.why_not(0) or None
+except ImportError as error:
+    kernels = None
+    unavailable = _not_built(error)
+
+
+def device_and_stream(tensor: Tensor) -> tuple[int, int]:
+    """Where a kernel on `tensor` runs: its GPU, and PyTorch's current stream there."""
+    if not tensor.is_cuda:
+        return 0, 0
+    index = tensor.device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def element(tensor: Tensor | None) -> int:
+    """The code of a tensor's element type in csrc/common/types.h."""
+    return 0 if tensor is None else ELEMENT[tensor.dtype]

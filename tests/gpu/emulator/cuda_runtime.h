@@ -1,0 +1,213 @@
+// Runs CUDA kernels on the host, one block after another, so that their results can be tested on a
+// machine without a GPU. Threads of a block are fibers that switch at barriers and warp operations;
+// a barrier that some thread never reaches ends the program with a message.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+    dim3() = default;
+    dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+struct cudaFuncAttributes {};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+};
+
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated error"; }
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+    return cudaSuccess;
+}
+
+inline dim3 threadIdx;
+
+namespace emulator {
+
+constexpr int kWarp = 32;
+constexpr size_t kStack = 64 << 10;
+
+struct Barrier {
+    int arrived = 0;
+    int64_t generation = 0;
+};
+
+struct Fiber {
+    ucontext_t context;
+    dim3 thread;
+    int rank = 0;
+    bool done = false;
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<std::unique_ptr<char[]>> stacks;
+    std::vector<Barrier> warps;
+    std::vector<uint64_t> slots;  // one for each thread, for exchanges within a warp
+    Barrier barrier;
+    Fiber* now = nullptr;
+    ucontext_t scheduler;
+    std::function<void()> body;
+    dim3 index, size, grid;
+    int live = 0;
+    int64_t progress = 0;
+};
+
+inline Block block;
+
+inline void yield() { swapcontext(&block.now->context, &block.scheduler); }
+
+// `expected` may fall while others wait, when threads end.
+template <class Expected>
+void wait(Barrier& barrier, const Expected& expected) {
+    const int64_t generation = barrier.generation;
+    ++barrier.arrived;
+    while (barrier.generation == generation) {
+        if (barrier.arrived >= expected()) {
+            barrier.arrived = 0;
+            ++barrier.generation;
+            ++block.progress;
+            return;
+        }
+        yield();
+    }
+}
+
+inline void wait_for_block() {
+    wait(block.barrier, [] { return block.live; });
+}
+
+// Lanes that have ended still count: the operations here name all lanes of the warp.
+inline void wait_for_warp() {
+    const int total = int(block.fibers.size()), warp = block.now->rank / kWarp;
+    const int lanes = total - warp * kWarp < kWarp ? total - warp * kWarp : kWarp;
+    wait(block.warps[size_t(warp)], [lanes] { return lanes; });
+}
+
+inline void enter() {
+    block.body();
+    block.now->done = true;
+    --block.live;
+    ++block.progress;
+    yield();
+}
+
+inline void run_block(const dim3& index) {
+    const int total = int(block.size.x * block.size.y * block.size.z);
+    block.index = index;
+    block.fibers.assign(size_t(total), Fiber{});
+    block.warps.assign(size_t((total + kWarp - 1) / kWarp), Barrier{});
+    block.slots.assign(size_t(total), 0);
+    block.barrier = Barrier{};
+    block.live = total;
+    while (block.stacks.size() < size_t(total)) block.stacks.emplace_back(new char[kStack]);
+    for (int i = 0; i < total; ++i) {
+        Fiber& fiber = block.fibers[size_t(i)];
+        fiber.rank = i;
+        fiber.thread = dim3(unsigned(i) % block.size.x, unsigned(i) / block.size.x % block.size.y,
+                            unsigned(i) / (block.size.x * block.size.y));
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = block.stacks[size_t(i)].get();
+        fiber.context.uc_stack.ss_size = kStack;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, enter, 0);
+    }
+    while (block.live > 0) {
+        const int64_t before = block.progress;
+        // The last thread runs first: whoever relies on the order of threads is found out.
+        for (int i = total - 1; i >= 0; --i) {
+            block.now = &block.fibers[size_t(i)];
+            if (block.now->done) continue;
+            threadIdx = block.now->thread;
+            swapcontext(&block.scheduler, &block.now->context);
+        }
+        if (block.progress == before) {
+            std::fprintf(stderr, "emulator: a barrier was not reached by all threads\n");
+            std::abort();
+        }
+    }
+}
+
+template <class T>
+T exchange(T value, int from) {
+    static_assert(sizeof(T) <= 8, "an exchanged value fits into a slot");
+    const int first = block.now->rank / kWarp * kWarp;
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &value, sizeof(T));
+    block.slots[size_t(block.now->rank)] = bits;
+    wait_for_warp();
+    if (from >= 0 && from < kWarp && size_t(first + from) < block.slots.size()) {
+        __builtin_memcpy(&value, &block.slots[size_t(first + from)], sizeof(T));
+    }
+    wait_for_warp();
+    return value;
+}
+
+inline int lane() { return block.now->rank % kWarp; }
+
+}  // namespace emulator
+
+inline const dim3& blockIdx = emulator::block.index;
+inline const dim3& blockDim = emulator::block.size;
+inline const dim3& gridDim = emulator::block.grid;
+
+inline void __syncthreads() { emulator::wait_for_block(); }
+inline void __syncwarp(unsigned = ~0u) { emulator::wait_for_warp(); }
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+    return emulator::exchange(value, from);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned delta) {
+    return emulator::exchange(value, emulator::lane() - int(delta));
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned delta) {
+    return emulator::exchange(value, emulator::lane() + int(delta));
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return emulator::exchange(value, emulator::lane() ^ mask);
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+    unsigned sum = 0;
+    for (int lane = 0; lane < emulator::kWarp; ++lane) sum += emulator::exchange(value, lane);
+    return sum;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+    using emulator::block;
+    block.size = config->blockDim;
+    block.grid = config->gridDim;
+    block.body = [&] { kernel(arguments...); };
+    for (unsigned z = 0; z < block.grid.z; ++z)
+        for (unsigned y = 0; y < block.grid.y; ++y)
+            for (unsigned x = 0; x < block.grid.x; ++x) emulator::run_block(dim3(x, y, z));
+    return cudaSuccess;
+}

@@ -1,0 +1,11 @@
+"""The op tests on the CUDA sources, compiled for the host and run there thread by thread."""
+
+from tests.gpu.host_build import build
+from tests.gpu.suite import rooms_of, run_op_tests
+
+
+def test_op_tests_pass_in_the_emulator(tmp_path):
+    module = build(tmp_path)
+    run_op_tests(
+        "cuda", rooms_of("cuda"), SIMMIM_TEST_CUDA_MODULE=str(module), SIMMIM_TEST_EXAMPLES="15"
+    )

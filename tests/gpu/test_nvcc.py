@@ -1,0 +1,56 @@
+"""What nvcc made of every CUDA source: machine code for each GPU of the list, PTX for newer ones, no
+library that a user would have to have."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "simmim_kernels"
+
+
+@pytest.fixture(scope="module")
+def module():
+    if shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc is not installed")
+    record = json.loads((PACKAGE / "_build_info.json").read_text())
+    if "SIMMIM_CUDA is 0" in record["_cuda"]:
+        pytest.skip("the build left CUDA out: SIMMIM_CUDA is 0")
+    assert record["_cuda"] == "built with nvcc"
+    return next(PACKAGE.glob("_cuda.*.so"))
+
+
+def test_every_source_is_in_the_build(module):
+    objects = {path.name for path in (ROOT / "build").glob("cmake-*-_cuda/*.cu.o")}
+    sources = {f"{path.name}.o" for path in (ROOT / "csrc/cuda").glob("*.cu")}
+    assert sources <= objects
+
+
+def test_machine_code_for_every_gpu_and_ptx_for_newer_ones(module):
+    if "SIMMIM_CUDA_ARCHS" in os.environ:
+        pytest.skip("SIMMIM_CUDA_ARCHS changes the list")
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    listed = subprocess.run(
+        [tool, "--list-elf", "--list-ptx", module], capture_output=True, text=True
+    ).stdout
+    assert {"sm_80", "sm_90", "sm_100"} <= set(re.findall(r"\.(sm_\d+)\.cubin", listed))
+    newest = max(map(int, re.findall(r"\.sm_(\d+)\.ptx", listed)))
+    assert newest >= 100
+
+
+def test_links_neither_pytorch_nor_the_cuda_runtime(module):
+    shown = subprocess.run(["readelf", "-d", module], capture_output=True, text=True).stdout
+    libraries = re.findall(r"NEEDED.*\[(.*)\]", shown)
+    assert libraries
+    assert not [name for name in libraries if re.search(r"torch|c10|cuda|python", name)]
+
+
+def test_exports_only_its_entry_point(module):
+    shown = subprocess.run(["nm", "-D", "--defined-only", module], capture_output=True, text=True)
+    assert [line.split()[-1] for line in shown.stdout.splitlines()] == ["PyInit__cuda"]

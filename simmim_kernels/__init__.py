@@ -7,6 +7,7 @@ from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
+from simmim_kernels.ops.normalize_patches import normalize_patches
 from simmim_kernels.ops.normalize_targets import normalize_targets
 from simmim_kernels.ops.random_mask import random_mask
 from simmim_kernels.patch_mask import PatchMask
@@ -25,6 +26,7 @@ __all__ = [
     "mask_image",
     "mask_tokens",
     "masked_patch_embed",
+    "normalize_patches",
     "normalize_targets",
     "random_mask",
 ]

@@ -6,9 +6,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 def check_window(window: int) -> None:
     """`ValueError` unless `window` is an odd number of pixels, 1 or more."""
@@ -20,15 +17,6 @@ def check_eps(eps: float) -> None:
     """`ValueError` unless `eps` is finite and not negative."""
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps is {eps}; allowed: finite, 0 or more")
-
-
-def target_format(image: Tensor) -> tuple[torch.dtype, torch.memory_format]:
-    """Type and layout of the normalised `image`: its own, but float32 for uint8, and contiguous
-    where it is neither contiguous nor channels-last."""
-    dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype
-    if not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last):
-        return dtype, torch.channels_last
-    return dtype, torch.contiguous_format
 
 
 @dataclass(frozen=True)

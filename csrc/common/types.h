@@ -49,4 +49,7 @@ SIMMIM_HD T max_of(T a, T b) {
     return a < b ? b : a;
 }
 
+// A slice of scratch, so long that the next one starts on a cache line of its own.
+SIMMIM_HD int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 SIMMIM_END

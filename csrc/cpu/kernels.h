@@ -12,6 +12,8 @@
     X(mask_tokens_backward)      \
     X(normalize_targets)         \
     X(normalize_targets_scratch) \
+    X(normalize_patches)         \
+    X(normalize_patches_scratch) \
     X(mask_image)                \
     X(mask_image_fill_gradient)  \
     X(gather_patches)            \
@@ -94,6 +96,16 @@ int64_t take_tokens(Address x, int x_element, int64_t x_sb, int64_t x_st, int64_
                     int rows_element, Address token, Address pos, int64_t block, int64_t count,
                     int64_t batch, int64_t prefix, int64_t h, int64_t w, int64_t width,
                     int threads);
+
+void normalize_patches(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
+                       int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
+                       int64_t o_sy, int64_t o_sx, int64_t batch, int64_t channels, int64_t height,
+                       int64_t width, int64_t patch, double eps, Address mean, int mean_element,
+                       Address std, int std_element, Address scratch, int64_t scratch_bytes,
+                       int threads);
+
+// Bytes of scratch that one thread needs.
+int64_t normalize_patches_scratch(int64_t width, int element);
 
 }  // namespace SIMMIM_ISA
 }  // namespace simmim

@@ -28,8 +28,7 @@ void normalize_band(const Job& job, int64_t plane, int64_t first, int64_t last, 
     WindowRows<C> rows(image, job.window, stored_eps(job.eps, image.memory.element, job.std, c),
                        scratch);
     C* row = reinterpret_cast<C*>(scratch + WindowRows<C>::scratch_bytes(image.width, job.window));
-    const bool in_place =
-        out.sx == 1 && out.memory.element == (sizeof(C) == 8 ? kFloat64 : kFloat32);
+    const bool in_place = out.sx == 1 && out.memory.element == kElement<C>;
     for (int64_t y = first; y < last; ++y) {
         const int64_t offset = out.offset + y * out.sy;
         rows.seek(y);
@@ -45,9 +44,9 @@ void normalize_band(const Job& job, int64_t plane, int64_t first, int64_t last, 
 }  // namespace
 
 int64_t normalize_targets_scratch(int64_t width, int64_t window, int element) {
-    return element == kFloat64
-               ? WindowRows<double>::scratch_bytes(width, window) + width * int64_t(sizeof(double))
-               : WindowRows<float>::scratch_bytes(width, window) + width * int64_t(sizeof(float));
+    return whole_lines(element == kFloat64
+                           ? WindowRows<double>::scratch_bytes(width, window) + 8 * width
+                           : WindowRows<float>::scratch_bytes(width, window) + 4 * width);
 }
 
 void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,

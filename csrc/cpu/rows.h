@@ -7,6 +7,12 @@ SIMMIM_BEGIN
 
 constexpr int64_t kRow = 512;  // elements converted at a time: two float rows stay within the L1
 
+// The code of a compute type, for rows that can be used where they lie.
+template <class C>
+constexpr int kElement = kFloat32;
+template <>
+constexpr int kElement<double> = kFloat64;
+
 template <class C, class T>
 inline void load_as(const T* source, int64_t stride, int64_t n, C* row) {
     if (stride == 1) {

@@ -40,8 +40,18 @@ inline double stored_eps(double eps, int element, const Memory& std, int64_t cha
     return eps * scale * scale;
 }
 
-// Column sums of x and x^2 over the window's rows run down the image in double, prefix sums along
-// the row turn them into window sums. All sums are made in one order on every instruction set.
+// What sums of squares of C are held in: wide enough that E[x^2] - m^2 may cancel.
+template <class C>
+struct Wider {
+    using Type = double;
+};
+template <>
+struct Wider<double> {
+    using Type = long double;
+};
+
+// Column sums of x and x^2 over the window's rows run down the image, prefix sums along the row
+// turn them into window sums. All sums are made in one order on every instruction set.
 //
 // A running sum never recovers from a NaN or Inf, and keeps the rounding of large numbers after
 // they have left. Rows that hold a NaN, an Inf, or a number so large that its rounding would show
@@ -49,10 +59,13 @@ inline double stored_eps(double eps, int element, const Memory& std, int64_t cha
 // with it.
 template <class C>
 class WindowRows {
+    using Sum = typename Wider<C>::Type;
+
   public:
     static int64_t scratch_bytes(int64_t width, int64_t window) {
         const int64_t padded = width + 2 * radius(width, window) + 1;
-        return 8 * (5 * width + 2 * padded) + int64_t(sizeof(C)) * 6 * width;
+        return int64_t(sizeof(Sum)) * (4 * width + 2 * padded) +
+               int64_t(sizeof(double) + 6 * sizeof(C)) * width;
     }
 
     WindowRows(const Plane& plane, int64_t window, double eps, char* scratch)
@@ -61,15 +74,14 @@ class WindowRows {
           rx_(radius(plane.width, window)),
           eps_(eps) {
         const int64_t width = plane.width, padded = width + 2 * rx_ + 1;
-        double* doubles = reinterpret_cast<double*>(scratch);
-        column_s_ = doubles;
+        column_s_ = reinterpret_cast<Sum*>(scratch);
         column_q_ = column_s_ + width;
         direct_s_ = column_q_ + width;
         direct_q_ = direct_s_ + width;
-        count_ = direct_q_ + width;
-        prefix_s_ = count_ + width;
+        prefix_s_ = direct_q_ + width;
         prefix_q_ = prefix_s_ + padded;
-        C* rows = reinterpret_cast<C*>(prefix_q_ + padded);
+        count_ = reinterpret_cast<double*>(prefix_q_ + padded);
+        C* rows = reinterpret_cast<C*>(count_ + width);
         bessel_ = rows;
         eps_n2_ = rows + width;
         zeros_ = rows + 2 * width;
@@ -77,7 +89,7 @@ class WindowRows {
         leaving_row_ = rows + 4 * width;
         centre_row_ = rows + 5 * width;
         for (int64_t x = 0; x < width; ++x) zeros_[x] = C(0);
-        for (int64_t x = 0; x <= rx_; ++x) prefix_s_[x] = prefix_q_[x] = 0.0;
+        for (int64_t x = 0; x <= rx_; ++x) prefix_s_[x] = prefix_q_[x] = Sum(0);
         // The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
         limit_ = plane.memory.element == kUInt8 ? C(255) : C(4194304.0 * __builtin_sqrt(eps));
     }
@@ -99,22 +111,21 @@ class WindowRows {
     void write(int64_t first, int64_t last, C* out) const {
         if (direct()) {
             for (int64_t x = first; x < last; ++x) {
-                const double n = count_[x], s = direct_s_[x];
-                const double v = n * direct_q_[x] - s * s;
-                const double bessel = n > 1.0 ? n / (n - 1.0) : 0.0;
-                const double scaled = (v < 0.0 ? 0.0 : v) * bessel + eps_ * n * n;
-                out[x - first] = C((n * double(centre_[x]) - s) / __builtin_sqrt(scaled));
+                const Sum n = count_[x], s = direct_s_[x], v = n * direct_q_[x] - s * s;
+                const double bessel = n > 1 ? count_[x] / (count_[x] - 1.0) : 0.0;
+                const double scaled = double(v < 0 ? Sum(0) : v) * bessel + eps_ * double(n * n);
+                out[x - first] = C(double(n * Sum(centre_[x]) - s) / __builtin_sqrt(scaled));
             }
             return;
         }
         // Everything times n: out = (n x - s) / sqrt((n q - s^2) n / (n - 1) + eps n^2).
-        const double *s0 = prefix_s_, *s1 = s0 + 2 * rx_ + 1;
-        const double *q0 = prefix_q_, *q1 = q0 + 2 * rx_ + 1;
+        const Sum *s0 = prefix_s_, *s1 = s0 + 2 * rx_ + 1;
+        const Sum *q0 = prefix_q_, *q1 = q0 + 2 * rx_ + 1;
         for (int64_t x = first; x < last; ++x) {
-            const double n = count_[x], s = s1[x] - s0[x], q = q1[x] - q0[x];
-            const double v = n * q - s * s;
-            const C scaled = C(v < 0.0 ? 0.0 : v) * bessel_[x] + eps_n2_[x];
-            out[x - first] = C(n * double(centre_[x]) - s) / root(scaled);
+            const Sum n = count_[x], s = s1[x] - s0[x], q = q1[x] - q0[x];
+            const Sum v = n * q - s * s;
+            const C scaled = C(v < 0 ? Sum(0) : v) * bessel_[x] + eps_n2_[x];
+            out[x - first] = C(n * Sum(centre_[x]) - s) / root(scaled);
         }
     }
 
@@ -128,7 +139,7 @@ class WindowRows {
 
     const C* row(int64_t y, C* buffer) const {
         const int64_t offset = plane_.offset + y * plane_.sy;
-        if (plane_.sx == 1 && plane_.memory.element == (sizeof(C) == 8 ? kFloat64 : kFloat32))
+        if (plane_.sx == 1 && plane_.memory.element == kElement<C>)
             return reinterpret_cast<const C*>(plane_.memory.at(offset));
         plane_.memory.load(offset, plane_.sx, plane_.width, buffer);
         return buffer;
@@ -147,13 +158,13 @@ class WindowRows {
     void start(int64_t y) {
         y_ = y;
         bad_ = -1 - plane_.height;
-        for (int64_t x = 0; x < plane_.width; ++x) column_s_[x] = column_q_[x] = 0.0;
+        for (int64_t x = 0; x < plane_.width; ++x) column_s_[x] = column_q_[x] = Sum(0);
         const int64_t last = min_of(plane_.height - 1, y + ry_);
         for (int64_t i = max_of<int64_t>(0, y - ry_); i <= last; ++i) {
             const C* x = entering(i);
             for (int64_t j = 0; j < plane_.width; ++j) {
-                column_s_[j] += double(x[j]);
-                column_q_[j] += double(x[j]) * double(x[j]);
+                column_s_[j] += Sum(x[j]);
+                column_q_[j] += Sum(x[j]) * Sum(x[j]);
             }
         }
         run(zeros_, zeros_);
@@ -171,30 +182,15 @@ class WindowRows {
 
     // Column sums with row `in` added and row `out` taken away, and their prefix sums.
     void run(const C* in, const C* out) {
-        double *s = column_s_, *q = column_q_, *ps = prefix_s_ + rx_ + 1, *pq = prefix_q_ + rx_ + 1;
-        Lanes total_s = {0.0, 0.0, 0.0, 0.0}, total_q = total_s;
-        int64_t x = 0;
-        for (; x + kLanes <= plane_.width; x += kLanes) {
-            Lanes a, b, ls, lq;
-            load(in + x, a);
-            load(out + x, b);
-            load(s + x, ls);
-            load(q + x, lq);
-            const Lanes d = a - b;
-            ls += d;
-            lq += d * (a + b);
-            std::memcpy(s + x, &ls, sizeof(Lanes));
-            std::memcpy(q + x, &lq, sizeof(Lanes));
-            prefix(ls, total_s, ps + x);
-            prefix(lq, total_q, pq + x);
-        }
-        double sum_s = total_s[0], sum_q = total_q[0];
+        Sum sum_s = 0, sum_q = 0;
+        int64_t x = run_lanes(in, out, sum_s, sum_q);
+        Sum *ps = prefix_s_ + rx_ + 1, *pq = prefix_q_ + rx_ + 1;
         for (; x < plane_.width; ++x) {
-            const double a = double(in[x]), b = double(out[x]);
-            s[x] += a - b;
-            q[x] += (a - b) * (a + b);
-            ps[x] = sum_s += s[x];
-            pq[x] = sum_q += q[x];
+            const Sum a = in[x], b = out[x];
+            column_s_[x] += a - b;
+            column_q_[x] += (a - b) * (a + b);
+            ps[x] = sum_s += column_s_[x];
+            pq[x] = sum_q += column_q_[x];
         }
         for (; x < plane_.width + rx_; ++x) {
             ps[x] = sum_s;
@@ -213,6 +209,31 @@ class WindowRows {
         std::memcpy(&floats, x, sizeof(Floats));
         lanes = __builtin_convertvector(floats, Lanes);
     }
+
+    // As many columns of `run` as fill vectors; returns their number.
+    int64_t run_lanes(const float* in, const float* out, double& sum_s, double& sum_q) {
+        double *s = column_s_, *q = column_q_, *ps = prefix_s_ + rx_ + 1, *pq = prefix_q_ + rx_ + 1;
+        Lanes total_s = {0.0, 0.0, 0.0, 0.0}, total_q = total_s;
+        int64_t x = 0;
+        for (; x + kLanes <= plane_.width; x += kLanes) {
+            Lanes a, b, ls, lq;
+            load(in + x, a);
+            load(out + x, b);
+            load(s + x, ls);
+            load(q + x, lq);
+            const Lanes d = a - b;
+            ls += d;
+            lq += d * (a + b);
+            std::memcpy(s + x, &ls, sizeof(Lanes));
+            std::memcpy(q + x, &lq, sizeof(Lanes));
+            prefix(ls, total_s, ps + x);
+            prefix(lq, total_q, pq + x);
+        }
+        sum_s = total_s[0];
+        sum_q = total_q[0];
+        return x;
+    }
+    int64_t run_lanes(const double*, const double*, long double&, long double&) { return 0; }
 
     // Prefix sums of four numbers onto `total`, the sum of all numbers before (in every lane).
     static void prefix(const Lanes& value, Lanes& total, double* out) {
@@ -241,7 +262,7 @@ class WindowRows {
     void sum_directly() {
         for (int64_t x = 0; x < plane_.width; ++x) {
             const int64_t last = min_of(plane_.width - 1, x + rx_);
-            double s = 0.0, q = 0.0;
+            Sum s = 0, q = 0;
             for (int64_t i = max_of<int64_t>(0, x - rx_); i <= last; ++i) {
                 s += column_s_[i];
                 q += column_q_[i];
@@ -259,7 +280,8 @@ class WindowRows {
     int64_t rows_ = 0;  // rows in its windows
     int64_t bad_ = -1;  // the last row taken in that no running sum can hold
     const C* centre_ = nullptr;
-    double *column_s_, *column_q_, *direct_s_, *direct_q_, *count_, *prefix_s_, *prefix_q_;
+    Sum *column_s_, *column_q_, *direct_s_, *direct_q_, *prefix_s_, *prefix_q_;
+    double* count_;
     C *bessel_, *eps_n2_, *zeros_, *entering_row_, *leaving_row_, *centre_row_;
 };
 

@@ -16,3 +16,8 @@ def memory_format(image: torch.Tensor) -> torch.memory_format:
     if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def target_dtype(image: torch.Tensor) -> torch.dtype:
+    """The type of the target that is made of `image`: its own, float32 for bytes."""
+    return torch.float32 if image.dtype == torch.uint8 else image.dtype

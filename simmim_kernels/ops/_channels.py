@@ -44,6 +44,21 @@ def is_channels(name: str, value: Tensor | None, channels: int) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: ({channels},)")
 
 
+def are_channel_stats(name: str, image: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
+    """Checks the `mean` and `std` that normalise `image`: both or neither, for uint8 only."""
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise ValueError("mean and std go together: give both or neither")
+    if image.dtype != torch.uint8:
+        raise ValueError(
+            "mean and std normalise a uint8 image; "
+            f"{name} has dtype {str(image.dtype).removeprefix('torch.')} and is taken as it is"
+        )
+    is_channels("mean", mean, image.shape[1])
+    is_channels("std", std, image.shape[1])
+
+
 def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     # A tensor made under compilation or a dispatch mode may be a fake one, and must not be kept.
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():

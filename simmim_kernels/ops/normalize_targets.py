@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from simmim_kernels.ops._channels import Channels, channel_stats, is_channels
+from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor, same_device
-from simmim_kernels.ops._define import define, needs_grad
-from simmim_kernels.target_norm import check_eps, check_window, target_format
-
-
-def fake_target(image: Tensor, *_: object) -> Tensor:
-    dtype, layout = target_format(image)
-    return torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
-
-
-def refuse_gradient(image: Tensor) -> None:
-    if isinstance(image, Tensor) and needs_grad(image):
-        raise ValueError(
-            "image requires a gradient, but a target has none; pass image.detach() or use "
-            "torch.no_grad()"
-        )
+from simmim_kernels.ops._define import define
+from simmim_kernels.ops._target import fake_target, refuse_gradient
+from simmim_kernels.target_norm import check_eps, check_window
 
 
 def check(image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None) -> None:
@@ -29,8 +16,7 @@ def check(image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tens
     has_dims("image", image, {4: "(B, C, H, W)"})
     check_window(window)
     check_eps(eps)
-    is_channels("mean", mean, image.shape[1])
-    is_channels("std", std, image.shape[1])
+    are_channel_stats("image", image, mean, std)
     same_device(image=image, mean=mean, std=std)
 
 
@@ -65,11 +51,11 @@ def normalize_targets(
 
     Args:
         image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is
-            divided by 255 first.
+            divided by 255 and normalised by `mean` and `std`, where given, first.
         window: side of the square in pixels, odd; may be larger than the image.
         eps: added to the variance.
-        mean, std: one number a channel, sequences or float tensors `(C,)`, `std` positive: the
-            target is that of `(image - mean) / std`, which is never made. Both or neither.
+        mean, std: for a uint8 image, one number a channel: sequences or float32 or float64 tensors
+            `(C,)`, `std` positive. Both or neither.
 
     Returns:
         A tensor of `image`'s shape and type, float32 for uint8; channels-last where `image` is.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._elements import memory_format, target_dtype
 from simmim_kernels.backends.cpu import address, element, kernels, threads
-from simmim_kernels.target_norm import target_format
 
 
 def normalize_targets(
     image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
 ) -> Tensor:
-    dtype, layout = target_format(image)
+    dtype, layout = target_dtype(image), memory_format(image)
     out = torch.empty(image.shape, dtype=dtype, device="cpu", memory_format=layout)
     if image.numel() == 0:
         return out

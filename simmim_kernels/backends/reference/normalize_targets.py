@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_kernels.target_norm import target_format
+from simmim_kernels.backends._elements import memory_format, target_dtype
 
 
 def normalized_pixels(image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
@@ -45,7 +45,7 @@ def _counts(size: int, window: int, device: torch.device) -> Tensor:
 def normalize_targets(
     image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
 ) -> Tensor:
-    dtype, layout = target_format(image)
+    dtype, layout = target_dtype(image), memory_format(image)
     x = normalized_pixels(image, mean, std)
     if x.numel() == 0:
         return x.to(dtype).contiguous(memory_format=layout)

@@ -1,0 +1,115 @@
+// Per-patch normalisation, over the pixels and channels of a patch; for normalize_patches and for
+// the losses that normalise their target. How to call it, for `count` patches side by side:
+//
+//     PatchRows<C> rows(image, patch, eps, scratch);   // C: float, or double for float64 images
+//     rows.measure(y, x, count);                       // top left pixel of the first patch
+//     rows.write(channel, dy, out);                    // out[0 .. count * patch) = row dy of them
+//
+// `scratch` holds PatchRows<C>::scratch_bytes(count * patch) bytes for the largest count, and
+// serves one caller at a time; nothing else is written.
+#pragma once
+
+#include "cpu/rows.h"
+
+SIMMIM_BEGIN
+
+// One image: pixel (c, y, x) lies at offset + c * sc + y * sy + x * sx. The numbers that are
+// normalised are (x - mean) / std, of x / 255 for uint8; `mean` and `std` may be absent.
+struct Channels {
+    Memory memory;
+    int64_t offset, sc, sy, sx, count;
+    Memory mean, std;
+};
+
+// Two passes, the second over deviations from the mean, so that nothing cancels. The sums of a
+// patch's columns are made side by side, then those columns are added up.
+template <class C>
+class PatchRows {
+  public:
+    static int64_t scratch_bytes(int64_t width) {
+        return (2 * int64_t(sizeof(double)) + int64_t(sizeof(C))) * width;
+    }
+
+    PatchRows(const Channels& image, int64_t patch, double eps, char* scratch)
+        : image_(image), patch_(patch), eps_(eps), scratch_(scratch) {}
+
+    void measure(int64_t y, int64_t x, int64_t count) {
+        y_ = y;
+        x_ = x;
+        width_ = count * patch_;
+        mean_ = reinterpret_cast<double*>(scratch_);
+        rstd_ = mean_ + width_;
+        row_ = reinterpret_cast<C*>(rstd_ + width_);
+        const double n = double(image_.count * patch_ * patch_);
+        for (int64_t i = 0; i < width_; ++i) mean_[i] = rstd_[i] = 0.0;
+        add_columns(mean_, [](double value, int64_t) { return value; });
+        spread(mean_, [n](double sum) { return sum / n; });
+        const double* mean = mean_;
+        add_columns(rstd_, [mean](double value, int64_t i) {
+            const double d = value - mean[i];
+            return d * d;
+        });
+        const double eps = eps_;
+        spread(rstd_, [n, eps](double sum) {
+            return 1.0 / __builtin_sqrt((n > 1.0 ? sum / (n - 1.0) : 0.0) + eps);
+        });
+    }
+
+    void write(int64_t channel, int64_t dy, C* out) const {
+        const Line line = at(channel, dy);
+        for (int64_t i = 0; i < width_; ++i)
+            out[i] = C((double(line.x[i]) * line.scale + line.shift - mean_[i]) * rstd_[i]);
+    }
+
+  private:
+    struct Line {
+        const C* x;
+        double scale, shift;  // of the stored numbers
+    };
+
+    Line at(int64_t channel, int64_t dy) const {
+        const int64_t offset =
+            image_.offset + channel * image_.sc + (y_ + dy) * image_.sy + x_ * image_.sx;
+        double scale = image_.memory.element == kUInt8 ? 1.0 / 255.0 : 1.0, mean = 0.0, std = 1.0;
+        if (image_.mean.base) image_.mean.load(channel, 1, 1, &mean);
+        if (image_.std.base) image_.std.load(channel, 1, 1, &std);
+        const C* x = reinterpret_cast<const C*>(image_.memory.at(offset));
+        if (image_.sx != 1 || image_.memory.element != kElement<C>) {
+            image_.memory.load(offset, image_.sx, width_, row_);
+            x = row_;
+        }
+        return {x, scale / std, -mean / std};
+    }
+
+    template <class Term>
+    void add_columns(double* sums, const Term& term) const {
+        for (int64_t channel = 0; channel < image_.count; ++channel) {
+            for (int64_t dy = 0; dy < patch_; ++dy) {
+                const Line line = at(channel, dy);
+                for (int64_t i = 0; i < width_; ++i)
+                    sums[i] += term(double(line.x[i]) * line.scale + line.shift, i);
+            }
+        }
+    }
+
+    // Every column of a patch gets `result` of the sum of the patch's columns.
+    template <class Result>
+    void spread(double* columns, const Result& result) const {
+        for (int64_t first = 0; first < width_; first += patch_) {
+            double sum = 0.0;
+            for (int64_t i = first; i < first + patch_; ++i) sum += columns[i];
+            const double value = result(sum);
+            for (int64_t i = first; i < first + patch_; ++i) columns[i] = value;
+        }
+    }
+
+    Channels image_;
+    int64_t patch_;
+    double eps_;
+    char* scratch_;
+    int64_t y_ = 0, x_ = 0, width_ = 0;
+    double *mean_ = nullptr, *rstd_ = nullptr;
+    C* row_ = nullptr;
+};
+
+SIMMIM_END

@@ -1,0 +1,26 @@
+"""What the ops that make a target share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.ops._define import needs_grad
+
+
+def fake_target(image: Tensor, *_: object) -> Tensor:
+    return torch.empty(
+        image.shape,
+        dtype=target_dtype(image),
+        device=image.device,
+        memory_format=memory_format(image),
+    )
+
+
+def refuse_gradient(image: Tensor) -> None:
+    if isinstance(image, Tensor) and needs_grad(image):
+        raise ValueError(
+            "image requires a gradient, but a target has none; pass image.detach() or use "
+            "torch.no_grad()"
+        )

@@ -31,8 +31,8 @@ struct Plane {
     int64_t offset, sy, sx, height, width;
 };
 
-// `eps`, for the target (x / 255 - mean) / std of uint8 images and (x - mean) / std of others, in
-// the units of the stored numbers.
+// `eps`, for a target that is (x / 255 - mean) / std where the image is uint8, in the units of the
+// stored numbers. `std` may be absent.
 inline double stored_eps(double eps, int element, const Memory& std, int64_t channel) {
     double scale = 1.0;
     if (std.base) std.load(channel, 1, 1, &scale);

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 
 def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int:
     """How many cells of the fine grid one cell of the coarse grid spans, along one axis.
@@ -32,3 +36,49 @@ def token_grid(tokens: int, grid_h: int, grid_w: int) -> tuple[int, int]:
             "whose grid divides the token grid"
         )
     return grid_h * scale, grid_w * scale
+
+
+class PredictionStrides(NamedTuple):
+    """How the prediction of an image lies in memory: pixel `(ty * patch + dy, tx * patch + dx)` of
+    channel `c` is at `b * batch + c * channel + ty * token_y + dy * y + tx * token_x + dx * x`.
+
+    Of listed units, row `k` of a sample is at `b * batch + k * token_x`.
+    """
+
+    batch: int
+    channel: int
+    token_y: int
+    y: int
+    token_x: int
+    x: int
+
+
+def prediction_patch(shape: Sequence[int], image: Sequence[int]) -> int:
+    """Pixels in the side of a token of a prediction: an image (1), a map `(B, C*p*p, h, w)`, or
+    tokens `(B, L, C*p*p)` or `(R, C*p*p)`. 0 where there is no such number."""
+    if len(shape) == 4:
+        return 1 if tuple(shape) == tuple(image) else image[2] // max(shape[2], 1)
+    return math.isqrt(shape[-1] // image[1])
+
+
+def prediction_strides(
+    strides: Sequence[int], channels: int, patch: int, tokens_in_row: int, order: str
+) -> PredictionStrides:
+    """The strides by pixel of tokens or listed units (`tokens_in_row` 0) whose tensor has 2 or 3
+    dimensions, of a map or of an image (`patch` 1)."""
+    if len(strides) == 4 and patch == 1:
+        batch, channel, y, x = strides
+        return PredictionStrides(batch, channel, y, 0, x, 0)
+    if len(strides) == 4:
+        batch, number, token_y, token_x = strides
+    else:
+        batch = strides[0] if len(strides) == 3 else 0
+        token_x, number = strides[-2:]
+        token_y = tokens_in_row * token_x
+    if order == "cyx":
+        return PredictionStrides(
+            batch, patch * patch * number, token_y, patch * number, token_x, number
+        )
+    return PredictionStrides(
+        batch, number, token_y, patch * channels * number, token_x, channels * number
+    )

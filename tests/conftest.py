@@ -36,18 +36,22 @@ def seeded():
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Memory that a kernel is to fill starts as NaN (or 0x7F), so an unwritten output shows."""
-    plain = torch.empty
 
-    def poisoned(*args, **kwargs):
-        memory = plain(*args, **kwargs)
+    def poison(memory):
         if memory.device.type == "meta" or isinstance(memory, torch._subclasses.FakeTensor):
             return memory
         return memory.fill_(float("nan")) if memory.is_floating_point() else memory.fill_(0x7F)
 
+    def empty(*args, **kwargs):
+        return poison(torch.empty(*args, **kwargs))
+
+    def empty_like(*args, **kwargs):
+        return poison(torch.empty_like(*args, **kwargs))
+
     for name in BACKENDS:
         if name != "reference":
             for module in _backend_modules(name):
-                monkeypatch.setattr(module, "torch", _Patched(torch, poisoned))
+                monkeypatch.setattr(module, "torch", _Patched(torch, empty, empty_like))
 
 
 def _backend_modules(name):
@@ -59,10 +63,10 @@ def _backend_modules(name):
 
 
 class _Patched:
-    """The torch module with `empty` replaced, for the backends alone."""
+    """The torch module with its allocators replaced, for the backends alone."""
 
-    def __init__(self, module, empty):
-        self._module, self.empty = module, empty
+    def __init__(self, module, empty, empty_like):
+        self._module, self.empty, self.empty_like = module, empty, empty_like
 
     def __getattr__(self, name):
         return getattr(self._module, name)

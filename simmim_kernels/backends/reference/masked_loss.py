@@ -1,0 +1,126 @@
+"""Masked losses in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.grid import prediction_patch
+
+
+def _as_image(numbers: Tensor, image: torch.Size, patch: int, order: str) -> Tensor:
+    """Tokens or a map as the image `(B, C, H, W)` that they predict."""
+    batch, channels, height, width = image
+    if numbers.dim() == 4 and patch == 1:
+        return numbers
+    if numbers.dim() == 4:
+        numbers = numbers.flatten(2).transpose(1, 2)
+    inner = (channels, patch, patch) if order == "cyx" else (patch, patch, channels)
+    cells = numbers.reshape(batch, height // patch, width // patch, *inner)
+    places = (0, 3, 1, 4, 2, 5) if order == "cyx" else (0, 5, 1, 3, 2, 4)
+    return cells.permute(places).reshape(image)
+
+
+def _as_prediction(pixels: Tensor, pred: Tensor, patch: int, order: str) -> Tensor:
+    """The inverse of `_as_image`, in the layout of `pred`."""
+    batch, channels, height, width = pixels.shape
+    if pred.dim() == 4 and patch == 1:
+        return pixels
+    h, w = height // patch, width // patch
+    places = (0, 2, 4, 1, 3, 5) if order == "cyx" else (0, 2, 4, 3, 5, 1)
+    cells = pixels.reshape(batch, channels, h, patch, w, patch).permute(places)
+    tokens = cells.reshape(batch, h * w, channels * patch * patch)
+    return tokens.transpose(1, 2).reshape(pred.shape) if pred.dim() == 4 else tokens
+
+
+def _pixels(target: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if target.dtype != torch.uint8:
+        return target.to(dtype)
+    pixels = target.double() / 255
+    if mean is not None:
+        pixels = pixels - mean.double()[:, None, None]
+    if std is not None:
+        pixels = pixels / std.double()[:, None, None]
+    return pixels.to(dtype)
+
+
+def _value(d: Tensor, kind: str, beta: float) -> Tensor:
+    size = d.abs()
+    if kind == "l1":
+        return size
+    if kind == "mse":
+        return d.square()
+    return torch.where(size < beta, size.square() / (2 * beta), size - beta / 2)
+
+
+def _slope(d: Tensor, kind: str, beta: float) -> Tensor:
+    if kind == "l1":
+        return torch.sign(d)
+    if kind == "mse":
+        return 2 * d
+    return (d / beta).clamp(-1, 1)
+
+
+def masked_loss(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    index: Tensor | None,
+    order: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+    kind: str,
+    beta: float,
+    eps: float,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    image = target.shape
+    batch, channels, height, width = image
+    patch = prediction_patch(pred.shape, image)
+    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    wanted = _pixels(target, mean, std, dtype)
+    scale_y, scale_x = height // mask.shape[1], width // mask.shape[2]
+    if index is None:
+        sample = None
+        own = pred.to(dtype)
+        masked = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
+        difference = _as_image(own, image, patch, order) - wanted
+        difference = difference.masked_fill(~masked[:, None], 0)
+        value = _value(difference, kind, beta).flatten(1).sum(1, dtype=torch.float64)
+        count = masked.flatten(1).sum(1, dtype=torch.float64)
+    else:
+        units = mask[0].numel()
+        flat = index.long().flatten()
+        if flat.numel() and not 0 <= flat.min() <= flat.max() < (
+            units if index.dim() == 2 else units * batch
+        ):
+            raise ValueError("index names no mask unit")
+        if index.dim() == 2:
+            sample = torch.arange(batch, device=index.device).repeat_interleave(index.shape[1])
+        else:
+            sample, flat = flat // units, flat % units
+        listed = torch.empty((batch, units, pred.shape[-1]), device="meta")
+        wanted = _as_prediction(wanted, listed, patch, order)[sample, flat]
+        difference = pred.to(dtype).reshape(wanted.shape) - wanted
+        value = torch.zeros(batch, dtype=torch.float64, device=pred.device)
+        value.index_add_(0, sample, _value(difference, kind, beta).sum(1, dtype=torch.float64))
+        count = torch.bincount(sample, minlength=batch).double() * (scale_y * scale_x)
+    if reduction != "none":
+        value, count = value.sum(), count.sum()
+    denominator = torch.ones_like(count) if reduction == "sum" else (count + eps) * channels
+    scale = torch.where(denominator == 0, 0, 1 / denominator)
+    loss = torch.where(denominator == 0, 0, value / denominator).to(dtype)
+    if not with_grad:
+        return loss, pred.new_empty((0,)), loss.new_empty((0,))
+    slope = _slope(difference, kind, beta)
+    scale = scale.to(dtype)
+    unscaled = pred.dtype == torch.float16
+    if not unscaled and reduction == "none":
+        each = scale if sample is None else scale[sample]
+        slope = slope * each.view(-1, *(1,) * (slope.dim() - 1))
+    elif not unscaled:
+        slope = slope * scale
+    grad = slope if index is not None else _as_prediction(slope, pred, patch, order)
+    grad = torch.empty_like(pred).copy_(grad.reshape(pred.shape))
+    return loss, grad, scale if unscaled else scale.new_empty((0,))

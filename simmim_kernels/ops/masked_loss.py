@@ -1,0 +1,338 @@
+"""Masked losses: L1, mean squared error and smooth L1 over the masked pixels alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.grid import prediction_patch, whole_scale
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.patch_mask import PatchMask, mask_grid
+
+KINDS = ("l1", "mse", "smooth_l1")
+ORDERS = ("cyx", "yxc")
+REDUCTIONS = ("mean", "sum", "none")
+
+_SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def check(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    index: Tensor | None,
+    order: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+    kind: str,
+    beta: float,
+    eps: float,
+    reduction: str,
+    with_grad: bool,
+) -> None:
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    has_dims("target", target, {4: "(B, C, H, W)"})
+    batch, channels, height, width = target.shape
+    is_mask(mask, batch)
+    unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
+    unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
+    if channels < 1:
+        raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; allowed: 'cyx', 'yxc'")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; allowed: 'mean', 'sum', 'none'")
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
+    if not _SMALLEST_BETA <= beta < math.inf:
+        raise ValueError(f"beta is {beta}; allowed: a finite number >= {_SMALLEST_BETA}")
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None:
+            is_tensor(name, value, FLOATS)
+            if value.shape != (channels,):
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; allowed: one number for each of the "
+                    f"{channels} channels"
+                )
+            if target.dtype != torch.uint8:
+                raise ValueError(
+                    f"{name} is given for a target of dtype "
+                    f"{str(target.dtype).removeprefix('torch.')}; allowed: with a uint8 target "
+                    "only, a float target is used as it is"
+                )
+    if index is None:
+        _check_dense(pred, target)
+    else:
+        _check_listed(pred, target, index, unit_h, unit_w)
+    same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
+
+
+def _check_dense(pred: Tensor, target: Tensor) -> None:
+    batch, channels, height, width = target.shape
+    if pred.dim() not in (3, 4) or pred.shape[0] != batch:
+        fits = False
+    elif pred.dim() == 4 and pred.shape == target.shape:
+        fits = True
+    else:
+        patch = prediction_patch(pred.shape, target.shape)
+        fits = patch >= 1 and height % patch == 0 and width % patch == 0
+        if fits:
+            tokens = (height // patch, width // patch)
+            numbers = channels * patch * patch
+            if pred.dim() == 4:
+                fits = pred.shape[1:] == (numbers, *tokens)
+            else:
+                fits = pred.shape[1:] == (tokens[0] * tokens[1], numbers)
+    if not fits:
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)}; allowed for a target of shape "
+            f"{tuple(target.shape)} and patches of p pixels: the target's shape, tokens "
+            f"({batch}, {height}/p * {width}/p, {channels}*p*p), a map "
+            f"({batch}, {channels}*p*p, {height}/p, {width}/p), or with a PatchMask the masked "
+            f"units only ({batch}, K, {channels}*p*p), p being the mask unit"
+        )
+
+
+def _check_listed(pred: Tensor, target: Tensor, index: Tensor, unit_h: int, unit_w: int) -> None:
+    is_tensor("index", index, (torch.int32,))
+    numbers = target.shape[1] * unit_h * unit_w
+    if unit_h != unit_w:
+        raise ValueError(f"mask units are {unit_h} x {unit_w} pixels; allowed here: squares")
+    if index.dim() not in (1, 2) or (index.dim() == 2 and index.shape[0] != target.shape[0]):
+        raise ValueError(f"index has shape {tuple(index.shape)}; allowed: (B, K) or (R,)")
+    if pred.shape != (*index.shape, numbers):
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)}; allowed: {(*index.shape, numbers)}, the "
+            f"{target.shape[1]} x {unit_h} x {unit_w} numbers of every masked unit"
+        )
+
+
+def result_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
+    """The type of sums and results: float32, or float64 where an input is."""
+    return torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+
+
+def result_shape(target: Tensor, reduction: str) -> tuple[int, ...]:
+    return (target.shape[0],) if reduction == "none" else ()
+
+
+def _fake(
+    pred, target, mask, index, order, mean, std, kind, beta, eps, reduction, with_grad
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, shape = result_dtype(pred, target), result_shape(target, reduction)
+    unscaled = with_grad and pred.dtype == torch.float16
+    return (
+        pred.new_empty(shape, dtype=dtype),
+        torch.empty_like(pred) if with_grad else pred.new_empty((0,)),
+        pred.new_empty(shape if unscaled else (0,), dtype=dtype),
+    )
+
+
+# The gradient is that of pred, for a gradient of 1 of each result. In float16 it lacks the division
+# by the denominator, which would leave it a few bits: it must still be multiplied by `scale`, of
+# the loss's shape; in every other type `scale` is empty. Without `with_grad` both are empty.
+_masked_loss = define(
+    "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, str order, Tensor? mean,"
+    " Tensor? std, str kind, float beta, float eps, str reduction, bool with_grad)"
+    " -> (Tensor loss, Tensor grad, Tensor scale)",
+    room="masked_loss",
+    check=check,
+    fake=_fake,
+)
+
+
+class _MaskedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pred, *args):
+        loss, grad, scale = _masked_loss(pred, *args, True)
+        ctx.save_for_backward(grad, scale)
+        return loss
+
+    @first_order
+    def backward(ctx, grad_loss):
+        grad, scale = ctx.saved_tensors
+        return (scaled(grad, grad_loss, scale), *(None,) * 10)
+
+
+def scaled(grad: Tensor, grad_loss: Tensor, scale: Tensor) -> Tensor:
+    """The saved gradient times that of the loss.
+
+    In eager mode on the CPU a gradient of exactly 1 costs no pass over memory, and a graph that is
+    not kept gives its memory away: nobody else can see the saved tensor then.
+    """
+    factor = grad_loss * scale if scale.numel() else grad_loss
+    if factor.dim():
+        factor = factor.view(-1, *(1,) * (grad.dim() - 1))
+    elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and _is_plain(grad_loss):
+        number = factor.item()
+        if _keeps_graph():
+            return grad * number
+        return grad if number == 1.0 else grad.mul_(number)
+    return (grad * factor).to(grad.dtype)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and not torch._C._len_torch_dispatch_stack()
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def channel_numbers(value: Sequence[float] | Tensor | None, like: Tensor) -> Tensor | None:
+    """`mean` or `std` as a tensor on the device of `like`."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    if torch.compiler.is_compiling():
+        return torch.tensor(tuple(value), dtype=torch.float64, device=like.device)
+    return _constant(tuple(value), like.device)
+
+
+def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
+    """The index list where `pred` holds masked units only, None where it holds all tokens."""
+    if not isinstance(mask, PatchMask) or not isinstance(pred, Tensor) or pred.dim() != 3:
+        return None
+    count, numbers = pred.shape[1:]
+    if target.dim() != 4 or count * numbers == target.shape[1:].numel():
+        return None
+    return mask.masked
+
+
+def _loss(
+    pred: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    kind: str,
+    beta: float,
+    order: str,
+    mean: Sequence[float] | Tensor | None,
+    std: Sequence[float] | Tensor | None,
+    eps: float,
+    reduction: str,
+) -> Tensor:
+    if isinstance(target, Tensor) and target.requires_grad:
+        raise ValueError("target requires grad; allowed: a target without gradient, detach it")
+    args = (
+        pred,
+        target,
+        mask_grid(mask),
+        _unit_index(pred, target, mask),
+        order,
+        channel_numbers(mean, target),
+        channel_numbers(std, target),
+        kind,
+        beta,
+        eps,
+        reduction,
+    )
+    if needs_grad(pred):
+        return differentiate(_MaskedLoss, *args)
+    return _masked_loss(*args, False)[0]
+
+
+def masked_l1(
+    pred: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    order: str = "cyx",
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The mean absolute error over the masked pixels, SimMIM's loss.
+
+        L = sum_{b,c,y,x} M[b,y,x] * |pred - target|  /  ((sum_{b,y,x} M[b,y,x] + eps) * C)
+
+    The sums run over the whole batch, `M` counts pixels. Visible pixels are not read: a NaN there
+    reaches neither the loss nor the gradient.
+
+    Args:
+        pred: float32, float64, bfloat16 or float16, of any strides:
+            an image `(B, C, H, W)`;
+            tokens `(B, L, C*p*p)`, row-major, `L = H/p * W/p`;
+            a map `(B, C*p*p, H/p, W/p)`, the head's output before PixelShuffle;
+            the masked units only, `(B, K, C*p*p)` in the order of `PatchMask.masked`, `p` being the
+            mask unit (for predictions on a finer grid pass `mask.on_grid((h, w))`).
+        target: the image `(B, C, H, W)`, any strides; a float type, or uint8, whose pixels become
+            `(u / 255 - mean) / std` in the kernel.
+        mask: a `PatchMask`, or `bool (B, gh, gw)`, `True` = masked, on any grid that divides the
+            image; a plain tensor may mask a different number in every sample.
+        order: how a token's numbers follow each other: `"cyx"` (channel, dy, dx), as `Conv2d` heads
+            and PixelShuffle have them, or `"yxc"`, as in MAE. Images have no order.
+        mean, std: one number a channel, with a uint8 target only; default 0 and 1.
+        eps: added to the number of masked pixels. With `eps=0` and nothing masked the loss is 0.
+        reduction: `"mean"` as above; `"sum"`, the numerator; `"none"`, one value a sample, `(B,)`,
+            its own numerator over its own denominator.
+
+    Returns:
+        A float32 scalar, or `(B,)`; float64 where `pred` or `target` is. Differences are taken in
+        that type whatever the inputs and summed in float64, in an order that depends on neither
+        threads nor instruction set.
+
+    Gradient: for `pred`, in its type, formed in the forward pass; 0 where visible and where the
+    difference is 0.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that don't fit, a target that requires grad, values out of range.
+        RuntimeError: tensors on different devices; a second derivative.
+
+    Source: SimMIM (Xie et al., CVPR 2022).
+    """
+    return _loss(pred, target, mask, "l1", 1.0, order, mean, std, eps, reduction)
+
+
+def masked_mse(
+    pred: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    order: str = "cyx",
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The mean squared error over the masked pixels: `masked_l1` with `d^2` for `|d|`.
+
+    Arguments, result, gradient and errors are those of `masked_l1`.
+    """
+    return _loss(pred, target, mask, "mse", 1.0, order, mean, std, eps, reduction)
+
+
+def masked_smooth_l1(
+    pred: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    beta: float = 1.0,
+    order: str = "cyx",
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The smooth L1 error over the masked pixels: `masked_l1` with, for `|d|`,
+    `d^2 / (2 beta)` where `|d| < beta`, else `|d| - beta / 2`.
+
+    Args:
+        beta: where the parabola ends, >= 0; 0 is `masked_l1`.
+
+    Other arguments, result, gradient and errors are those of `masked_l1`.
+    """
+    if not 0.0 <= beta < math.inf:
+        raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
+    kind, beta = ("l1", 1.0) if beta < _SMALLEST_BETA else ("smooth_l1", beta)
+    return _loss(pred, target, mask, kind, beta, order, mean, std, eps, reduction)

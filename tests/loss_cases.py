@@ -1,0 +1,110 @@
+"""Inputs of the masked losses in every layout, and the published arithmetic that they are held to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import simmim_kernels as sk
+
+LOSSES = ("l1", "mse", "smooth_l1")
+LAYOUTS = ("image", "channels_last", "cyx", "yxc", "map", "map_last", "units")
+BETA = 0.7
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def ours(kind, pred, target, mask, layout, **options):
+    function = {"l1": sk.masked_l1, "mse": sk.masked_mse, "smooth_l1": sk.masked_smooth_l1}[kind]
+    if kind == "smooth_l1":
+        options.setdefault("beta", BETA)
+    order = "yxc" if layout == "yxc" else "cyx"
+    return function(pred, target, mask, order=order, **options)
+
+
+def lay_out(image, patch, layout, mask=None):
+    """An image `(B, C, H, W)` as the prediction of one of LAYOUTS."""
+    if layout == "image":
+        return image
+    if layout == "channels_last":
+        return image.contiguous(memory_format=torch.channels_last)
+    small = F.pixel_unshuffle(image, patch)
+    if layout == "map":
+        return small
+    if layout == "map_last":
+        return small.contiguous(memory_format=torch.channels_last)
+    tokens = small.flatten(2).transpose(1, 2).contiguous()
+    if layout == "cyx":
+        return tokens
+    if layout == "yxc":
+        cells = tokens.unflatten(2, (image.shape[1], patch * patch))
+        return cells.transpose(2, 3).flatten(2).contiguous()
+    rows = mask.masked.long()[..., None].expand(-1, -1, tokens.shape[2])
+    return torch.gather(tokens, 1, rows)
+
+
+def as_image(pred, like, patch, layout, mask=None):
+    """The inverse of `lay_out`, differentiable, with nothing where a unit is not listed."""
+    batch, channels, height, width = like.shape
+    if layout in ("image", "channels_last"):
+        return pred
+    if layout in ("map", "map_last"):
+        return F.pixel_shuffle(pred, patch)
+    if layout == "units":
+        rows = mask.masked.long()[..., None].expand_as(pred)
+        empty = pred.new_zeros(batch, (height // patch) * (width // patch), pred.shape[2])
+        pred = empty.scatter(1, rows, pred)
+    if layout == "yxc":
+        pred = pred.unflatten(2, (patch * patch, channels)).transpose(2, 3).flatten(2)
+    small = pred.transpose(1, 2).reshape(batch, -1, height // patch, width // patch)
+    return F.pixel_shuffle(small, patch)
+
+
+def normalised(target, mean=None, std=None, dtype=torch.float32):
+    """A uint8 image as the published transforms make it."""
+    if target.dtype != torch.uint8:
+        return target
+    pixels = target.to(dtype) / 255
+    if mean is not None:
+        pixels = pixels - torch.tensor(mean, dtype=dtype)[:, None, None]
+    if std is not None:
+        pixels = pixels / torch.tensor(std, dtype=dtype)[:, None, None]
+    return pixels
+
+
+def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
+    """SimMIM's `(loss_recon * mask).sum() / (mask.sum() + 1e-5) / in_chans` on a full image."""
+    scale_y, scale_x = (a // b for a, b in zip(image.shape[2:], mask.shape[1:], strict=True))
+    pixels = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)[:, None]
+    if kind == "l1":
+        loss = F.l1_loss(image, target, reduction="none")
+    elif kind == "mse":
+        loss = F.mse_loss(image, target, reduction="none")
+    else:
+        loss = F.smooth_l1_loss(image, target, reduction="none", beta=beta)
+    loss, pixels = (
+        loss * pixels,
+        pixels.to(loss.dtype if image.dtype.itemsize == 8 else torch.float32),
+    )
+    if reduction == "sum":
+        return loss.sum()
+    dims = (1, 2, 3) if reduction == "none" else (0, 1, 2, 3)
+    return loss.sum(dims) / (pixels.sum(dims) + eps) / image.shape[1]
+
+
+def problem(batch, channels, grid, unit, patch, layout, dtype, target_dtype, seed=1):
+    """Prediction and target no closer than 0.02, so that rounding turns no sign of theirs."""
+    height, width = grid[0] * unit, grid[1] * unit
+    mask = sk.random_mask(batch, grid, 0.6, seed=seed)
+    if layout == "units":
+        mask = mask.on_grid((height // patch, width // patch))
+    target = torch.randn(batch, channels, height, width)
+    statistics = {}
+    if target_dtype == torch.uint8:
+        target = torch.randint(0, 256, target.shape, dtype=torch.uint8)
+        if channels == 3:
+            statistics = {"mean": MEAN, "std": STD}
+    target = target if target_dtype == torch.uint8 else target.to(target_dtype)
+    wide = normalised(target, *statistics.values(), dtype=torch.float64).double()
+    away = torch.randn(target.shape, dtype=torch.float64)
+    image = (wide + away + 0.1 * away.sign()).to(dtype)
+    return lay_out(image, patch, layout, mask), target, mask, statistics

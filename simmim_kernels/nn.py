@@ -1,0 +1,120 @@
+"""Module forms of the ops that hold a parameter or configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simmim_kernels.ops.mask_tokens import mask_tokens
+from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
+from simmim_kernels.patch_mask import PatchMask
+
+__all__ = ["MaskToken", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
+
+
+class MaskToken(nn.Module):
+    """The learnable token that `mask_tokens` puts in the place of every masked patch.
+
+    Args:
+        width: features `D` of a token.
+        prefix_tokens: class or register tokens in front of the patches, never masked.
+        keep_dtype: return the type of `x` instead of the promoted one.
+
+    Attributes:
+        token: parameter `(1, 1, D)`, normal with deviation 0.02 cut at twice that.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        prefix_tokens: int = 0,
+        keep_dtype: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.prefix_tokens, self.keep_dtype = prefix_tokens, keep_dtype
+        self.token = nn.Parameter(torch.empty((1, 1, width), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.token, std=0.02, a=-0.04, b=0.04)
+
+    def forward(
+        self, x: Tensor, mask: PatchMask | Tensor, pos_embed: Tensor | None = None
+    ) -> Tensor:
+        """`mask_tokens(x, mask, self.token, pos_embed=pos_embed)`."""
+        return mask_tokens(
+            x,
+            mask,
+            self.token,
+            pos_embed=pos_embed,
+            prefix_tokens=self.prefix_tokens,
+            keep_dtype=self.keep_dtype,
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.token.shape[-1]}"
+        text += f", prefix_tokens={self.prefix_tokens}" if self.prefix_tokens else ""
+        return text + (", keep_dtype=True" if self.keep_dtype else "")
+
+
+class _MaskedLoss(nn.Module):
+    """What the masked losses have in common; arguments are those of `masked_l1`."""
+
+    def __init__(
+        self,
+        *,
+        order: str = "cyx",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        eps: float = 1e-5,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.order, self.eps, self.reduction = order, eps, reduction
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+
+    def options(self) -> dict[str, object]:
+        """The keyword arguments of the function."""
+        names = ("order", "mean", "std", "eps", "reduction")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in self.options().items() if v is not None)
+
+
+class MaskedL1Loss(_MaskedLoss):
+    """`masked_l1` with its configuration; `mean` and `std` serve uint8 targets."""
+
+    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return masked_l1(pred, target, mask, **self.options())
+
+
+class MaskedMSELoss(_MaskedLoss):
+    """`masked_mse` with its configuration; `mean` and `std` serve uint8 targets."""
+
+    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return masked_mse(pred, target, mask, **self.options())
+
+
+class MaskedSmoothL1Loss(_MaskedLoss):
+    """`masked_smooth_l1` with its configuration; `mean` and `std` serve uint8 targets.
+
+    Args:
+        beta: where the parabola ends, >= 0.
+    """
+
+    def __init__(self, *, beta: float = 1.0, **options) -> None:
+        super().__init__(**options)
+        self.beta = beta
+
+    def options(self) -> dict[str, object]:
+        return {"beta": self.beta, **super().options()}
+
+    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return masked_smooth_l1(pred, target, mask, **self.options())

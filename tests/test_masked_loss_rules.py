@@ -1,0 +1,319 @@
+"""What section 7 of the specification asks of every op, for the masked losses."""
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import simmim_kernels as sk
+from simmim_kernels import nn
+from tests.loss_cases import LAYOUTS, LOSSES, ours, problem
+
+BACKENDS = ["cpu", "reference"]
+ROOT = Path(__file__).parents[1]
+
+
+def results(layout="cyx", dtype=torch.float32, target_dtype=torch.float32, shape=(5, 3, (7, 7))):
+    """Loss and gradient of every kind for one problem large enough for several threads."""
+    pred, target, mask, stats = problem(*shape, 16, 8, layout, dtype, target_dtype)
+    for kind in LOSSES:
+        leaf = pred.detach().requires_grad_()
+        loss = ours(kind, leaf, target, mask, layout, reduction="none", **stats)
+        yield loss.detach()
+        yield torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradcheck(backend, layout, kind):
+    pred, target, mask, _ = problem(2, 2, (2, 1), 4, 2, layout, torch.float64, torch.float64)
+    with sk.backend(backend):
+        for reduction in ("mean", "none"):
+            assert torch.autograd.gradcheck(
+                lambda p, r=reduction: ours(kind, p, target, mask, layout, reduction=r),
+                pred.requires_grad_(),
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_twice(dtype, factor, reduction):
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", dtype, torch.float32)
+    pred.requires_grad_()
+    weight = torch.full((2,) if reduction == "none" else (), factor)
+    loss = sk.masked_mse(pred, target, mask, reduction=reduction)
+    (first,) = torch.autograd.grad(loss, pred, weight, retain_graph=True)
+    kept = first.clone()
+    first.fill_(7.0)  # what the caller does with it must not reach the graph
+    (second,) = torch.autograd.grad(loss, pred, weight, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, pred, weight)
+    assert torch.equal(second, kept) and torch.equal(third, kept)
+    (expected,) = torch.autograd.grad(
+        sk.masked_mse(pred, target, mask, reduction=reduction), pred, torch.ones_like(weight)
+    )
+    assert torch.allclose(kept.float(), expected.float() * factor, rtol=0.02, atol=1e-6)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, pred, weight)
+
+
+def test_gradients_accumulate():
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    pred.requires_grad_()
+    for _ in range(2):
+        sk.masked_l1(pred, target, mask).backward()
+    twice = pred.grad.clone()
+    pred.grad = None
+    loss = sk.masked_l1(pred, target, mask)
+    (loss + loss).backward()
+    assert torch.equal(pred.grad, twice)
+
+
+def test_a_leaf_takes_the_saved_gradient_itself():
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    loss = sk.masked_l1(pred.requires_grad_(), target, mask)
+    memory = loss.grad_fn.saved_tensors[0].data_ptr()
+    loss.backward()
+    assert pred.grad.data_ptr() == memory
+
+
+def test_gradients_of_float16_survive_a_scaler():
+    pred, target, mask, _ = problem(8, 3, (7, 7), 32, 16, "cyx", torch.float16, torch.float32)
+    pred.requires_grad_()
+    (sk.masked_l1(pred, target, mask) * 65536).backward()
+    masked = mask.mask.sum() * 32 * 32 * 3
+    expected = (65536 / masked).half()
+    assert torch.equal(pred.grad.abs().unique(), torch.stack((torch.zeros(()).half(), expected)))
+
+
+def test_second_derivative_and_transforms_are_refused():
+    pred, target, mask, _ = problem(1, 3, (2, 2), 4, 4, "cyx", torch.float32, torch.float32)
+    pred.requires_grad_()
+    (grad,) = torch.autograd.grad(
+        sk.masked_mse(pred, target, mask).square(), pred, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
+        grad.sum().backward()
+    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
+        torch.func.vmap(lambda p: sk.masked_mse(p, target, mask))(pred[None])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(pred.detach(), torch.ones_like(pred))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            sk.masked_mse(dual, target, mask)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["image", "cyx", "units"])
+def test_same_bits_for_any_number_of_threads(threads, layout):
+    torch.manual_seed(3)
+    expected, before = list(results(layout)), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(20):
+            torch.manual_seed(3)
+            found = results(layout)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def digest():
+    """One number for the bits of losses and gradients in every layout and several types."""
+    torch.manual_seed(5)
+    bits = hashlib.sha256()
+    types = [(torch.float32, torch.float32), (torch.bfloat16, torch.uint8)]
+    types += [(torch.float16, torch.bfloat16), (torch.float64, torch.float32)]
+    for layout in LAYOUTS:
+        for dtype, target_dtype in types:
+            for tensor in results(layout, dtype, target_dtype, (2, 3, (2, 3))):
+                bits.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return bits.hexdigest()
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_same_bits_on_every_instruction_set(isa):
+    program = "from tests.test_masked_loss_rules import digest; print(digest())"
+    environment = {**os.environ, "SIMMIM_KERNELS_ISA": isa, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    if f"SIMMIM_KERNELS_ISA={isa} is not available" in run.stderr:
+        pytest.skip(f"{isa} does not run here")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == digest()
+
+
+def _in_worker(queue, arguments):
+    loss, grad, _ = torch.ops.simmim_kernels.masked_loss(*arguments)
+    queue.put((loss.item(), grad.numpy().tobytes()))
+
+
+def test_forked_worker(monkeypatch):
+    monkeypatch.undo()  # poisoning memory would wait for an OpenMP team that the child lacks
+    pred, target, mask, _ = problem(5, 3, (7, 7), 16, 8, "cyx", torch.float32, torch.float32)
+    arguments = (pred, target, mask.mask, None, "cyx", None, None, "l1", 1.0, 1e-5, "mean", True)
+    loss, grad, _ = torch.ops.simmim_kernels.masked_loss(*arguments)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_in_worker, args=(queue, arguments), daemon=True)
+    process.start()
+    assert queue.get(timeout=60) == (loss.item(), grad.numpy().tobytes())
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("layout", ["image", "cyx", "units"])
+def test_compiles_in_one_graph(dynamic, layout):
+    pred, target, mask, stats = problem(2, 3, (2, 3), 8, 4, layout, torch.bfloat16, torch.uint8)
+
+    def step(p, t, m):
+        return ours("smooth_l1", p * 1.0, t, m, layout, **stats) * 3.0
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    pairs = []
+    for function in (step, compiled):
+        leaf = pred.detach().requires_grad_()
+        loss = function(leaf, target, mask)
+        pairs.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+
+
+def test_export():
+    model = nn.MaskedL1Loss(mean=(0.5,) * 3, std=(0.2,) * 3)
+    pred, target, mask, _ = problem(2, 3, (2, 3), 8, 4, "cyx", torch.float32, torch.uint8)
+    exported = torch.export.export(model, (pred, target, mask.mask)).module()
+    assert torch.equal(exported(pred, target, mask.mask), model(pred, target, mask.mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_types_alone(dtype):
+    head = torch.nn.Linear(8, 48)
+    _, target, mask, _ = problem(2, 3, (2, 3), 8, 4, "cyx", torch.float32, torch.float32)
+    with torch.autocast("cpu", dtype):
+        pred = head(torch.randn(2, 24, 8))
+        assert pred.dtype == dtype
+        loss = sk.masked_l1(pred, target, mask)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, sk.masked_l1(pred.float(), target, mask))
+    loss.backward()
+    assert head.weight.grad.dtype == torch.float32 and head.weight.grad.any()
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_without_gradient(guard):
+    pred, target, mask, _ = problem(2, 3, (2, 3), 8, 4, "cyx", torch.float32, torch.float32)
+    with_grad = sk.masked_l1(pred.requires_grad_(), target, mask)
+    with guard():
+        loss = sk.masked_l1(pred, target, mask)
+    assert torch.equal(loss, with_grad) and not loss.requires_grad
+
+
+def test_opcheck():
+    op = torch.ops.simmim_kernels.masked_loss.default
+    for layout, dtype in (
+        ("image", torch.float32),
+        ("cyx", torch.float16),
+        ("map", torch.bfloat16),
+    ):
+        pred, target, mask, _ = problem(2, 3, (2, 3), 8, 4, layout, dtype, torch.float32)
+        for with_grad in (False, True):
+            arguments = (pred, target, mask.mask, None, "cyx", None, None)
+            torch.library.opcheck(
+                op, (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad), raise_exception=True
+            )
+
+
+def test_listed_units_may_differ_in_count_between_samples():
+    pred, target, *_ = problem(3, 3, (2, 2), 4, 4, "cyx", torch.float32, torch.float32)
+    cells = torch.zeros(3, 4, dtype=torch.bool)
+    cells[0, 1:] = cells[2, :2] = True
+    grid, index = cells.view(3, 2, 2), cells.flatten().nonzero().flatten().int()
+    for backend in BACKENDS:
+        with sk.backend(backend):
+            loss, grad, _ = torch.ops.simmim_kernels.masked_loss(
+                pred[cells], target, grid, index, "cyx", None, None, "mse", 1.0, 1e-5, "none", True
+            )
+            leaf = pred.detach().requires_grad_()
+            dense = sk.masked_mse(leaf, target, grid, reduction="none")
+            (dense_grad,) = torch.autograd.grad(dense.sum(), leaf)
+        assert torch.allclose(loss, dense, rtol=1e-6) and torch.equal(grad, dense_grad[cells])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"pred": torch.zeros(2, 4, 48, dtype=torch.int32)}, TypeError, "pred has dtype int32"),
+        ({"pred": None}, TypeError, "pred must be a tensor"),
+        ({"pred": torch.zeros(2, 3, 48)}, ValueError, "pred has shape"),
+        ({"pred": torch.zeros(1, 4, 48)}, ValueError, "pred has shape"),
+        ({"pred": torch.zeros(2, 4, 47)}, ValueError, "pred has shape"),
+        ({"pred": torch.zeros(2, 48)}, ValueError, "pred has shape"),
+        ({"pred": torch.zeros(2, 48, 4, 1)}, ValueError, "pred has shape"),
+        ({"pred": torch.zeros(2, 4, 0)}, ValueError, "pred has shape"),
+        ({"target": torch.zeros(2, 3, 8)}, ValueError, "target has shape"),
+        ({"target": torch.zeros(2, 0, 8, 8)}, ValueError, "target has shape"),
+        ({"target": torch.zeros(2, 3, 8, 8, dtype=torch.int8)}, TypeError, "target has dtype"),
+        ({"target": torch.zeros(2, 3, 8, 8, requires_grad=True)}, ValueError, "requires grad"),
+        ({"target": torch.zeros(2, 3, 9, 8)}, ValueError, "image height 9"),
+        ({"mask": torch.zeros(2, 2, 2)}, TypeError, "mask has dtype float32"),
+        ({"mask": torch.zeros(3, 2, 2, dtype=torch.bool)}, ValueError, "batch size 3"),
+        ({"mask": torch.zeros(2, 2, 3, dtype=torch.bool)}, ValueError, "image width 8"),
+        ({"order": "xyc"}, ValueError, "order is 'xyc'"),
+        ({"reduction": "max"}, ValueError, "reduction is 'max'"),
+        ({"eps": -1.0}, ValueError, "eps is -1"),
+        ({"eps": float("nan")}, ValueError, "eps is nan"),
+        ({"mean": (0.5,) * 3}, ValueError, "mean is given for a target of dtype float32"),
+        ({"std": (0.5,) * 2}, ValueError, "std has shape"),
+        ({"mask": torch.zeros(2, 2, 2, dtype=torch.bool, device="meta")}, RuntimeError, "on meta"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    arguments = {
+        "pred": torch.zeros(2, 4, 48),
+        "target": torch.zeros(2, 3, 8, 8),
+        "mask": torch.zeros(2, 2, 2, dtype=torch.bool),
+    } | change
+    with pytest.raises(error, match=words):
+        sk.masked_l1(**arguments)
+
+
+def test_bad_beta_and_index_are_named():
+    pred, target, mask, _ = problem(2, 3, (2, 2), 4, 4, "units", torch.float32, torch.float32)
+    with pytest.raises(ValueError, match="beta is -1"):
+        sk.masked_smooth_l1(pred, target, mask, beta=-1)
+    with pytest.raises(ValueError, match="pred has shape"):
+        sk.masked_l1(pred[:, 1:], target, mask)
+    for bad in (-1, 4):
+        wrong = mask._replace(masked=torch.full_like(mask.masked, bad))
+        for backend in BACKENDS:
+            with sk.backend(backend), pytest.raises(ValueError, match="names no mask unit"):
+                sk.masked_l1(pred, target, wrong)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_modules(kind):
+    module = {"l1": nn.MaskedL1Loss, "mse": nn.MaskedMSELoss, "smooth_l1": nn.MaskedSmoothL1Loss}
+    pred, target, mask, stats = problem(2, 3, (2, 2), 8, 4, "yxc", torch.float32, torch.uint8)
+    extra = {"beta": 0.5} if kind == "smooth_l1" else {}
+    loss = module[kind](order="yxc", reduction="sum", **stats, **extra)
+    assert "order='yxc'" in repr(loss) and "reduction='sum'" in repr(loss)
+    expected = ours(kind, pred, target, mask, "yxc", reduction="sum", **stats, **extra)
+    assert torch.equal(loss(pred, target, mask), expected)
+
+
+def test_mask_token_module():
+    module = nn.MaskToken(8, prefix_tokens=1)
+    assert repr(module) == "MaskToken(8, prefix_tokens=1)"
+    assert module.token.shape == (1, 1, 8) and 0 < module.token.abs().max() <= 0.04
+    x, mask = torch.randn(2, 5, 8), sk.random_mask(2, (2, 2), 0.5, seed=0)
+    out = module(x, mask)
+    assert torch.equal(out, sk.mask_tokens(x, mask, module.token, prefix_tokens=1))
+    out.sum().backward()
+    assert module.token.grad is not None

@@ -29,8 +29,8 @@ __all__ = [
     "masked_l1",
     "masked_mse",
     "masked_patch_embed",
-    "normalize_patches",
     "masked_smooth_l1",
+    "normalize_patches",
     "normalize_targets",
     "random_mask",
 ]

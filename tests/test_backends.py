@@ -28,7 +28,7 @@ def test_a_backward_pass_in_another_thread_keeps_the_choice(monkeypatch):
 def test_a_backend_asked_for_by_name_never_falls_back():
     with (
         sk.backend("triton"),
-        pytest.raises(RuntimeError, match="serves random_mask on cpu .triton: "),
+        pytest.raises(RuntimeError, match=r"serves random_mask on cpu .triton: "),
     ):
         sk.random_mask(torch.arange(2), (2, 2), 0.5, seed=0)
     with pytest.raises(ValueError, match="backend 'gpu' is unknown"), sk.backend("gpu"):

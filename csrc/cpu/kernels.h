@@ -118,16 +118,5 @@ int64_t masked_loss(Address pred, int pred_element, int64_t p_sb, int64_t p_sc, 
                     int loss_element, Address scale, int64_t band, Address scratch, int64_t batch,
                     int64_t channels, int64_t height, int64_t width, int64_t p, int threads);
 
-// Returns the first row of `index` that names no mask unit, or -1.
-int64_t masked_loss(Address pred, int pred_element, int64_t p_sb, int64_t p_sc, int64_t p_sty,
-                    int64_t p_sdy, int64_t p_stx, int64_t p_sdx, Address grad, int64_t g_sb,
-                    int64_t g_sc, int64_t g_sty, int64_t g_sdy, int64_t g_stx, int64_t g_sdx,
-                    Address target, int target_element, int64_t t_sb, int64_t t_sc, int64_t t_sy,
-                    int64_t t_sx, Address mean, Address std, Address mask, int64_t grid_h,
-                    int64_t grid_w, Address index, int64_t index_rows, int64_t rows_per_sample,
-                    int kind, double beta, double eps, int reduction, Address loss,
-                    int loss_element, Address scale, int64_t band, Address scratch, int64_t batch,
-                    int64_t channels, int64_t height, int64_t width, int64_t p, int threads);
-
 }  // namespace SIMMIM_ISA
 }  // namespace simmim

@@ -36,14 +36,14 @@ class PatchMask(NamedTuple):
         Needs no synchronisation. Raises `ValueError` where `h` or `w` is no whole multiple of
         this mask's own grid.
         """
-        batch, *own = self.mask.shape
+        own = self.mask.shape[1:]
         scale_y = whole_scale("grid height", grid[0], "mask grid height", own[0])
         scale_x = whole_scale("grid width", grid[1], "mask grid width", own[1])
         if scale_y == scale_x == 1:
             return self
         fine = self.mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
         count = self.masked.shape[1] * scale_y * scale_x
-        order = torch.argsort(~fine.view(batch, -1), dim=1, stable=True).int()
+        order = torch.argsort(~fine.flatten(1), dim=1, stable=True).int()
         return PatchMask(fine, order[:, :count], order[:, count:])
 
 

@@ -1,0 +1,31 @@
+"""Attention by either of PyTorch's paths; which one is faster depends on device and type."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float, fused: bool
+) -> Tensor:
+    """`softmax(scale * q @ k^T + bias) @ v`.
+
+    Args:
+        q: queries `(B, heads, K, d)`.
+        k, v: keys and values `(B, heads, N, d)`.
+        bias: `(B, heads, K, N)` or what broadcasts to it, or None.
+        scale: factor of the scores.
+        fused: use `scaled_dot_product_attention`, otherwise matmul, softmax, matmul. On CPUs the
+            latter is the faster where gradients are wanted in a 16-bit type, or for `bias`.
+
+    Returns:
+        `(B, heads, K, d)` in `v`'s type.
+    """
+    if fused:
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v

@@ -1,6 +1,7 @@
 """Fused kernels for masked image modelling: masks, mask tokens, targets and masked losses."""
 
 from simmim_kernels.backends import backend
+from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
@@ -17,6 +18,7 @@ from simmim_kernels.target_norm import PatchNorm, WindowNorm
 __version__ = "0.1.0"
 
 __all__ = [
+    "MaskedLastBlock",
     "PatchMask",
     "PatchNorm",
     "WindowNorm",

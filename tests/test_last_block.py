@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import simmim_kernels as sk
-from simmim_kernels.integrations.last_block import MaskedLastBlock
+from simmim_kernels import MaskedLastBlock
 from tests.budget import assert_within_budget
 
 beit = pytest.importorskip("timm.models.beit")

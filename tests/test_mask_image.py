@@ -286,9 +286,13 @@ def test_opcheck(layout):
         ops.mask_image_forward.default,
         (image, mask, torch.randn(3), 0.0, None, None, torch.bfloat16),
     )
-    torch.library.opcheck(
-        ops.mask_image_backward.default, (image, mask, torch.float32, torch.float32)
-    )
+    for wanted in (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, None),
+        (None, torch.float64),
+        (None, None),
+    ):
+        torch.library.opcheck(ops.mask_image_backward.default, (image.half(), mask, *wanted))
 
 
 @pytest.mark.parametrize(

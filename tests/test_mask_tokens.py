@@ -255,10 +255,13 @@ def test_opcheck():
     torch.library.opcheck(
         ops.mask_tokens_forward.default, (x.requires_grad_(), mask.mask, token, pos, 1, False)
     )
-    torch.library.opcheck(
-        ops.mask_tokens_backward.default,
-        (torch.randn(x.shape), mask.mask, 1, torch.float32, torch.float32, 25, torch.float32),
-    )
+    grad = torch.randn(x.shape).bfloat16()
+    for wanted in (
+        (torch.float32, torch.float32, 25, torch.float32),
+        (None, None, 0, None),
+        (None, torch.float64, 24, torch.bfloat16),
+    ):
+        torch.library.opcheck(ops.mask_tokens_backward.default, (grad, mask.mask, 1, *wanted))
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, i
 
 void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
                           int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
-                          int x_element, Address token, Address pos, int64_t pos_skip,
-                          int64_t block, int64_t batch, int64_t prefix, int64_t h, int64_t w,
-                          int64_t width, int threads);
+                          int x_element, Address token, Address pos, int pos_element,
+                          int64_t pos_skip, Address scratch, int64_t block, int64_t batch,
+                          int64_t prefix, int64_t h, int64_t w, int64_t width, int threads);
 
 void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
                        int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,

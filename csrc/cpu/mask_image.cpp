@@ -3,6 +3,7 @@
 #include "cpu/address.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
+#include "cpu/runs.h"
 
 SIMMIM_BEGIN
 
@@ -24,15 +25,6 @@ struct Bands {
     int64_t elements() const { return batch * channels * height() * width(); }
     const uint8_t* cells(int64_t band) const { return mask + band * grid_w; }
 };
-
-// Calls run(x0, x1, masked) for the longest runs of units of one kind, in pixels.
-template <class Run>
-void for_each_run(const uint8_t* cells, int64_t grid_w, int64_t unit_w, const Run& run) {
-    for (int64_t first = 0, last; first < grid_w; first = last) {
-        for (last = first + 1; last < grid_w && cells[last] == cells[first];) ++last;
-        run(first * unit_w, last * unit_w, cells[first] != 0);
-    }
-}
 
 // The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel.
 void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_t repeat,

@@ -68,13 +68,11 @@ inline void philox_words(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, 
         for (int i = 0; i < kChains; ++i) {
             const WordLanes front = (a[i] & 0xFFFFFFFFu) | (b[i] << 32);
             const WordLanes back = (c[i] & 0xFFFFFFFFu) | (d[i] << 32);
-            WordLanes low{}, high{};
+            uint64_t blocks[2 * kWordLanes];
             for (int j = 0; j < kWordLanes; ++j) {
-                low[j] = uint64_t(j / 2 + j % 2 * kWordLanes);
-                high[j] = low[j] + kWordLanes / 2;
+                blocks[2 * j] = front[j];
+                blocks[2 * j + 1] = back[j];
             }
-            const WordLanes blocks[2] = {__builtin_shuffle(front, back, low),
-                                         __builtin_shuffle(front, back, high)};
             std::memcpy(words + 4 * (block + i * kWordLanes), blocks, sizeof blocks);
         }
     }

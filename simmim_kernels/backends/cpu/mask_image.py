@@ -75,9 +75,7 @@ def mask_image_backward(
     fill_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     mask = mask.contiguous()
-    d_image, d_fill = (
-        torch.empty(0, dtype=dtype, device="cpu") for dtype in (image_dtype, fill_dtype)
-    )
+    d_image, d_fill = grad.new_empty((0,)), grad.new_empty((0,))
     if image_dtype:
         d_image = _write(grad, mask, None, 0.0, None, None, image_dtype)
     if fill_dtype:

@@ -71,16 +71,20 @@ def mask_tokens_backward(
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     strides, h, w = _layout(grad, mask, prefix_tokens)
-    mask = mask.contiguous()
+    mask, team = mask.contiguous(), threads()
     batch, width = grad.shape[0], grad.shape[-1]
     # Sums over the batch must meet in one place, so they are not cut into blocks of samples.
     block = max(batch, 1) if pos_dtype else _BLOCK
     pieces = max((batch + block - 1) // block, 1) * h
-    dx = torch.empty(grad.shape, dtype=x_dtype, device="cpu") if x_dtype else None
+    # Without a dtype a part is empty, and not written.
+    dx = torch.empty(grad.shape if x_dtype else 0, dtype=x_dtype or grad.dtype, device="cpu")
     dtoken = (
         torch.zeros((pieces, width), dtype=torch.float64, device="cpu") if token_dtype else None
     )
-    dpos = torch.zeros((pos_rows, width), dtype=torch.float64, device="cpu") if pos_dtype else None
+    make = torch.empty if batch else torch.zeros
+    dpos = make((pos_rows, width) if pos_dtype else 0, dtype=pos_dtype or grad.dtype, device="cpu")
+    row = (prefix_tokens + w) * width if pos_dtype else 0
+    scratch = torch.empty((team, row), dtype=torch.float64, device="cpu")
     kernels.mask_tokens_backward(
         grad.data_ptr(),
         element(grad),
@@ -88,23 +92,21 @@ def mask_tokens_backward(
         mask.data_ptr(),
         mask.shape[1],
         mask.shape[2],
-        address(dx),
+        dx.data_ptr() if x_dtype else None,
         element(dx),
         address(dtoken),
-        address(dpos),
+        dpos.data_ptr() if pos_dtype else None,
+        element(dpos),
         prefix_tokens + h * w - pos_rows,
+        scratch.data_ptr(),
         block,
         batch,
         prefix_tokens,
         h,
         w,
         width,
-        threads(),
+        team,
     )
-    return (
-        torch.empty(0, dtype=x_dtype, device="cpu") if dx is None else dx,
-        torch.empty(0, dtype=token_dtype, device="cpu")
-        if dtoken is None
-        else dtoken[0].to(token_dtype),
-        torch.empty(0, dtype=pos_dtype, device="cpu") if dpos is None else dpos.to(pos_dtype),
-    )
+    if dtoken is None:
+        return dx, grad.new_empty((0,)), dpos
+    return dx, dtoken[0].to(token_dtype), dpos

@@ -35,5 +35,8 @@ def test_attention(compare, shape, dtype):
 
     wanted = (0, 1, 2, 3) if biased else (0, 1, 2)
     row = Row("attention", f"{shape}, {str(dtype)[6:]}", "forward + backward", 0)
-    contenders = {"ours": forward_backward(products, wanted), "sdpa": forward_backward(fused, wanted)}
+    contenders = {
+        "ours": forward_backward(products, wanted),
+        "sdpa": forward_backward(fused, wanted),
+    }
     compare(row, contenders, inputs, tolerance=1e-3 if dtype == torch.float32 else 5e-2, rounds=9)

@@ -1,0 +1,41 @@
+"""From a configuration to the model and the masks that it describes."""
+
+from __future__ import annotations
+
+from simmim.config import PretrainConfig
+from simmim.encoders import build_encoder
+from simmim.errors import UserError
+from simmim.masks import Masking
+from simmim.model import SimMIM, channel_statistics
+
+
+def build_masking(config: PretrainConfig) -> Masking:
+    """The masks of ``config``; raises ``UserError`` where sizes do not fit."""
+    return Masking(config.mask, config.mask_unit, config.mask_ratio, config.size)
+
+
+def build_model(config: PretrainConfig) -> SimMIM:
+    """A newly initialised model; raises ``UserError`` where settings do not fit together."""
+    mean, std = channel_statistics(config.channels)
+    encoder = build_encoder(
+        config.encoder,
+        img_size=config.size,
+        channels=config.channels,
+        mean=mean,
+        std=std,
+        drop_path=config.drop_path,
+        **config.encoder_args,
+    )
+    if config.mask_unit % encoder.patch:
+        raise UserError(
+            f"--mask-unit {config.mask_unit} is no multiple of the encoder's patch, "
+            f"{encoder.patch} pixels: use {encoder.patch} or {2 * encoder.patch}"
+        )
+    return SimMIM(
+        encoder,
+        channels=config.channels,
+        loss=config.loss,
+        mean=mean if config.normalize else None,
+        std=std if config.normalize else None,
+        sigmoid=not config.normalize,
+    )

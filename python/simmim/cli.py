@@ -1,0 +1,104 @@
+"""The command line: ``simmim pretrain`` and ``simmim reconstruct``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from simmim.config import PRESETS, PretrainConfig, ReconstructConfig
+from simmim.errors import MissingPackageError, UserError, require
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0: done. 2: a mistake in what was asked for, told in one line. 130, 143: Ctrl-C, SIGTERM, after
+    saving a checkpoint.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except (UserError, MissingPackageError) as error:
+        print(f"simmim: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("simmim: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone; Python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    tyro = require("tyro")
+    pretrain = tyro.conf.subcommand(
+        "pretrain", default=PRESETS[_preset(arguments)], prefix_name=False
+    )
+    reconstruct = tyro.conf.subcommand("reconstruct", prefix_name=False)
+    config = tyro.cli(
+        Annotated[PretrainConfig, pretrain] | Annotated[ReconstructConfig, reconstruct],
+        args=arguments,
+        prog="simmim",
+        description="Masked image modelling: pre-train encoders on images alone.",
+    )
+    if isinstance(config, PretrainConfig):
+        return _pretrain(config)
+    from simmim.reconstruct import run
+
+    run(config)
+    print(f"wrote {config.out}")
+    return 0
+
+
+def _preset(arguments: list[str]) -> str:
+    """The preset named on the command line, needed before parsing: it sets the defaults."""
+    for here, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here.partition("=")[0] == "--preset":
+            name = here.partition("=")[2] or after
+            return name if name in PRESETS else "none"
+    return "none"
+
+
+def _pretrain(config: PretrainConfig) -> int:
+    from simmim.plot import loss_curve
+    from simmim.reconstruct import run
+    from simmim.train import Trainer
+
+    trainer = Trainer(config)
+    summary = trainer.fit()
+    counters = summary.counters
+    if summary.signal:
+        print(
+            f"stopped by signal {summary.signal} at update {summary.updates}; "
+            f"saved {summary.checkpoint}; go on with --resume"
+        )
+        return 128 + summary.signal
+
+    print(f"\ntrained {summary.updates} updates at {summary.images_per_second:.0f} images/s")
+    if counters.bad:
+        print(f"{len(counters.bad)} of {summary.images} images could not be read and were skipped")
+    written = [("checkpoint", summary.checkpoint)]
+    if counters.last_validation is not None:
+        print(
+            f"validation loss {counters.first_validation:.4f} at the start, "
+            f"{counters.last_validation:.4f} at the end; "
+            f"{counters.baseline:.4f} for predicting the mean colour of the visible part"
+        )
+        if config.picture:
+            picture = config.out / "reconstruction.png"
+            run(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
+            written.append(("reconstruction", picture))
+    curve = config.out / "loss_curve.png"
+    loss_curve(config.out / "metrics.csv", curve, counters.baseline)
+    written += [
+        ("loss curve", curve),
+        ("configuration", config.out / "config.json"),
+        ("numbers", config.out / "metrics.csv"),
+        ("TensorBoard", config.out / "tensorboard"),
+    ]
+    for what, path in written:
+        print(f"  {what:<15} {path}")
+    return 0

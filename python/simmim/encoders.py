@@ -1,0 +1,257 @@
+"""Encoders that see a partly hidden image: timm's ViT, BEiT, Swin, SwinV2, and a small CNN.
+
+An encoder maps ``uint8 (B, C, H, W)`` images and a mask to tokens ``(B, L, width)``, ``L = (H/stride)
+* (W/stride)`` in row-major order. Hidden patches never reach it: the mask token stands in their
+place right after the patch embedding (for Swin, after its LayerNorm), as in the SimMIM paper
+(Xie et al., CVPR 2022), or, for the CNN, hidden pixels are filled before the first convolution.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simmim.errors import UserError, require
+from simmim_kernels import PatchMask, mask_image, mask_tokens
+
+timm = require("timm")
+beit = require("timm.models.beit")
+swin = require("timm.models.swin_transformer")
+swin_v2 = require("timm.models.swin_transformer_v2")
+vit = require("timm.models.vision_transformer")
+
+#: names that are ours, with the timm model and the arguments that they stand for
+PAPER_ENCODERS = {
+    "simmim_vit_base": (
+        "beit_base_patch16_224",
+        {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "init_values": 0.1},
+    ),
+    "simmim_swin_base": ("swin_base_patch4_window7_224", {"window_size": 6}),
+}
+CNN = "cnn"
+#: timm's modules that hold the four families
+FAMILIES = ("vision_transformer", "deit", "beit", "swin_transformer", "swin_transformer_v2")
+
+
+class TimmEncoder(nn.Module):
+    """A timm transformer whose hidden patches are replaced by a learnt mask token.
+
+    Args:
+        name: a timm ViT, BEiT, Swin or SwinV2, or a name of ``PAPER_ENCODERS``.
+        img_size: ``(H, W)`` in pixels, each a multiple of the encoder's ``stride``.
+        channels: channels ``C`` of the image, any number from 1.
+        mean, std: normalisation of the image divided by 255, one number a channel.
+        drop_path: stochastic depth rate of the last block; it grows linearly from 0.
+        arguments: passed on to timm, for example ``depth=4``.
+
+    Attributes:
+        patch: pixels a side of one patch of the patch embedding.
+        stride: pixels a side of one output token.
+        width: numbers in one output token.
+
+    Raises:
+        UserError: unknown name, a model that is none of the four families, a size that the stride
+            does not divide, arguments that timm refuses.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        img_size: tuple[int, int],
+        channels: int = 3,
+        mean: Sequence[float],
+        std: Sequence[float],
+        drop_path: float = 0.0,
+        **arguments: object,
+    ) -> None:
+        super().__init__()
+        timm_name, defaults = PAPER_ENCODERS.get(name, (name, {}))
+        if not timm.is_model(timm_name):
+            raise UserError(_unknown(name))
+        if not timm.models.is_model_in_modules(timm_name, FAMILIES):
+            raise UserError(_wrong_family(name))
+        try:
+            self.backbone = timm.create_model(
+                timm_name,
+                img_size=img_size,
+                in_chans=channels,
+                num_classes=0,
+                global_pool="",
+                drop_path_rate=drop_path,
+                **{**defaults, **arguments},
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"timm cannot build encoder {name!r} this way: {error}") from None
+        self._forward = _family(name, self.backbone)
+        self.patch = self.backbone.patch_embed.patch_size[0]
+        self.stride = self.backbone.feature_info[-1]["reduction"]
+        self.width = self.backbone.num_features
+        check_divides("encoder stride", self.stride, img_size)
+        token_width = self.backbone.patch_embed.proj.out_channels
+        self.mask_token = nn.Parameter(torch.empty(1, 1, token_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Tokens ``(B, L, width)`` of ``uint8 (B, C, H, W)`` images under a mask."""
+        return self._forward(self, self.embed(images, mask), mask)
+
+    def embed(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Patch embeddings before substitution, ``(B, L, D)`` or ``(B, h, w, D)``.
+
+        Hidden pixels are written as zeros in the pass that normalises, so whatever stands there
+        stays out of the embedding.
+        """
+        return self.backbone.patch_embed(mask_image(images, mask, mean=self.mean, std=self.std))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of this module's parameters that weight decay must leave alone."""
+        return {"mask_token"} | {f"backbone.{n}" for n in self.backbone.no_weight_decay()}
+
+
+class ConvEncoder(nn.Module):
+    """The tutorial's small CNN: three 3x3 convolutions with ReLU, stride 1, on pixels in [0, 1].
+
+    Args:
+        channels: channels of the image.
+        widths: output channels of the three convolutions.
+        fill: what a hidden pixel becomes.
+
+    Attributes are those of ``TimmEncoder``; the output is ``(B, H*W, width)``.
+    """
+
+    patch = stride = 1
+
+    def __init__(
+        self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 64), fill: float = 0.0
+    ) -> None:
+        super().__init__()
+        sizes = (channels, *widths)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, padding=1)
+            for before, after in itertools.pairwise(sizes)
+        )
+        self.fill = fill
+        self.width = widths[-1]
+
+    def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """One token per pixel, ``(B, H*W, width)``, of ``uint8 (B, C, H, W)`` images."""
+        x = mask_image(images, mask, self.fill)
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x))
+        return x.flatten(2).transpose(1, 2)
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+
+def build_encoder(
+    name: str,
+    *,
+    img_size: tuple[int, int],
+    channels: int = 3,
+    mean: Sequence[float],
+    std: Sequence[float],
+    drop_path: float = 0.0,
+    **arguments: object,
+) -> TimmEncoder | ConvEncoder:
+    """The encoder called ``name``; see ``TimmEncoder`` for the arguments. ``"cnn"`` takes any size."""
+    if name == CNN:
+        if drop_path:
+            raise UserError("encoder 'cnn' has no residual branches: leave --drop-path at 0")
+        return ConvEncoder(channels, **arguments)
+    return TimmEncoder(
+        name,
+        img_size=img_size,
+        channels=channels,
+        mean=mean,
+        std=std,
+        drop_path=drop_path,
+        **arguments,
+    )
+
+
+def check_divides(what: str, unit: int, img_size: tuple[int, int]) -> None:
+    """Refuse an image size that is no whole number of ``unit`` pixels, and name one that is."""
+    if all(side % unit == 0 and side > 0 for side in img_size):
+        return
+    near = tuple(max(unit, round(side / unit) * unit) for side in img_size)
+    raise UserError(
+        f"image size {img_size[0]}x{img_size[1]} is not a multiple of the {what}, {unit} pixels: "
+        f"use {near[0]}x{near[1]}, or change the {what}"
+    )
+
+
+def _unknown(name: str) -> str:
+    names = [CNN, *PAPER_ENCODERS]
+    for family in ("vit*", "deit*", "beit*", "swin*"):
+        names += timm.list_models(family)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "names are those of timm, or 'cnn'"
+    return f"unknown encoder {name!r}: {hint}"
+
+
+def _family(name: str, backbone: nn.Module):
+    """The forward pass that fits the architecture, told by class and by unchanged methods."""
+    cls = type(backbone)
+    if isinstance(backbone, swin.SwinTransformer | swin_v2.SwinTransformerV2):
+        return _swin_tokens
+    if isinstance(backbone, beit.Beit):
+        return _beit_tokens
+    # subclasses that embed positions differently (distilled DeiT) would be silently wrong here
+    if (
+        isinstance(backbone, vit.VisionTransformer)
+        and cls._pos_embed is vit.VisionTransformer._pos_embed
+        and cls.forward_features is vit.VisionTransformer.forward_features
+        and isinstance(backbone.patch_drop, nn.Identity)
+    ):
+        return _vit_tokens
+    raise UserError(_wrong_family(name))
+
+
+def _wrong_family(name: str) -> str:
+    return f"encoder {name!r} is of another family: simmim takes ViT, BEiT, Swin, SwinV2 and 'cnn'"
+
+
+def _vit_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    b = encoder.backbone
+    prefix = [t.expand(len(x), -1, -1) for t in (b.cls_token, b.reg_token) if t is not None]
+    if x.dim() == 4:
+        x = x.flatten(1, 2)
+    if b.no_embed_class or not prefix:
+        x = mask_tokens(x, mask, encoder.mask_token, pos_embed=b.pos_embed)
+        x = torch.cat([*prefix, x], dim=1)
+    else:
+        x = torch.cat([*prefix, x], dim=1)
+        x = mask_tokens(
+            x,
+            mask,
+            encoder.mask_token,
+            pos_embed=b.pos_embed,
+            prefix_tokens=b.num_prefix_tokens,
+        )
+    x = b.norm_pre(b.pos_drop(x))
+    return b.norm(b.blocks(x))[:, b.num_prefix_tokens :]
+
+
+def _beit_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    b = encoder.backbone
+    x = torch.cat([b.cls_token.expand(len(x), -1, -1), x], dim=1)
+    x = mask_tokens(x, mask, encoder.mask_token, pos_embed=b.pos_embed, prefix_tokens=1)
+    x = b.pos_drop(x)
+    bias = None if b.rel_pos_bias is None else b.rel_pos_bias()
+    for block in b.blocks:
+        x = block(x, shared_rel_pos_bias=bias)
+    return b.norm(x)[:, 1:]
+
+
+def _swin_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    b = encoder.backbone
+    x = b.norm(b.layers(mask_tokens(x, mask, encoder.mask_token)))
+    return x.flatten(1, 2)

@@ -1,0 +1,32 @@
+"""What a user did wrong, and which package is missing: one line each, never a traceback."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for: the command line prints it alone and exits with status 2."""
+
+
+class MissingPackageError(ImportError):
+    """A package that only the application needs is not installed."""
+
+
+def require(module: str) -> ModuleType:
+    """Import ``module``, or say which command installs it.
+
+    Raises:
+        MissingPackageError: the top-level package of ``module`` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise
+        raise MissingPackageError(
+            f"simmim needs the package {package}, which is not installed: "
+            'pip install "simmim-kernels[train]"'
+        ) from None

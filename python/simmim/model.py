@@ -1,0 +1,112 @@
+"""SimMIM: an encoder that sees a partly hidden image, a linear head, a loss on what was hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle
+
+from simmim.encoders import ConvEncoder, TimmEncoder
+from simmim.errors import UserError
+from simmim_kernels import PatchMask, mask_image, masked_l1, masked_mse, masked_smooth_l1
+
+LOSSES = {"l1": masked_l1, "mse": masked_mse, "smooth_l1": masked_smooth_l1}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def channel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of images divided by 255.
+
+    ImageNet's for RGB; for any other number of channels the average of ImageNet's three.
+    """
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (round(sum(IMAGENET_MEAN) / 3, 3),) * channels, (
+        round(sum(IMAGENET_STD) / 3, 3),
+    ) * channels
+
+
+class SimMIM(nn.Module):
+    """Masked image modelling as in the SimMIM paper: ``forward`` gives the loss.
+
+    The head is one linear map a token, to ``C * stride^2`` numbers in ``"cyx"`` order: the same
+    parameters and the same result as the published 1x1 convolution followed by ``PixelShuffle``,
+    but the prediction is never laid out as an image: the loss reads it where it lies.
+
+    Args:
+        encoder: from ``simmim.encoders``.
+        channels: channels ``C`` of the images.
+        loss: ``"l1"`` (the paper's), ``"mse"`` or ``"smooth_l1"``.
+        mean, std: normalisation of the target divided by 255; ``None`` leaves it in [0, 1].
+        sigmoid: end the head with a sigmoid, for targets in [0, 1].
+    """
+
+    def __init__(
+        self,
+        encoder: TimmEncoder | ConvEncoder,
+        *,
+        channels: int = 3,
+        loss: str = "l1",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        sigmoid: bool = False,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise UserError(f"unknown loss {loss!r}: use {', '.join(LOSSES)}")
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, channels * encoder.stride**2)
+        self.sigmoid = sigmoid
+        self.loss = loss
+        for name, values in (("mean", mean), ("std", std)):
+            tensor = None if values is None else torch.tensor(values)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
+        """Loss on the hidden pixels of ``uint8 (B, C, H, W)`` images: a scalar, or ``(B,)``."""
+        return self.score(self.predict_tokens(images, mask), images, mask, reduction)
+
+    def score(
+        self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        """The masked loss of any prediction, tokens or image, in the normalised space."""
+        return LOSSES[self.loss](
+            prediction,
+            images,
+            mask,
+            order="cyx",
+            mean=self.mean,
+            std=self.std,
+            reduction=reduction,
+        )
+
+    def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Predictions ``(B, L, C * stride^2)``, normalised, row order ``"cyx"``."""
+        tokens = self.head(self.encoder(images, mask))
+        return tokens.sigmoid() if self.sigmoid else tokens
+
+    def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, within [0, 1]."""
+        tokens = self.predict_tokens(images, mask).float()
+        stride = self.encoder.stride
+        height, width = images.shape[-2] // stride, images.shape[-1] // stride
+        image = pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), stride)
+        if self.mean is not None:
+            image = image * self.std[:, None, None] + self.mean[:, None, None]
+        return image.clamp(0, 1)
+
+
+def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    """The guess that a model must beat: every pixel is the mean of the image's visible pixels.
+
+    Returns:
+        ``float32 (B, C, H, W)`` in the normalised space of ``model``'s targets, a broadcast view.
+    """
+    units = mask.mask if isinstance(mask, PatchMask) else mask
+    shown = (~units).flatten(1).float().mean(1).clamp_min(1e-12)[:, None]
+    seen = mask_image(images, mask, 0.0, mean=model.mean, std=model.std)
+    colour = seen.mean((2, 3)) / shown
+    return colour[:, :, None, None].expand(*images.shape)

@@ -1,0 +1,67 @@
+"""Which parameters decay, and the learning rate of every update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for AdamW: decayed, and exempt.
+
+    Exempt are vectors and scalars (biases, norms, layer scale), and whatever a submodule lists in
+    its ``no_weight_decay()``: position embeddings, relative-position tables, class, register and
+    mask tokens.
+    """
+    exempt = set()
+    for prefix, module in model.named_modules():
+        if hasattr(module, "no_weight_decay"):
+            exempt |= {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
+    decayed, spared = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        keep_free = parameter.ndim <= 1 or name in exempt or "relative_position_bias_table" in name
+        (spared if keep_free else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with betas (0.9, 0.999); the learning rate is set before each update."""
+    groups = parameter_groups(model, weight_decay)
+    # one pass over the parameters instead of a dozen: 28 bytes a parameter where foreach moves 84
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def learning_rate(
+    update: int,
+    *,
+    updates: int,
+    warmup: int,
+    peak: float,
+    start: float,
+    end: float,
+    schedule: str,
+) -> float:
+    """Learning rate of one update, a pure function of its number.
+
+    Args:
+        update: number of the update, from 0.
+        updates: updates of the whole run.
+        warmup: updates of the linear warm-up from ``start`` to ``peak``.
+        peak, start, end: learning rates, already scaled by the batch.
+        schedule: ``"cosine"``: half a cosine from ``peak`` after the warm-up to ``end`` after the
+            last update; ``"step"``: ``peak``, and a tenth of it from 7/8 of the run on (epoch 700
+            of 800 in the SimMIM recipe).
+    """
+    if update < warmup:
+        return start + (peak - start) * update / warmup
+    if schedule == "step":
+        return peak * 0.1 if update >= updates * 7 / 8 else peak
+    done = (update - warmup) / max(1, updates - warmup)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))

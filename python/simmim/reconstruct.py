@@ -1,0 +1,65 @@
+"""``simmim reconstruct``: a picture of what a trained model puts where pixels are hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from simmim import checkpoint
+from simmim.build import build_masking, build_model
+from simmim.config import PretrainConfig, ReconstructConfig
+from simmim.data import Sample, collate, split_files, validation_crops
+from simmim.errors import UserError
+from simmim.images import find_images
+from simmim.model import SimMIM
+from simmim.plot import reconstruct, reconstruction_picture
+
+
+def load_model(path: Path) -> tuple[SimMIM, PretrainConfig]:
+    """The model of a checkpoint, in evaluation mode on the CPU, and its run's configuration."""
+    state = checkpoint.load(path)
+    config = PretrainConfig.from_json(state["config"])
+    model = build_model(config)
+    model.load_state_dict(state["model"])
+    return model.eval(), config
+
+
+def run(config: ReconstructConfig) -> None:
+    """Write the picture that ``config`` asks for.
+
+    Raises:
+        UserError: no checkpoint there, no images, or none that can be read.
+    """
+    if config.count < 1:
+        raise UserError(f"--count must be at least 1, not {config.count}")
+    model, trained = load_model(config.checkpoint)
+    if config.data is not None:
+        paths = find_images(config.data)
+    else:
+        paths = split_files(trained).validation
+    if not paths:
+        raise UserError("the run has no validation images: say which to show with --data FOLDER")
+    samples = _first_readable(config, dataclasses.replace(trained, val_crops=1), paths)
+    batch = collate(samples)
+    mask = build_masking(trained)(batch.ids, seed=config.seed)
+    reconstruction_picture(reconstruct(model, batch.images, mask), config.out)
+
+
+def _first_readable(
+    config: ReconstructConfig, trained: PretrainConfig, paths: list[Path]
+) -> list[Sample]:
+    samples = []
+    for number, path in enumerate(paths):
+        sample = validation_crops(trained, [path])[0, 0]
+        if sample.image is not None:
+            samples.append(sample._replace(id=number))
+        elif config.on_bad_image == "error":
+            raise UserError("cannot read {}: {}".format(*sample.bad[0]))
+        else:
+            print("skipped {}: {}".format(*sample.bad[0]), file=sys.stderr)
+        if len(samples) == config.count:
+            break
+    if not samples:
+        raise UserError(f"none of the {len(paths)} images can be read")
+    return samples

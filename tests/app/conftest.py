@@ -1,0 +1,79 @@
+"""Small folders of images and small runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("timm", reason="the application needs the extra [train]")
+pytest.importorskip("lightning", reason="the application needs the extra [train]")
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: a transformer that trains in milliseconds, with every kind of randomness that a run can have
+TINY = {
+    "encoder": "vit_tiny_patch16_224",
+    "encoder_args": {
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "proj_drop_rate": 0.1,
+    },
+    "drop_path": 0.2,
+    "img_size": 32,
+    "mask_unit": 8,
+    "precision": "32-true",
+    "device": "cpu",
+    "workers": 0,
+    "warmup_epochs": 0,
+    "lr": 1e-1,
+}
+
+
+def smooth_image(number: int, height: int, width: int) -> np.ndarray:
+    """A colour gradient with a disc, different for each number, ``uint8 (H, W, 3)``."""
+    y, x = np.mgrid[0:height, 0:width]
+    disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (5 + 3 * number) ** 2
+    image = np.stack([x * 2, y * 2, (x + y + 40 * number) % 256], axis=-1).astype(np.uint8)
+    image[disc] = (250 - 20 * number, 30 * number % 256, 90)
+    return image
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of eight small images in two subfolders."""
+    folder = tmp_path / "photographs"
+    for number in range(8):
+        path = folder / f"part{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth_image(number, 40 + number, 60)).save(path)
+    return folder
+
+
+@pytest.fixture
+def simmim():
+    """Run ``python -m simmim`` in a process of its own."""
+
+    def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), env=environment(), text=True, capture_output=True, timeout=timeout
+        )
+
+    return run
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "simmim", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

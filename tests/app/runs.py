@@ -1,0 +1,85 @@
+"""Runs in processes of their own that can be killed; importable, so that they can be started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# the server imports once, each run starts from there at once
+_CONTEXT.set_forkserver_preload(["simmim.train"])
+
+
+def start(config, die_at: str | None = None) -> multiprocessing.Process:
+    """Start training ``config``; ``die_at`` names a moment in writing a checkpoint, see ``_die``."""
+    process = _CONTEXT.Process(target=_train, args=(config, die_at))
+    process.start()
+    return process
+
+
+def train(config, die_at: str | None = None) -> int:
+    """Run to the end; returns the exit code."""
+    process = start(config, die_at)
+    process.join(120)
+    assert process.exitcode is not None, "the run did not end"
+    return process.exitcode
+
+
+def _train(config, die_at: str | None) -> None:
+    import torch
+
+    from simmim.train import Trainer
+
+    torch.set_num_threads(1)
+    if die_at:
+        _die(*die_at.split(":"))
+    try:
+        summary = Trainer(config).fit()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(128 + summary.signal if summary.signal else 0)
+
+
+def _die(moment: str, turn: str) -> None:
+    """Replace one step of writing a checkpoint: the process kills itself there, the n-th time."""
+    import simmim.checkpoint as module
+
+    left = int(turn)
+
+    def kill() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "half-written":
+        genuine = module.torch.save
+
+        def save(state, file):
+            genuine(state, file)
+            file.flush()
+            file.truncate(file.tell() // 2)
+            kill()
+            file.seek(0)
+            file.truncate()
+            genuine(state, file)
+
+        module.torch.save = save
+    elif moment == "before-rename":
+        genuine_replace = Path.replace
+
+        def replace(self, target):
+            if str(target).endswith(".pt") and "step" in str(target):
+                kill()
+            return genuine_replace(self, target)
+
+        Path.replace = replace
+    elif moment == "before-link":
+        genuine_point = module._point_last_at
+        module._point_last_at = lambda path: (kill(), genuine_point(path))
+    else:
+        raise ValueError(moment)

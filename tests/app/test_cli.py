@@ -1,0 +1,164 @@
+"""The command line: mistakes cost one line, help explains, commands write what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+
+import pytest
+
+from simmim.cli import main
+from simmim.config import PRESETS, PretrainConfig, ReconstructConfig
+from simmim.log import read_metrics
+
+FAST = (
+    *("--encoder", "vit_tiny_patch16_224", "--img-size", 32, "--mask-unit", 8, "--device", "cpu"),
+    *("--precision", "32-true", "--workers", 0, "--warmup-epochs", 0, "--batch-size", 4),
+    *("--encoder-args", "patch_size", 8, "embed_dim", 16, "depth", 1, "num_heads", 2),
+)
+PRETRAIN = ("pretrain", "--data", "DATA", "--out", "OUT", *FAST)
+MISTAKES = {
+    "empty folder": (("pretrain", "--data", "EMPTY"), "no images in"),
+    "no folder": (("pretrain", "--data", "NOWHERE"), "no such folder"),
+    "no data": (("pretrain",), "--data FOLDER"),
+    "encoder": ((*PRETRAIN, "--encoder", "swin_bse_patch4_window7_224"), "did you mean swin_base"),
+    "size": ((*PRETRAIN, "--img-size", 36, 40), "not a multiple of the mask unit, 8 pixels"),
+    "stride": (
+        (*PRETRAIN, "--encoder", "swin_tiny_patch4_window7_224", "--encoder-args", "depths", 1),
+        "timm cannot build",
+    ),
+    "patch": ((*PRETRAIN, "--mask-unit", 4), "no multiple of the encoder's patch, 8 pixels"),
+    "ratio": ((*PRETRAIN, "--mask-ratio", 1.5), "between 0 and 1"),
+    "batch": ((*PRETRAIN, "--batch-size", 100), "lower --batch-size"),
+    "epochs": ((*PRETRAIN, "--epochs", 0), "--epochs must be at least 1"),
+    "channels": ((*PRETRAIN, "--channels", 2), "1 or 3 channels"),
+    "gpu": ((*PRETRAIN, "--device", "cuda"), "sees no GPU"),
+    "checkpoint": (("reconstruct", "--checkpoint", "NOWHERE"), "no such checkpoint"),
+}
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    status = main([str(a) for a in arguments])
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_cost_one_line(mistake, photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "empty").mkdir()
+    places = {
+        "DATA": photographs,
+        "OUT": tmp_path / "run",
+        "EMPTY": tmp_path / "empty",
+        "NOWHERE": tmp_path / "nowhere",
+    }
+    arguments, words = MISTAKES[mistake]
+    status, _, err = run(capsys, *(places.get(a, a) for a in arguments))
+    assert status == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_ends_the_process_with_status_2(simmim, tmp_path):
+    result = simmim("pretrain", "--data", tmp_path, "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.startswith("simmim: no images in")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_flag_has_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["pretrain", "--mask-rato", "0.5"])
+    assert caught.value.code == 2
+    assert "--mask-ratio" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", ["pretrain", "reconstruct"])
+def test_help_explains_every_field(command, capsys):
+    config = {"pretrain": PretrainConfig, "reconstruct": ReconstructConfig}[command]
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    lines = inspect.getsource(config)
+    for field in dataclasses.fields(config):
+        assert "--" + field.name.replace("_", "-") in text
+        documented = lines.split(f"    {field.name}: ")[1].split("\n    ", 1)[1]
+        assert documented.startswith('"""'), field.name
+        first_words = documented.removeprefix('"""').split('"""')[0].split()[:5]
+        assert " ".join(first_words) in text, field.name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json_and_say_their_name(name):
+    preset = PRESETS[name]
+    assert preset.preset == name
+    assert PretrainConfig.from_json(preset.to_json()) == preset
+
+
+def test_published_recipes():
+    for name in ("vit-b", "swin-b"):
+        recipe = PRESETS[name]
+        assert recipe.batch_size * recipe.accumulate == 2048
+        assert (recipe.epochs, recipe.warmup_epochs, recipe.schedule) == (800, 10, "step")
+        assert (recipe.lr, recipe.warmup_lr, recipe.weight_decay) == (1e-4, 5e-7, 0.05)
+        assert (recipe.clip, recipe.mask_unit, recipe.mask_ratio) == (5.0, 32, 0.6)
+        assert (recipe.crop_scale, recipe.crop_ratio) == ((0.67, 1.0), (3 / 4, 4 / 3))
+    assert (PRESETS["vit-b"].img_size, PRESETS["vit-b"].drop_path) == (224, 0.1)
+    assert (PRESETS["swin-b"].img_size, PRESETS["swin-b"].drop_path) == (192, 0.0)
+
+
+def test_flags_override_the_preset(photographs, tmp_path, capsys):
+    status, out, err = run(
+        capsys,
+        *("pretrain", "--preset=tutorial", "--data", photographs, "--out", tmp_path / "run"),
+        *("--img-size", 24, 32, "--epochs", 1, "--batch-size", 2, "--workers", 0),
+        *("--device", "cpu", "--precision", "32-true", "--val-count", 2, "--log-every", 1),
+    )
+    assert status == 0
+    config = PretrainConfig.from_json((tmp_path / "run" / "config.json").read_text())
+    assert (config.encoder, config.loss, config.mask) == ("cnn", "mse", "box")
+    assert (config.img_size, config.epochs) == ((24, 32), 1)
+    assert "validation loss" in out
+    assert "predicting the mean colour of the visible part" in out
+    assert "images/s" in out
+    assert "3/3" in err
+
+
+def test_training_and_reconstructing_write_what_they_name(photographs, tmp_path, capsys):
+    (photographs / "part1" / "1.png").write_bytes(b"")
+    out = tmp_path / "run"
+    status, text, _ = run(
+        capsys,
+        *("pretrain", "--data", photographs, "--out", out, *FAST, "--epochs", 2, "--batch-size", 2),
+        *("--val-count", 2, "--picture", 2, "--log-every", 1),
+    )
+    assert status == 0
+    named = [line.split()[-1] for line in text.splitlines() if line.startswith("  ")]
+    assert len(named) == 6
+    for path in named:
+        assert out in tmp_path.joinpath(path).parents, path
+        assert tmp_path.joinpath(path).exists(), path
+    assert "1 of 8 images could not be read" in text
+    assert len([r for r in read_metrics(out / "metrics.csv") if r["split"] == "train"]) == 6
+
+    picture = tmp_path / "new" / "picture.png"
+    status, text, err = run(
+        capsys,
+        *("reconstruct", "--checkpoint", out / "checkpoints" / "last.pt"),
+        *("--data", photographs, "--out", picture, "--count", 8),
+    )
+    assert (status, picture.exists()) == (0, True)
+    assert "skipped" in err
+    assert "1.png" in err
+
+
+def test_a_missing_package_is_named(monkeypatch, photographs, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "lightning.fabric", raising=False)
+    status, _, err = run(capsys, "pretrain", "--data", photographs)
+    assert status == 2
+    assert 'pip install "simmim-kernels[train]"' in err
+    assert "tyro" in err

@@ -1,0 +1,264 @@
+"""Files, crops and order: every kind of image, and nothing that depends on workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simmim.config import PretrainConfig
+from simmim.crop import Cropping, random_crop, random_numbers
+from simmim.data import (
+    Crops,
+    check_readable,
+    collate,
+    loader,
+    split_files,
+    validation_batches,
+    validation_crops,
+)
+from simmim.demo_data import demo_photographs
+from simmim.errors import UserError
+from simmim.images import BadImageError, find_images, read_image
+from simmim.order import Order
+
+from .conftest import smooth_image
+
+CROPPING = Cropping((16, 24), (0.3, 1.0), (0.75, 4 / 3), 0.5, seed=7)
+
+
+def crops(folder: Path, **options) -> Crops:
+    return Crops(find_images(folder), CROPPING, channels=3, **options)
+
+
+def test_a_tree_is_searched_in_one_order(photographs):
+    (photographs / "notes.txt").write_text("no image")
+    (photographs / "part0" / "UPPER.JPG").write_bytes(b"")
+    names = [str(p.relative_to(photographs)) for p in find_images(photographs)]
+    assert names == [
+        *(f"part0/{n}" for n in ("0.png", "2.png", "4.png", "6.png", "UPPER.JPG")),
+        *(f"part1/{n}.png" for n in (1, 3, 5, 7)),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tiff", "jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_formats_and_channels(tmp_path, suffix, channels):
+    pixels = smooth_image(1, 40, 50)
+    options = {"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **options)
+    got = read_image(tmp_path / f"a.{suffix}", channels)
+    mode = "RGB" if channels == 3 else "L"
+    expected = np.array(Image.fromarray(pixels).convert(mode)).reshape(40, 50, channels)
+    difference = np.abs(got.permute(1, 2, 0).numpy().astype(int) - expected)
+    assert got.dtype == torch.uint8
+    # JPEG loses detail; the others keep every bit
+    assert difference.mean() < 4 if suffix == "jpg" else not difference.any()
+
+
+def test_gray_files_become_rgb(tmp_path):
+    Image.fromarray(smooth_image(1, 20, 20)[..., 0]).save(tmp_path / "a.png")
+    got = read_image(tmp_path / "a.png", 3)
+    assert got.shape == (3, 20, 20)
+    assert torch.equal(got[0], got[1])
+    assert torch.equal(got[0], got[2])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_lie_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
+    image.putpixel((0, 0), (9, 9, 9, 0))
+    image.convert(mode).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 3)[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for suffix in ("jpg", "png"):
+        Image.fromarray(smooth_image(1, 20, 30)).save(tmp_path / f"a.{suffix}", exif=exif)
+        assert read_image(tmp_path / f"a.{suffix}", 3).shape == (3, 30, 20)
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """One file of every kind that cannot be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = smooth_image(2, 64, 64)
+    Image.fromarray(whole).save(folder / "cut.jpg")
+    Image.fromarray(whole).save(folder / "cut.png")
+    for name in ("cut.jpg", "cut.png"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.webp").write_text("this is no image")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(folder / "deep.png")
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(folder / "float.tiff")
+    return sorted(folder.iterdir())
+
+
+def test_damaged_files_are_told_from_images(tmp_path):
+    for path in damaged_files(tmp_path):
+        with pytest.raises(BadImageError):
+            read_image(path, 3)
+
+
+def test_the_next_readable_image_stands_in(photographs):
+    good = crops(photographs)
+    bad = photographs / "part0" / "2.png"
+    bad.write_bytes(b"nothing")
+    dataset = crops(photographs)
+    sample = dataset[3, 1]
+    assert sample.bad[0][0] == str(bad)
+    assert sample.id == 1
+    following = read_image(good.paths[2], 3)
+    assert torch.equal(sample.image, CROPPING(following, 3, 1, 0))
+    batch = collate([sample])
+    check_readable(batch, "skip")
+    with pytest.raises(UserError, match=r"2\.png"):
+        check_readable(batch, "error")
+
+
+def test_a_folder_without_any_readable_image_is_an_error(tmp_path):
+    damaged_files(tmp_path)
+    batch = collate([crops(tmp_path)[0, 0]])
+    assert len(batch.bad) == 6
+    with pytest.raises(UserError, match="no image can be read"):
+        check_readable(batch, "skip")
+
+
+def test_crops_depend_on_seed_epoch_and_sample_only(photographs):
+    dataset = crops(photographs, crops=3)
+    first = dataset[2, 17]
+    for index in [(0, 3), (2, 5)]:
+        _ = dataset[index]
+    assert torch.equal(dataset[2, 17].image, first.image)
+    others = [dataset[3, 17], dataset[2, 17 - 8], dataset[2, 18]]
+    reseeded = Crops(dataset.paths, dataclasses.replace(CROPPING, seed=8), channels=3, crops=3)
+    for other in [*others, reseeded[2, 17]]:
+        assert not torch.equal(other.image, first.image)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
+    def batches(workers: int) -> list:
+        order = Order(samples=16, batch=3, accumulate=1, seed=5, epochs=2)
+        data = loader(crops(photographs, crops=2, cache=cache), order, 0, workers, pin=False)
+        return list(data)
+
+    alone = batches(0)
+    assert len(alone) == 10
+    for workers in (1, 3):
+        for one, other in zip(alone, batches(workers), strict=True):
+            assert torch.equal(one.ids, other.ids)
+            assert torch.equal(one.images, other.images)
+
+
+def test_a_loader_leaves_the_default_generator_alone(photographs):
+    order = Order(samples=8, batch=4, accumulate=1, seed=5, epochs=1)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(loader(crops(photographs), order, 0, workers, pin=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_order_visits_everything_once_an_epoch():
+    order = Order(samples=20, batch=5, accumulate=2, seed=1, epochs=3)
+    batches = list(order.batches(0))
+    assert order.updates_per_epoch == 2
+    assert len(batches) == 12
+    epochs = [[i for b in batches[4 * e : 4 * e + 4] for i in b] for e in range(3)]
+    for number, epoch in enumerate(epochs):
+        assert sorted(s for _, s in epoch) == list(range(20))
+        assert {e for e, _ in epoch} == {number}
+    assert [s for _, s in epochs[0]] != [s for _, s in epochs[1]]
+
+
+def test_order_from_the_middle_is_the_rest():
+    order = Order(samples=21, batch=2, accumulate=2, seed=1, epochs=3)
+    everything = list(order.batches(0))
+    for update in range(order.updates + 1):
+        assert list(order.batches(update)) == everything[2 * update :]
+
+
+def test_processes_share_the_global_batches():
+    alone = list(Order(samples=24, batch=6, accumulate=1, seed=1, epochs=2).batches(0))
+    parts = [
+        list(Order(samples=24, batch=3, accumulate=1, seed=1, epochs=2, rank=r, world=2).batches(0))
+        for r in range(2)
+    ]
+    assert alone == [a + b for a, b in zip(*parts, strict=True)]
+
+
+def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "simmim.data.read_image", lambda path, channels: read.append(path) or torch.zeros(3, 9, 9)
+    )
+    order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
+    assert len(list(loader(crops(photographs), order, 3, 0, pin=False))) == 1
+    assert len(read) == 2
+
+
+def test_random_crop_keeps_its_promises():
+    ratios, areas = [], []
+    for sample in range(2000):
+        top, left, h, w = random_crop(
+            random_numbers(0, 1, 0, sample), 400, 400, (0.67, 1.0), (3 / 4, 4 / 3)
+        )
+        assert 0 <= top <= 400 - h
+        assert 0 <= left <= 400 - w
+        ratios.append(w / h)
+        areas.append(h * w / 400**2)
+    assert 0.74 < min(ratios) < 0.76
+    assert 1.32 < max(ratios) < 1.34
+    assert 0.66 < min(areas) < 0.68
+    # area and shape are drawn before it is known whether they fit: the largest seldom do
+    assert max(areas) > 0.95
+
+
+def test_random_crop_of_a_narrow_image_is_central():
+    assert random_crop(random_numbers(0, 1, 0, 0), 10, 400, (0.67, 1.0), (3 / 4, 4 / 3)) == (
+        0,
+        193,
+        10,
+        13,
+    )
+
+
+def test_held_out_images_are_fixed_and_apart(photographs):
+    config = PretrainConfig(data=photographs, val_count=3, img_size=(16, 24), val_crops=2)
+    files = split_files(config)
+    assert files == split_files(dataclasses.replace(config, seed=9))
+    assert len(files.validation) == 3
+    assert sorted(files.train + files.validation) == sorted(find_images(photographs))
+    dataset = validation_crops(config, files.validation)
+    batches = list(validation_batches(dataset, 4))
+    assert [len(b.ids) for b in batches] == [4, 2]
+    assert torch.equal(batches[0].images[0], dataset[0, 0].image)
+    # the first crop of an image is central whatever the random numbers
+    assert torch.equal(dataset[0, 1].image, dataset[5, 1].image)
+    assert not torch.equal(dataset[0, 4].image, dataset[5, 4].image)
+
+
+def test_too_many_held_out(photographs):
+    with pytest.raises(UserError, match="leaves nothing to train on"):
+        split_files(PretrainConfig(data=photographs, val_count=8))
+
+
+def test_demo_photographs_are_there():
+    train, held_out = demo_photographs()
+    assert len(held_out) == 2
+    assert not set(train) & set(held_out)
+    for path in held_out:
+        assert read_image(path, 3).shape[0] == 3
+
+
+def test_collate_keeps_what_was_passed_over(photographs):
+    (photographs / "part1" / "7.png").write_bytes(b"")
+    batch = collate([crops(photographs)[0, 7], crops(photographs)[0, 0]])
+    assert batch.ids.tolist() == [7, 0]
+    assert len(batch.bad) == 1

@@ -1,0 +1,69 @@
+"""Learning rates and the list of parameters that do not decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from simmim.build import build_model
+from simmim.config import PRESETS
+from simmim.optim import learning_rate, parameter_groups
+
+
+def rate(update: int, schedule: str) -> float:
+    return learning_rate(
+        update, updates=800, warmup=10, peak=4e-4, start=2e-6, end=4e-6, schedule=schedule
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_warm_up_is_linear(schedule):
+    assert rate(0, schedule) == 2e-6
+    assert rate(5, schedule) == pytest.approx((2e-6 + 4e-4) / 2)
+    assert rate(10, schedule) == pytest.approx(4e-4)
+
+
+def test_step_drops_once_at_seven_eighths():
+    assert rate(699, "step") == 4e-4
+    assert rate(700, "step") == pytest.approx(4e-5)
+    assert rate(799, "step") == pytest.approx(4e-5)
+
+
+def test_cosine_ends_at_the_smallest_rate():
+    assert rate(10 + 395, "cosine") == pytest.approx((4e-4 + 4e-6) / 2)
+    third = 4e-6 + (4e-4 - 4e-6) * 0.5 * (1 + math.cos(math.pi / 5))
+    assert rate(10 + 158, "cosine") == pytest.approx(third)
+    assert rate(800, "cosine") == pytest.approx(4e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "spared"),
+    [
+        ("vit-b", {"mask_token", "cls_token", "relative_position_bias_table"}),
+        ("swin-b", {"mask_token", "relative_position_bias_table"}),
+    ],
+)
+def test_only_matrices_decay(preset, spared):
+    with torch.device("meta"):
+        model = build_model(PRESETS[preset])
+    decayed, free = parameter_groups(model, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    matrices = {names[id(p)].rpartition(".")[2] for p in free["params"] if p.ndim > 1}
+    assert matrices == spared
+
+
+def test_position_embeddings_do_not_decay():
+    import dataclasses
+
+    config = dataclasses.replace(PRESETS["vit-b"], encoder="vit_tiny_patch16_224")
+    with torch.device("meta"):
+        model = build_model(config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    free = {names[id(p)] for p in parameter_groups(model, 0.05)[1]["params"]}
+    assert "encoder.backbone.pos_embed" in free

@@ -1,0 +1,209 @@
+"""A run that is killed and resumed ends with the bits of one that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from simmim import checkpoint
+from simmim.config import PretrainConfig
+from simmim.errors import UserError
+from simmim.log import read_metrics
+from simmim.train import Trainer
+
+from .conftest import TINY, command, environment
+from .runs import start, train
+
+UPDATES = 40
+
+
+def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
+    settings = {
+        "data": photographs,
+        "out": out,
+        "val_count": 2,
+        "crops_per_image": 4,
+        "batch_size": 2,
+        "accumulate": 2,
+        "epochs": 7,
+        "log_every": 3,
+        "val_every": 2,
+        "save_every": 1,
+        **TINY,
+        **changes,
+    }
+    return PretrainConfig(**settings)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimiser, generators and counters bit for bit; the log row for row."""
+    a, b = (checkpoint.load(path / "checkpoints" / checkpoint.LAST) for path in (one, other))
+    for key in ("config",):
+        a.pop(key), b.pop(key)
+    assert_equal(a, b, "")
+    rows = [read_metrics(path / "metrics.csv") for path in (one, other)]
+    for row in rows[0] + rows[1]:
+        row.pop("images_per_second")
+    assert rows[0] == rows[1]
+
+
+def assert_equal(a, b, where: str) -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def uninterrupted(photographs, tmp_path) -> Path:
+    out = tmp_path / "whole"
+    config = config_of(photographs, out, save_every=1000)
+    assert train(config) == 0
+    state = checkpoint.load(out / "checkpoints" / checkpoint.LAST)
+    assert state["update"] == 42
+    return out
+
+
+def test_killed_at_random_moments(photographs, tmp_path, uninterrupted):
+    out = tmp_path / "killed"
+    config = config_of(photographs, out, resume=True)
+    rng = random.Random(0)
+    reached = -1
+    for turn in range(5):
+        process = start(dataclasses.replace(config, workers=turn % 2))
+        wait_for_checkpoint(out, after=reached, process=process)
+        # with a checkpoint at every update, most of the time is spent in writing them
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        reached = step_of(out)
+        assert reached < 42, "the run ended before it could be killed"
+    assert train(config) == 0
+    assert_same_run(uninterrupted, out)
+
+
+@pytest.mark.parametrize("moment", ["half-written", "before-rename", "before-link"])
+def test_killed_while_a_checkpoint_is_written(photographs, tmp_path, uninterrupted, moment):
+    out = tmp_path / "killed"
+    config = config_of(photographs, out, resume=True, save_every=4)
+    assert train(config, f"{moment}:4") == -signal.SIGKILL
+    assert step_of(out) == (16 if moment == "before-link" else 12)
+    checkpoint.load(out / "checkpoints" / checkpoint.LAST)
+    assert train(config) == 0
+    assert_same_run(uninterrupted, out)
+    assert not list((out / "checkpoints").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, status):
+    out = tmp_path / "stopped"
+    config = config_of(photographs, out, resume=True, save_every=1000, workers=1)
+    process = start(config)
+    while not (out / "metrics.csv").exists() or len(read_metrics(out / "metrics.csv")) < 3:
+        assert process.exitcode is None
+        time.sleep(0.005)
+    signal_process(process.pid, number)
+    process.join(60)
+    assert process.exitcode == status
+    assert 0 < step_of(out) < 42
+    assert train(config) == 0
+    assert_same_run(uninterrupted, out)
+
+
+def signal_process(pid: int, number: int) -> None:
+    import os
+
+    os.kill(pid, number)
+
+
+def test_ctrl_c_on_the_command_line(photographs, tmp_path):
+    """The whole process group gets the signal, data-loader workers too, as from a terminal."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(
+            *("pretrain", "--data", photographs, "--out", out, "--encoder", "cnn"),
+            *("--img-size", 32, "--mask-unit", 8, "--batch-size", 4, "--epochs", 100000),
+            *("--workers", 2, "--device", "cpu", "--save-every", 1000000, "--val-count", 1),
+        ),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    import os
+
+    while not (out / "metrics.csv").exists() or len(read_metrics(out / "metrics.csv")) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "--resume" in output
+    assert step_of(out) > 0
+
+
+def test_resume_asks_for_the_same_settings(photographs, tmp_path):
+    config = config_of(photographs, tmp_path / "run", epochs=1)
+    Trainer(config).fit()
+    again = dataclasses.replace(config, resume=True)
+    with pytest.raises(UserError, match="--batch-size 2, not 4"):
+        Trainer(dataclasses.replace(again, batch_size=4))
+    with pytest.raises(UserError, match="--resume"):
+        Trainer(config)
+    finished = Trainer(dataclasses.replace(again, workers=1, keep=5))
+    assert finished.fit().updates == 6
+    (photographs / "part0" / "0.png").unlink()
+    with pytest.raises(UserError, match="the images are not those"):
+        Trainer(again)
+    Trainer(dataclasses.replace(config, overwrite=True))
+    assert checkpoint.newest(config.out / "checkpoints") is None
+
+
+def test_only_the_newest_checkpoints_stay(photographs, tmp_path):
+    config = config_of(photographs, tmp_path / "run", epochs=2, keep=3)
+    Trainer(config).fit()
+    names = sorted(p.name for p in (config.out / "checkpoints").iterdir())
+    assert names == ["last.pt", *(f"step-{n:08d}.pt" for n in (10, 11, 12))]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "y.pt")
+
+
+def wait_for_checkpoint(out: Path, after: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while step_of(out) <= after:
+        assert process.exitcode is None, "the run ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def step_of(out: Path) -> int:
+    path = checkpoint.newest(out / "checkpoints")
+    return int(path.stem.removeprefix("step-")) if path else -1

@@ -38,4 +38,5 @@ def build_model(config: PretrainConfig) -> SimMIM:
         mean=mean if config.normalize else None,
         std=std if config.normalize else None,
         sigmoid=not config.normalize,
+        plain=config.plain,
     )

@@ -168,6 +168,10 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
 
+    plain: bool = False
+    """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison: the
+    losses are the same to rounding."""
+
     # records
     log_every: int = 50
     """Updates between two rows of the training log."""

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from simmim import published
 from simmim.errors import UserError, require
-from simmim_kernels import PatchMask, mask_image, mask_tokens
+from simmim.families import family_of
+from simmim_kernels import PatchMask, mask_image
 
 timm = require("timm")
-beit = require("timm.models.beit")
-swin = require("timm.models.swin_transformer")
-swin_v2 = require("timm.models.swin_transformer_v2")
-vit = require("timm.models.vision_transformer")
 
 #: names that are ours, with the timm model and the arguments that they stand for
 PAPER_ENCODERS = {
@@ -52,6 +50,7 @@ class TimmEncoder(nn.Module):
         patch: pixels a side of one patch of the patch embedding.
         stride: pixels a side of one output token.
         width: numbers in one output token.
+        plain: run the published arithmetic instead of the kernels.
 
     Raises:
         UserError: unknown name, a model that is none of the four families, a size that the stride
@@ -87,7 +86,10 @@ class TimmEncoder(nn.Module):
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise UserError(f"timm cannot build encoder {name!r} this way: {error}") from None
-        self._forward = _family(name, self.backbone)
+        self._family = family_of(self.backbone)
+        if self._family is None:
+            raise UserError(_wrong_family(name))
+        self.plain = False
         self.patch = self.backbone.patch_embed.patch_size[0]
         self.stride = self.backbone.feature_info[-1]["reduction"]
         self.width = self.backbone.num_features
@@ -100,15 +102,24 @@ class TimmEncoder(nn.Module):
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Tokens ``(B, L, width)`` of ``uint8 (B, C, H, W)`` images under a mask."""
-        return self._forward(self, self.embed(images, mask), mask)
+        return self._family.tokens(self._patches(images, mask), None)
 
-    def embed(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        """Patch embeddings before substitution, ``(B, L, D)`` or ``(B, h, w, D)``.
+    def hidden_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
+        """The tokens of hidden patches alone, ``(B, K, width)``, in the order of
+        ``mask.on_grid(...).masked`` on the grid of output tokens.
 
-        Hidden pixels are written as zeros in the pass that normalises, so whatever stands there
-        stays out of the embedding.
+        None where the last block needs all tokens, where samples may hide different numbers (a
+        plain mask), or where a mask unit is smaller than an output token.
         """
-        return self.backbone.patch_embed(mask_image(images, mask, mean=self.mean, std=self.std))
+        if self._family.last is None or not isinstance(mask, PatchMask):
+            return None
+        units = mask.mask.shape[1:]
+        if any(side // self.stride % n for side, n in zip(images.shape[2:], units, strict=True)):
+            return None
+        return self._family.tokens(self._patches(images, mask), mask)
+
+    def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return self._family.patches(images, mask, self.mask_token, self.mean, self.std, self.plain)
 
     def no_weight_decay(self) -> set[str]:
         """Names of this module's parameters that weight decay must leave alone."""
@@ -127,6 +138,7 @@ class ConvEncoder(nn.Module):
     """
 
     patch = stride = 1
+    plain = False
 
     def __init__(
         self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 64), fill: float = 0.0
@@ -142,10 +154,19 @@ class ConvEncoder(nn.Module):
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """One token per pixel, ``(B, H*W, width)``, of ``uint8 (B, C, H, W)`` images."""
-        x = mask_image(images, mask, self.fill)
+        if self.plain:
+            hidden = published.on_grid(mask, *images.shape[2:])[:, None]
+            pixels = images.to(self.convolutions[0].weight.dtype) / 255
+            x = pixels.masked_fill(hidden, self.fill)
+        else:
+            x = mask_image(images, mask, self.fill)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
         return x.flatten(2).transpose(1, 2)
+
+    def hidden_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> None:
+        """None: a convolution's neighbours are all needed."""
+        return None
 
     def no_weight_decay(self) -> set[str]:
         return set()
@@ -197,61 +218,5 @@ def _unknown(name: str) -> str:
     return f"unknown encoder {name!r}: {hint}"
 
 
-def _family(name: str, backbone: nn.Module):
-    """The forward pass that fits the architecture, told by class and by unchanged methods."""
-    cls = type(backbone)
-    if isinstance(backbone, swin.SwinTransformer | swin_v2.SwinTransformerV2):
-        return _swin_tokens
-    if isinstance(backbone, beit.Beit):
-        return _beit_tokens
-    # subclasses that embed positions differently (distilled DeiT) would be silently wrong here
-    if (
-        isinstance(backbone, vit.VisionTransformer)
-        and cls._pos_embed is vit.VisionTransformer._pos_embed
-        and cls.forward_features is vit.VisionTransformer.forward_features
-        and isinstance(backbone.patch_drop, nn.Identity)
-    ):
-        return _vit_tokens
-    raise UserError(_wrong_family(name))
-
-
 def _wrong_family(name: str) -> str:
     return f"encoder {name!r} is of another family: simmim takes ViT, BEiT, Swin, SwinV2 and 'cnn'"
-
-
-def _vit_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    b = encoder.backbone
-    prefix = [t.expand(len(x), -1, -1) for t in (b.cls_token, b.reg_token) if t is not None]
-    if x.dim() == 4:
-        x = x.flatten(1, 2)
-    if b.no_embed_class or not prefix:
-        x = mask_tokens(x, mask, encoder.mask_token, pos_embed=b.pos_embed)
-        x = torch.cat([*prefix, x], dim=1)
-    else:
-        x = torch.cat([*prefix, x], dim=1)
-        x = mask_tokens(
-            x,
-            mask,
-            encoder.mask_token,
-            pos_embed=b.pos_embed,
-            prefix_tokens=b.num_prefix_tokens,
-        )
-    x = b.norm_pre(b.pos_drop(x))
-    return b.norm(b.blocks(x))[:, b.num_prefix_tokens :]
-
-
-def _beit_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    b = encoder.backbone
-    x = torch.cat([b.cls_token.expand(len(x), -1, -1), x], dim=1)
-    x = mask_tokens(x, mask, encoder.mask_token, pos_embed=b.pos_embed, prefix_tokens=1)
-    x = b.pos_drop(x)
-    bias = None if b.rel_pos_bias is None else b.rel_pos_bias()
-    for block in b.blocks:
-        x = block(x, shared_rel_pos_bias=bias)
-    return b.norm(x)[:, 1:]
-
-
-def _swin_tokens(encoder: TimmEncoder, x: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    b = encoder.backbone
-    x = b.norm(b.layers(mask_tokens(x, mask, encoder.mask_token)))
-    return x.flatten(1, 2)

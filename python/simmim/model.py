@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
+from simmim import published
 from simmim.encoders import ConvEncoder, TimmEncoder
 from simmim.errors import UserError
 from simmim_kernels import PatchMask, mask_image, masked_l1, masked_mse, masked_smooth_l1
@@ -42,6 +43,10 @@ class SimMIM(nn.Module):
         loss: ``"l1"`` (the paper's), ``"mse"`` or ``"smooth_l1"``.
         mean, std: normalisation of the target divided by 255; ``None`` leaves it in [0, 1].
         sigmoid: end the head with a sigmoid, for targets in [0, 1].
+        plain: run the published arithmetic in plain PyTorch instead of the kernels. By default a
+            visible pixel is read once, by the patch embedding, a hidden one once, by the loss, and
+            the last block and the head see hidden tokens alone; the loss and its gradients are the
+            same to rounding.
     """
 
     def __init__(
@@ -53,11 +58,13 @@ class SimMIM(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         sigmoid: bool = False,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise UserError(f"unknown loss {loss!r}: use {', '.join(LOSSES)}")
         self.encoder = encoder
+        self.plain = encoder.plain = plain
         self.head = nn.Linear(encoder.width, channels * encoder.stride**2)
         self.sigmoid = sigmoid
         self.loss = loss
@@ -67,12 +74,20 @@ class SimMIM(nn.Module):
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
         """Loss on the hidden pixels of ``uint8 (B, C, H, W)`` images: a scalar, or ``(B,)``."""
-        return self.score(self.predict_tokens(images, mask), images, mask, reduction)
+        hidden = None if self.plain else self.encoder.hidden_tokens(images, mask)
+        if hidden is None:
+            return self.score(self.predict_tokens(images, mask), images, mask, reduction)
+        grid = images.shape[2] // self.encoder.stride, images.shape[3] // self.encoder.stride
+        return self.score(self._head(hidden), images, mask.on_grid(grid), reduction)
 
     def score(
         self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
     ) -> Tensor:
         """The masked loss of any prediction, tokens or image, in the normalised space."""
+        if self.plain:
+            image = prediction if prediction.dim() == 4 else self._shuffle(prediction, images)
+            target = published.normalized(images, self.mean, self.std)
+            return published.masked_loss(image, target, mask, self.loss, reduction)
         return LOSSES[self.loss](
             prediction,
             images,
@@ -85,15 +100,21 @@ class SimMIM(nn.Module):
 
     def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predictions ``(B, L, C * stride^2)``, normalised, row order ``"cyx"``."""
-        tokens = self.head(self.encoder(images, mask))
+        return self._head(self.encoder(images, mask))
+
+    def _head(self, tokens: Tensor) -> Tensor:
+        tokens = self.head(tokens)
         return tokens.sigmoid() if self.sigmoid else tokens
+
+    def _shuffle(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Predicted tokens ``(B, L, C * stride^2)`` laid out as an image of ``images``' size."""
+        stride = self.encoder.stride
+        grid = images.shape[-2] // stride, images.shape[-1] // stride
+        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), stride)
 
     def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, within [0, 1]."""
-        tokens = self.predict_tokens(images, mask).float()
-        stride = self.encoder.stride
-        height, width = images.shape[-2] // stride, images.shape[-1] // stride
-        image = pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), stride)
+        image = self._shuffle(self.predict_tokens(images, mask).float(), images)
         if self.mean is not None:
             image = image * self.std[:, None, None] + self.mean[:, None, None]
         return image.clamp(0, 1)

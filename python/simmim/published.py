@@ -1,0 +1,56 @@
+"""The published arithmetic in plain PyTorch, which ``--plain`` runs in place of the kernels.
+
+Every patch is embedded, then replaced; every token is predicted, shuffled to an image, and the loss
+of every pixel is multiplied by the mask (SimMIM, Xie et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simmim_kernels import PatchMask
+
+LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+def normalized(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """Float pixels of ``uint8`` images: divided by 255, then normalised where ``mean`` is given."""
+    if mean is None:
+        return images / 255
+    return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def on_grid(mask: PatchMask | Tensor, height: int, width: int) -> Tensor:
+    """The mask as ``bool (B, height, width)``, a finer grid."""
+    units = mask.mask if isinstance(mask, PatchMask) else mask
+    rows = units.repeat_interleave(height // units.shape[1], 1)
+    return rows.repeat_interleave(width // units.shape[2], 2)
+
+
+def mask_tokens(
+    x: Tensor, mask: PatchMask | Tensor, token: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """``x * (1 - w) + token * w`` for tokens ``(B, h*w, D)``."""
+    weight = on_grid(mask, *grid).flatten(1)[..., None].type_as(token)
+    return x * (1 - weight) + token * weight
+
+
+def masked_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    loss: str,
+    reduction: str = "mean",
+) -> Tensor:
+    """The loss of full-size images: the sum over hidden pixels by their number and the channels.
+
+    ``reduction="none"`` gives one value an image.
+    """
+    weight = on_grid(mask, *target.shape[2:])[:, None].to(target.dtype)
+    if prediction.dtype != torch.float64:
+        prediction = prediction.float()
+    pixels = LOSSES[loss](prediction, target, reduction="none") * weight
+    axes = (0, 1, 2, 3) if reduction == "mean" else (1, 2, 3)
+    return pixels.sum(axes) / (weight.sum(axes) + 1e-5) / target.shape[1]

@@ -1,0 +1,102 @@
+"""The default path against the published arithmetic that ``--plain`` runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from simmim.encoders import build_encoder
+from simmim.masks import Masking
+from simmim.model import SimMIM, channel_statistics
+from tests.app.test_encoders import FAMILIES, SIZE, encoder_of, some_images
+from tests.budget import assert_within_budget
+
+STEPS = 50
+EPS_RATIO = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+
+
+def losses(start: SimMIM, plain: bool, dtype: torch.dtype) -> torch.Tensor:
+    """The losses of 50 updates from the same weights, on the same images, masks and random draws."""
+    model = copy.deepcopy(start).to(dtype)
+    model.plain = model.encoder.plain = plain
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    masking = Masking("random", 32, 0.6, SIZE)
+    values = []
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        images = torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)
+        loss = model(images, masking(torch.arange(4) + 4 * step, seed=0))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        values.append(loss.detach())
+    return torch.stack(values)
+
+
+def model_of(family: str) -> SimMIM:
+    mean, std = channel_statistics(3)
+    return SimMIM(encoder_of(family), mean=mean, std=std)
+
+
+@pytest.mark.parametrize("family", ["vit", "beit-shared", "swin"])
+def test_both_paths_have_the_same_losses_for_fifty_steps(family):
+    start = model_of(family)
+    exact = losses(start, plain=True, dtype=torch.float64)
+    plain = losses(start, plain=True, dtype=torch.float32)
+    assert exact[-10:].mean() < exact[:10].mean()
+    assert_within_budget(losses(start, False, torch.float32), plain, exact, "losses in float32")
+    # float64 has no wider type beside it: there the error is float32's, scaled.
+    scaled = exact + (plain - exact) * EPS_RATIO
+    assert_within_budget(losses(start, False, torch.float64), scaled, exact, "losses in float64")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "cnn"])
+@pytest.mark.parametrize("loss", ["l1", "mse", "smooth_l1"])
+def test_loss_and_gradients_agree(family, loss):
+    mean, std = channel_statistics(3)
+    if family == "cnn":
+        torch.manual_seed(0)
+        encoder = build_encoder("cnn", img_size=SIZE, mean=(), std=())
+    else:
+        encoder = encoder_of(family)
+    images = some_images(3)
+    mask = Masking("random", 32, 0.6, SIZE)(torch.arange(2), seed=3)
+    start = SimMIM(encoder, loss=loss, mean=mean, std=std)
+    torch.nn.init.normal_(start.head.weight, std=0.05)
+    results = {}
+    for key, plain, dtype in (
+        ("ours", False, torch.float32),
+        ("plain", True, torch.float32),
+        ("exact", True, torch.float64),
+    ):
+        model = copy.deepcopy(start).to(dtype)
+        model.plain = model.encoder.plain = plain
+        value = model(images, mask)
+        each = model(images, mask, reduction="none").detach()
+        grads = torch.autograd.grad(value, list(model.parameters()))
+        results[key] = [value, each, *grads]
+    names = ["loss", "loss of each", *(name for name, _ in model.named_parameters())]
+    for name, ours, plain, exact in zip(names, *results.values(), strict=True):
+        assert_within_budget(ours, plain, exact, name)
+
+
+def test_hidden_tokens_are_those_of_the_whole_pass():
+    encoder = encoder_of("beit-shared").eval()
+    images = some_images(3)
+    mask = Masking("random", 32, 0.6, SIZE)(torch.arange(2), seed=3)
+    with torch.no_grad():
+        hidden = encoder.hidden_tokens(images, mask)
+        index = mask.on_grid((4, 6)).masked.long()[..., None].expand(-1, -1, encoder.width)
+        torch.testing.assert_close(hidden, encoder(images, mask).gather(1, index))
+        assert encoder.hidden_tokens(images, mask.mask) is None
+
+
+def test_units_smaller_than_an_output_token_take_the_whole_pass():
+    model = model_of("swin")
+    mask = Masking("random", 16, 0.6, SIZE)(torch.arange(2), seed=3)
+    images = some_images(3)
+    assert model.encoder.hidden_tokens(images, mask) is None
+    assert torch.isfinite(model(images, mask))

@@ -158,6 +158,7 @@ def test_forked_worker(monkeypatch):
     monkeypatch.undo()  # poisoning memory would wait for an OpenMP team that the child lacks
     pred, target, mask, _ = problem(5, 3, (7, 7), 16, 8, "cyx", torch.float32, torch.float32)
     arguments = (pred, target, mask.mask, None, "cyx", None, None, "l1", 1.0, 1e-5, "mean", True)
+    arguments += ("none", 0, 0.0)
     loss, grad, _ = torch.ops.simmim_kernels.masked_loss(*arguments)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -226,7 +227,7 @@ def test_opcheck():
         for with_grad in (False, True):
             arguments = (pred, target, mask.mask, None, "cyx", None, None)
             torch.library.opcheck(
-                op, (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad), raise_exception=True
+                op, (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad, "window", 3, 1e-6), raise_exception=True
             )
 
 
@@ -238,7 +239,8 @@ def test_listed_units_may_differ_in_count_between_samples():
     for backend in BACKENDS:
         with sk.backend(backend):
             loss, grad, _ = torch.ops.simmim_kernels.masked_loss(
-                pred[cells], target, grid, index, "cyx", None, None, "mse", 1.0, 1e-5, "none", True
+                pred[cells], target, grid, index, "cyx", None, None, "mse", 1.0, 1e-5, "none", True,
+                "none", 0, 0.0,
             )
             leaf = pred.detach().requires_grad_()
             dense = sk.masked_mse(leaf, target, grid, reduction="none")
@@ -269,8 +271,9 @@ def test_listed_units_may_differ_in_count_between_samples():
         ({"reduction": "max"}, ValueError, "reduction is 'max'"),
         ({"eps": -1.0}, ValueError, "eps is -1"),
         ({"eps": float("nan")}, ValueError, "eps is nan"),
-        ({"mean": (0.5,) * 3}, ValueError, "mean is given for a target of dtype float32"),
-        ({"std": (0.5,) * 2}, ValueError, "std has shape"),
+        ({"mean": (0.5,) * 3}, ValueError, "mean and std go together"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, ValueError, "normalise a uint8 image; target has"),
+        ({"target_norm": "window"}, TypeError, "target_norm is str"),
         ({"mask": torch.zeros(2, 2, 2, dtype=torch.bool, device="meta")}, RuntimeError, "on meta"),
     ],
 )
@@ -290,7 +293,7 @@ def test_bad_beta_and_index_are_named():
         sk.masked_smooth_l1(pred, target, mask, beta=-1)
     with pytest.raises(ValueError, match="pred has shape"):
         sk.masked_l1(pred[:, 1:], target, mask)
-    for bad in (-1, 4):
+    for bad in (-1, 0, 4):  # 0 is named once for every unit
         wrong = mask._replace(masked=torch.full_like(mask.masked, bad))
         for backend in BACKENDS:
             with sk.backend(backend), pytest.raises(ValueError, match="names no mask unit"):

@@ -33,12 +33,13 @@ inline void add_lanes(C* value, int64_t n, double* total) {
     for (int64_t j = 0; j < kLanes; ++j) total[j] += double(lane[j]);
 }
 
-// total[i % kLanes] += the loss of element i; grad[i] = slope * scale where kGrad.
+// total[i % kLanes] += the loss of element i; grad[i] = slope * scale where kGrad. The gradient may
+// be written over the prediction.
 template <class C, class P, class LossKind, bool kGrad>
-void span(const char* pred_bytes, const C* __restrict target, char* grad_bytes, int64_t n,
-          C inverse, C scale, double* total) {
-    const P* __restrict pred = reinterpret_cast<const P*>(pred_bytes);
-    P* __restrict grad = reinterpret_cast<P*>(grad_bytes);
+void span(const char* pred_bytes, const C* target, char* grad_bytes, int64_t n, C inverse, C scale,
+          double* total) {
+    const P* pred = reinterpret_cast<const P*>(pred_bytes);
+    P* grad = reinterpret_cast<P*>(grad_bytes);
     for (int64_t start = 0; start < n; start += kFold) {
         const int64_t m = min_of(kFold, n - start);
         C value[kFold];

@@ -21,9 +21,6 @@ struct Prediction {
     bool is_interleaved(int64_t p, int64_t channels) const {
         return sc == 1 && sdx == channels && sdy == p * channels;
     }
-    int64_t row(int64_t b, int64_t c, int64_t y, int64_t p) const {
-        return b * sb + c * sc + y / p * sty + y % p * sdy;
-    }
 };
 
 // The target image; pixels of uint8 become (u / 255 - mean) / std.
@@ -70,6 +67,15 @@ struct Scorer {
     SpanLoop<C> direct, buffered;  // over the prediction's own memory, over rows of C
     C inverse_beta;
     int64_t channels, p;
+    // Where only some tokens are predicted: the row of token (ty, tx) of sample b is
+    // row_of[(b * h + ty) * w + tx]; null where all are.
+    const int32_t* row_of;
+    int64_t h, w;
+
+    int64_t token(const Prediction& numbers, int64_t b, int64_t ty, int64_t tx) const {
+        if (row_of) return row_of[(b * h + ty) * w + tx] * numbers.stx;
+        return b * numbers.sb + ty * numbers.sty + tx * numbers.stx;
+    }
 
     // Whether tokens are walked whole: their numbers lie side by side, and a line of them fits.
     bool walks_tokens() const {
@@ -79,10 +85,11 @@ struct Scorer {
         return (planar && p <= kTile) || (interleaved && channels * p <= kTile);
     }
 
-    // A masked token whose numbers begin at these offsets and whose first pixel is (y, x).
-    void score_token(int64_t pred_offset, int64_t grad_offset, int64_t b, int64_t y, int64_t x,
-                     C scale, double* total) const {
+    // A token that is masked as a whole, of a prediction that `walks_tokens`.
+    void score_token(int64_t b, int64_t ty, int64_t tx, C scale, double* total) const {
         C tile[kTile];
+        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
+        const int64_t y = ty * p, x = tx * p;
         const bool planar = pred.is_planar(p);
         const int64_t lines = planar ? channels * p : p;
         const int64_t length = planar ? p : channels * p;
@@ -99,69 +106,79 @@ struct Scorer {
                         target.load(target.at(b, c, y + line + k, x), c, p, row + c, channels);
                 }
             }
-            direct(pred.memory.at(pred_offset + line * length), tile,
-                   grad.memory.base ? grad.memory.at(grad_offset + line * length) : nullptr,
-                   count * length, inverse_beta, scale, total);
+            direct(pred.memory.at(from + line * length), tile,
+                   grad.memory.base ? grad.memory.at(to + line * length) : nullptr, count * length,
+                   inverse_beta, scale, total);
         }
     }
 
+    void zero_token(int64_t b, int64_t ty, int64_t tx) const {
+        if (grad.memory.base && !row_of)
+            grad.memory.zero(token(grad, b, ty, tx), 1, channels * p * p);
+    }
+
+    // The target as it is stored: wanted(x, n, tile) gives n numbers from pixel (y, x) on.
+    struct Stored {
+        const Target& target;
+        int64_t b, c, y;
+
+        const C* operator()(int64_t x, int64_t n, C* tile) const {
+            const int64_t offset = target.at(b, c, y, x);
+            if (target.memory.element == kElement<C> && target.sx == 1)
+                return reinterpret_cast<const C*>(target.memory.at(offset));
+            target.load(offset, c, n, tile, 1);
+            return tile;
+        }
+    };
+
     // n masked pixels from (y, x) of channel c.
-    void score_run(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n, C scale,
-                   double* total) const {
-        C tile[kTile], row[kTile], slope[kTile];
-        const bool same = target.memory.element == (sizeof(C) == 8 ? kFloat64 : kFloat32);
-        const bool in_place = lies_side_by_side(pred) && lies_side_by_side(grad);
+    template <class Wanted>
+    void score_run(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n, C scale, double* total,
+                   const Wanted& wanted) const {
+        C tile[kTile], row[kTile];
         for (const int64_t end = x + n; x < end; x += kTile) {
             const int64_t m = min_of(kTile, end - x);
-            const int64_t offset = target.at(b, c, y, x);
-            const C* wanted = tile;
-            if (same && target.sx == 1) {
-                wanted = reinterpret_cast<const C*>(target.memory.at(offset));
-            } else {
-                target.load(offset, c, m, tile, 1);
-            }
-            if (in_place) {
-                direct(pred.memory.at(pred.row(b, c, y, p) + x), wanted,
-                       grad.memory.base ? grad.memory.at(grad.row(b, c, y, p) + x) : nullptr, m,
-                       inverse_beta, scale, total);
-                continue;
-            }
-            for_parts(pred, b, c, y, x, m, [&](int64_t i, int64_t from, int64_t step, int64_t k) {
-                pred.memory.load(from, step, k, row + i);
-            });
-            buffered(reinterpret_cast<const char*>(row), wanted, reinterpret_cast<char*>(slope), m,
-                     inverse_beta, scale, total);
-            if (!grad.memory.base) continue;
-            for_parts(grad, b, c, y, x, m, [&](int64_t i, int64_t to, int64_t step, int64_t k) {
-                grad.memory.store(slope + i, k, to, step);
+            const C* goal = wanted(x, m, tile);
+            for_parts(b, c, y, x, m, [&](int64_t i, const Part& part) {
+                char* slope = grad.memory.base ? grad.memory.at(part.to) : nullptr;
+                if (part.from_step == 1 && part.to_step == 1)
+                    return direct(pred.memory.at(part.from), goal + i, slope, part.n, inverse_beta,
+                                  scale, total);
+                pred.memory.load(part.from, part.from_step, part.n, row);
+                buffered(reinterpret_cast<const char*>(row), goal + i, reinterpret_cast<char*>(row),
+                         part.n, inverse_beta, scale, total);
+                if (slope) grad.memory.store(row, part.n, part.to, part.to_step);
             });
         }
     }
 
     void zero_run(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n) const {
-        if (!grad.memory.base) return;
-        for_parts(grad, b, c, y, x, n, [&](int64_t, int64_t to, int64_t step, int64_t k) {
-            grad.memory.zero(to, step, k);
+        if (!grad.memory.base || row_of) return;
+        for_parts(b, c, y, x, n, [&](int64_t, const Part& part) {
+            grad.memory.zero(part.to, part.to_step, part.n);
         });
     }
 
   private:
-    bool lies_side_by_side(const Prediction& numbers) const {
-        return !numbers.memory.base || (numbers.is_linear(p) && numbers.stx == p);
-    }
+    // n numbers of the prediction and of its gradient that are equally far apart.
+    struct Part {
+        int64_t from, from_step, to, to_step, n;
+    };
 
-    // Cuts a run of pixels where its numbers are not equally far apart: part(i, offset, step, n).
-    template <class Part>
-    void for_parts(const Prediction& numbers, int64_t b, int64_t c, int64_t y, int64_t x, int64_t n,
-                   const Part& part) const {
-        const int64_t row = numbers.row(b, c, y, p);
-        if (numbers.is_linear(p)) {
-            const int64_t step = numbers.stx / p;
-            return part(0, row + x * step, step, n);
+    // Cuts a run of pixels into such parts: use(first, part).
+    template <class Use>
+    void for_parts(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n, const Use& use) const {
+        const int64_t ty = y / p, dy = y % p;
+        const int64_t from = c * pred.sc + dy * pred.sdy, to = c * grad.sc + dy * grad.sdy;
+        if (!row_of && pred.is_linear(p) && grad.is_linear(p)) {
+            const int64_t from_step = pred.stx / p, to_step = grad.stx / p;
+            return use(0, Part{token(pred, b, ty, 0) + from + x * from_step, from_step,
+                               token(grad, b, ty, 0) + to + x * to_step, to_step, n});
         }
         for (int64_t i = 0; i < n;) {
-            const int64_t dx = (x + i) % p, k = min_of(p - dx, n - i);
-            part(i, row + (x + i) / p * numbers.stx + dx * numbers.sdx, numbers.sdx, k);
+            const int64_t tx = (x + i) / p, dx = (x + i) % p, k = min_of(p - dx, n - i);
+            use(i, Part{token(pred, b, ty, tx) + from + dx * pred.sdx, pred.sdx,
+                        token(grad, b, ty, tx) + to + dx * grad.sdx, grad.sdx, k});
             i += k;
         }
     }

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from simmim_kernels.grid import prediction_patch, whole_scale
+from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.patch_mask import PatchMask, mask_grid
+from simmim_kernels.target_norm import PatchNorm, WindowNorm, check_eps, check_window
 
 KINDS = ("l1", "mse", "smooth_l1")
 ORDERS = ("cyx", "yxc")
 REDUCTIONS = ("mean", "sum", "none")
+NORMS = ("none", "window", "patch")
+
+TargetNorm = WindowNorm | PatchNorm | None
 
 _SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
@@ -35,6 +38,9 @@ def check(
     eps: float,
     reduction: str,
     with_grad: bool,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
 ) -> None:
     is_tensor("pred", pred, FLOATS)
     is_tensor("target", target, PIXELS)
@@ -55,25 +61,28 @@ def check(
         raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
     if not _SMALLEST_BETA <= beta < math.inf:
         raise ValueError(f"beta is {beta}; allowed: a finite number >= {_SMALLEST_BETA}")
-    for name, value in (("mean", mean), ("std", std)):
-        if value is not None:
-            is_tensor(name, value, FLOATS)
-            if value.shape != (channels,):
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}; allowed: one number for each of the "
-                    f"{channels} channels"
-                )
-            if target.dtype != torch.uint8:
-                raise ValueError(
-                    f"{name} is given for a target of dtype "
-                    f"{str(target.dtype).removeprefix('torch.')}; allowed: with a uint8 target "
-                    "only, a float target is used as it is"
-                )
+    are_channel_stats("target", target, mean, std)
     if index is None:
         _check_dense(pred, target)
     else:
         _check_listed(pred, target, index, unit_h, unit_w)
+    _check_norm(target, norm, norm_side, norm_eps)
     same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
+
+
+def _check_norm(target: Tensor, norm: str, side: int, eps: float) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; allowed: {', '.join(NORMS)}")
+    if norm == "none":
+        return
+    check_eps(eps)
+    if norm == "window":
+        check_window(side)
+    elif side < 1 or target.shape[2] % side or target.shape[3] % side:
+        raise ValueError(
+            f"PatchNorm over patches of {side} pixels does not fit a target of shape "
+            f"{tuple(target.shape)}"
+        )
 
 
 def _check_dense(pred: Tensor, target: Tensor) -> None:
@@ -104,15 +113,21 @@ def _check_dense(pred: Tensor, target: Tensor) -> None:
 
 def _check_listed(pred: Tensor, target: Tensor, index: Tensor, unit_h: int, unit_w: int) -> None:
     is_tensor("index", index, (torch.int32,))
-    numbers = target.shape[1] * unit_h * unit_w
-    if unit_h != unit_w:
-        raise ValueError(f"mask units are {unit_h} x {unit_w} pixels; allowed here: squares")
-    if index.dim() not in (1, 2) or (index.dim() == 2 and index.shape[0] != target.shape[0]):
+    batch, channels, height, width = target.shape
+    if index.dim() not in (1, 2) or (index.dim() == 2 and index.shape[0] != batch):
         raise ValueError(f"index has shape {tuple(index.shape)}; allowed: (B, K) or (R,)")
-    if pred.shape != (*index.shape, numbers):
+    fits = pred.shape[:-1] == index.shape
+    patch = prediction_patch(pred.shape, target.shape) if fits else 0
+    fits = fits and patch > 0 and pred.shape[-1] == channels * patch * patch
+    if index.dim() == 2:
+        fits = fits and (patch, patch) == (unit_h, unit_w)
+    else:
+        fits = fits and height % patch == 0 and width % patch == 0
+    if not fits:
         raise ValueError(
-            f"pred has shape {tuple(pred.shape)}; allowed: {(*index.shape, numbers)}, the "
-            f"{target.shape[1]} x {unit_h} x {unit_w} numbers of every masked unit"
+            f"pred has shape {tuple(pred.shape)}; allowed for {tuple(index.shape)} masked units of "
+            f"{unit_h} x {unit_w} pixels and {channels} channels: "
+            f"{(*index.shape, channels * unit_h * unit_w)}, or the tokens of the whole image"
         )
 
 
@@ -125,14 +140,18 @@ def result_shape(target: Tensor, reduction: str) -> tuple[int, ...]:
     return (target.shape[0],) if reduction == "none" else ()
 
 
+def _fake_gradient(pred: Tensor, index: Tensor | None) -> Tensor:
+    return torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
+
+
 def _fake(
-    pred, target, mask, index, order, mean, std, kind, beta, eps, reduction, with_grad
+    pred, target, mask, index, order, mean, std, kind, beta, eps, reduction, with_grad, *_
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, shape = result_dtype(pred, target), result_shape(target, reduction)
     unscaled = with_grad and pred.dtype == torch.float16
     return (
         pred.new_empty(shape, dtype=dtype),
-        torch.empty_like(pred) if with_grad else pred.new_empty((0,)),
+        _fake_gradient(pred, index) if with_grad else pred.new_empty((0,)),
         pred.new_empty(shape if unscaled else (0,), dtype=dtype),
     )
 
@@ -142,7 +161,8 @@ def _fake(
 # the loss's shape; in every other type `scale` is empty. Without `with_grad` both are empty.
 _masked_loss = define(
     "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, str order, Tensor? mean,"
-    " Tensor? std, str kind, float beta, float eps, str reduction, bool with_grad)"
+    " Tensor? std, str kind, float beta, float eps, str reduction, bool with_grad, str norm,"
+    " SymInt norm_side, float norm_eps)"
     " -> (Tensor loss, Tensor grad, Tensor scale)",
     room="masked_loss",
     check=check,
@@ -153,14 +173,14 @@ _masked_loss = define(
 class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
-        loss, grad, scale = _masked_loss(pred, *args, True)
+        loss, grad, scale = _masked_loss(pred, *args[:-3], True, *args[-3:])
         ctx.save_for_backward(grad, scale)
         return loss
 
     @first_order
     def backward(ctx, grad_loss):
         grad, scale = ctx.saved_tensors
-        return (scaled(grad, grad_loss, scale), *(None,) * 10)
+        return (scaled(grad, grad_loss, scale), *(None,) * 13)
 
 
 def scaled(grad: Tensor, grad_loss: Tensor, scale: Tensor) -> Tensor:
@@ -184,20 +204,6 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not torch._C._len_torch_dispatch_stack()
 
 
-@lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-def channel_numbers(value: Sequence[float] | Tensor | None, like: Tensor) -> Tensor | None:
-    """`mean` or `std` as a tensor on the device of `like`."""
-    if value is None or isinstance(value, Tensor):
-        return value
-    if torch.compiler.is_compiling():
-        return torch.tensor(tuple(value), dtype=torch.float64, device=like.device)
-    return _constant(tuple(value), like.device)
-
-
 def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
     """The index list where `pred` holds masked units only, None where it holds all tokens."""
     if not isinstance(mask, PatchMask) or not isinstance(pred, Tensor) or pred.dim() != 3:
@@ -208,36 +214,58 @@ def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tenso
     return mask.masked
 
 
-def _loss(
+def _norm_arguments(
+    target_norm: TargetNorm, pred: Tensor, target: Tensor, mask: Tensor
+) -> tuple[str, int, float]:
+    """`norm`, `norm_side` and `norm_eps` of the op."""
+    if target_norm is None:
+        return "none", 0, 0.0
+    if isinstance(target_norm, WindowNorm):
+        # Past the image's other end a window gains nothing.
+        return "window", min(target_norm.window, 2 * max(target.shape[2:]) - 1), target_norm.eps
+    if not isinstance(target_norm, PatchNorm):
+        raise TypeError(
+            f"target_norm is {type(target_norm).__name__}; allowed: WindowNorm, PatchNorm, None"
+        )
+    patch = prediction_patch(pred.shape, target.shape)
+    return "patch", target.shape[2] // mask.shape[1] if patch == 1 else patch, target_norm.eps
+
+
+def loss_of(
+    kind: str,
+    beta: float,
     pred: Tensor,
     target: Tensor,
     mask: PatchMask | Tensor,
-    kind: str,
-    beta: float,
+    index: Tensor | None,
     order: str,
-    mean: Sequence[float] | Tensor | None,
-    std: Sequence[float] | Tensor | None,
+    target_norm: TargetNorm,
+    mean: Channels,
+    std: Channels,
     eps: float,
     reduction: str,
 ) -> Tensor:
-    if isinstance(target, Tensor) and target.requires_grad:
+    """The masked loss `kind`, with its gradient, of a prediction of all tokens or of those in
+    `index`."""
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    has_dims("target", target, {4: "(B, C, H, W)"})
+    if target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
-    args = (
-        pred,
-        target,
-        mask_grid(mask),
-        _unit_index(pred, target, mask),
-        order,
-        channel_numbers(mean, target),
-        channel_numbers(std, target),
-        kind,
-        beta,
-        eps,
-        reduction,
-    )
+    if kind == "smooth_l1":
+        if not 0.0 <= beta < math.inf:
+            raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
+        kind, beta = ("l1", 1.0) if beta < _SMALLEST_BETA else (kind, beta)
+    grid = mask_grid(mask)
+    if mean is not None or std is not None:
+        mean, std = channel_stats(target, mean, std)
+    args = (pred, target, grid, index, order, mean, std, kind, beta, eps, reduction)
+    norm = ("none", 0, 0.0)
+    if target_norm is not None:
+        norm = _norm_arguments(target_norm, pred, target, grid)
     if needs_grad(pred):
-        return differentiate(_MaskedLoss, *args)
-    return _masked_loss(*args, False)[0]
+        return differentiate(_MaskedLoss, *args, *norm)
+    return _masked_loss(*args, False, *norm)[0]
 
 
 def masked_l1(
@@ -246,8 +274,9 @@ def masked_l1(
     mask: PatchMask | Tensor,
     *,
     order: str = "cyx",
-    mean: Sequence[float] | Tensor | None = None,
-    std: Sequence[float] | Tensor | None = None,
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
     eps: float = 1e-5,
     reduction: str = "mean",
 ) -> Tensor:
@@ -271,7 +300,11 @@ def masked_l1(
             image; a plain tensor may mask a different number in every sample.
         order: how a token's numbers follow each other: `"cyx"` (channel, dy, dx), as `Conv2d` heads
             and PixelShuffle have them, or `"yxc"`, as in MAE. Images have no order.
-        mean, std: one number a channel, with a uint8 target only; default 0 and 1.
+        target_norm: `WindowNorm(window, eps)` or `PatchNorm(eps)`: the target is normalised as by
+            `normalize_targets` or `normalize_patches`, where it is scored and nowhere else. It is
+            computed from visible pixels too, which therefore are read. A patch of `PatchNorm` is a
+            token of `pred`, or a mask unit where `pred` is an image.
+        mean, std: one number a channel, with a uint8 target only, both or neither.
         eps: added to the number of masked pixels. With `eps=0` and nothing masked the loss is 0.
         reduction: `"mean"` as above; `"sum"`, the numerator; `"none"`, one value a sample, `(B,)`,
             its own numerator over its own denominator.
@@ -291,7 +324,9 @@ def masked_l1(
 
     Source: SimMIM (Xie et al., CVPR 2022).
     """
-    return _loss(pred, target, mask, "l1", 1.0, order, mean, std, eps, reduction)
+    index = _unit_index(pred, target, mask)
+    options = (order, target_norm, mean, std, eps, reduction)
+    return loss_of("l1", 1.0, pred, target, mask, index, *options)
 
 
 def masked_mse(
@@ -300,8 +335,9 @@ def masked_mse(
     mask: PatchMask | Tensor,
     *,
     order: str = "cyx",
-    mean: Sequence[float] | Tensor | None = None,
-    std: Sequence[float] | Tensor | None = None,
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
     eps: float = 1e-5,
     reduction: str = "mean",
 ) -> Tensor:
@@ -309,7 +345,9 @@ def masked_mse(
 
     Arguments, result, gradient and errors are those of `masked_l1`.
     """
-    return _loss(pred, target, mask, "mse", 1.0, order, mean, std, eps, reduction)
+    index = _unit_index(pred, target, mask)
+    options = (order, target_norm, mean, std, eps, reduction)
+    return loss_of("mse", 1.0, pred, target, mask, index, *options)
 
 
 def masked_smooth_l1(
@@ -319,8 +357,9 @@ def masked_smooth_l1(
     *,
     beta: float = 1.0,
     order: str = "cyx",
-    mean: Sequence[float] | Tensor | None = None,
-    std: Sequence[float] | Tensor | None = None,
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
     eps: float = 1e-5,
     reduction: str = "mean",
 ) -> Tensor:
@@ -332,7 +371,6 @@ def masked_smooth_l1(
 
     Other arguments, result, gradient and errors are those of `masked_l1`.
     """
-    if not 0.0 <= beta < math.inf:
-        raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
-    kind, beta = ("l1", 1.0) if beta < _SMALLEST_BETA else ("smooth_l1", beta)
-    return _loss(pred, target, mask, kind, beta, order, mean, std, eps, reduction)
+    index = _unit_index(pred, target, mask)
+    options = (order, target_norm, mean, std, eps, reduction)
+    return loss_of("smooth_l1", beta, pred, target, mask, index, *options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,17 @@ from simmim_kernels.grid import prediction_patch, prediction_strides
 
 _KINDS = {"l1": 0, "mse": 1, "smooth_l1": 2}
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
-_ROWS = 16  # of pixels in one partial sum; a row of larger tokens is one partial sum
+_NORMS = {"none": 0, "window": 1, "patch": 2}
 _NO_STRIDES = (0,) * 6
+
+
+@lru_cache(maxsize=256)
+def _scratch(
+    code: int, norm: int, side: int, channels: int, height: int, width: int, patch: int
+) -> tuple[int, int]:
+    """Partial sums of a sample, and bytes of scratch of a thread."""
+    shape = (code, norm, side, channels, height, width, patch)
+    return kernels.masked_loss_scratch(*shape, True), kernels.masked_loss_scratch(*shape, False)
 
 
 def masked_loss(
@@ -27,34 +38,51 @@ def masked_loss(
     eps: float,
     reduction: str,
     with_grad: bool,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = target.shape
     patch = prediction_patch(pred.shape, target.shape)
-    band = patch * max(1, _ROWS // patch)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    tokens_in_row = width // patch if index is None else 0
     shape = (batch,) if reduction == "none" else ()
     loss = torch.empty(shape, dtype=dtype, device="cpu")
-    grad = torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device="cpu")
+    if not with_grad:
+        grad = torch.empty(0, dtype=pred.dtype, device="cpu")
+    elif index is None:
+        grad = torch.empty_like(pred)
+    else:
+        grad = torch.empty(pred.shape, dtype=pred.dtype, device="cpu")
     scale = torch.empty(
         shape if with_grad and pred.dtype == torch.float16 else (0,), dtype=dtype, device="cpu"
     )
+    numbers, slopes, tokens_in_row = pred, grad, width // patch
     rows = per_sample = 0
+    row_of = present = None
     if index is not None:
+        numbers = pred.reshape(-1, pred.shape[-1])
+        slopes = grad.view(numbers.shape) if with_grad else grad
         index = index.contiguous()
         rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0
+        cells = batch * (height // patch) * tokens_in_row
+        row_of = torch.empty(cells, dtype=torch.int32, device="cpu")
+        present = torch.empty(cells, dtype=torch.uint8, device="cpu")
+        tokens_in_row = 0
     mask = mask.contiguous()
     mean = None if mean is None else mean.double().contiguous()
     std = None if std is None else std.double().contiguous()
-    pieces = rows if index is not None else batch * (-(-height // band))
-    scratch = torch.empty(pieces + 2 * max(batch, 1), dtype=torch.float64, device="cpu")
+    norm_code = _NORMS[norm]
+    code, team = element(loss), threads()
+    pieces, size = _scratch(code, norm_code, norm_side, channels, height, width, patch)
+    sums = torch.empty(pieces * batch + 2 * max(batch, 1), dtype=torch.float64, device="cpu")
+    scratch = torch.empty(team * size, dtype=torch.uint8, device="cpu") if size else None
     wrong = kernels.masked_loss(
-        pred.data_ptr(),
-        element(pred),
-        *prediction_strides(pred.stride(), channels, patch, tokens_in_row, order),
-        grad.data_ptr() if with_grad else None,
+        numbers.data_ptr(),
+        element(numbers),
+        *prediction_strides(numbers.stride(), channels, patch, tokens_in_row, order),
+        slopes.data_ptr() if with_grad else None,
         *(
-            prediction_strides(grad.stride(), channels, patch, tokens_in_row, order)
+            prediction_strides(slopes.stride(), channels, patch, tokens_in_row, order)
             if with_grad
             else _NO_STRIDES
         ),
@@ -69,22 +97,27 @@ def masked_loss(
         address(index),
         rows,
         per_sample,
+        address(row_of),
+        address(present),
+        norm_code,
+        norm_side,
+        norm_eps,
         _KINDS[kind],
         beta,
         eps,
         _REDUCTIONS[reduction],
         loss.data_ptr(),
-        element(loss),
+        code,
         scale.data_ptr() if scale.numel() else None,
-        band,
-        scratch.data_ptr(),
+        sums.data_ptr(),
+        address(scratch),
         batch,
         channels,
         height,
         width,
         patch,
-        threads(),
+        team,
     )
     if wrong >= 0:
-        raise ValueError(f"index names no mask unit in row {wrong}")
+        raise ValueError(f"row {wrong} of index names no mask unit, or one named before")
     return loss, grad, scale

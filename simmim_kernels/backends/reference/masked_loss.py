@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends.reference.normalize_patches import normalize_patches
+from simmim_kernels.backends.reference.normalize_targets import (
+    normalize_targets,
+    normalized_pixels,
+)
 from simmim_kernels.grid import prediction_patch
 
 
@@ -33,17 +38,6 @@ def _as_prediction(pixels: Tensor, pred: Tensor, patch: int, order: str) -> Tens
     return tokens.transpose(1, 2).reshape(pred.shape) if pred.dim() == 4 else tokens
 
 
-def _pixels(target: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if target.dtype != torch.uint8:
-        return target.to(dtype)
-    pixels = target.double() / 255
-    if mean is not None:
-        pixels = pixels - mean.double()[:, None, None]
-    if std is not None:
-        pixels = pixels / std.double()[:, None, None]
-    return pixels.to(dtype)
-
-
 def _value(d: Tensor, kind: str, beta: float) -> Tensor:
     size = d.abs()
     if kind == "l1":
@@ -61,6 +55,23 @@ def _slope(d: Tensor, kind: str, beta: float) -> Tensor:
     return (d / beta).clamp(-1, 1)
 
 
+def _listed(index: Tensor, batch: int, units: int) -> tuple[Tensor, Tensor]:
+    """Sample and position of every listed row; position -1 where a row of a flat list is padding."""
+    place = index.long().flatten()
+    if index.dim() == 2:
+        sample = torch.arange(batch, device=index.device).repeat_interleave(index.shape[1])
+        wrong = (place < 0) | (place >= units)
+    else:
+        wrong = (place < -1) | (place >= batch * units)
+        padding = place < 0
+        sample = (place // units).clamp(min=0)
+        place = (place % units).masked_fill(padding, -1)
+    named = (sample * units + place)[place >= 0]
+    if wrong.any() or named.unique().numel() != named.numel():
+        raise ValueError("index names no mask unit, or one twice")
+    return sample, place
+
+
 def masked_loss(
     pred: Tensor,
     target: Tensor,
@@ -74,38 +85,38 @@ def masked_loss(
     eps: float,
     reduction: str,
     with_grad: bool,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     image = target.shape
     batch, channels, height, width = image
     patch = prediction_patch(pred.shape, image)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    wanted = _pixels(target, mean, std, dtype)
+    wanted = normalized_pixels(target, mean, std)
+    if norm == "window":
+        wanted = normalize_targets(wanted, norm_side, norm_eps, None, None)
+    elif norm == "patch":
+        wanted = normalize_patches(wanted, norm_side, norm_eps, None, None)
+    wanted = wanted.to(dtype)
     scale_y, scale_x = height // mask.shape[1], width // mask.shape[2]
     if index is None:
         sample = None
-        own = pred.to(dtype)
         masked = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
-        difference = _as_image(own, image, patch, order) - wanted
+        difference = _as_image(pred.to(dtype), image, patch, order) - wanted
         difference = difference.masked_fill(~masked[:, None], 0)
         value = _value(difference, kind, beta).flatten(1).sum(1, dtype=torch.float64)
         count = masked.flatten(1).sum(1, dtype=torch.float64)
     else:
-        units = mask[0].numel()
-        flat = index.long().flatten()
-        if flat.numel() and not 0 <= flat.min() <= flat.max() < (
-            units if index.dim() == 2 else units * batch
-        ):
-            raise ValueError("index names no mask unit")
-        if index.dim() == 2:
-            sample = torch.arange(batch, device=index.device).repeat_interleave(index.shape[1])
-        else:
-            sample, flat = flat // units, flat % units
-        listed = torch.empty((batch, units, pred.shape[-1]), device="meta")
-        wanted = _as_prediction(wanted, listed, patch, order)[sample, flat]
+        units = (height // patch) * (width // patch)
+        sample, place = _listed(index, batch, units)
+        rows = pred.new_empty((batch, units, pred.shape[-1]), device="meta")
+        wanted = _as_prediction(wanted, rows, patch, order)[sample, place.clamp(min=0)]
         difference = pred.to(dtype).reshape(wanted.shape) - wanted
+        difference = difference.masked_fill((place < 0)[:, None], 0)
         value = torch.zeros(batch, dtype=torch.float64, device=pred.device)
         value.index_add_(0, sample, _value(difference, kind, beta).sum(1, dtype=torch.float64))
-        count = torch.bincount(sample, minlength=batch).double() * (scale_y * scale_x)
+        count = torch.bincount(sample[place >= 0], minlength=batch).double() * patch**2
     if reduction != "none":
         value, count = value.sum(), count.sum()
     denominator = torch.ones_like(count) if reduction == "sum" else (count + eps) * channels
@@ -122,5 +133,6 @@ def masked_loss(
     elif not unscaled:
         slope = slope * scale
     grad = slope if index is not None else _as_prediction(slope, pred, patch, order)
-    grad = torch.empty_like(pred).copy_(grad.reshape(pred.shape))
+    own = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
+    grad = own.copy_(grad.reshape(pred.shape))
     return loss, grad, scale if unscaled else scale.new_empty((0,))

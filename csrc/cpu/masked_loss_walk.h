@@ -1,0 +1,184 @@
+// The walks of the masked losses over a batch: by whole tokens, by rows of pixels, and with targets
+// that are normalised on the way.
+#pragma once
+
+#include "cpu/masked_loss_tiles.h"
+#include "cpu/patch_norm.h"
+#include "cpu/window_norm.h"
+
+SIMMIM_BEGIN
+
+// The mask of one sample over its pixels.
+struct PixelMask {
+    const uint8_t* cells;
+    CoarseGrid grid;
+
+    bool at(int64_t y, int64_t x) const { return cells[grid.cell(y, x)]; }
+
+    // Where the run of equal cells that holds pixel (y, x) ends, at most at `end`.
+    int64_t run_end(int64_t y, int64_t x, int64_t end) const {
+        const uint8_t* row = cells + grid.cell(y, 0);
+        const int64_t last = (end - 1) / grid.sx;
+        int64_t cell = x / grid.sx;
+        const bool value = row[cell];
+        const uint64_t eight = value ? 0x0101010101010101u : 0;
+        for (++cell; cell <= last;) {
+            uint64_t next;
+            if (cell + 7 <= last && (std::memcpy(&next, row + cell, 8), next == eight)) {
+                cell += 8;
+            } else if (bool(row[cell]) == value) {
+                ++cell;
+            } else {
+                return cell * grid.sx;
+            }
+        }
+        return end;
+    }
+
+    // 1 where the whole square of pixels is masked, 0 where it is visible, -1 where it is mixed.
+    int square(int64_t y, int64_t x, int64_t size) const {
+        const bool value = at(y, x);
+        for (int64_t row = y; row < y + size; row = (row / grid.sy + 1) * grid.sy) {
+            if (at(row, x) != value || run_end(row, x, x + size) < x + size) return -1;
+        }
+        return value;
+    }
+};
+
+enum Norm : int { kNoNorm = 0, kWindowNorm = 1, kPatchNorm = 2 };
+
+// What is done to the target: `side` is the window's, or the patch's.
+struct TargetNorm {
+    int kind;
+    int64_t side;
+    double eps;
+};
+
+template <class C>
+struct Walk {
+    Scorer<C> scorer;
+    TargetNorm norm;
+    const uint8_t* mask;
+    CoarseGrid grid;
+    int64_t batch, cells, height, width;
+
+    // Pieces of the work; each makes one partial sum. `band` is the rows of pixels in one.
+    int64_t band() const {
+        const int64_t p = scorer.p;
+        if (norm.kind == kPatchNorm) return norm.side;
+        if (norm.kind == kWindowNorm) return max_of<int64_t>(256, min_of(norm.side, 2 * height));
+        return p * max_of<int64_t>(1, 16 / p);
+    }
+    int64_t pieces_per_sample() const {
+        const int64_t bands = (height + band() - 1) / band();
+        return norm.kind == kWindowNorm ? scorer.channels * bands : bands;
+    }
+    int64_t scratch_bytes() const {
+        if (norm.kind == kWindowNorm) return WindowRows<C>::scratch_bytes(width, norm.side);
+        if (norm.kind == kNoNorm) return 0;
+        return PatchRows<C>::scratch_bytes(norm.side) + int64_t(sizeof(C)) * norm.side;
+    }
+
+    void piece(int64_t b, int64_t i, C scale, char* scratch, double* total) const {
+        const int64_t bands = (height + band() - 1) / band();
+        const int64_t y = i % bands * band(), y_end = min_of(height, y + band());
+        if (norm.kind == kWindowNorm) {
+            window_rows(b, i / bands, y, y_end, scale, scratch, total);
+        } else if (norm.kind == kPatchNorm) {
+            patches(b, y, scale, scratch, total);
+        } else if (scorer.walks_tokens()) {
+            for (int64_t ty = y / scorer.p; ty < y_end / scorer.p; ++ty)
+                tokens(b, ty, scale, total);
+        } else {
+            rows(b, y, y_end, 0, width, scale, total);
+        }
+    }
+
+  private:
+    PixelMask pixels(int64_t b) const { return {mask + b * cells, grid}; }
+
+    // The pixels [x, x_end) of row y of channel c, in runs; wanted as in Scorer::score_run.
+    template <class Wanted>
+    void row(int64_t b, int64_t c, int64_t y, int64_t x, int64_t x_end, C scale, double* total,
+             const Wanted& wanted) const {
+        const PixelMask own = pixels(b);
+        while (x < x_end) {
+            const int64_t to = own.run_end(y, x, x_end);
+            if (own.at(y, x)) {
+                scorer.score_run(b, c, y, x, to - x, scale, total, wanted);
+            } else {
+                scorer.zero_run(b, c, y, x, to - x);
+            }
+            x = to;
+        }
+    }
+
+    void rows(int64_t b, int64_t y, int64_t y_end, int64_t x, int64_t x_end, C scale,
+              double* total) const {
+        for (int64_t c = 0; c < scorer.channels; ++c) {
+            for (int64_t line = y; line < y_end; ++line) {
+                row(b, c, line, x, x_end, scale, total,
+                    typename Scorer<C>::Stored{scorer.target, b, c, line});
+            }
+        }
+    }
+
+    // One row of tokens whose numbers lie side by side.
+    void tokens(int64_t b, int64_t ty, C scale, double* total) const {
+        const int64_t p = scorer.p, y = ty * p;
+        for (int64_t tx = 0; tx < width / p; ++tx) {
+            const int masked = pixels(b).square(y, tx * p, p);
+            if (masked == 1) {
+                scorer.score_token(b, ty, tx, scale, total);
+            } else if (masked == 0) {
+                scorer.zero_token(b, ty, tx);
+            } else {
+                rows(b, y, y + p, tx * p, tx * p + p, scale, total);
+            }
+        }
+    }
+
+    // Rows of one channel, each normalised where it is masked; rows without that are passed over.
+    void window_rows(int64_t b, int64_t c, int64_t y, int64_t y_end, C scale, char* scratch,
+                     double* total) const {
+        const Target& t = scorer.target;
+        const Memory std{reinterpret_cast<char*>(const_cast<double*>(t.std)), kFloat64};
+        const Plane plane{t.memory, t.at(b, c, 0, 0), t.sy, t.sx, height, width};
+        WindowRows<C> window(plane, norm.side, stored_eps(norm.eps, t.memory.element, std, c),
+                             scratch);
+        for (; y < y_end; ++y) {
+            if (pixels(b).at(y, 0) || pixels(b).run_end(y, 0, width) < width) window.seek(y);
+            row(b, c, y, 0, width, scale, total, [&](int64_t x, int64_t n, C* tile) {
+                window.write(x, x + n, tile);
+                return tile;
+            });
+        }
+    }
+
+    // One row of patches, each normalised where some of it is masked.
+    void patches(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
+        const Target& t = scorer.target;
+        const auto numbers = [](const double* values) {
+            return Memory{reinterpret_cast<char*>(const_cast<double*>(values)), kFloat64};
+        };
+        const Channels image{t.memory,        t.at(b, 0, 0, 0), t.sc,          t.sy, t.sx,
+                             scorer.channels, numbers(t.mean),  numbers(t.std)};
+        const int64_t side = norm.side;
+        PatchRows<C> patch(image, side, norm.eps, scratch);
+        C* own = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(side));
+        for (int64_t x = 0; x < width; x += side) {
+            if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
+            for (int64_t c = 0; c < scorer.channels; ++c) {
+                for (int64_t dy = 0; dy < side; ++dy) {
+                    row(b, c, y + dy, x, x + side, scale, total,
+                        [&](int64_t from, int64_t, C*) -> const C* {
+                            patch.write(c, dy, own);
+                            return own + (from - x);
+                        });
+                }
+            }
+        }
+    }
+};
+
+SIMMIM_END

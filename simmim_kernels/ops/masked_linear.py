@@ -1,0 +1,198 @@
+"""Prediction head and masked loss on the masked tokens alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_kernels.grid import whole_scale
+from simmim_kernels.ops._channels import Channels
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._define import define
+from simmim_kernels.ops.masked_loss import TargetNorm, loss_of
+from simmim_kernels.ops.place_tokens import check_grid, take_tokens
+from simmim_kernels.patch_mask import PatchMask, mask_grid
+
+
+def _check_positions(mask: Tensor, h: int, w: int, count: int) -> None:
+    is_tensor("mask", mask, (torch.bool,))
+    has_dims("mask", mask, {3: "(B, gh, gw)"})
+    check_grid(mask, mask.shape[0], h, w, count)
+    if mask.shape[0] * h * w >= 1 << 31:
+        raise ValueError(f"{mask.shape[0]} samples of {h} x {w} tokens; allowed: 2^31 - 1 tokens")
+
+
+def _fake_positions(mask, h, w, count):
+    return mask.new_empty((count,), dtype=torch.int32)
+
+
+# Positions (b * h + y) * w + x of the masked tokens, ascending; -1 where there is none left.
+_masked_positions = define(
+    "masked_positions(Tensor mask, SymInt h, SymInt w, SymInt count) -> Tensor",
+    room="masked_linear",
+    check=_check_positions,
+    fake=_fake_positions,
+)
+
+
+def _masked_count(mask: PatchMask | Tensor, tokens_per_unit: int) -> int:
+    """Rows for the masked tokens of the batch: their number, or that of all tokens where counting
+    would synchronise or break a graph; surplus rows are padding."""
+    if isinstance(mask, PatchMask):
+        return mask.masked.shape[0] * mask.masked.shape[1] * tokens_per_unit
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        return int(mask.count_nonzero()) * tokens_per_unit
+    return mask.numel() * tokens_per_unit
+
+
+def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> int:
+    """The side of a patch."""
+    is_tensor("tokens", tokens, FLOATS)
+    has_dims("tokens", tokens, {3: "(B, h*w, D)"})
+    is_tensor("weight", weight, FLOATS)
+    has_dims("weight", weight, {2: "(C*p*p, D)"})
+    is_tensor("target", target, PIXELS)
+    has_dims("target", target, {4: "(B, C, H, W)"})
+    batch, channels, height, width = target.shape
+    patch = math.isqrt(weight.shape[0] // max(channels, 1))
+    if patch < 1 or weight.shape != (channels * patch * patch, tokens.shape[2]):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; allowed: ({channels}*p*p, {tokens.shape[2]})"
+        )
+    if bias is not None:
+        is_tensor("bias", bias, FLOATS)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}; allowed: ({weight.shape[0]},), None"
+            )
+    h = whole_scale("image height", height, "patch", patch)
+    w = whole_scale("image width", width, "patch", patch)
+    if tokens.shape[:2] != (batch, h * w):
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)}; allowed for a target of shape "
+            f"{tuple(target.shape)} and patches of {patch}: ({batch}, {h * w}, D)"
+        )
+    same_device(tokens=tokens, weight=weight, bias=bias, target=target)
+    return patch
+
+
+def _loss(
+    kind: str,
+    beta: float,
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    **options,
+) -> Tensor:
+    patch = _check_head(tokens, weight, bias, target)
+    h, w = target.shape[2] // patch, target.shape[3] // patch
+    grid = mask_grid(mask)
+    is_mask(grid, target.shape[0])
+    check_grid(grid, target.shape[0], h, w, 0)
+    count = _masked_count(mask, (h // grid.shape[1]) * (w // grid.shape[2]))
+    rows = take_tokens(tokens, ~grid, (h, w), count)
+    # The product is a plain PyTorch op: autograd, autocast and Inductor treat it as any linear
+    # layer, and its backward never sees a visible token.
+    pred = F.linear(rows, weight, bias)
+    index = _masked_positions(grid, h, w, count)
+    return loss_of(kind, beta, pred, target, grid, index, **options)
+
+
+def masked_linear_l1(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    order: str = "cyx",
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The linear prediction head and `masked_l1` on the masked tokens alone.
+
+        masked_l1(tokens @ weight.T + bias, target, mask)
+
+    to rounding, in the loss and in every gradient: what the head would predict for visible tokens
+    is neither computed nor differentiated, and nothing of the size of the image is made.
+
+    Args:
+        tokens: `(B, h*w, D)`, row-major, without class or register tokens.
+        weight: `(C*p*p, D)`, rows in `order`; that of SimMIM's 1x1 convolution is
+            `conv.weight.flatten(1)`.
+        bias: `(C*p*p,)` or None.
+        target: `(B, C, h*p, w*p)`, as in `masked_l1`.
+        mask: a `PatchMask`, or `bool (B, gh, gw)` on a grid that divides the token grid. With a plain
+            tensor, whose samples may have different counts, there is no saving in compiled code and
+            on the GPU: the product then runs over padding too, because counting would synchronise.
+        order, target_norm, mean, std, eps, reduction: as in `masked_l1`.
+
+    Returns:
+        As `masked_l1`. The product runs in the tensors' type, under autocast in autocast's.
+
+    Gradients: for `tokens` (zero where visible), `weight` and `bias`.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that don't fit, a mask finer than the tokens, values out of range.
+        RuntimeError: tensors on different devices; a second derivative.
+    """
+    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
+    options |= {"eps": eps, "reduction": reduction}
+    return _loss("l1", 1.0, tokens, weight, bias, target, mask, **options)
+
+
+def masked_linear_mse(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    order: str = "cyx",
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The linear prediction head and `masked_mse` on the masked tokens alone.
+
+    Arguments, result, gradients and errors are those of `masked_linear_l1`.
+    """
+    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
+    options |= {"eps": eps, "reduction": reduction}
+    return _loss("mse", 1.0, tokens, weight, bias, target, mask, **options)
+
+
+def masked_linear_smooth_l1(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    beta: float = 1.0,
+    order: str = "cyx",
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The linear prediction head and `masked_smooth_l1` on the masked tokens alone.
+
+    Arguments, result, gradients and errors are those of `masked_linear_l1`, `beta` is that of
+    `masked_smooth_l1`.
+    """
+    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
+    options |= {"eps": eps, "reduction": reduction}
+    return _loss("smooth_l1", beta, tokens, weight, bias, target, mask, **options)

@@ -55,7 +55,7 @@ def as_image(pred, like, patch, layout, mask=None):
         pred = empty.scatter(1, rows, pred)
     if layout == "yxc":
         pred = pred.unflatten(2, (patch * patch, channels)).transpose(2, 3).flatten(2)
-    small = pred.transpose(1, 2).reshape(batch, -1, height // patch, width // patch)
+    small = pred.transpose(1, 2).unflatten(2, (height // patch, width // patch))
     return F.pixel_shuffle(small, patch)
 
 

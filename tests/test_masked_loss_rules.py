@@ -227,7 +227,9 @@ def test_opcheck():
         for with_grad in (False, True):
             arguments = (pred, target, mask.mask, None, "cyx", None, None)
             torch.library.opcheck(
-                op, (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad, "window", 3, 1e-6), raise_exception=True
+                op,
+                (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad, "window", 3, 1e-6),
+                raise_exception=True,
             )
 
 
@@ -239,8 +241,21 @@ def test_listed_units_may_differ_in_count_between_samples():
     for backend in BACKENDS:
         with sk.backend(backend):
             loss, grad, _ = torch.ops.simmim_kernels.masked_loss(
-                pred[cells], target, grid, index, "cyx", None, None, "mse", 1.0, 1e-5, "none", True,
-                "none", 0, 0.0,
+                pred[cells],
+                target,
+                grid,
+                index,
+                "cyx",
+                None,
+                None,
+                "mse",
+                1.0,
+                1e-5,
+                "none",
+                True,
+                "none",
+                0,
+                0.0,
             )
             leaf = pred.detach().requires_grad_()
             dense = sk.masked_mse(leaf, target, grid, reduction="none")
@@ -272,7 +287,11 @@ def test_listed_units_may_differ_in_count_between_samples():
         ({"eps": -1.0}, ValueError, "eps is -1"),
         ({"eps": float("nan")}, ValueError, "eps is nan"),
         ({"mean": (0.5,) * 3}, ValueError, "mean and std go together"),
-        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, ValueError, "normalise a uint8 image; target has"),
+        (
+            {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+            ValueError,
+            "normalise a uint8 image; target has",
+        ),
         ({"target_norm": "window"}, TypeError, "target_norm is str"),
         ({"mask": torch.zeros(2, 2, 2, dtype=torch.bool, device="meta")}, RuntimeError, "on meta"),
     ],

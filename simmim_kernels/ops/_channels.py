@@ -27,7 +27,7 @@ def channel_stats(
         raise ValueError("mean and std go together: give both or neither")
     if not isinstance(std, Tensor):
         std = tuple(float(value) for value in std)
-        if not all(math.isfinite(value) and value > 0 for value in std):
+        if not all(0.0 < value < math.inf for value in std):
             raise ValueError(f"std is {std}; allowed: positive numbers")
         std = _tensor(std, image.device)
     if not isinstance(mean, Tensor):

@@ -174,25 +174,29 @@ class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
         loss, grad, scale = _masked_loss(pred, *args[:-3], True, *args[-3:])
-        ctx.save_for_backward(grad, scale)
+        target, _, index = args[:3]
+        ctx.tokens = target.shape[1:].numel() // max(pred.shape[-1], 1)
+        ctx.save_for_backward(grad, scale, index if loss.dim() and index is not None else None)
         return loss
 
     @first_order
     def backward(ctx, grad_loss):
-        grad, scale = ctx.saved_tensors
-        return (scaled(grad, grad_loss, scale), *(None,) * 13)
+        grad, scale, index = ctx.saved_tensors
+        factor = grad_loss * scale if scale.numel() else grad_loss
+        if index is not None and index.dim() == 1:  # rows of samples of any count
+            factor = factor[(index // ctx.tokens).clamp(min=0)]
+        return (_scaled(grad, factor), *(None,) * 13)
 
 
-def scaled(grad: Tensor, grad_loss: Tensor, scale: Tensor) -> Tensor:
-    """The saved gradient times that of the loss.
+def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """The saved gradient times a factor for all of it, or one for each of its first dimension.
 
-    In eager mode on the CPU a gradient of exactly 1 costs no pass over memory, and a graph that is
+    In eager mode on the CPU a factor of exactly 1 costs no pass over memory, and a graph that is
     not kept gives its memory away: nobody else can see the saved tensor then.
     """
-    factor = grad_loss * scale if scale.numel() else grad_loss
     if factor.dim():
         factor = factor.view(-1, *(1,) * (grad.dim() - 1))
-    elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and _is_plain(grad_loss):
+    elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and _is_plain(factor):
         number = factor.item()
         if _keeps_graph():
             return grad * number

@@ -195,6 +195,17 @@ def place_tokens(
     return _place(*args, 0, *grid, dtype)
 
 
+def take_tokens(
+    x: Tensor, mask: Tensor, grid: tuple[int, int], count: int, *, prefix_tokens: int = 0
+) -> Tensor:
+    """`(count, D)`: the tokens of `x` `(B, L, D)` that `mask` leaves visible, in ascending order,
+    sample after sample; surplus rows are zeros."""
+    args = (x, mask, prefix_tokens, *grid, count)
+    if needs_grad(x):
+        return differentiate(_TakeTokens, *args)
+    return _take(*args, x.dtype, None, None)[0]
+
+
 def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) -> Tensor:
     """The masked tokens of `x`, in ascending order of their positions.
 
@@ -222,9 +233,5 @@ def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) ->
     h, w = token_grid(length - prefix_tokens, *mask.mask.shape[1:])
     per_unit = (h // mask.mask.shape[1]) * (w // mask.mask.shape[2])
     tokens = mask.masked.shape[1] * per_unit
-    args = (x, ~mask.mask, prefix_tokens, h, w, batch * tokens)
-    if needs_grad(x):
-        rows = differentiate(_TakeTokens, *args)
-    else:
-        rows = _take(*args, x.dtype, None, None)[0]
+    rows = take_tokens(x, ~mask.mask, (h, w), batch * tokens, prefix_tokens=prefix_tokens)
     return rows.view(batch, tokens, width)

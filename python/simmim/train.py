@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from simmim import checkpoint
+from simmim.attention import choose_attention
 from simmim.build import build_masking, build_model
 from simmim.config import PretrainConfig
 from simmim.data import (
@@ -123,6 +124,9 @@ class Trainer:
         np.random.seed(config.seed % 2**32)
         torch.manual_seed(config.seed)
         model = build_model(config)
+        self.attention = choose_attention(
+            model, config.attention, self.fabric.device.type, config.precision
+        )
         self.model, self.optimizer = self.fabric.setup(model, adamw(model, config.weight_decay))
         self.update = 0
         self.counters = Counters()
@@ -136,6 +140,7 @@ class Trainer:
         """Train from the current update to the end, or until SIGTERM or SIGINT."""
         config, order = self.config, self.order
         self.records = Records(config.out, self.update, order.updates, order.global_batch)
+        self.records.progress.say(self.attention)
         # not "at update 0": a run that was stopped before its first update has already done it
         if self.counters.first_validation is None:
             self._validate()

@@ -1,0 +1,52 @@
+"""The attention path is chosen by device, type and bias, reaches every layer, and changes nothing."""
+
+import pytest
+import torch
+
+from simmim.attention import choose_attention, faster_path, is_biased, set_attention
+from simmim.encoders import build_encoder
+from simmim_kernels import random_mask
+
+SIZES = {
+    "vit_tiny_patch16_224": {"depth": 2},
+    "beit_base_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"window_size": 2, "depths": (1, 1, 1, 1), "embed_dim": 24},
+}
+
+
+def encoder(name):
+    torch.manual_seed(0)
+    arguments = {"img_size": (64, 64), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return build_encoder(name, **arguments, **SIZES[name])
+
+
+def test_the_table():
+    assert faster_path("cuda", torch.bfloat16, True) == "sdpa"
+    assert faster_path("cpu", torch.float32, False) == "sdpa"
+    assert faster_path("cpu", torch.float32, True) == "products"
+    assert faster_path("cpu", torch.bfloat16, False) == "products"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_both_paths_give_the_same_tokens(name):
+    model = encoder(name).eval()
+    assert is_biased(model) == (not name.startswith("vit"))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mask = random_mask(2, (2, 2), 0.5, seed=0)
+    tokens = []
+    for path in ("sdpa", "products"):
+        count = set_attention(model, path)
+        layers = [m for m in model.modules() if hasattr(m, "fused_attn")]
+        assert count == len(layers) > 0
+        assert all(layer.fused_attn == (path == "sdpa") for layer in layers)
+        tokens.append(model(images, mask))
+    torch.testing.assert_close(*tokens)
+
+
+def test_the_log_says_what_was_chosen():
+    model = encoder("vit_tiny_patch16_224")
+    line = choose_attention(model, "auto", "cpu", "bf16-mixed")
+    assert line == "attention: products in 2 layers, faster for bf16-mixed on cpu"
+    assert choose_attention(model, "sdpa", "cpu", "32-true").startswith("attention: sdpa in 2")
+    assert all(block.attn.fused_attn for block in model.backbone.blocks)
+    assert "no layer" in choose_attention(torch.nn.Linear(1, 1), "auto", "cpu", "32-true")

@@ -171,6 +171,7 @@ class PretrainConfig:
     plain: bool = False
     """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison: the
     losses are the same to rounding."""
+
     attention: Literal["auto", "sdpa", "products"] = "auto"
     """How attention is computed: by scaled_dot_product_attention, or by plain products and softmax.
     auto takes the one that was measured to be faster for the device, the precision and the kind of

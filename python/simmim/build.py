@@ -7,6 +7,7 @@ from simmim.encoders import build_encoder
 from simmim.errors import UserError
 from simmim.masks import Masking
 from simmim.model import SimMIM, channel_statistics
+from simmim_kernels import PatchNorm, WindowNorm
 
 
 def build_masking(config: PretrainConfig) -> Masking:
@@ -31,12 +32,18 @@ def build_model(config: PretrainConfig) -> SimMIM:
             f"--mask-unit {config.mask_unit} is no multiple of the encoder's patch, "
             f"{encoder.patch} pixels: use {encoder.patch} or {2 * encoder.patch}"
         )
+    target_norm = {
+        "none": lambda: None,
+        "window": lambda: WindowNorm(config.target_window),
+        "patch": PatchNorm,
+    }[config.target_norm]
     return SimMIM(
         encoder,
         channels=config.channels,
         loss=config.loss,
         mean=mean if config.normalize else None,
         std=std if config.normalize else None,
+        target_norm=target_norm(),
         sigmoid=not config.normalize,
         plain=config.plain,
     )

@@ -92,6 +92,13 @@ class PretrainConfig:
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance between predicted and true pixels, over hidden pixels only."""
 
+    target_norm: Literal["none", "window", "patch"] = "none"
+    """Normalise the target further: window, every pixel by the square around it (the SwinV2
+    recipe); patch, by the mean and deviation of each output token's pixels (as in MAE)."""
+
+    target_window: int = 47
+    """Side of that square in pixels, odd."""
+
     # data
     crop_scale: tuple[float, float] = (0.67, 1.0)
     """Smallest and largest share of an image's area that a random crop covers."""
@@ -198,6 +205,10 @@ class PretrainConfig:
         """Refuse numbers that make no sense; raises ``UserError``."""
         if self.channels not in (1, 3):
             raise UserError(f"images are read with 1 or 3 channels, not {self.channels}")
+        if self.target_norm != "none" and not self.normalize:
+            raise UserError("--target-norm needs targets beyond [0, 1]: leave out --no-normalize")
+        if self.target_window < 1 or self.target_window % 2 == 0:
+            raise UserError(f"--target-window must be odd and positive, not {self.target_window}")
         counts = ("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops")
         for name in (*counts, "log_every", "val_every", "save_every", "keep"):
             if getattr(self, name) < 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simmim_kernels import PatchMask
+from simmim_kernels import PatchMask, PatchNorm, WindowNorm
 
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
@@ -20,6 +20,28 @@ def normalized(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tenso
     if mean is None:
         return images / 255
     return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def local_statistics(
+    pixels: Tensor, norm: WindowNorm | PatchNorm, patch: int
+) -> tuple[Tensor, Tensor]:
+    """What ``norm`` takes off every pixel and what it divides by, both broadcasting to ``pixels``.
+
+    For ``WindowNorm`` three poolings over the square around each pixel, as published with SwinV2;
+    for ``PatchNorm`` mean and deviation of each patch over its pixels and channels, as in MAE.
+    """
+    if isinstance(norm, WindowNorm):
+        window = {"kernel_size": norm.window, "stride": 1, "padding": norm.window // 2}
+        count = F.avg_pool2d(torch.ones_like(pixels), **window) * norm.window**2
+        mean = F.avg_pool2d(pixels, **window, count_include_pad=False)
+        square = F.avg_pool2d(pixels * pixels, **window, count_include_pad=False)
+        variance = ((square - mean * mean) * (count / (count - 1))).clamp_min(0)
+        return mean, (variance + norm.eps).sqrt()
+    batch, channels, height, width = pixels.shape
+    patches = pixels.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    variance, mean = torch.var_mean(patches, (1, 3, 5), keepdim=True)
+    deviation = (variance + norm.eps).sqrt()
+    return tuple(value.expand_as(patches).reshape(pixels.shape) for value in (mean, deviation))
 
 
 def on_grid(mask: PatchMask | Tensor, height: int, width: int) -> Tensor:

@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch.nn.functional import pixel_unshuffle
 
+from simmim import published
 from simmim.encoders import build_encoder
 from simmim.masks import Masking
 from simmim.model import SimMIM, channel_statistics
+from simmim_kernels import PatchNorm, WindowNorm
 from tests.app.test_encoders import FAMILIES, SIZE, encoder_of, some_images
 from tests.budget import assert_within_budget
 
@@ -53,18 +56,24 @@ def test_both_paths_have_the_same_losses_for_fifty_steps(family):
     assert_within_budget(losses(start, False, torch.float64), scaled, exact, "losses in float64")
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "cnn"])
-@pytest.mark.parametrize("loss", ["l1", "mse", "smooth_l1"])
-def test_loss_and_gradients_agree(family, loss):
+CASES = [(family, "l1", None) for family in (*FAMILIES, "cnn")]
+CASES += [("vit", "mse", PatchNorm()), ("swin", "smooth_l1", WindowNorm(47))]
+CASES += [("swin-shifted", "l1", WindowNorm(5)), ("cnn", "mse", WindowNorm(47))]
+
+
+@pytest.mark.parametrize(("family", "loss", "target_norm"), CASES)
+def test_loss_and_gradients_agree(family, loss, target_norm):
     mean, std = channel_statistics(3)
     if family == "cnn":
         torch.manual_seed(0)
         encoder = build_encoder("cnn", img_size=SIZE, mean=(), std=())
     else:
-        encoder = encoder_of(family)
+        encoder = encoder_of(family.removesuffix("-shifted"))
+    if family == "swin-shifted":
+        encoder._family.last = None  # as where windows are shifted: the last block sees all tokens
     images = some_images(3)
     mask = Masking("random", 32, 0.6, SIZE)(torch.arange(2), seed=3)
-    start = SimMIM(encoder, loss=loss, mean=mean, std=std)
+    start = SimMIM(encoder, loss=loss, mean=mean, std=std, target_norm=target_norm)
     torch.nn.init.normal_(start.head.weight, std=0.05)
     results = {}
     for key, plain, dtype in (
@@ -81,6 +90,18 @@ def test_loss_and_gradients_agree(family, loss):
     names = ["loss", "loss of each", *(name for name, _ in model.named_parameters())]
     for name, ours, plain, exact in zip(names, *results.values(), strict=True):
         assert_within_budget(ours, plain, exact, name)
+
+
+@pytest.mark.parametrize("target_norm", [WindowNorm(15), PatchNorm()])
+def test_the_picture_of_a_perfect_prediction_is_the_image(target_norm, monkeypatch):
+    model = model_of("swin")
+    model.target_norm = target_norm
+    images = some_images(3)
+    target = published.normalized(images, model.mean, model.std)
+    mean, deviation = published.local_statistics(target, target_norm, 32)
+    perfect = pixel_unshuffle((target - mean) / deviation, 32).flatten(2).transpose(1, 2)
+    monkeypatch.setattr(model, "predict_tokens", lambda *_: perfect)
+    torch.testing.assert_close(model.predict_image(images, None), images / 255, atol=1e-4, rtol=0)
 
 
 def test_hidden_tokens_are_those_of_the_whole_pass():

@@ -11,6 +11,8 @@ endif
 ROUNDS ?= 25
 SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp))
 
+CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
+
 .DEFAULT_GOAL := help
 .PHONY: help install build demo test bench sanitize lint format clean
 
@@ -50,12 +52,12 @@ sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
 lint: ## check format and style, Python and C++
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 
 format: ## rewrite Python and C++ in the project's format
 	$(PY) -m ruff check --fix -q .
 	$(PY) -m ruff format -q .
-	$(PY) -m clang_format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info simmim_kernels/*.so simmim_kernels/_build_info.json

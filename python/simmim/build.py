@@ -25,7 +25,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
         mean=mean,
         std=std,
         drop_path=config.drop_path,
-        **config.encoder_args,
+        **{name: _argument(name, value) for name, value in config.encoder_args.items()},
     )
     if config.mask_unit % encoder.patch:
         raise UserError(
@@ -47,3 +47,15 @@ def build_model(config: PretrainConfig) -> SimMIM:
         sigmoid=not config.normalize,
         plain=config.plain,
     )
+
+
+def _argument(name: str, value: int | float | bool | str) -> object:
+    """An encoder argument as timm takes it: ``"2,2"`` is a tuple of numbers."""
+    if not isinstance(value, str) or "," not in value:
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise UserError(
+            f"--encoder-args {name} {value}: between commas belong whole numbers"
+        ) from None

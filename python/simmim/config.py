@@ -64,7 +64,8 @@ class PretrainConfig:
     timm ViT, BEiT, Swin or SwinV2."""
 
     encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Further arguments for the encoder as pairs, for example: depth 4 embed_dim 192."""
+    """Further arguments for the encoder as pairs, for example: depth 4 embed_dim 192. Several
+    numbers are joined by commas: depths 2,2 num_heads 4,8."""
 
     img_size: int | tuple[int, int] = 224
     """Side of the training images in pixels, or height and width."""
@@ -320,23 +321,25 @@ PRESETS: dict[str, PretrainConfig] = {
         preset="demo",
         out=Path("runs/demo"),
         overwrite=True,
-        encoder="beit_base_patch16_224",
-        encoder_args={"patch_size": 8, "embed_dim": 192, "depth": 4, "num_heads": 6},
+        # windows are a prior for looking nearby: a plain ViT of this size is still worse than the
+        # mean colour (0.70 against 0.65) after the images with which this one reaches 0.46
+        encoder="swin_tiny_patch4_window7_224",
+        encoder_args={"embed_dim": 64, "depths": "2,2", "num_heads": "4,8", "window_size": 6},
         img_size=96,
-        mask_unit=16,
+        mask_unit=8,
         crop_scale=(0.1, 1.0),
         crops_per_image=64,
         val_crops=16,
-        workers=1,
+        workers=0,
         cache=True,
-        epochs=12,
-        batch_size=32,
-        lr=1.6e-2,
+        epochs=10,
+        batch_size=16,
+        lr=6.4e-2,
         warmup_lr=1e-5,
         min_lr=1e-5,
         warmup_epochs=1,
         precision="32-true",
-        log_every=13,
+        log_every=26,
         val_every=2,
         picture=2,
     ),

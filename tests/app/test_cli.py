@@ -28,6 +28,7 @@ MISTAKES = {
         (*PRETRAIN, "--encoder", "swin_tiny_patch4_window7_224", "--encoder-args", "depths", 1),
         "timm cannot build",
     ),
+    "numbers": ((*PRETRAIN, "--encoder-args", "depths", "2,x"), "belong whole numbers"),
     "patch": ((*PRETRAIN, "--mask-unit", 4), "no multiple of the encoder's patch, 8 pixels"),
     "ratio": ((*PRETRAIN, "--mask-ratio", 1.5), "between 0 and 1"),
     "batch": ((*PRETRAIN, "--batch-size", 100), "lower --batch-size"),

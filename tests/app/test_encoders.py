@@ -47,6 +47,13 @@ def test_published_models_have_the_published_size(preset, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize("preset", ["demo", "tutorial"])
+def test_small_presets_build(preset):
+    with torch.device("meta"):
+        model = build_model(PRESETS[preset])
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+
+
 def test_paper_vit_shares_one_relative_position_table():
     with torch.device("meta"):
         names = dict(build_model(PRESETS["vit-b"]).named_parameters())

@@ -48,10 +48,15 @@ print(json.dumps({"torch": torch.__version__, "digest": digest.hexdigest()}))
 """
 
 
-def call(*command, **environment) -> subprocess.CompletedProcess[str]:
+def call(*command, cwd="/", **environment) -> subprocess.CompletedProcess[str]:
+    """Run a command, by default far from the sources, which Python would import before a wheel."""
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
-        list(map(str, command)), env=inherited | environment, text=True, capture_output=True
+        list(map(str, command)),
+        cwd=cwd,
+        env=inherited | environment,
+        text=True,
+        capture_output=True,
     )
 
 
@@ -119,6 +124,7 @@ def bare(tmp_path_factory) -> Path:
         out / "base",
         "--build-lib",
         out / "lib",
+        cwd=ROOT,
         CXX="no-such-compiler",
         SIMMIM_CUDA="0",
     )

@@ -119,7 +119,8 @@ def plot(folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
     loaded = load(folder)
-    rows = [(op, row) for op, c in loaded.items() for row in c["rows"] if "timings" in row]
+    shown = {*EAGER, *COMPILED}
+    rows = [(op, row) for op, c in loaded.items() for row in c["rows"] if shown & {*row["timings"]}]
     labels = [f"{op}: {row['shape']}" for op, row in rows]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * len(rows)), layout="constrained")
     kinds = {

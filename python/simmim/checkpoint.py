@@ -8,11 +8,9 @@ file that nothing reads. ``last.pt`` is a link to the newest.
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from simmim.errors import UserError
@@ -44,11 +42,14 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without running code that it might contain.
 
+    Args:
+        kind: the command whose checkpoint is expected.
+
     Raises:
-        UserError: no such file, or not a checkpoint of this version.
+        UserError: no such file, not a checkpoint of this version, or of another command.
     """
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
@@ -57,9 +58,11 @@ def load(path: Path) -> dict[str, Any]:
         version = state["version"]
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a checkpoint of simmim pretrain: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint of simmim {kind}: {reason}") from error
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
+    if state.get("kind", "pretrain") != kind:
+        raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
     return state
 
 
@@ -67,28 +70,6 @@ def delete_all(folder: Path) -> None:
     """Delete every checkpoint in ``folder``, and what an interrupted write left."""
     for path in [*folder.glob("step-*.pt"), *folder.glob("*.tmp"), folder / LAST]:
         path.unlink(missing_ok=True)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's default generators, in plain types."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Inverse of ``random_state``."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _complete(folder: Path) -> list[Path]:

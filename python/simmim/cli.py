@@ -7,22 +7,33 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from simmim.config import PRESETS, PretrainConfig, ReconstructConfig
-from simmim.errors import MissingPackageError, UserError, require
+from simmim.config import PretrainConfig, ReconstructConfig
+from simmim.errors import (
+    LostProcessError,
+    MissingPackageError,
+    UnreadableImageError,
+    UserError,
+    require,
+)
+from simmim.presets import PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 2: a mistake in what was asked for, told in one line. 130, 143: Ctrl-C, SIGTERM, after
-    saving a checkpoint.
+    0: done. 1: another process of the run has died. 2: a mistake in what was asked for, told in one
+    line. 130, 143: Ctrl-C, SIGTERM, after saving a checkpoint.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
     except (UserError, MissingPackageError) as error:
-        print(f"simmim: {error}", file=sys.stderr)
+        # of several processes that all meet the same mistake, the first one speaks
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, UnreadableImageError):
+            print(f"simmim: {error}", file=sys.stderr)
         return 2
+    except LostProcessError:
+        return 1
     except KeyboardInterrupt:
         print("simmim: interrupted", file=sys.stderr)
         return 130
@@ -70,6 +81,8 @@ def _pretrain(config: PretrainConfig) -> int:
     trainer = Trainer(config)
     summary = trainer.fit()
     counters = summary.counters
+    if not trainer.fabric.is_global_zero:
+        return 128 + summary.signal if summary.signal else 0
     if summary.signal:
         print(
             f"stopped by signal {summary.signal} at update {summary.updates}; "
@@ -79,7 +92,9 @@ def _pretrain(config: PretrainConfig) -> int:
 
     print(f"\ntrained {summary.updates} updates at {summary.images_per_second:.0f} images/s")
     if counters.bad:
-        print(f"{len(counters.bad)} of {summary.images} images could not be read and were skipped")
+        print(
+            f"{len(counters.bad)} of {trainer.all_images} images could not be read and were skipped"
+        )
     written = [("checkpoint", summary.checkpoint)]
     if counters.last_validation is not None:
         print(

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from simmim.config import PretrainConfig
 from simmim.crop import ORDER, Cropping, random_numbers
 from simmim.demo_data import demo_photographs
-from simmim.errors import UserError
+from simmim.errors import UnreadableImageError, UserError
 from simmim.images import BadImageError, find_images, read_image
-from simmim.order import Order, Remaining
+from simmim.order import Order, Remaining, piece
 from simmim.signals import leave_signals_to_parent
 
 
@@ -113,14 +113,15 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def check_readable(batch: Batch, on_bad_image: str) -> None:
-    """Raise ``UserError`` if no image can be read, or if one cannot and that is to stop the run."""
+    """Raise ``UnreadableImageError`` if no image can be read, or if one cannot and that is to stop
+    the run."""
     if not batch.bad:
         return
     path, reason = batch.bad[0]
     if on_bad_image == "error":
-        raise UserError(f"cannot read {path}: {reason}")
+        raise UnreadableImageError(f"cannot read {path}: {reason}")
     if not len(batch.images):
-        raise UserError(f"no image can be read; the first is {path}: {reason}")
+        raise UnreadableImageError(f"no image can be read; the first is {path}: {reason}")
 
 
 def loader(dataset: Crops, order: Order, update: int, workers: int, pin: bool) -> DataLoader:
@@ -139,10 +140,18 @@ def loader(dataset: Crops, order: Order, update: int, workers: int, pin: bool) -
     )
 
 
-def validation_batches(dataset: Crops, batch: int) -> Iterator[Batch]:
-    """The samples of ``dataset`` in order, at epoch 0, the last batch possibly smaller."""
-    for start in range(0, len(dataset), batch):
-        yield collate([dataset[0, s] for s in range(start, min(start + batch, len(dataset)))])
+def validation_batches(
+    dataset: Crops, batch: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Batch, int]]:
+    """This process's part of ``dataset`` at epoch 0, in batches of at most ``batch`` samples.
+
+    Yields:
+        a batch, and how many of its samples count: all, or none of its single one where the last
+        samples are fewer than the processes, which all must take part.
+    """
+    for start in range(0, len(dataset), batch * world):
+        own = piece(min(batch * world, len(dataset) - start), rank, world)
+        yield collate([dataset[0, start + s] for s in own or range(1)]), len(own)
 
 
 #: crops and masks of validation images are the same whatever the run's own seed

@@ -118,6 +118,10 @@ class TimmEncoder(nn.Module):
             return None
         return self._family.tokens(self._patches(images, mask), mask)
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks in the order in which they run."""
+        return self._family.blocks()
+
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return self._family.patches(images, mask, self.mask_token, self.mean, self.std, self.plain)
 
@@ -167,6 +171,10 @@ class ConvEncoder(nn.Module):
     def hidden_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> None:
         """None: a convolution's neighbours are all needed."""
         return None
+
+    def blocks(self) -> list[nn.Module]:
+        """The convolutions."""
+        return list(self.convolutions)
 
     def no_weight_decay(self) -> set[str]:
         return set()

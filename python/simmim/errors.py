@@ -10,6 +10,14 @@ class UserError(ValueError):
     """A mistake in what was asked for: the command line prints it alone and exits with status 2."""
 
 
+class UnreadableImageError(UserError):
+    """An image that this process, of several perhaps alone, was given and cannot read."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone; the log has been told."""
+
+
 class MissingPackageError(ImportError):
     """A package that only the application needs is not installed."""
 

@@ -37,9 +37,9 @@ class Family(ABC):
         fits = MaskedLastBlock.why_not(block) is None
         self.last = MaskedLastBlock(block, prefix_tokens=prefix) if fits else None
 
-    @abstractmethod
-    def blocks(self) -> nn.Module:
-        """The blocks of the last stage."""
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, from the first that runs to the last."""
+        return list(self.backbone.blocks)
 
     @abstractmethod
     def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
@@ -83,9 +83,6 @@ class Family(ABC):
 
 
 class ViT(Family):
-    def blocks(self) -> nn.Module:
-        return self.backbone.blocks
-
     def _embeds_prefix(self) -> bool:
         """Whether the position embedding has rows for the class and register tokens too."""
         return not self.backbone.no_embed_class and self.backbone.num_prefix_tokens > 0
@@ -117,9 +114,6 @@ class ViT(Family):
 
 
 class Beit(Family):
-    def blocks(self) -> nn.Module:
-        return self.backbone.blocks
-
     def pos_embed(self) -> Tensor | None:
         pos = self.backbone.pos_embed
         return None if pos is None else pos[:, 1:]
@@ -138,8 +132,8 @@ class Beit(Family):
 
 
 class Swin(Family):
-    def blocks(self) -> nn.Module:
-        return self.backbone.layers[-1].blocks
+    def blocks(self) -> list[nn.Module]:
+        return [block for stage in self.backbone.layers for block in stage.blocks]
 
     def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
         b = self.backbone

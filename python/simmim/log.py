@@ -11,7 +11,9 @@ from typing import TextIO
 
 from simmim.errors import require
 
-COLUMNS = ("update", "epoch", "split", "loss", "lr", "grad_norm", "images_per_second")
+COLUMNS = (
+    *("update", "epoch", "split", "loss", "accuracy", "lr", "grad_norm", "images_per_second"),
+)
 
 
 class MetricsFile:
@@ -112,7 +114,11 @@ class Progress:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """A line of its own, below the progress line."""
+        """A line of its own, below the progress line, from the first process of the run."""
+        self.cry(text)
+
+    def cry(self, text: str) -> None:
+        """A line of its own from any process."""
         if self._open_line:
             print(file=sys.stderr)
             self._open_line = False
@@ -125,7 +131,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class Records:
+class Records(Progress):
     """All three places for the numbers of one run.
 
     Args:
@@ -136,25 +142,27 @@ class Records:
     """
 
     def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
+        super().__init__(total, update, global_batch)
         self.metrics = MetricsFile(out / "metrics.csv", update)
         tensorboard = require("torch.utils.tensorboard")
         self.board = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=update + 1)
-        self.progress = Progress(total, update, global_batch)
 
     def training(self, update: int, epoch: int, *, loss: float, lr: float, grad_norm: float):
         """Means since the last such record, and the speed."""
-        rate = self.progress.images_per_second(update)
+        rate = self.images_per_second(update)
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "images_per_second": rate}
         self.metrics.write(update=update, epoch=epoch, split="train", **values)
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, update)
-        self.progress.show(update, epoch, loss, rate)
+        self.show(update, epoch, loss, rate)
 
-    def validation(self, update: int, epoch: int, loss: float) -> None:
-        """The validation loss after ``update`` updates."""
-        self.metrics.write(update=update, epoch=epoch, split="val", loss=loss)
-        self.board.add_scalar("val/loss", loss, update)
-        self.progress.say(f"update {update}/{self.progress.total}  validation loss {loss:.4f}")
+    def validation(self, update: int, epoch: int, **values: float) -> None:
+        """What was found on held-out images after ``update`` updates: columns of the file."""
+        self.metrics.write(update=update, epoch=epoch, split="val", **values)
+        for name, value in values.items():
+            self.board.add_scalar(f"val/{name}", value, update)
+        found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.say(f"update {update}/{self.total}  validation {found}")
 
     def sync(self) -> None:
         """Return when every record so far is on the disk."""
@@ -164,3 +172,20 @@ class Records:
     def close(self) -> None:
         self.metrics.close()
         self.board.close()
+
+
+class NoRecords(Progress):
+    """The records of a process that leaves them to the first one of its run."""
+
+    def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
+        super().__init__(total, update, global_batch)
+
+    def training(self, update: int, epoch: int, **values: float) -> None: ...
+
+    def validation(self, update: int, epoch: int, **values: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...

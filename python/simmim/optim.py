@@ -31,9 +31,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+def adamw(groups: list[dict]) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.999); the learning rate is set before each update."""
-    groups = parameter_groups(model, weight_decay)
     # one pass over the parameters instead of a dozen: 28 bytes a parameter where foreach moves 84
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 

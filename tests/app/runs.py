@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import traceback
 from pathlib import Path
 
@@ -13,11 +14,38 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["simmim.train"])
 
 
-def start(config, die_at: str | None = None) -> multiprocessing.Process:
+def start(config, die_at: str | None = None, environment=()) -> multiprocessing.Process:
     """Start training ``config``; ``die_at`` names a moment in writing a checkpoint, see ``_die``."""
-    process = _CONTEXT.Process(target=_train, args=(config, die_at))
+    process = _CONTEXT.Process(target=_train, args=(config, die_at, dict(environment)))
     process.start()
     return process
+
+
+def start_together(config, world: int) -> list[multiprocessing.Process]:
+    """Start training ``config`` in ``world`` processes, with what torchrun would tell them."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    told = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    return [
+        start(config, None, {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+
+
+def train_together(config, world: int) -> list[int]:
+    """Run to the end in ``world`` processes; returns their exit codes."""
+    processes = start_together(config, world)
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
 def train(config, die_at: str | None = None) -> int:
@@ -28,7 +56,8 @@ def train(config, die_at: str | None = None) -> int:
     return process.exitcode
 
 
-def _train(config, die_at: str | None) -> None:
+def _train(config, die_at: str | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     import torch
 
     from simmim.train import Trainer

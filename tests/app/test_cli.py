@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from simmim.cli import main
-from simmim.config import PRESETS, PretrainConfig, ReconstructConfig
+from simmim.config import PretrainConfig, ReconstructConfig
 from simmim.log import read_metrics
+from simmim.presets import PRESETS
 
 FAST = (
     *("--encoder", "vit_tiny_patch16_224", "--img-size", 32, "--mask-unit", 8, "--device", "cpu"),
@@ -83,7 +84,7 @@ def test_help_explains_every_field(command, capsys):
         main([command, "--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    lines = inspect.getsource(config)
+    lines = "".join(map(inspect.getsource, filter(dataclasses.is_dataclass, config.__mro__)))
     for field in dataclasses.fields(config):
         assert "--" + field.name.replace("_", "-") in text
         documented = lines.split(f"    {field.name}: ")[1].split("\n    ", 1)[1]

@@ -177,6 +177,42 @@ def test_order_visits_everything_once_an_epoch():
     assert [s for _, s in epochs[0]] != [s for _, s in epochs[1]]
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_validation_batches_count_everything_once(photographs, world):
+    dataset = crops(photographs)
+    parts = [list(validation_batches(dataset, 2, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in parts}) == 1
+    counted = [int(i) for batches in parts for batch, count in batches for i in batch.ids[:count]]
+    assert sorted(counted) == list(range(8))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("samples", [24, 13, 25, 3])
+def test_what_is_left_over_makes_a_smaller_update(samples, world):
+    """Whatever the number of processes, an update's images weigh the same and are the same."""
+    alone = Order(samples=samples, batch=12, accumulate=1, seed=1, epochs=2, keep_rest=True)
+    whole = list(alone.batches(0))
+    assert sorted(s for batch in whole[: len(whole) // 2] for _, s in batch) == list(range(samples))
+    accumulate = 2
+    orders = [
+        dataclasses.replace(
+            alone, batch=12 // world // accumulate, accumulate=accumulate, rank=r, world=world
+        )
+        for r in range(world)
+    ]
+    parts = [list(order.batches(0)) for order in orders]
+    assert all(order.updates == alone.updates for order in orders)
+    for update, expected in enumerate(whole):
+        weights = dict.fromkeys(expected, 0.0)
+        for order, part in zip(orders, parts, strict=True):
+            for turn in range(accumulate):
+                batch = part[update * accumulate + turn]
+                for sample in batch:
+                    # as gradients are: averaged over processes, added over passes
+                    weights[sample] += order.weight(update, turn) / len(batch) / world
+        assert list(weights.values()) == pytest.approx([1 / len(expected)] * len(expected))
+
+
 def test_order_from_the_middle_is_the_rest():
     order = Order(samples=21, batch=2, accumulate=2, seed=1, epochs=3)
     everything = list(order.batches(0))
@@ -237,8 +273,8 @@ def test_held_out_images_are_fixed_and_apart(photographs):
     assert sorted(files.train + files.validation) == sorted(find_images(photographs))
     dataset = validation_crops(config, files.validation)
     batches = list(validation_batches(dataset, 4))
-    assert [len(b.ids) for b in batches] == [4, 2]
-    assert torch.equal(batches[0].images[0], dataset[0, 0].image)
+    assert [(len(b.ids), count) for b, count in batches] == [(4, 4), (2, 2)]
+    assert torch.equal(batches[0][0].images[0], dataset[0, 0].image)
     # the first crop of an image is central whatever the random numbers
     assert torch.equal(dataset[0, 1].image, dataset[5, 1].image)
     assert not torch.equal(dataset[0, 4].image, dataset[5, 4].image)

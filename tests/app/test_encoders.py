@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from simmim.build import build_model
-from simmim.config import PRESETS
 from simmim.encoders import build_encoder
 from simmim.errors import UserError
 from simmim.masks import Masking
 from simmim.model import SimMIM, channel_statistics
+from simmim.presets import PRESETS
 
 SIZE = (64, 96)
 FAMILIES = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from simmim.build import build_model
-from simmim.config import PRESETS
 from simmim.optim import learning_rate, parameter_groups
+from simmim.presets import PRESETS
 
 
 def rate(update: int, schedule: str) -> float:

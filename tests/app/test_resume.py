@@ -21,7 +21,7 @@ from simmim.train import Trainer
 from .conftest import TINY, command, environment
 from .runs import start, train
 
-UPDATES = 40
+UPDATES = 84
 
 
 def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
@@ -32,7 +32,7 @@ def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
         "crops_per_image": 4,
         "batch_size": 2,
         "accumulate": 2,
-        "epochs": 7,
+        "epochs": 14,
         "log_every": 3,
         "val_every": 2,
         "save_every": 1,
@@ -76,7 +76,7 @@ def uninterrupted(photographs, tmp_path) -> Path:
     config = config_of(photographs, out, save_every=1000)
     assert train(config) == 0
     state = checkpoint.load(out / "checkpoints" / checkpoint.LAST)
-    assert state["update"] == 42
+    assert state["update"] == UPDATES
     return out
 
 
@@ -94,7 +94,7 @@ def test_killed_at_random_moments(photographs, tmp_path, uninterrupted):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         reached = step_of(out)
-        assert reached < 42, "the run ended before it could be killed"
+        assert reached < UPDATES, "the run ended before it could be killed"
     assert train(config) == 0
     assert_same_run(uninterrupted, out)
 
@@ -124,7 +124,7 @@ def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, st
     signal_process(process.pid, number)
     process.join(60)
     assert process.exitcode == status
-    assert 0 < step_of(out) < 42
+    assert 0 < step_of(out) < UPDATES
     assert train(config) == 0
     assert_same_run(uninterrupted, out)
 
@@ -167,8 +167,11 @@ def test_resume_asks_for_the_same_settings(photographs, tmp_path):
     config = config_of(photographs, tmp_path / "run", epochs=1)
     Trainer(config).fit()
     again = dataclasses.replace(config, resume=True)
-    with pytest.raises(UserError, match="--batch-size 2, not 4"):
+    with pytest.raises(UserError, match="4 images an update, not 8 "):
         Trainer(dataclasses.replace(again, batch_size=4))
+    with pytest.raises(UserError, match=r"--lr 0\.1, not 0\.2"):
+        Trainer(dataclasses.replace(again, lr=0.2))
+    Trainer(dataclasses.replace(again, batch_size=4, accumulate=1))
     with pytest.raises(UserError, match="--resume"):
         Trainer(config)
     finished = Trainer(dataclasses.replace(again, workers=1, keep=5))

@@ -1,0 +1,166 @@
+"""Several processes give the run of one: the same weights, resumed on any number, and clear ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from simmim import checkpoint
+from simmim.config import PretrainConfig
+from simmim.log import read_metrics
+
+from .conftest import environment
+from .runs import start_together, train, train_together
+from .test_train import STILL
+
+#: 6 images to train on, 3 crops of each: updates of 8, 8 and 2, the last of which two processes
+#: with two passes each cannot fill
+UPDATES = 6
+
+
+def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
+    settings = {
+        "data": photographs,
+        "out": out,
+        "val_count": 2,
+        "crops_per_image": 3,
+        "keep_rest": True,
+        "batch_size": 8,
+        "epochs": 2,
+        "log_every": 1,
+        "save_every": 1,
+        "keep": 100,
+        **STILL,
+        **changes,
+    }
+    return PretrainConfig(**settings)
+
+
+def weights(out: Path, update: int = UPDATES) -> Tensor:
+    state = checkpoint.load(out / "checkpoints" / f"step-{update:08d}.pt")
+    return torch.cat([value.double().flatten() for value in state["model"].values()])
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> dict[str, Path]:
+    """One process, all of a batch at once, the published arithmetic: in float64 and in float32."""
+    from PIL import Image
+
+    from .conftest import smooth_image
+
+    place = tmp_path_factory.mktemp("single")
+    (place / "photographs").mkdir()
+    for number in range(8):
+        image = Image.fromarray(smooth_image(number, 40 + number, 60))
+        image.save(place / "photographs" / f"{number}.png")
+    runs = {"photographs": place / "photographs"}
+    for name, precision in (("exact", "64-true"), ("plain", "32-true")):
+        runs[name] = place / name
+        config = config_of(runs["photographs"], runs[name], precision=precision, plain=True)
+        assert train(config) == 0
+    return runs
+
+
+def assert_same_weights(out: Path, single: dict[str, Path]) -> None:
+    """The error rule, for all weights together: AdamW makes much of a tiny gradient's sign."""
+    exact = weights(single["exact"])
+    error, allowed = (weights(out) - exact).norm(), 2 * (weights(single["plain"]) - exact).norm()
+    assert 0 < error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+TOGETHER = {
+    "two": {"batch_size": 4},
+    "two passes each": {"batch_size": 2, "accumulate": 2},
+    "sharded": {"batch_size": 4, "shard": True},
+}
+
+
+@pytest.mark.parametrize("changes", TOGETHER.values(), ids=TOGETHER)
+def test_two_processes_end_with_the_weights_of_one(single, tmp_path, changes):
+    config = config_of(single["photographs"], tmp_path / "together", **changes)
+    assert train_together(config, 2) == [0, 0]
+    assert_same_weights(config.out, single)
+
+    alone, rows = (read_metrics(p / "metrics.csv") for p in (single["plain"], config.out))
+    assert len(alone) == len(rows)
+    for one, other in zip(alone, rows, strict=True):
+        assert (one["split"], one["update"]) == (other["split"], other["update"])
+        assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])
+def test_resuming_on_another_number(single, tmp_path, before, after):
+    config = config_of(single["photographs"], tmp_path / "run", batch_size=8 // before)
+    assert train_together(config, before) == [0] * before
+    for late in (4, 5, 6):
+        (config.out / "checkpoints" / f"step-{late:08d}.pt").unlink()
+    config = dataclasses.replace(config, batch_size=8 // after, resume=True)
+    assert train_together(config, after) == [0] * after
+    assert_same_weights(config.out, single)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_update(single, tmp_path):
+    config = config_of(
+        single["photographs"], tmp_path / "run", batch_size=4, epochs=10**6, save_every=10**6
+    )
+    processes = start_together(config, 2)
+    metrics = config.out / "metrics.csv"
+    wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [143, 143]
+    state = checkpoint.load(config.out / "checkpoints" / checkpoint.LAST)
+    assert state["update"] == int(read_metrics(metrics)[-1]["update"])
+
+
+def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_path):
+    out = tmp_path / "run"
+    flags = {"encoder": "cnn", "img-size": 32, "mask-unit": 8, "batch-size": 3, "epochs": 10**6}
+    flags |= {"device": "cpu", "precision": "32-true", "workers": 0, "save-every": 1}
+    arguments = [str(part) for name, value in flags.items() for part in ("--" + name, value)]
+    job = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "simmim", "pretrain"),
+            *("--data", str(single["photographs"]), "--out", str(out), *arguments),
+        ],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while checkpoint.newest(out / "checkpoints") is None:
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.05)
+    os.kill(second_process(job.pid), signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode != 0
+    line = next(line for line in errors.splitlines() if "lost another" in line)
+    newest = checkpoint.newest(out / "checkpoints")
+    assert line.startswith("process 0 of 2")
+    assert f"the newest checkpoint is {newest}, from which --resume goes on" in line
+    assert checkpoint.load(newest)["update"] > 0
+
+
+def second_process(parent: int) -> int:
+    """The child of ``parent`` that torchrun gave rank 1."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes() for pid in children}
+    return next(pid for pid, env in environments.items() if b"\0RANK=1\0" in env)
+
+
+def wait_for(ready, processes) -> None:
+    deadline = time.monotonic() + 100
+    while not ready():
+        assert all(process.is_alive() for process in processes), "the run ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from simmim_kernels.backends import backend
 from simmim_kernels.integrations.last_block import MaskedLastBlock
+from simmim_kernels.integrations.transformers import apply_kernels
 from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
@@ -27,6 +28,7 @@ __all__ = [
     "PatchMask",
     "PatchNorm",
     "WindowNorm",
+    "apply_kernels",
     "avg_dist",
     "backend",
     "block_mask",

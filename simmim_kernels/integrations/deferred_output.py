@@ -1,0 +1,79 @@
+"""A transformers output whose `reconstruction` is computed when it is first read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, ValuesView
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+_NAME = "reconstruction"
+
+
+def deferred_output(
+    output_class: type, make: Callable[[], Tensor], loss: Tensor, **others: Any
+) -> Any:
+    """An instance of `output_class` for whose `reconstruction` `make` is called at the first read.
+
+    Reading is any access that yields its value: the attribute, the key, an index other than that of
+    the loss, `items()`, `values()`, `to_tuple()`, pickling.
+    """
+    # The loss holds the place, because the order of the keys is that of the arguments.
+    output = _deferring(output_class)(loss=loss, reconstruction=loss, **others)
+    output.__dict__["_make"] = make
+    return output
+
+
+class _Deferring:
+    """Goes before a `ModelOutput`, which is an `OrderedDict` whose fields are attributes too."""
+
+    def _resolve(self) -> None:
+        make = self.__dict__.get("_make")
+        if make is not None:
+            value = make()
+            del self.__dict__["_make"]
+            self[_NAME] = value
+
+    @property
+    def reconstruction(self) -> Tensor | None:
+        self._resolve()
+        return self.__dict__[_NAME]
+
+    @reconstruction.setter
+    def reconstruction(self, value: Tensor | None) -> None:
+        self.__dict__.pop("_make", None)
+        self.__dict__[_NAME] = value
+
+    def __getitem__(self, key: Any) -> Any:
+        if key in ("loss", 0):
+            return self.loss
+        self._resolve()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._resolve()
+        return super().get(key, default)
+
+    def items(self) -> ItemsView:
+        self._resolve()
+        return super().items()
+
+    def values(self) -> ValuesView:
+        self._resolve()
+        return super().values()
+
+    def to_tuple(self) -> tuple:
+        self._resolve()
+        return super().to_tuple()
+
+    def __reduce__(self) -> tuple:
+        # The class was made at run time and can't be found by name: the copy is of transformers'.
+        return type(self).__mro__[2], tuple(getattr(self, f.name) for f in fields(self))
+
+
+@cache
+def _deferring(output_class: type) -> type:
+    name = f"Deferred{output_class.__name__}"
+    return type(name, (_Deferring, output_class), {"__module__": __name__})

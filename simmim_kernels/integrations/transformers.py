@@ -1,0 +1,351 @@
+"""One line for transformers: the masked image models of ViT, DeiT, Swin, Swinv2 and FocalNet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from simmim_kernels.integrations.deferred_output import deferred_output
+from simmim_kernels.integrations.report import Report, is_changed
+from simmim_kernels.ops.mask_tokens import mask_tokens
+from simmim_kernels.ops.masked_linear import masked_linear_l1
+from simmim_kernels.ops.masked_loss import masked_l1
+from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
+from simmim_kernels.patch_mask import PatchMask
+
+# Class -> the name of its encoder and of the module that holds its output's class.
+_MODELS = {
+    "ViTForMaskedImageModeling": ("vit", "MaskedImageModelingOutput"),
+    "DeiTForMaskedImageModeling": ("deit", "MaskedImageModelingOutput"),
+    "SwinForMaskedImageModeling": ("swin", "SwinMaskedImageModelingOutput"),
+    "Swinv2ForMaskedImageModeling": ("swinv2", "Swinv2MaskedImageModelingOutput"),
+    "FocalNetForMaskedImageModeling": ("focalnet", "FocalNetMaskedImageModelingOutput"),
+}
+
+
+def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
+    """Run the masked image model of transformers, this instance alone, on the kernels.
+
+    Mask tokens, prediction head and loss are replaced; arguments, outputs, `state_dict` and
+    gradients are those of transformers, to rounding:
+
+        report = apply_kernels(model)  # what was replaced, what was left and why
+        loss = model(pixel_values, bool_masked_pos=mask).loss
+        report.undo()
+
+    Masked patches are not embedded, and a NaN in one reaches nothing. In a training step the head
+    predicts the masked tokens alone where it can, and `outputs.reconstruction` is computed when it
+    is first read, with the autocast settings of the call; after an update of the head it can't be
+    computed any more, which is a `RuntimeError`. Otherwise, in evaluation, without gradients,
+    with `return_dict=False` and under `torch.compile`, it is computed at once.
+
+    `bool_masked_pos` may be a `PatchMask` too, on its own grid of mask units. It is worth having:
+    with it the GPU and compiled code skip the masked patches without counting them, and Swin's
+    head runs on masked tokens alone, whose 32 pixels a plain mask of 4-pixel patches might cut.
+    Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
+    fractions, images that want a gradient, sizes that are no whole number of patches) run
+    transformers' own code, with transformers' own errors. There is no second derivative.
+
+    Args:
+        model: `ViTForMaskedImageModeling`, `DeiTFor...`, `SwinFor...`, `Swinv2For...` or
+            `FocalNetFor...`, before it is wrapped (by `torch.compile`, DDP, a `Trainer`).
+        reconstruction: False leaves it out, as None, in training steps. For `torch.compile`, which
+            would compute it, and for accelerate's mixed precision, which reads every output.
+
+    Raises:
+        TypeError: another class, or a subclass with a forward of its own.
+        ValueError: this instance's forward was replaced already, by this function or another.
+    """
+    name, output_class = _model_of(model)
+    encoder = getattr(model, name)
+    if is_changed(model) or is_changed(encoder.embeddings):
+        raise ValueError(
+            f"apply_kernels: the forward of this {type(model).__name__} was replaced already: undo "
+            "that first (report.undo() where it was apply_kernels), and apply before wrapping"
+        )
+    report = Report(type(model).__name__)
+    embeddings, reason = encoder.embeddings, _why_not_embed(encoder.embeddings)
+    report._replace_forward(embeddings, _embeddings_forward)
+    report.replaced[f"{name}.embeddings"] = "mask_tokens" if reason else "masked_patch_embed"
+    if reason:
+        report.left[f"{name}.embeddings.patch_embeddings"] = reason
+    report._replace_forward(model, _model_forward(name, output_class, reconstruction))
+    reason = _why_not_head(model.decoder)
+    if reason:
+        report.left["decoder"] = reason
+    else:
+        report.replaced["decoder"] = "masked_linear_l1, on the masked tokens where it can"
+    report.replaced["loss"] = "masked_l1"
+    report.left[f"{name} (all else)"] = "the loss needs every token until the last block"
+    return report
+
+
+def _model_of(model: nn.Module) -> tuple[str, type]:
+    """The name of the model's encoder, and the class of its output."""
+    for base in type(model).__mro__:
+        if base.__name__ in _MODELS and base.__module__.startswith("transformers."):
+            if type(model).forward is not base.forward:
+                raise TypeError(
+                    f"apply_kernels: {type(model).__name__} has a forward of its own, which the "
+                    f"kernels would bypass; allowed: {base.__name__} itself"
+                )
+            encoder, output = _MODELS[base.__name__]
+            return encoder, getattr(sys.modules[base.__module__], output)
+    inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+    advice = (
+        "apply it to the model before wrapping it"
+        if isinstance(inner, nn.Module)
+        else "for other encoders use the functions, such as mask_tokens and masked_l1, in your loop"
+    )
+    raise TypeError(
+        f"apply_kernels: {type(model).__name__} is not supported; allowed: transformers' "
+        f"{', '.join(_MODELS)}; {advice}"
+    )
+
+
+def _mask_of(
+    embeddings: nn.Module, image: Tensor | None, mask: PatchMask | Tensor | None
+) -> PatchMask | Tensor | None:
+    """The mask as the kernels take it, or None for a call that is left to transformers."""
+    if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
+        return None
+    conv = embeddings.patch_embeddings.projection
+    batch, channels, height, width = image.shape
+    if image.requires_grad or channels != conv.in_channels:
+        return None
+    if height % conv.stride[0] or width % conv.stride[1]:
+        return None
+    if isinstance(mask, PatchMask):
+        return mask
+    grid = _patch_grid(embeddings, image)
+    if not isinstance(mask, Tensor) or mask.is_floating_point():
+        return None
+    if mask.shape != (batch, grid[0] * grid[1]):
+        return None
+    return (mask if mask.dtype == torch.bool else mask != 0).view(batch, *grid)
+
+
+def _their_mask(embeddings: nn.Module, image: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    """The mask `bool (B, h * w)` that transformers takes."""
+    if not isinstance(mask, PatchMask):
+        return mask
+    return mask.on_grid(_patch_grid(embeddings, image)).mask.flatten(1)
+
+
+def _patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
+    stride = embeddings.patch_embeddings.projection.stride
+    return image.shape[2] // stride[0], image.shape[3] // stride[1]
+
+
+def _has_hooks(*modules: nn.Module | None) -> bool:
+    """Whether somebody wants a module to be called, and not its weights to be used."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+        if m is not None
+    )
+
+
+def _why_not_embed(embeddings: nn.Module) -> str | None:
+    conv = embeddings.patch_embeddings.projection
+    if type(conv) is not nn.Conv2d:
+        return f"its projection is a {type(conv).__name__}, not a Conv2d"
+    if conv.kernel_size != conv.stride or conv.padding not in ((0, 0), "valid"):
+        return "its patches overlap, so visible ones need pixels of masked ones"
+    if getattr(embeddings.patch_embeddings, "norm", None) is not None:
+        return "it has a norm of its own"
+    return None
+
+
+def _embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of an embeddings module: patches, mask tokens, prefix tokens, positions."""
+
+    def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
+        mask = _mask_of(self, pixel_values, bool_masked_pos)
+        if mask is not None:
+            embedded = _embed(self, pixel_values, mask, interpolate_pos_encoding)
+            if embedded is not None:
+                return embedded
+            bool_masked_pos = _their_mask(self, pixel_values, bool_masked_pos)
+        # FocalNet and older versions do not know the last argument.
+        options = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+        return theirs(self, pixel_values, bool_masked_pos, **options)
+
+    return forward
+
+
+def _embed(
+    self: nn.Module, image: Tensor, mask: PatchMask | Tensor, interpolate: bool | None
+) -> Any:
+    """What the embeddings module returns; None for sizes that transformers refuses."""
+    grid = _patch_grid(self, image)
+    names = ("cls_token", "distillation_token")
+    prefix = [getattr(self, name) for name in names if hasattr(self, name)]
+    rows = len(prefix) + grid[0] * grid[1]
+    pos = getattr(self, "position_embeddings", None)
+    if pos is not None and interpolate:
+        # It reads the shape of its first argument alone.
+        pos = self.interpolate_pos_encoding(
+            self.mask_token.expand(1, rows, -1), image.shape[2], image.shape[3]
+        )
+    if pos is not None and pos.shape[1] != rows:
+        return None
+    if prefix and not interpolate:
+        size = self.patch_embeddings.image_size
+        if tuple(image.shape[2:]) != ((size, size) if isinstance(size, int) else tuple(size)):
+            return None
+    patch_pos = None if pos is None else pos[:, len(prefix) :]
+    x = _patches(self, image, mask, patch_pos)
+    if prefix:
+        first = torch.cat(prefix, 1)
+        first = first if pos is None else first + pos[:, : len(prefix)]
+        x = torch.cat((first.expand(len(x), -1, -1), x), 1)
+        return self.dropout(x)
+    return self.dropout(x), grid
+
+
+def _patches(
+    self: nn.Module, image: Tensor, mask: PatchMask | Tensor, pos: Tensor | None
+) -> Tensor:
+    embed, norm = self.patch_embeddings, getattr(self, "norm", None)
+    conv = embed.projection
+    if _why_not_embed(self) is None and not _has_hooks(embed, conv, norm):
+        weight = conv.weight, conv.bias
+        return masked_patch_embed(
+            image.to(conv.weight.dtype), *weight, mask, self.mask_token, pos_embed=pos, norm=norm
+        )
+    x = embed(image)
+    x = x[0] if isinstance(x, tuple) else x
+    x = x if norm is None else norm(x)
+    return mask_tokens(x, mask, self.mask_token, pos_embed=pos)
+
+
+def _why_not_head(decoder: nn.Module) -> str | None:
+    plain = (
+        isinstance(decoder, nn.Sequential)
+        and [type(m) for m in decoder] == [nn.Conv2d, nn.PixelShuffle]
+        and decoder[0].kernel_size == (1, 1)
+    )
+    return None if plain else "it is no 1x1 Conv2d with PixelShuffle: it predicts every token"
+
+
+def _model_forward(
+    name: str, output_class: type, reconstruction: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What makes the forward of a whole model whose encoder is called `name`."""
+    names = [field.name for field in fields(output_class)][2:]
+
+    def make(theirs: Callable[..., Any]) -> Callable[..., Any]:
+        positional = list(signature(theirs).parameters)[3:]
+        first = _first_token(name)
+
+        def forward(self, pixel_values=None, bool_masked_pos=None, *args, **kwargs):
+            kwargs |= dict(zip(positional, args, strict=False))
+            encoder = getattr(self, name)
+            embeddings = encoder.embeddings
+            mask = _mask_of(embeddings, pixel_values, bool_masked_pos)
+            grid = None if mask is None else _output_grid(self, embeddings, pixel_values)
+            if grid is None:
+                if mask is not None:
+                    bool_masked_pos = _their_mask(embeddings, pixel_values, bool_masked_pos)
+                return theirs(self, pixel_values, bool_masked_pos, **kwargs)
+
+            return_dict = kwargs.pop("return_dict", None)
+            return_dict = self.config.return_dict if return_dict is None else return_dict
+            outputs = encoder(
+                pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **kwargs
+            )
+            tokens = outputs[0][:, first:][:, : grid[0] * grid[1]]
+            others = {field: getattr(outputs, field, None) for field in names}
+            training = self.training and torch.is_grad_enabled()
+            drop = training and not reconstruction
+            defer = training and bool(return_dict) and not torch.compiler.is_compiling()
+            loss, image = _loss(self.decoder, tokens, grid, pixel_values, mask, drop or defer)
+            if defer and not drop:
+                return deferred_output(output_class, image, loss, **others)
+            output = output_class(loss=loss, reconstruction=None if drop else image(), **others)
+            return output if return_dict else output.to_tuple()
+
+        return forward
+
+    return make
+
+
+def _first_token(name: str) -> int:
+    """The place of the first token that the head reads."""
+    if name == "deit":
+        # Before 5.9, transformers left out the class token and the last patch, and read the
+        # distillation token as if it were the first patch.
+        version = sys.modules["transformers"].__version__.split(".")
+        return 2 if (int(version[0]), int(version[1])) >= (5, 9) else 1
+    return 1 if name == "vit" else 0
+
+
+def _output_grid(self: nn.Module, embeddings: nn.Module, image: Tensor) -> tuple[int, int] | None:
+    """The grid of output tokens, None where the head does not give back the image's size."""
+    stride = embeddings.patch_embeddings.projection.stride[0]
+    stride *= 2 ** (len(getattr(self.config, "depths", (1,))) - 1)
+    if stride != self.config.encoder_stride or image.shape[1] != self.config.num_channels:
+        return None
+    if image.shape[2] % stride or image.shape[3] % stride:
+        return None
+    return image.shape[2] // stride, image.shape[3] // stride
+
+
+def _loss(
+    decoder: nn.Module,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    later: bool,
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The loss, and a function that gives the reconstruction, which is wanted `later` or at once."""
+    if _why_not_head(decoder) or _has_hooks(decoder, *decoder):
+        image = decoder(tokens.transpose(1, 2).unflatten(2, grid))
+        return masked_l1(image, target, mask), lambda: image
+    head, shuffle = decoder
+    weight, bias = head.weight.flatten(1), head.bias
+    units = (mask.mask if isinstance(mask, PatchMask) else mask).shape[1:]
+    if later and grid[0] % units[0] == grid[1] % units[1] == 0:
+        loss = masked_linear_l1(tokens, weight, bias, target, mask)
+        return loss, _Reconstruction(tokens, head, grid, shuffle.upscale_factor)
+    pred = F.linear(tokens, weight, bias)
+    loss = masked_l1(pred, target, mask)
+    return loss, lambda: _image(pred, grid, shuffle.upscale_factor)
+
+
+def _image(pred: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    # Whoever reads it may be within no_grad, but it is part of the call's graph.
+    with torch.enable_grad():
+        return F.pixel_shuffle(pred.transpose(1, 2).unflatten(2, grid), stride)
+
+
+class _Reconstruction:
+    """The prediction for all tokens, by the head as it was and under the autocast of the call."""
+
+    def __init__(self, tokens: Tensor, head: nn.Conv2d, grid: tuple[int, int], stride: int) -> None:
+        self.tokens, self.head, self.grid, self.stride = tokens, head, grid, stride
+        self.versions = self._versions()
+        device = tokens.device.type
+        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.head.parameters()]
+
+    def __call__(self) -> Tensor:
+        if self._versions() != self.versions:
+            raise RuntimeError(
+                "reconstruction: the head was changed since this output was made; read it before "
+                "the optimizer's step"
+            )
+        with torch.enable_grad(), torch.autocast(*self.autocast):
+            pred = F.linear(self.tokens, self.head.weight.flatten(1), self.head.bias)
+        return _image(pred, self.grid, self.stride)

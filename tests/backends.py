@@ -8,4 +8,5 @@ import os
 
 DEVICE = os.environ.get("SIMMIM_TEST_DEVICE", "cpu")
 BACKENDS = os.environ.get("SIMMIM_TEST_BACKENDS", "cpu,reference").split(",")
+CASES = int(os.environ.get("SIMMIM_TEST_CASES", "0"))  # of a parametrised test; 0: all
 EXAMPLES = int(os.environ.get("SIMMIM_TEST_EXAMPLES", "40"))  # of hypothesis

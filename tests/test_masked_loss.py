@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 from tests.loss_cases import (
     BETA,
@@ -20,7 +21,6 @@ from tests.loss_cases import (
 )
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-BACKENDS = ["cpu", "reference"]
 
 
 def loss_and_grad(function, pred, weight=None):

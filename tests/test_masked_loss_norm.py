@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.loss_cases import (
     BETA,
     LAYOUTS,
@@ -19,7 +20,6 @@ from tests.loss_cases import (
     published,
 )
 
-BACKENDS = ["cpu", "reference"]
 EPS = 1e-6
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 
-BACKENDS = ["cpu", "reference"]
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 

@@ -45,3 +45,49 @@ def mask_tokens(backend) -> dict[str, Callable]:
                     x, _mask(4, *g), 1, x.dtype, F32, 196, F32
                 )
     return calls
+
+
+def masked_loss(backend) -> dict[str, Callable]:
+    op = backend.masked_loss.masked_loss
+    calls = {}
+    for size, unit, patch in ((224, 32, 16), (192, 32, 32)):
+        image, side = torch.empty(4, 3, size, size), size // patch
+        numbers, mask = 3 * patch * patch, _mask(4, size // unit, size // unit)
+        tokens = torch.empty(4, side * side, numbers, dtype=BF16)
+        index = torch.empty(4 * side * side // 2, dtype=torch.int32)
+        problems = {
+            "image": (image.bfloat16(), image),
+            "float32": (tokens.float(), image),
+            "tokens": (tokens, image),
+            "bytes": (tokens, image.to(torch.uint8)),
+            "map": (torch.empty(4, numbers, side, side, dtype=BF16), image),
+            "listed": (tokens[0, :1].expand(len(index), -1).contiguous(), image),
+        }
+        kind = "l1" if patch == 16 else "smooth_l1"
+        for what, (pred, target) in problems.items():
+            stats = (torch.zeros(3), torch.ones(3)) if what == "bytes" else (None, None)
+            listed = index if what == "listed" else None
+            options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", True, "none", 0, 0.0)
+            given = (pred, target, mask, listed, *options)
+            calls[f"{what} {size}"] = lambda given=given: op(*given)
+    return calls
+
+
+def normalize_patches(backend) -> dict[str, Callable]:
+    op = backend.normalize_patches
+    image, stats = torch.empty(4, 3, 224, 224), (torch.zeros(3), torch.ones(3))
+    return {
+        "float32": lambda: op.normalize_patches(image, 16, 1e-6, None, None),
+        "bytes": lambda: op.normalize_patches(image.to(torch.uint8), 16, 1e-6, *stats),
+        "masked": lambda: op.patch_normalized(image, 16, 1e-6, None, None, F32, _mask(4, 7, 7)),
+    }
+
+
+def normalize_targets(backend) -> dict[str, Callable]:
+    op = backend.normalize_targets
+    image, stats = torch.empty(4, 3, 192, 192), (torch.zeros(3), torch.ones(3))
+    return {
+        "float32": lambda: op.normalize_targets(image, 47, 1e-6, None, None),
+        "bytes": lambda: op.normalize_targets(image.to(torch.uint8), 47, 1e-6, *stats),
+        "masked": lambda: op.window_normalized(image, 47, 1e-6, None, F32, _mask(4, 6, 6)),
+    }

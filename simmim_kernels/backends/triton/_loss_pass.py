@@ -1,0 +1,126 @@
+"""The one pass of the masked losses over a batch: values, gradient and partial sums."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel knows the numbers
+
+
+@triton.jit
+def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
+    """What one pixel costs as a function of d, and the derivative: twin of common/pixel_loss.h."""
+    if KIND == "mse":
+        value, slope = d * d, d + d
+    elif KIND == "l1":
+        value = tl.abs(d)
+        slope = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)).to(d.dtype)
+    else:
+        u = d / BETA
+        size = tl.abs(u)
+        value = tl.where(size < 1, 0.5 * u * u, size - 0.5) * BETA
+        slope = tl.where(u > 1, 1.0, tl.where(u < -1, -1.0, u)).to(d.dtype)
+    return value, slope
+
+
+@triton.jit
+def _sample_of(row, index, batch, per_sample, units):
+    """The sample and unit that row `row` of a listed prediction belongs to; -1 for none."""
+    named = tl.load(index + row).to(tl.int64)
+    if per_sample > 0:
+        sample, unit = row // per_sample, named
+    else:
+        sample, unit = named // units, named % units
+    valid = (named >= 0) & (unit < units) & (sample < batch)
+    return tl.where(valid, sample, -1), unit
+
+
+@triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces"])
+def loss_pass(
+    pred, p_b, p_c, p_ty, p_y, p_tx, p_x,
+    grad, g_b, g_c, g_ty, g_y, g_tx, g_x,
+    target, t_b, t_c, t_y, t_x,
+    affine, mask, index, scale, partial,
+    height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces,
+    LAYOUT: tl.constexpr, YXC: tl.constexpr, KIND: tl.constexpr, BETA: tl.constexpr,
+    WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
+    EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
+    COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    # A tile is R rows of G groups of V numbers. The numbers of a group are neighbours in memory and
+    # lie in one mask unit, so that masking never splits a 16-byte load.
+    program = tl.program_id(0)
+    piece = program % pieces
+    r = tl.arange(0, R)[:, None, None]
+    g = tl.arange(0, G)[None, :, None] * V
+    v = tl.arange(0, V)[None, None, :]
+    w = width // P
+    if LAYOUT == 0:  # rows: lines of pixels; groups: along a line
+        columns = tl.cdiv(width, G * V)
+        r += piece // columns * R
+        g += piece % columns * (G * V)
+        c, ty, dy, tx, dx = r // height, r % height, r * 0, g + v, r * 0
+        here, inside = (r < CHANNELS * height) & (g < width), g + v < width
+    elif LAYOUT == 2:  # rows: pixels across a token; groups: tokens
+        columns = tl.cdiv(height // P * w, G)
+        c, dy = piece // columns // P + r * 0, piece // columns % P + r * 0
+        g += piece % columns * G
+        ty, tx, dx = g // w, g % w, r
+        here, inside = (r < P) & (g < height // P * w), v < V
+    else:  # rows: tokens; groups: along a token's numbers
+        columns = tl.cdiv(CHANNELS * P * P, G * V)
+        r += piece // columns * R
+        g += piece % columns * (G * V)
+        if YXC:
+            number = g + v
+            c, dy, dx = number % CHANNELS, number // (CHANNELS * P), number // CHANNELS % P
+        else:
+            c, dy, dx = g // (P * P), g // P % P, g % P + v
+        ty, tx = r // w, r % w
+        here, inside = (r < height // P * w) & (g < CHANNELS * P * P), g + v < CHANNELS * P * P
+    sample = (program // pieces).to(tl.int64)
+    row = sample  # of scales
+    pred_at, grad_at = sample * p_b, sample * g_b
+    if LAYOUT == 3:
+        listed = sample
+        sample, unit = _sample_of(listed, index, batch, per_sample, units)
+        masked = here & (sample + r * 0 >= 0)
+        sample, unit = tl.maximum(sample, 0), tl.where(sample < 0, 0, unit)
+        row = sample
+        pred_at, grad_at = listed * p_tx, listed * g_tx
+        ty, tx = r * 0, r * 0
+        y, x = (unit // grid_w).to(tl.int32) * P + dy, (unit % grid_w).to(tl.int32) * P + dx
+    else:
+        y, x = ty * P + dy, tx * P + dx
+        if LAYOUT == 0:
+            cell = y // unit_h * grid_w + g // unit_w
+        elif COVERED:
+            cell = ty * P // unit_h * grid_w + tx * P // unit_w
+        elif LAYOUT == 1 and not YXC:
+            cell = y // unit_h * grid_w + (tx * P + g % P) // unit_w
+        else:
+            cell = y // unit_h * grid_w + x // unit_w
+        masked = tl.load(mask + sample * units + cell, mask=here, other=0) != 0
+    at = inside & masked
+    c, ty, dy, tx, dx = (
+        c.to(tl.int64), ty.to(tl.int64), dy.to(tl.int64), tx.to(tl.int64), dx.to(tl.int64)
+    )  # fmt: skip
+    pred_at += c * p_c + ty * p_ty + dy * p_y + tx * p_tx + dx * p_x
+    target_at = sample * t_b + c * t_c + y.to(tl.int64) * t_y + x.to(tl.int64) * t_x
+    value = tl.load(pred + pred_at, mask=at, other=0.0).to(COMPUTE)
+    wanted = tl.load(target + target_at, mask=at, other=0).to(COMPUTE)
+    if target.dtype.element_ty == tl.uint8:
+        channel = tl.minimum(c, CHANNELS - 1)
+        wanted = wanted * tl.load(affine + channel) - tl.load(affine + CHANNELS + channel)
+    value, slope = _value_and_slope(tl.where(at, value - wanted, 0.0), KIND, BETA)
+    if WITH_GRAD:
+        if SCALED:
+            factor = tl.load(scale + row * EACH)
+            slope = slope * factor.to(COMPUTE)
+        if grad.dtype.element_ty != tl.float64:
+            slope = slope.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
+        grad_at += c * g_c + ty * g_ty + dy * g_y + tx * g_tx + dx * g_x
+        tl.store(grad + grad_at, slope.to(grad.dtype.element_ty), mask=here & inside)
+    total = tl.sum(tl.sum(tl.sum(value, 2), 1), 0)
+    tl.store(partial + program, total.to(tl.float64))

@@ -1,0 +1,106 @@
+"""What the masked losses count and add up: each result's factor, and its value."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends.triton import OPTIONS, cdiv
+
+_COUNTED = 1 << 15  # mask units that one program counts
+
+
+@triton.jit(do_not_specialize=["n"])
+def count(mask, counts, n, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """The masked ones of `n` units, those of each chunk apart."""
+    first = tl.program_id(0).to(tl.int64) * CHUNK
+    total = tl.zeros((BLOCK,), tl.int64)
+    for start in range(0, CHUNK, BLOCK):
+        at = first + start + tl.arange(0, BLOCK)
+        total += (tl.load(mask + at, mask=at < n, other=0) != 0).to(tl.int64)
+    tl.store(counts + tl.program_id(0), tl.sum(total, 0))
+
+
+@triton.jit(do_not_specialize=["n", "known", "batch", "per_sample", "units", "pixels"])
+def scales(
+    counts, index, scale, scale_out, mean, std, affine,
+    n, known, batch, per_sample, units, pixels,
+    LISTED: tl.constexpr, EACH: tl.constexpr, COUNTS: tl.constexpr, MEAN: tl.constexpr,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, BYTES: tl.constexpr,
+    STATS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Result r's factor 1 / ((masked pixels + eps) * channels), or 0 where that divides by 0.
+
+    Of masked units there are `known`, plus the sum of `counts[r * n : (r + 1) * n]`, or as many as
+    of the `n` rows of the list belong to sample r. For BYTES the first program also leaves what a
+    byte of each channel is multiplied by, then what is subtracted, so that no pixel is divided.
+    """
+    result = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.int64) + tl.where(lane == 0, known, 0)
+    if COUNTS:
+        for start in range(0, n, BLOCK):
+            at = start + lane
+            if LISTED:
+                named = tl.load(index + at, mask=at < n, other=-1).to(tl.int64)
+                mine = (named >= 0) & (named < units * batch.to(tl.int64))
+                if EACH:
+                    mine = mine & (named // units == result)
+                total += mine.to(tl.int64)
+            else:
+                total += tl.load(counts + result * n + at, mask=at < n, other=0).to(tl.int64)
+    denominator = tl.full((), 1.0, tl.float64)
+    if MEAN:
+        denominator = (tl.sum(total, 0).to(tl.float64) * pixels + EPS) * CHANNELS
+    factor = tl.where(denominator == 0, 0.0, 1.0 / denominator)
+    tl.store(scale + result, factor)
+    if STORE:
+        tl.store(scale_out + result, factor.to(scale_out.dtype.element_ty))
+    if BYTES:
+        for start in range(0, CHANNELS, BLOCK):
+            channel = start + lane
+            mine = channel < tl.where(result == 0, CHANNELS, 0)
+            slope = tl.full((BLOCK,), 1 / 255, tl.float64)
+            shift = tl.zeros((BLOCK,), tl.float64)
+            if STATS:
+                spread = tl.load(std + channel, mask=mine, other=1.0).to(tl.float64)
+                slope = slope / spread
+                shift = tl.load(mean + channel, mask=mine, other=0.0).to(tl.float64) / spread
+            tl.store(affine + channel, slope.to(affine.dtype.element_ty), mask=mine)
+            tl.store(affine + CHANNELS + channel, shift.to(affine.dtype.element_ty), mask=mine)
+
+
+@triton.jit(do_not_specialize=["n", "each", "batch", "per_sample", "units"])
+def finish(
+    partial, index, scale, loss, n, each, batch, per_sample, units,
+    FILTER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """loss[r] = scale[r] * the sum of `partial[r * n : (r + 1) * n]`, or with FILTER of those of all
+    `n` partial sums whose row of the list (`each` partial sums a row) belongs to sample r."""
+    result = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, n, BLOCK):
+        at = start + lane
+        mine = at < n
+        if FILTER:
+            named = tl.load(index + at // each, mask=mine, other=-1).to(tl.int64)
+            mine = mine & (named >= 0) & (named // units == result)
+            total += tl.load(partial + at, mask=mine, other=0.0)
+        else:
+            total += tl.load(partial + result * n + at, mask=mine, other=0.0)
+    result_value = tl.sum(total, 0) * tl.load(scale + result)
+    tl.store(loss + result, result_value.to(loss.dtype.element_ty))
+
+
+def masked_units(mask: Tensor, results: int) -> tuple[Tensor, int]:
+    """Numbers whose sums over `[r * n : (r + 1) * n]` are the masked units of result r, and n."""
+    n = mask.numel() // max(results, 1)
+    chunks = cdiv(n, _COUNTED)
+    if results != 1 or chunks <= 1:
+        return mask, n
+    counts = torch.empty(chunks, dtype=torch.int64, device=mask.device)
+    count[(chunks,)](mask, counts, n, BLOCK=1024, CHUNK=_COUNTED, num_warps=4, **OPTIONS)
+    return counts, chunks

@@ -1,0 +1,153 @@
+"""Masked losses and their gradient in one pass over the masked pixels.
+
+Three launches: the factor of each result from the number of masked pixels, the pass itself with one
+partial sum a program, and the ordered sum of those.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
+from simmim_kernels.backends.triton._loss_sums import finish, masked_units, scales
+from simmim_kernels.backends.triton.normalize_patches import patch_normalized
+from simmim_kernels.backends.triton.normalize_targets import window_normalized
+from simmim_kernels.grid import prediction_patch, prediction_strides
+
+_TILE = 4096  # numbers of a program: 32 a thread, so several 16-byte loads of each tensor in flight
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest power of two that divides `n`, at most `most`."""
+    return min(n & -n, most)
+
+
+def _tile(
+    layout: int, target: Tensor, patch: int, unit: tuple[int, int], yxc: bool
+) -> tuple[int, int, int, int]:
+    """Shape `(R, G, V)` of a tile, and how many tiles a sample (or a listed row) has."""
+    _, channels, height, width = target.shape
+    tokens = height // patch * (width // patch)
+    if layout == MAP:
+        rows, groups = power_of_two(patch, 4096), power_of_two(tokens, 256)
+        groups = min(groups, max(_TILE // rows, 1))
+        return rows, groups, 1, channels * patch * cdiv(tokens, groups)
+    covered = unit[0] % patch == 0 and unit[1] % patch == 0
+    if layout == IMAGE:
+        vector, numbers, lines = _divisor(unit[1], 32), width, channels * height
+    else:
+        vector, numbers = _divisor(patch, 32), channels * patch * patch
+        if yxc:
+            vector = _divisor(numbers, 32) if covered or layout == LISTED else 1
+        elif not covered and layout != LISTED:
+            vector = _divisor(vector | unit[1], 32)
+        lines = 1 if layout == LISTED else tokens
+    block = numbers & -numbers
+    if block < 64 or layout == LISTED:  # a listed row is short: some lanes rather idle
+        block = power_of_two(numbers, 1 << 20)
+    block = min(block, _TILE if layout == LISTED else 256)
+    vector = min(vector, block)
+    rows = power_of_two(lines, max(_TILE // block, 1))
+    return rows, block // vector, vector, cdiv(lines, rows) * cdiv(numbers, block)
+
+
+def masked_loss(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    index: Tensor | None,
+    order: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+    kind: str,
+    beta: float,
+    eps: float,
+    reduction: str,
+    with_grad: bool,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    batch, channels, height, width = target.shape
+    patch, device, each = (
+        prediction_patch(pred.shape, target.shape),
+        pred.device,
+        reduction == "none",
+    )
+    mask = mask.contiguous()
+    seen = mask if index is None else None  # a list may name units that the mask does not
+    if norm == "window":
+        target = window_normalized(target, norm_side, norm_eps, std, dtype, seen)
+    elif norm == "patch":
+        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, seen)
+    bytes_in = target.dtype == torch.uint8
+    mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
+    shape, results = ((batch,), batch) if each else ((), 1)
+    scaled = with_grad and pred.dtype != torch.float16
+    loss = torch.empty(shape, dtype=dtype, device=device)
+    grad = torch.empty((0,), dtype=pred.dtype, device=device)
+    if with_grad and index is None:
+        grad = torch.empty_like(pred)
+    elif with_grad:
+        grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
+    scale_out = torch.empty(shape if with_grad and not scaled else (0,), dtype=dtype, device=device)
+    scale = torch.empty(results, dtype=torch.float64, device=device)
+    affine = torch.empty(2 * channels if bytes_in else 0, dtype=dtype, device=device)
+    unit = height // mask.shape[1], width // mask.shape[2]
+    units = mask.shape[1] * mask.shape[2]
+    layout, rows, per_sample, tokens_in_row = TOKENS, batch, 0, width // patch
+    numbers, slopes = pred, grad if with_grad else pred
+    if index is not None:
+        index = index.contiguous()
+        numbers, slopes = (t.reshape(-1, pred.shape[-1]) for t in (numbers, slopes))
+        layout, rows, tokens_in_row = LISTED, index.numel(), 0
+        per_sample = index.shape[1] if index.dim() == 2 else 0
+        unit, units = (patch, patch), height // patch * (width // patch)
+    elif pred.dim() == 4:
+        layout = IMAGE if patch == 1 else MAP
+    r, g, v, pieces = _tile(layout, target, patch, unit, order == "yxc")
+    partial = torch.empty(rows * pieces, dtype=torch.float64, device=device)
+    listed_flat = layout == LISTED and not per_sample
+    with on_device_of(pred):
+        counts, n, known = mask, 0, 0
+        if layout == LISTED:
+            n = rows if listed_flat else 0
+            known = 0 if n else rows // max(results, 1)
+        elif reduction != "sum":
+            counts, n = masked_units(mask, results)
+        if results:
+            scales[(results,)](
+                counts, index, scale, scale_out, mean, std, affine,
+                n, known, batch, per_sample, units, unit[0] * unit[1],
+                LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=reduction != "sum", EPS=eps,
+                CHANNELS=channels, STORE=scale_out.numel() > 0, BYTES=bytes_in,
+                STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+        if partial.numel():
+            strides = (
+                prediction_strides(t.stride(), channels, patch, tokens_in_row, order)
+                for t in (numbers, slopes)
+            )
+            loss_pass[(rows * pieces,)](
+                numbers, *next(strides), slopes, *next(strides), target, *target.stride(),
+                affine, mask, index, scale, partial,
+                height, width, *unit, width // unit[1], batch, per_sample, units, pieces,
+                LAYOUT=layout, YXC=order == "yxc", KIND=kind, BETA=beta,
+                WITH_GRAD=with_grad, SCALED=scaled, EACH=int(each),
+                COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
+                CHANNELS=channels, P=patch,
+                COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
+                R=r, G=g, V=v, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+        if results:
+            by_list = each and listed_flat
+            n = partial.numel() if by_list else partial.numel() // results
+            finish[(results,)](
+                partial, index, scale, loss, n, pieces, batch, per_sample, units,
+                FILTER=by_list, BLOCK=1024, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+    return loss, grad, scale_out

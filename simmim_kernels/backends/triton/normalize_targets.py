@@ -1,0 +1,160 @@
+"""Sliding-window normalisation by running sums in float64.
+
+A program goes down a band of one channel's rows. It keeps the sums over the window's rows of every
+column, and for each row turns them into sums over the window's columns by one prefix sum. Running
+sums never lose a NaN or Inf, and keep the rounding of large numbers after they have left: such
+numbers are left out of them and added one by one, at a cost that grows with the window.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+
+_PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
+_LEAST_ROWS = 32
+
+
+@triton.jit
+def _row(image, y, i_y, i_x, lane, width, LIMIT: tl.constexpr):
+    """A row in float64: the numbers that running sums can take, and the others, which they can't."""
+    x = tl.load(image + y.to(tl.int64) * i_y + lane.to(tl.int64) * i_x, mask=lane < width, other=0)
+    x = x.to(tl.float64)
+    bad = (tl.abs(x) <= LIMIT) == 0
+    return tl.where(bad, 0.0, x), tl.where(bad, x, 0.0)
+
+
+@triton.jit
+def _across(column_sums, first, last):
+    """The sums of `column_sums[first : last + 1]` for each lane."""
+    prefix = tl.cumsum(column_sums, 0)
+    before = tl.where(first > 0, tl.gather(prefix, tl.maximum(first - 1, 0), 0), 0)
+    return tl.gather(prefix, last, 0) - before
+
+
+@triton.jit
+def _directly(image, begin, end, i_y, i_x, lane, width, first, last, LIMIT: tl.constexpr):
+    """Each lane's sums of bad numbers and of their squares, one by one: nothing of a number stays
+    in a window that it has left."""
+    sums, squares = tl.zeros_like(lane).to(tl.float64), tl.zeros_like(lane).to(tl.float64)
+    for step in range(end - begin):
+        _, bad = _row(image, begin + step, i_y, i_x, lane, width, LIMIT)
+        sums, squares = sums + bad, squares + bad * bad
+    across, across_squares = tl.zeros_like(sums), tl.zeros_like(sums)
+    for step in range(tl.max(last - first, 0) + 1):
+        at = first + step
+        here = at <= last
+        at = tl.minimum(at, last)
+        across += tl.where(here, tl.gather(sums, at, 0), 0.0)
+        across_squares += tl.where(here, tl.gather(squares, at, 0), 0.0)
+    return across, across_squares
+
+
+@triton.jit(do_not_specialize=["band", "radius_y", "radius_x", "unit_h", "unit_w", "grid_w"])
+def _normalize_window(
+    image, i_b, i_c, i_y, i_x, out, o_b, o_c, o_y, o_x, std, mask, unit_h, unit_w, grid_w,
+    height, width, band, radius_y, radius_x,
+    CHANNELS: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, STD: tl.constexpr,
+    SOME: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    bands = tl.cdiv(height, band)
+    plane, top = program // bands, program % bands * band
+    b, c = (plane // CHANNELS).to(tl.int64), (plane % CHANNELS).to(tl.int64)
+    image += b * i_b + c * i_c
+    out += b * o_b + c * o_c
+    # Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
+    unit = tl.full((), 1.0, tl.float64)
+    if image.dtype.element_ty == tl.uint8:
+        unit = unit * 255
+    if STD:
+        unit = unit * tl.load(std + c).to(tl.float64)
+    eps = unit * unit * EPS
+    lane = tl.arange(0, BLOCK)
+    last = tl.minimum(tl.minimum(lane + radius_x, width - 1), BLOCK - 1)
+    first = tl.minimum(tl.maximum(lane - radius_x, 0), last)
+    sums = tl.zeros((BLOCK,), tl.float64)
+    squares = tl.zeros((BLOCK,), tl.float64)
+    lost = tl.zeros((BLOCK,), tl.int32)
+    begin = tl.maximum(top - radius_y, 0)
+    for step in range(tl.minimum(top + radius_y, height) - begin):
+        x, bad = _row(image, begin + step, i_y, i_x, lane, width, LIMIT)
+        sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
+    for step in range(tl.minimum(band, height - top)):
+        y = top + step
+        if y + radius_y < height:
+            x, bad = _row(image, y + radius_y, i_y, i_x, lane, width, LIMIT)
+            sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
+        end = tl.minimum(y + radius_y, height - 1) + 1
+        begin = tl.maximum(y - radius_y, 0)
+        s = _across(sums, first, last)
+        q = _across(squares, first, last)
+        if tl.max(lost, 0) > 0:
+            more, more_squares = _directly(
+                image, begin, end, i_y, i_x, lane, width, first, last, LIMIT
+            )
+            s, q = s + more, q + more_squares
+        n = ((last - first + 1) * (end - begin)).to(tl.float64)
+        m = s / n
+        v = q / n - m * m
+        v = tl.where(v < 0, 0.0, v)  # a NaN stays
+        v = tl.where(n > 1, v * n / tl.maximum(n - 1, 1.0), v * 0)
+        good, bad = _row(image, y, i_y, i_x, lane, width, LIMIT)
+        result = (good + bad - m) / tl.sqrt(v + eps)
+        if out.dtype.element_ty != tl.float64:
+            result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
+        place = y.to(tl.int64) * o_y + lane.to(tl.int64) * o_x
+        wanted = lane < width
+        if SOME:
+            cell = (b * (height // unit_h) + y // unit_h) * grid_w + lane // unit_w
+            wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
+        if y - radius_y >= 0:
+            x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, LIMIT)
+            sums, squares, lost = sums - x, squares - x * x, lost - (bad != 0).to(tl.int32)
+
+
+def window_normalized(
+    image: Tensor,
+    window: int,
+    eps: float,
+    std: Tensor | None,
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
+    pixel is written."""
+    out = torch.empty(
+        image.shape, dtype=dtype, device=image.device, memory_format=memory_format(image)
+    )
+    batch, channels, height, width = image.shape
+    if not out.numel():
+        return out
+    std = None if std is None else std.contiguous()
+    planes = batch * channels
+    band = max(cdiv(height, max(_PROGRAMS // planes, 1)), min(height, _LEAST_ROWS))
+    block = power_of_two(width, 1 << 20)
+    radius = window // 2
+    grid_h, grid_w = (height, width) if mask is None else mask.shape[1:]
+    # The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
+    limit = 255.0 if image.dtype == torch.uint8 else 2.0**22 * eps**0.5
+    with on_device_of(image):
+        _normalize_window[(planes * cdiv(height, band),)](
+            image, *image.stride(), out, *out.stride(), std, mask, height // grid_h,
+            width // grid_w, grid_w, height, width, band, min(radius, height - 1),
+            min(radius, width - 1), CHANNELS=channels, EPS=eps, LIMIT=limit, STD=std is not None,
+            SOME=mask is not None, BLOCK=block,
+            num_warps=min(max(block // 64, 1), 16), **OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+def normalize_targets(
+    image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
+) -> Tensor:
+    return window_normalized(image, window, eps, std, target_dtype(image))

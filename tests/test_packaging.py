@@ -132,6 +132,12 @@ def bare(tmp_path_factory) -> Path:
     lines = [line for line in built.stderr.splitlines() if "_cpu was not built" in line]
     assert len(lines) == 1
     assert "install g++ or set CXX" in lines[0]
+    # Where the project is installed as editable, the finder of that installation would supply the
+    # compiled modules that this copy lacks.
+    (out / "lib" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+    )
     return out / "lib"
 
 

@@ -18,20 +18,53 @@ SIMMIM_HD uint32_t float_to_bits(float value) {
     return bits;
 }
 
-// On a CPU the 16-bit types are integer arithmetic without branches, which the compiler vectorises
-// for every instruction set; a GPU has an instruction for each conversion.
+// On a CPU the 16-bit types are integer arithmetic without branches, on numbers and on vectors of
+// them alike (U: the bits of float32, F: float32); a GPU has an instruction for each conversion.
+template <class U>
+SIMMIM_HD U narrow_to_bfloat16(U u) {  // round to nearest even, NaN stays NaN
+    const U rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+    return (u & 0x7FFFFFFFu) > 0x7F800000u ? U{} + 0x7FC0u : rounded;
+}
+
+template <class F, class U>
+SIMMIM_HD U widen_float16(U half) {
+    const U body = half & 0x7FFFu, shifted = body << 13;
+    // Exponent re-biased by a multiplication, which also normalises subnormals.
+    F scaled;
+    std::memcpy(&scaled, &shifted, sizeof(scaled));
+    scaled = scaled * 5.192296858534828e33f;  // 2^112
+    U bits;
+    std::memcpy(&bits, &scaled, sizeof(bits));
+    bits = body >= 0x7C00u ? 0x7F800000u | shifted : bits;
+    return ((half & 0x8000u) << 16) | bits;
+}
+
+template <class F, class U>
+SIMMIM_HD U narrow_to_float16(U u) {  // round to nearest even
+    const U a = u & 0x7FFFFFFFu;
+    // Normal results: re-bias and round. Subnormal ones: let a float addition do the rounding.
+    const U normal = (a - 0x38000000u + 0xFFFu + ((a >> 13) & 1u)) >> 13;
+    F small;
+    std::memcpy(&small, &a, sizeof(small));
+    small = small + 0.5f;
+    U tiny;
+    std::memcpy(&tiny, &small, sizeof(tiny));
+    U h = a < 0x38800000u ? tiny - 0x3F000000u : normal;
+    h = a >= 0x477FF000u ? U{} + 0x7C00u : h;
+    h = a > 0x7F800000u ? U{} + 0x7E00u : h;
+    return ((u >> 16) & 0x8000u) | h;
+}
+
 struct BFloat16 {
     uint16_t bits;
     static SIMMIM_HD float widen(BFloat16 v) { return bits_to_float(uint32_t(v.bits) << 16); }
-    static SIMMIM_HD BFloat16 narrow(float f) {  // round to nearest even, NaN stays NaN
+    static SIMMIM_HD BFloat16 narrow(float f) {
 #ifdef __CUDA_ARCH__
         uint16_t bits;
         asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(f));
         return {bits};
 #else
-        const uint32_t u = float_to_bits(f);
-        const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-        return {uint16_t((u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded)};
+        return {uint16_t(narrow_to_bfloat16(float_to_bits(f)))};
 #endif
     }
 };
@@ -44,31 +77,16 @@ struct Float16 {
         asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
         return f;
 #else
-        const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16;
-        const uint32_t body = uint32_t(v.bits & 0x7FFFu);
-        // Exponent re-biased by a multiplication, which also normalises subnormals.
-        const float scaled = bits_to_float(body << 13) * bits_to_float(0x77800000u);  // * 2^112
-        const uint32_t magnitude =
-            body >= 0x7C00u ? (0x7F800000u | (body << 13)) : float_to_bits(scaled);
-        return bits_to_float(sign | magnitude);
+        return bits_to_float(widen_float16<float>(uint32_t(v.bits)));
 #endif
     }
-    static SIMMIM_HD Float16 narrow(float f) {  // round to nearest even
+    static SIMMIM_HD Float16 narrow(float f) {
 #ifdef __CUDA_ARCH__
         uint16_t bits;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f));
         return {bits};
 #else
-        const uint32_t u = float_to_bits(f);
-        const uint32_t sign = (u >> 16) & 0x8000u;
-        const uint32_t a = u & 0x7FFFFFFFu;
-        // Normal results: re-bias and round. Subnormal ones: let a float addition do the rounding.
-        const uint32_t normal = (a - 0x38000000u + 0xFFFu + ((a >> 13) & 1u)) >> 13;
-        const uint32_t tiny = float_to_bits(bits_to_float(a) + 0.5f) - 0x3F000000u;
-        uint32_t h = a < 0x38800000u ? tiny : normal;
-        h = a >= 0x477FF000u ? 0x7C00u : h;
-        h = a > 0x7F800000u ? 0x7E00u : h;
-        return {uint16_t(sign | h)};
+        return {uint16_t(narrow_to_float16<float>(float_to_bits(f)))};
 #endif
     }
 };

@@ -1,4 +1,5 @@
-// What one pixel costs, as a function of d = prediction - target, and the derivative by d.
+// What one pixel costs, as a function of d = prediction - target, and the derivative by d. C is a
+// float type or a vector of one.
 #pragma once
 
 #include "common/types.h"
@@ -10,23 +11,24 @@ enum Loss : int { kL1 = 0, kMSE = 1, kSmoothL1 = 2 };
 
 struct L1 {
     template <class C>
-    SIMMIM_HD static C value(C d, C) {
-        return d < C(0) ? -d : d;
+    SIMMIM_HD static C value(const C& d, const C&) {
+        return d < C{} ? -d : d;
     }
     // As torch.sign: 0 at 0 and at NaN.
     template <class C>
-    SIMMIM_HD static C slope(C d, C) {
-        return d > C(0) ? C(1) : (d < C(0) ? C(-1) : C(0));
+    SIMMIM_HD static C slope(const C& d, const C&) {
+        const C one = C{} + 1.0f, negative = d < C{} ? -one : C{};
+        return d > C{} ? one : negative;
     }
 };
 
 struct SquaredError {
     template <class C>
-    SIMMIM_HD static C value(C d, C) {
+    SIMMIM_HD static C value(const C& d, const C&) {
         return d * d;
     }
     template <class C>
-    SIMMIM_HD static C slope(C d, C) {
+    SIMMIM_HD static C slope(const C& d, const C&) {
         return d + d;
     }
 };
@@ -34,14 +36,15 @@ struct SquaredError {
 // In units of beta, so that sums are multiplied by it once: `inverse` is 1 / beta, beta > 0.
 struct SmoothL1 {
     template <class C>
-    SIMMIM_HD static C value(C d, C inverse) {
-        const C u = (d < C(0) ? -d : d) * inverse;
-        return u < C(1) ? C(0.5) * u * u : u - C(0.5);
+    SIMMIM_HD static C value(const C& d, const C& inverse) {
+        const C size = d < C{} ? -d : d, u = size * inverse;
+        const C inner = 0.5f * u * u, outer = u - 0.5f;
+        return u < C{} + 1.0f ? inner : outer;
     }
     template <class C>
-    SIMMIM_HD static C slope(C d, C inverse) {
-        const C u = d * inverse;
-        return u > C(1) ? C(1) : (u < C(-1) ? C(-1) : u);
+    SIMMIM_HD static C slope(const C& d, const C& inverse) {
+        const C one = C{} + 1.0f, u = d * inverse, least = u < -one ? -one : u;
+        return u > one ? one : least;
     }
 };
 

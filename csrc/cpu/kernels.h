@@ -110,20 +110,16 @@ void normalize_patches(Address image, int element, int64_t i_sb, int64_t i_sc, i
 // Bytes of scratch that one thread needs.
 int64_t normalize_patches_scratch(int64_t width, int element);
 // Returns the first row of `list` that names no token or one that was named before, or -1.
-int64_t masked_loss(Address pred, int pred_element, int64_t p_sb, int64_t p_sc, int64_t p_sty,
-                    int64_t p_sdy, int64_t p_stx, int64_t p_sdx, Address grad, int64_t g_sb,
-                    int64_t g_sc, int64_t g_sty, int64_t g_sdy, int64_t g_stx, int64_t g_sdx,
-                    Address target, int target_element, int64_t t_sb, int64_t t_sc, int64_t t_sy,
-                    int64_t t_sx, Address mean, Address std, Address mask, int64_t grid_h,
-                    int64_t grid_w, Address list, int64_t list_rows, int64_t rows_per_sample,
-                    Address row_of, Address present, int norm, int64_t norm_side, double norm_eps,
-                    int kind, double beta, double eps, int reduction, Address loss,
-                    int loss_element, Address scale, Address sums, Address scratch, int64_t batch,
-                    int64_t channels, int64_t height, int64_t width, int64_t p, int threads);
+// `layout` is what one shape, one set of strides and one set of types determine: the numbers of
+// `struct Layout` in masked_loss.cpp.
+int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,
+                    Address std, Address mask, int64_t grid_h, int64_t grid_w, Address list,
+                    int64_t list_rows, int64_t rows_per_sample, Address row_of, Address present,
+                    double norm_eps, int kind, double beta, double eps, int reduction, Address loss,
+                    Address scale, Address sums, Address scratch, int threads);
 
 // Partial sums of one sample, or bytes of scratch that one thread needs.
-int64_t masked_loss_scratch(int loss_element, int norm, int64_t norm_side, int64_t channels,
-                            int64_t height, int64_t width, int64_t p, bool pieces);
+int64_t masked_loss_scratch(Address layout, bool pieces);
 
 // Returns the number of masked tokens; where that is more than `count`, it does nothing else.
 int64_t masked_tokens(Address mask, int64_t grid_h, int64_t grid_w, Address list, int64_t count,

@@ -8,6 +8,10 @@ SIMMIM_BEGIN
 
 namespace {
 
+// Partial sums of so small a batch that memory for them costs a share of the call; twin:
+// _SUMS_ON_STACK in simmim_kernels/backends/cpu/masked_loss.py.
+constexpr int64_t kSumsOnStack = 256;
+
 enum Reduction : int { kMean = 0, kSum = 1, kNone = 2 };
 
 // Denominators, and the quotients that loss and gradient are.
@@ -97,84 +101,93 @@ void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums,
     }
 }
 
+// How a loss's tensors lie; twin: _plan in simmim_kernels/backends/cpu/masked_loss.py. Strides of
+// prediction and gradient: sample, channel, token row, row, token, pixel.
+struct Layout {
+    int64_t batch, channels, height, width, p;
+    int64_t pred_element, target_element, loss_element;
+    int64_t norm, norm_side;
+    int64_t pred[6], grad[6];
+    int64_t target[4];  // sample, channel, row, pixel
+};
+
 template <class C>
-Walk<C> walk_of(int norm, int64_t norm_side, double norm_eps, int64_t channels, int64_t batch,
-                int64_t height, int64_t width, int64_t p) {
+Walk<C> walk_of(const Layout& of, double norm_eps) {
     Walk<C> walk = {};
-    walk.scorer.channels = channels;
-    walk.scorer.p = p;
-    walk.scorer.h = height / p;
-    walk.scorer.w = width / p;
-    walk.norm = {norm, norm_side, norm_eps};
-    walk.batch = batch;
-    walk.height = height;
-    walk.width = width;
+    walk.scorer.channels = of.channels;
+    walk.scorer.p = of.p;
+    walk.scorer.h = of.height / of.p;
+    walk.scorer.w = of.width / of.p;
+    walk.norm = {int(of.norm), of.norm_side, norm_eps};
+    walk.batch = of.batch;
+    walk.height = of.height;
+    walk.width = of.width;
     return walk;
+}
+
+Prediction prediction(char* base, int64_t element, const int64_t* s) {
+    return {{base, int(element)}, s[0], s[1], s[2], s[3], s[4], s[5]};
 }
 
 }  // namespace
 
-int64_t masked_loss_scratch(int loss_element, int norm, int64_t norm_side, int64_t channels,
-                            int64_t height, int64_t width, int64_t p, bool pieces) {
+int64_t masked_loss_scratch(Address layout, bool pieces) {
+    const Layout& of = *layout.as<const Layout>();
     const auto ask = [&](auto compute) {
-        const auto walk =
-            walk_of<decltype(compute)>(norm, norm_side, 0.0, channels, 1, height, width, p);
+        const auto walk = walk_of<decltype(compute)>(of, 0.0);
         return pieces ? walk.pieces_per_sample() : whole_lines(walk.scratch_bytes());
     };
-    return loss_element == kFloat64 ? ask(double()) : ask(float());
+    return of.loss_element == kFloat64 ? ask(double()) : ask(float());
 }
 
-int64_t masked_loss(Address pred, int pred_element, int64_t p_sb, int64_t p_sc, int64_t p_sty,
-                    int64_t p_sdy, int64_t p_stx, int64_t p_sdx, Address grad, int64_t g_sb,
-                    int64_t g_sc, int64_t g_sty, int64_t g_sdy, int64_t g_stx, int64_t g_sdx,
-                    Address target, int target_element, int64_t t_sb, int64_t t_sc, int64_t t_sy,
-                    int64_t t_sx, Address mean, Address std, Address mask, int64_t grid_h,
-                    int64_t grid_w, Address list, int64_t list_rows, int64_t rows_per_sample,
-                    Address row_of, Address present, int norm, int64_t norm_side, double norm_eps,
-                    int kind, double beta, double eps, int reduction, Address loss,
-                    int loss_element, Address scale, Address sums, Address scratch, int64_t batch,
-                    int64_t channels, int64_t height, int64_t width, int64_t p, int threads) {
+int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,
+                    Address std, Address mask, int64_t grid_h, int64_t grid_w, Address list,
+                    int64_t list_rows, int64_t rows_per_sample, Address row_of, Address present,
+                    double norm_eps, int kind, double beta, double eps, int reduction, Address loss,
+                    Address scale, Address sums, Address scratch, int threads) {
+    const Layout& of = *layout.as<const Layout>();
     const TokenList tokens{list.as<int32_t>(), list_rows, rows_per_sample};
-    const int64_t h = height / p, w = width / p;
     if (tokens.position) {
-        grid_h = h;
-        grid_w = w;
+        grid_h = of.height / of.p;
+        grid_w = of.width / of.p;
         const int64_t wrong =
-            tokens.invert(batch, h * w, row_of.as<int32_t>(), present.as<uint8_t>());
+            tokens.invert(of.batch, grid_h * grid_w, row_of.as<int32_t>(), present.as<uint8_t>());
         if (wrong >= 0) return wrong;
     }
-    const CoarseGrid grid{grid_w, height / grid_h, width / grid_w};
-    const Weights weights{reduction, eps, double(grid.sy * grid.sx), double(channels)};
+    const CoarseGrid grid{grid_w, of.height / grid_h, of.width / grid_w};
+    const Weights weights{reduction, eps, double(grid.sy * grid.sx), double(of.channels)};
     const auto serve = [&](auto compute) {
         using C = decltype(compute);
-        Walk<C> walk = walk_of<C>(norm, norm_side, norm_eps, channels, batch, height, width, p);
+        Walk<C> walk = walk_of<C>(of, norm_eps);
         Scorer<C>& scorer = walk.scorer;
-        scorer.pred = {{pred.as<char>(), pred_element}, p_sb, p_sc, p_sty, p_sdy, p_stx, p_sdx};
-        scorer.grad = {{grad.as<char>(), pred_element}, g_sb, g_sc, g_sty, g_sdy, g_stx, g_sdx};
-        if (!grad) scorer.grad = {{nullptr, pred_element}, p_sb, p_sc, p_sty, p_sdy, p_stx, p_sdx};
-        scorer.target = {{target.as<char>(), target_element},
-                         t_sb,
-                         t_sc,
-                         t_sy,
-                         t_sx,
+        scorer.pred = prediction(pred.as<char>(), of.pred_element, of.pred);
+        scorer.grad = prediction(grad.as<char>(), of.pred_element, grad ? of.grad : of.pred);
+        const int64_t* t = of.target;
+        scorer.target = {{target.as<char>(), int(of.target_element)},
+                         t[0],
+                         t[1],
+                         t[2],
+                         t[3],
                          mean.as<double>(),
                          std.as<double>()};
-        scorer.direct = span_for<C>(pred_element, kind, bool(grad));
+        scorer.direct = span_for<C>(int(of.pred_element), kind, bool(grad));
         scorer.buffered = span_for<C>(kElement<C>, kind, bool(grad));
         scorer.inverse_beta = C(1.0 / beta);
         scorer.row_of = tokens.position ? row_of.as<int32_t>() : nullptr;
         walk.mask = tokens.position ? present.as<uint8_t>() : mask.as<uint8_t>();
         walk.grid = grid;
         walk.cells = grid_h * grid_w;
-        run(walk, weights, kind == kSmoothL1 ? beta : 1.0, sums.as<double>(), scratch.as<char>(),
-            loss.as<C>(), scale.as<C>(), threads);
+        double few[kSumsOnStack];
+        run(walk, weights, kind == kSmoothL1 ? beta : 1.0, sums ? sums.as<double>() : few,
+            scratch.as<char>(), loss.as<C>(), scale.as<C>(), threads);
         // Rows that predict no token: nobody has written their gradient.
-        const int64_t numbers = channels * p * p, step = min_of(g_sc, g_sdx);
+        const int64_t numbers = of.channels * of.p * of.p, *step = of.grad;
         for (int64_t r = 0; grad && r < list_rows; ++r) {
-            if (tokens.position[r] == -1) scorer.grad.memory.zero(r * g_stx, step, numbers);
+            if (tokens.position[r] == -1)
+                scorer.grad.memory.zero(r * step[4], min_of(step[1], step[5]), numbers);
         }
     };
-    if (loss_element == kFloat64) {
+    if (of.loss_element == kFloat64) {
         serve(double());
     } else {
         serve(float());

@@ -1,56 +1,133 @@
-// The inner loop of the masked losses: a run of predictions that lie side by side, their targets in
-// the compute type, and the place of their gradients.
+// The inner loop of the masked losses: rows of pixels of which the same runs are masked, their
+// predictions side by side, their targets in the compute type, and the place of their gradients.
 #pragma once
 
 #include "common/pixel_loss.h"
 #include "cpu/rows.h"
+#include "cpu/vectors.h"
 
 SIMMIM_BEGIN
 
-constexpr int64_t kLanes = 16;          // on every instruction set, so the sums have the same bits
-constexpr int64_t kFold = 16 * kLanes;  // elements summed in C before they join float64 sums
+constexpr int64_t kLanes = 16;  // on every instruction set, so the sums have the same bits
+constexpr int64_t kFold = 16;   // vectors summed in C before they join float64 sums
+
+// Pixels [x, x + n) of a row, all masked or all visible.
+struct Run {
+    int64_t x, n;
+    bool masked;
+};
+
+// The hint of a prefetch into the second cache. Masked runs are too short for the processor's own
+// prefetching, which fetches the gaps too; one into the first cache is slower than none.
+constexpr int kL2 = 2;
+
+// Where rows of one channel lie: the first row's pixel at the first run, and the steps from row to
+// row. `grad` is null where no gradient is wanted; it may be the prediction.
+template <class C>
+struct Rows {
+    const char* pred;
+    const C* target;
+    char* grad;
+    int64_t pred_step, target_step, grad_step;
+    int64_t count;
+    int64_t ahead;                   // how many rows before their use numbers are fetched
+    int64_t pred_next, target_next;  // from the first row to the first of the rows scored next
+};
 
 template <class C>
-using SpanLoop = void (*)(const char* pred, const C* target, char* grad, int64_t n, C inverse,
+using SpanLoop = void (*)(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse,
                           C scale, double* total);
 
-// Adds value[0 .. n) to total[0 .. kLanes), element i to lane i % kLanes; value has room for a
-// whole number of lanes. The vector type keeps the lanes in registers, which the compiler does not
-// manage for an array.
-template <class C>
-inline void add_lanes(C* value, int64_t n, double* total) {
-    typedef C Vector __attribute__((vector_size(kLanes * sizeof(C))));
-    const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = n; i < padded; ++i) value[i] = C(0);
-    Vector lanes = {};
-    for (int64_t i = 0; i < padded; i += kLanes) {
-        Vector next;
-        std::memcpy(&next, value + i, sizeof(next));
-        lanes += next;
-    }
-    C lane[kLanes];
-    std::memcpy(lane, &lanes, sizeof(lanes));
-    for (int64_t j = 0; j < kLanes; ++j) total[j] += double(lane[j]);
-}
-
-// total[i % kLanes] += the loss of element i; grad[i] = slope * scale where kGrad. The gradient may
-// be written over the prediction.
+// The losses of kLanes pixels at a time, summed in C; those sums join float64 sums before they are
+// long.
 template <class C, class P, class LossKind, bool kGrad>
-void span(const char* pred_bytes, const C* target, char* grad_bytes, int64_t n, C inverse, C scale,
-          double* total) {
-    const P* pred = reinterpret_cast<const P*>(pred_bytes);
-    P* grad = reinterpret_cast<P*>(grad_bytes);
-    for (int64_t start = 0; start < n; start += kFold) {
-        const int64_t m = min_of(kFold, n - start);
-        C value[kFold];
-#pragma GCC ivdep
-        for (int64_t i = 0; i < m; ++i) {
-            const C d = C(widen(pred[start + i])) - target[start + i];
-            value[i] = LossKind::value(d, inverse);
-            if (kGrad) grad[start + i] = Narrow<P>::from(LossKind::slope(d, inverse) * scale);
+class Span {
+  public:
+    Span(C inverse, C scale) : inverse_(V{} + inverse), scale_(V{} + scale) {}
+
+    void add(const P* pred, const C* target, P* grad) {
+        for (int64_t k = 0; k < kParts; ++k) {
+            const V d = load_vector<C, kWidth>(pred + k * kWidth) -
+                        load_vector<C, kWidth>(target + k * kWidth);
+            sum_[k] += LossKind::template value<V>(d, inverse_);
+            if (kGrad) {
+                const V slope = LossKind::template slope<V>(d, inverse_);
+                store_vector<C, kWidth>(slope * scale_, grad + k * kWidth);
+            }
         }
-        add_lanes(value, m, total);
+        if (++unfolded_ == kFold) fold();
     }
+
+    // Fewer than kLanes pixels; the others' difference is 0.
+    void add_some(const P* pred, const C* target, P* grad, int64_t n) {
+        P some[kLanes] = {}, slope[kLanes];
+        C goal[kLanes] = {};
+        for (int64_t i = 0; i < n; ++i) {
+            some[i] = pred[i];
+            goal[i] = target[i];
+        }
+        add(some, goal, slope);
+        for (int64_t i = 0; kGrad && i < n; ++i) grad[i] = slope[i];
+    }
+
+    void finish(double* total) {
+        fold();
+        for (int64_t j = 0; j < kLanes; ++j) total[j] += folded_[j];
+    }
+
+  private:
+    static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(C)), kParts = kLanes / kWidth;
+    typedef Vector<C, kWidth> V;
+
+    void fold() {
+        C lane[kLanes];
+        std::memcpy(lane, sum_, sizeof(sum_));
+        for (int64_t j = 0; j < kLanes; ++j) folded_[j] += double(lane[j]);
+        for (V& sum : sum_) sum = V{};
+        unfolded_ = 0;
+    }
+
+    V sum_[kParts] = {};
+    const V inverse_, scale_;
+    double folded_[kLanes] = {};
+    int64_t unfolded_ = 0;
+};
+
+// total[j] += the losses of the masked pixels; their gradient is slope * scale where kGrad, that of
+// visible ones 0. Runs are short (16 or 32 pixels), so there is nothing to decide within them.
+template <class C, class P, class LossKind, bool kGrad>
+void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse, C scale,
+          double* total) {
+    Span<C, P, LossKind, kGrad> sum(inverse, scale);
+    for (int64_t row = 0; row < rows.count; ++row) {
+        const P* pred_row = reinterpret_cast<const P*>(rows.pred) + row * rows.pred_step;
+        P* grad_row = reinterpret_cast<P*>(rows.grad) + row * rows.grad_step;
+        const C* target_row = rows.target + row * rows.target_step;
+        int64_t pred_ahead = rows.ahead * rows.pred_step;
+        int64_t target_ahead = rows.ahead * rows.target_step;
+        if (row + rows.ahead >= rows.count) {
+            pred_ahead += rows.pred_next - rows.count * rows.pred_step;
+            target_ahead += rows.target_next - rows.count * rows.target_step;
+        }
+        for (int64_t r = 0; r < run_count; ++r) {
+            const int64_t x = runs[r].x - runs[0].x, n = runs[r].n;
+            const P* pred = pred_row + x;
+            P* grad = grad_row + x;
+            const C* target = target_row + x;
+            if (!runs[r].masked) {
+                for (int64_t i = 0; kGrad && i < n; ++i) grad[i] = P{};
+                continue;
+            }
+            int64_t i = 0;
+            for (; i + kLanes <= n; i += kLanes) {
+                __builtin_prefetch(pred + i + pred_ahead, 0, kL2);
+                __builtin_prefetch(target + i + target_ahead, 0, kL2);
+                sum.add(pred + i, target + i, grad + i);
+            }
+            if (i < n) sum.add_some(pred + i, target + i, grad + i, n - i);
+        }
+    }
+    sum.finish(total);
 }
 
 template <class C, class P, class LossKind>

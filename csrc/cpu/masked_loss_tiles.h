@@ -1,5 +1,5 @@
 // Where predictions and targets of the masked losses lie, and how they meet: whole tokens whose
-// numbers lie side by side, or runs of pixels in a row of the image.
+// numbers lie side by side, or rows of the image.
 #pragma once
 
 #include "common/grid.h"
@@ -9,18 +9,29 @@ SIMMIM_BEGIN
 
 constexpr int64_t kTile = 1024;  // elements of a tile: it, its target and its gradient fit the L1
 
+constexpr int64_t kAhead = 4;  // rows: from 2 to 16 the time is the same, to the noise
+
+template <class C>
+const C* numbers(const Memory& memory, int64_t offset) {
+    return reinterpret_cast<const C*>(memory.at(offset));
+}
+
 // A prediction or its gradient. Pixel (y, x) is pixel (dy, dx) of token (ty, tx), y = ty * p + dy.
 struct Prediction {
     Memory memory;
     int64_t sb, sc, sty, sdy, stx, sdx;
 
-    // Neighbours in a row lie as far apart across tokens as within one: an image.
-    bool is_linear(int64_t p) const { return p == 1 || stx == p * sdx; }
     // A token's numbers lie side by side, in order "cyx" or "yxc".
     bool is_planar(int64_t p) const { return sdx == 1 && sdy == p && sc == p * p; }
     bool is_interleaved(int64_t p, int64_t channels) const {
         return sc == 1 && sdx == channels && sdy == p * channels;
     }
+};
+
+// What a channel's stored numbers are multiplied by and what is added; only uint8 needs it.
+template <class C>
+struct Affine {
+    C scale, shift;
 };
 
 // The target image; pixels of uint8 become (u / 255 - mean) / std.
@@ -33,19 +44,31 @@ struct Target {
         return b * sb + c * sc + y * sy + x * sx;
     }
 
-    // n pixels of channel c from `offset`, put `step` apart.
+    // Pixels that can be used where they lie.
     template <class C>
-    void load(int64_t offset, int64_t c, int64_t n, C* row, int64_t step) const {
+    bool in_place() const {
+        return memory.element == kElement<C> && sx == 1;
+    }
+
+    template <class C>
+    Affine<C> affine(int64_t c) const {
+        const double deviation = std ? std[c] : 1.0;
+        return {C(1.0 / (255.0 * deviation)), C(mean ? -mean[c] / deviation : 0.0)};
+    }
+
+    // n pixels from `offset`, put `step` apart.
+    template <class C>
+    void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
         if (memory.element == kUInt8) {
-            const double deviation = std ? std[c] : 1.0;
-            const C scale = C(1.0 / (255.0 * deviation));
-            const C shift = C(mean ? -mean[c] / deviation : 0.0);
             const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
             if (sx == 1 && step == 1) {
-                for (int64_t i = 0; i < n; ++i) row[i] = C(p[i]) * scale + shift;
+                for (int64_t i = 0; i < n; ++i) row[i] = C(p[i]) * of.scale + of.shift;
             } else {
-                for (int64_t i = 0; i < n; ++i) row[i * step] = C(p[i * sx]) * scale + shift;
+                for (int64_t i = 0; i < n; ++i) row[i * step] = C(p[i * sx]) * of.scale + of.shift;
             }
+        } else if (in_place<C>()) {
+            const C* p = reinterpret_cast<const C*>(memory.at(offset));
+            for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
         } else if (step == 1) {
             memory.load(offset, sx, n, row);
         } else {
@@ -55,6 +78,20 @@ struct Target {
                 memory.load(offset + i * sx, sx, m, side);
                 for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
             }
+        }
+    }
+
+    // `lines` lines of n pixels that lie side by side, the first at `offset`.
+    template <class C>
+    void load_lines(int64_t offset, const Affine<C>& of, int64_t lines, int64_t n, C* out) const {
+        if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
+            const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
+            for (int64_t k = 0; k < lines; ++k) {
+                for (int64_t i = 0; i < 16; ++i)
+                    out[16 * k + i] = C(p[k * sy + i]) * of.scale + of.shift;
+            }
+        } else {
+            for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n, 1);
         }
     }
 };
@@ -86,29 +123,41 @@ struct Scorer {
     }
 
     // A token that is masked as a whole, of a prediction that `walks_tokens`.
-    void score_token(int64_t b, int64_t ty, int64_t tx, C scale, double* total) const {
+    // `next` is the masked token after it in its row, or itself.
+    void score_token(int64_t b, int64_t ty, int64_t tx, int64_t next, C scale,
+                     double* total) const {
         C tile[kTile];
-        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
+        int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
         const int64_t y = ty * p, x = tx * p;
-        const bool planar = pred.is_planar(p);
-        const int64_t lines = planar ? channels * p : p;
-        const int64_t length = planar ? p : channels * p;
-        const int64_t at_once = kTile / length;
-        for (int64_t line = 0; line < lines; line += at_once) {
-            const int64_t count = min_of(at_once, lines - line);
-            for (int64_t k = 0; k < count; ++k) {
-                C* row = tile + k * length;
-                if (planar) {
-                    const int64_t c = (line + k) / p;
-                    target.load(target.at(b, c, y + (line + k) % p, x), c, p, row, 1);
-                } else {
-                    for (int64_t c = 0; c < channels; ++c)
-                        target.load(target.at(b, c, y + line + k, x), c, p, row + c, channels);
-                }
+        const auto score = [&](const C* goal, int64_t step, int64_t n, int64_t count) {
+            const Run run = {0, n, true};
+            direct({pred.memory.at(from), goal, slopes(to), n, step, n, count, count,
+                    (next - tx) * pred.stx, count > 1 ? (next - tx) * p : 0},
+                   &run, 1, inverse_beta, scale, total);
+            from += n * count;
+            to += n * count;
+        };
+        if (pred.is_interleaved(p, channels)) {
+            for (int64_t dy = 0; dy < p; ++dy) {
+                for (int64_t c = 0; c < channels; ++c)
+                    target.load(target.at(b, c, y + dy, x), target.template affine<C>(c), p,
+                                tile + c, channels);
+                score(tile, 0, channels * p, 1);
             }
-            direct(pred.memory.at(from + line * length), tile,
-                   grad.memory.base ? grad.memory.at(to + line * length) : nullptr, count * length,
-                   inverse_beta, scale, total);
+            return;
+        }
+        const int64_t at_once = kTile / p;
+        for (int64_t c = 0; c < channels; ++c) {
+            if (target.template in_place<C>()) {
+                score(numbers<C>(target.memory, target.at(b, c, y, x)), target.sy, p, p);
+                continue;
+            }
+            const Affine<C> affine = target.template affine<C>(c);
+            for (int64_t dy = 0; dy < p; dy += at_once) {
+                const int64_t lines = min_of(at_once, p - dy);
+                target.load_lines(target.at(b, c, y + dy, x), affine, lines, p, tile);
+                score(tile, 0, lines * p, 1);
+            }
         }
     }
 
@@ -117,69 +166,81 @@ struct Scorer {
             grad.memory.zero(token(grad, b, ty, tx), 1, channels * p * p);
     }
 
-    // The target as it is stored: wanted(x, n, tile) gives n numbers from pixel (y, x) on.
-    struct Stored {
-        const Target& target;
-        int64_t b, c, y;
-
-        const C* operator()(int64_t x, int64_t n, C* tile) const {
-            const int64_t offset = target.at(b, c, y, x);
-            if (target.memory.element == kElement<C> && target.sx == 1)
-                return reinterpret_cast<const C*>(target.memory.at(offset));
-            target.load(offset, c, n, tile, 1);
-            return tile;
-        }
-    };
-
-    // n masked pixels from (y, x) of channel c.
-    template <class Wanted>
-    void score_run(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n, C scale, double* total,
-                   const Wanted& wanted) const {
-        C tile[kTile], row[kTile];
-        for (const int64_t end = x + n; x < end; x += kTile) {
-            const int64_t m = min_of(kTile, end - x);
-            const C* goal = wanted(x, m, tile);
-            for_parts(b, c, y, x, m, [&](int64_t i, const Part& part) {
-                char* slope = grad.memory.base ? grad.memory.at(part.to) : nullptr;
-                if (part.from_step == 1 && part.to_step == 1)
-                    return direct(pred.memory.at(part.from), goal + i, slope, part.n, inverse_beta,
-                                  scale, total);
-                pred.memory.load(part.from, part.from_step, part.n, row);
-                buffered(reinterpret_cast<const char*>(row), goal + i, reinterpret_cast<char*>(row),
-                         part.n, inverse_beta, scale, total);
-                if (slope) grad.memory.store(row, part.n, part.to, part.to_step);
+    // Rows [y, y + count) of channel c, which share their runs.
+    void score_rows(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
+                    int64_t run_count, C scale, double* total) const {
+        const int64_t x = runs[0].x;
+        const bool more = c + 1 < channels;
+        if (is_image() && target.template in_place<C>())
+            return direct({pred.memory.at(image(pred, b, c, y, x)),
+                           numbers<C>(target.memory, target.at(b, c, y, x)),
+                           slopes(image(grad, b, c, y, x)), pred.sty, target.sy, grad.sty, count,
+                           kAhead, more ? pred.sc : 0, more ? target.sc : 0},
+                          runs, run_count, inverse_beta, scale, total);
+        const Affine<C> affine = target.template affine<C>(c);
+        for (const int64_t end = y + count; y < end; ++y) {
+            score_row(b, c, y, runs, run_count, scale, total, [&](int64_t from, int64_t n, C* row) {
+                target.load(target.at(b, c, y, from), affine, n, row, 1);
             });
         }
     }
 
-    void zero_run(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n) const {
-        if (!grad.memory.base || row_of) return;
-        for_parts(b, c, y, x, n, [&](int64_t, const Part& part) {
-            grad.memory.zero(part.to, part.to_step, part.n);
-        });
+    // One row of channel c; wanted(x, n, row) puts the targets of n pixels from x on into `row`. No
+    // run is longer than kTile.
+    template <class Wanted>
+    void score_row(int64_t b, int64_t c, int64_t y, const Run* runs, int64_t run_count, C scale,
+                   double* total, const Wanted& wanted) const {
+        C goal[kTile];
+        for (int64_t r = 0, next = 0; r < run_count; r = next) {
+            const int64_t x = runs[r].x;
+            for (; next < run_count && runs[next].x + runs[next].n - x <= kTile; ++next) {
+                if (runs[next].masked) wanted(runs[next].x, runs[next].n, goal + runs[next].x - x);
+            }
+            if (is_image()) {
+                direct({pred.memory.at(image(pred, b, c, y, x)), goal,
+                        slopes(image(grad, b, c, y, x)), 0, 0, 0, 1, 0, 0, 0},
+                       runs + r, next - r, inverse_beta, scale, total);
+            } else {
+                for (; r < next; ++r)
+                    score_apart(b, c, y, runs[r], goal + runs[r].x - x, scale, total);
+            }
+        }
     }
 
   private:
-    // n numbers of the prediction and of its gradient that are equally far apart.
-    struct Part {
-        int64_t from, from_step, to, to_step, n;
-    };
+    char* slopes(int64_t offset) const {
+        return grad.memory.base ? grad.memory.at(offset) : nullptr;
+    }
 
-    // Cuts a run of pixels into such parts: use(first, part).
-    template <class Use>
-    void for_parts(int64_t b, int64_t c, int64_t y, int64_t x, int64_t n, const Use& use) const {
+    // Pixels of a row lie side by side.
+    bool is_image() const { return p == 1 && !row_of && pred.stx == 1 && grad.stx == 1; }
+    static int64_t image(const Prediction& of, int64_t b, int64_t c, int64_t y, int64_t x) {
+        return b * of.sb + c * of.sc + y * of.sty + x * of.stx;
+    }
+
+    // A run of a row whose numbers may lie anywhere: part by part, each within a token.
+    void score_apart(int64_t b, int64_t c, int64_t y, const Run& run, const C* goal, C scale,
+                     double* total) const {
         const int64_t ty = y / p, dy = y % p;
-        const int64_t from = c * pred.sc + dy * pred.sdy, to = c * grad.sc + dy * grad.sdy;
-        if (!row_of && pred.is_linear(p) && grad.is_linear(p)) {
-            const int64_t from_step = pred.stx / p, to_step = grad.stx / p;
-            return use(0, Part{token(pred, b, ty, 0) + from + x * from_step, from_step,
-                               token(grad, b, ty, 0) + to + x * to_step, to_step, n});
-        }
-        for (int64_t i = 0; i < n;) {
-            const int64_t tx = (x + i) / p, dx = (x + i) % p, k = min_of(p - dx, n - i);
-            use(i, Part{token(pred, b, ty, tx) + from + dx * pred.sdx, pred.sdx,
-                        token(grad, b, ty, tx) + to + dx * grad.sdx, grad.sdx, k});
-            i += k;
+        const int64_t in_pred = c * pred.sc + dy * pred.sdy, in_grad = c * grad.sc + dy * grad.sdy;
+        int64_t tx = run.x / p, dx = run.x % p;
+        if (!run.masked && (!grad.memory.base || row_of)) return;
+        C row[kTile];
+        for (int64_t i = 0, n = 0; i < run.n; i += n, ++tx, dx = 0) {
+            n = p == 1 ? run.n : min_of(p - dx, run.n - i);
+            const int64_t pred_step = p == 1 ? pred.stx : pred.sdx;
+            const int64_t grad_step = p == 1 ? grad.stx : grad.sdx;
+            const int64_t to = token(grad, b, ty, tx) + in_grad + dx * grad.sdx;
+            if (!run.masked) {
+                grad.memory.zero(to, grad_step, n);
+                continue;
+            }
+            const Run part = {0, n, true};
+            char* numbers = reinterpret_cast<char*>(row);
+            pred.memory.load(token(pred, b, ty, tx) + in_pred + dx * pred.sdx, pred_step, n, row);
+            buffered({numbers, goal + i, numbers, 0, 0, 0, 1, 0, 0, 0}, &part, 1, inverse_beta,
+                     scale, total);
+            if (grad.memory.base) grad.memory.store(row, n, to, grad_step);
         }
     }
 };

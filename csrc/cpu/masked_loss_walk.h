@@ -38,6 +38,7 @@ struct PixelMask {
     // 1 where the whole square of pixels is masked, 0 where it is visible, -1 where it is mixed.
     int square(int64_t y, int64_t x, int64_t size) const {
         const bool value = at(y, x);
+        if (grid.sy % size == 0 && grid.sx % size == 0) return value;
         for (int64_t row = y; row < y + size; row = (row / grid.sy + 1) * grid.sy) {
             if (at(row, x) != value || run_end(row, x, x + size) < x + size) return -1;
         }
@@ -97,45 +98,54 @@ struct Walk {
   private:
     PixelMask pixels(int64_t b) const { return {mask + b * cells, grid}; }
 
-    // The pixels [x, x_end) of row y of channel c, in runs; wanted as in Scorer::score_run.
-    template <class Wanted>
-    void row(int64_t b, int64_t c, int64_t y, int64_t x, int64_t x_end, C scale, double* total,
-             const Wanted& wanted) const {
+    static constexpr int64_t kRuns = 64;  // found at a time, for all the rows that share them
+
+    // Runs of equal cells in row y from x on, none longer than `most`; x moves to where they end.
+    int64_t find_runs(int64_t b, int64_t y, int64_t& x, int64_t x_end, int64_t most,
+                      Run* runs) const {
         const PixelMask own = pixels(b);
-        while (x < x_end) {
-            const int64_t to = own.run_end(y, x, x_end);
-            if (own.at(y, x)) {
-                scorer.score_run(b, c, y, x, to - x, scale, total, wanted);
-            } else {
-                scorer.zero_run(b, c, y, x, to - x);
-            }
+        int64_t count = 0;
+        for (; x < x_end && count < kRuns; ++count) {
+            const int64_t to = own.run_end(y, x, min_of(x_end, x + most));
+            runs[count] = {x, to - x, own.at(y, x)};
             x = to;
         }
+        return count;
     }
 
     void rows(int64_t b, int64_t y, int64_t y_end, int64_t x, int64_t x_end, C scale,
               double* total) const {
-        for (int64_t c = 0; c < scorer.channels; ++c) {
-            for (int64_t line = y; line < y_end; ++line) {
-                row(b, c, line, x, x_end, scale, total,
-                    typename Scorer<C>::Stored{scorer.target, b, c, line});
+        while (y < y_end) {
+            const int64_t same = min_of(y_end, (y / grid.sy + 1) * grid.sy);
+            for (int64_t from = x; from < x_end;) {
+                Run runs[kRuns];
+                const int64_t count = find_runs(b, y, from, x_end, kTile, runs);
+                for (int64_t c = 0; c < scorer.channels; ++c)
+                    scorer.score_rows(b, c, y, same - y, runs, count, scale, total);
             }
+            y = same;
         }
     }
 
     // One row of tokens whose numbers lie side by side.
     void tokens(int64_t b, int64_t ty, C scale, double* total) const {
         const int64_t p = scorer.p, y = ty * p;
-        for (int64_t tx = 0; tx < width / p; ++tx) {
-            const int masked = pixels(b).square(y, tx * p, p);
-            if (masked == 1) {
-                scorer.score_token(b, ty, tx, scale, total);
-            } else if (masked == 0) {
-                scorer.zero_token(b, ty, tx);
+        int64_t last = -1;  // a masked token that waits for its successor
+        const auto score = [&](int64_t next) {
+            if (last >= 0) scorer.score_token(b, ty, last, next < 0 ? last : next, scale, total);
+            last = next;
+        };
+        for (int64_t x = 0; x < width; x += p) {
+            const int masked = pixels(b).square(y, x, p);
+            if (masked < 0) {
+                rows(b, y, y + p, x, x + p, scale, total);
+            } else if (masked) {
+                score(x / p);
             } else {
-                rows(b, y, y + p, tx * p, tx * p + p, scale, total);
+                scorer.zero_token(b, ty, x / p);
             }
         }
+        score(-1);
     }
 
     // Rows of one channel, each normalised where it is masked; rows without that are passed over.
@@ -147,11 +157,14 @@ struct Walk {
         WindowRows<C> window(plane, norm.side, stored_eps(norm.eps, t.memory.element, std, c),
                              scratch);
         for (; y < y_end; ++y) {
-            if (pixels(b).at(y, 0) || pixels(b).run_end(y, 0, width) < width) window.seek(y);
-            row(b, c, y, 0, width, scale, total, [&](int64_t x, int64_t n, C* tile) {
-                window.write(x, x + n, tile);
-                return tile;
-            });
+            for (int64_t x = 0; x < width;) {
+                Run runs[kRuns];
+                const int64_t count = find_runs(b, y, x, width, kTile, runs);
+                if (count > 1 || pixels(b).at(y, 0)) window.seek(y);
+                scorer.score_row(
+                    b, c, y, runs, count, scale, total,
+                    [&](int64_t from, int64_t n, C* row) { window.write(from, from + n, row); });
+            }
         }
     }
 
@@ -170,11 +183,16 @@ struct Walk {
             if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
             for (int64_t c = 0; c < scorer.channels; ++c) {
                 for (int64_t dy = 0; dy < side; ++dy) {
-                    row(b, c, y + dy, x, x + side, scale, total,
-                        [&](int64_t from, int64_t, C*) -> const C* {
-                            patch.write(c, dy, own);
-                            return own + (from - x);
-                        });
+                    for (int64_t from = x; from < x + side;) {
+                        Run runs[kRuns];
+                        const int64_t count = find_runs(b, y + dy, from, x + side, kTile, runs);
+                        scorer.score_row(b, c, y + dy, runs, count, scale, total,
+                                         [&](int64_t first, int64_t n, C* row) {
+                                             patch.write(c, dy, own);
+                                             std::memcpy(row, own + (first - x),
+                                                         size_t(n) * sizeof(C));
+                                         });
+                    }
                 }
             }
         }

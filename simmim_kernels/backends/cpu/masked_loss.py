@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +15,44 @@ from simmim_kernels.grid import prediction_patch, prediction_strides
 _KINDS = {"l1": 0, "mse": 1, "smooth_l1": 2}
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 _NORMS = {"none": 0, "window": 1, "patch": 2}
-_NO_STRIDES = (0,) * 6
+_SUMS_ON_STACK = 256  # twin: kSumsOnStack in csrc/cpu/masked_loss.cpp
+
+
+class _Plan(NamedTuple):
+    """What follows from shapes, strides and types alone."""
+
+    layout: int  # address of `struct Layout` in csrc/cpu/masked_loss.cpp
+    patch: int
+    sums: int  # partial sums in all
+    scratch: int  # bytes for each thread
+    memory: array  # holds the layout
 
 
 @lru_cache(maxsize=256)
-def _scratch(
-    code: int, norm: int, side: int, channels: int, height: int, width: int, patch: int
-) -> tuple[int, int]:
-    """Partial sums of a sample, and bytes of scratch of a thread."""
-    shape = (code, norm, side, channels, height, width, patch)
-    return kernels.masked_loss_scratch(*shape, True), kernels.masked_loss_scratch(*shape, False)
+def _plan(
+    pred: tuple[int, ...],
+    pred_strides: tuple[int, ...],
+    grad_strides: tuple[int, ...] | None,
+    image: tuple[int, ...],
+    image_strides: tuple[int, ...],
+    elements: tuple[int, ...],
+    order: str,
+    listed: bool,
+    norm: str,
+    norm_side: int,
+) -> _Plan:
+    batch, channels, _, width = image
+    patch = prediction_patch(pred, image)
+    in_row = 0 if listed else width // patch
+    strides = prediction_strides(pred_strides, channels, patch, in_row, order)
+    slopes = (0,) * 6
+    if grad_strides is not None:
+        slopes = prediction_strides(grad_strides, channels, patch, in_row, order)
+    numbers = (*image, patch, *elements, _NORMS[norm], norm_side, *strides, *slopes, *image_strides)
+    memory = array("q", numbers)
+    layout = memory.buffer_info()[0]
+    sums = kernels.masked_loss_scratch(layout, True) * batch + 2 * max(batch, 1)
+    return _Plan(layout, patch, sums, kernels.masked_loss_scratch(layout, False), memory)
 
 
 def masked_loss(
@@ -42,8 +72,7 @@ def masked_loss(
     norm_side: int,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, height, width = target.shape
-    patch = prediction_patch(pred.shape, target.shape)
+    batch, _, height, width = target.shape
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     shape = (batch,) if reduction == "none" else ()
     loss = torch.empty(shape, dtype=dtype, device="cpu")
@@ -53,10 +82,9 @@ def masked_loss(
         grad = torch.empty_like(pred)
     else:
         grad = torch.empty(pred.shape, dtype=pred.dtype, device="cpu")
-    scale = torch.empty(
-        shape if with_grad and pred.dtype == torch.float16 else (0,), dtype=dtype, device="cpu"
-    )
-    numbers, slopes, tokens_in_row = pred, grad, width // patch
+    unscaled = with_grad and pred.dtype == torch.float16
+    scale = torch.empty(shape if unscaled else (0,), dtype=dtype, device="cpu")
+    numbers, slopes = pred, grad
     rows = per_sample = 0
     row_of = present = None
     if index is not None:
@@ -64,31 +92,36 @@ def masked_loss(
         slopes = grad.view(numbers.shape) if with_grad else grad
         index = index.contiguous()
         rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0
-        cells = batch * (height // patch) * tokens_in_row
+    team = threads()
+    plan = _plan(
+        numbers.shape,
+        numbers.stride(),
+        slopes.stride() if with_grad else None,
+        target.shape,
+        target.stride(),
+        (element(pred), element(target), element(loss)),
+        order,
+        index is not None,
+        norm,
+        norm_side,
+    )
+    if index is not None:
+        cells = batch * (height // plan.patch) * (width // plan.patch)
         row_of = torch.empty(cells, dtype=torch.int32, device="cpu")
         present = torch.empty(cells, dtype=torch.uint8, device="cpu")
-        tokens_in_row = 0
     mask = mask.contiguous()
     mean = None if mean is None else mean.double().contiguous()
     std = None if std is None else std.double().contiguous()
-    norm_code = _NORMS[norm]
-    code, team = element(loss), threads()
-    pieces, size = _scratch(code, norm_code, norm_side, channels, height, width, patch)
-    sums = torch.empty(pieces * batch + 2 * max(batch, 1), dtype=torch.float64, device="cpu")
-    scratch = torch.empty(team * size, dtype=torch.uint8, device="cpu") if size else None
+    sums = scratch = None
+    if plan.sums > _SUMS_ON_STACK:
+        sums = torch.empty(plan.sums, dtype=torch.float64, device="cpu")
+    if plan.scratch:
+        scratch = torch.empty(team * plan.scratch, dtype=torch.uint8, device="cpu")
     wrong = kernels.masked_loss(
+        plan.layout,
         numbers.data_ptr(),
-        element(numbers),
-        *prediction_strides(numbers.stride(), channels, patch, tokens_in_row, order),
         slopes.data_ptr() if with_grad else None,
-        *(
-            prediction_strides(slopes.stride(), channels, patch, tokens_in_row, order)
-            if with_grad
-            else _NO_STRIDES
-        ),
         target.data_ptr(),
-        element(target),
-        *target.stride(),
         address(mean),
         address(std),
         mask.data_ptr(),
@@ -99,23 +132,15 @@ def masked_loss(
         per_sample,
         address(row_of),
         address(present),
-        norm_code,
-        norm_side,
         norm_eps,
         _KINDS[kind],
         beta,
         eps,
         _REDUCTIONS[reduction],
         loss.data_ptr(),
-        code,
-        scale.data_ptr() if scale.numel() else None,
-        sums.data_ptr(),
+        scale.data_ptr() if unscaled else None,
+        address(sums),
         address(scratch),
-        batch,
-        channels,
-        height,
-        width,
-        patch,
         team,
     )
     if wrong >= 0:

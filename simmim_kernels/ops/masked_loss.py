@@ -175,15 +175,16 @@ class _MaskedLoss(torch.autograd.Function):
     def forward(ctx, pred, *args):
         loss, grad, scale = _masked_loss(pred, *args[:-3], True, *args[-3:])
         target, _, index = args[:3]
-        ctx.tokens = target.shape[1:].numel() // max(pred.shape[-1], 1)
-        ctx.save_for_backward(grad, scale, index if loss.dim() and index is not None else None)
+        if index is not None:
+            ctx.tokens = target.shape[1:].numel() // max(pred.shape[-1], 1)
+        ctx.save_for_backward(grad, scale, index)
         return loss
 
     @first_order
     def backward(ctx, grad_loss):
         grad, scale, index = ctx.saved_tensors
         factor = grad_loss * scale if scale.numel() else grad_loss
-        if index is not None and index.dim() == 1:  # rows of samples of any count
+        if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
         return (_scaled(grad, factor), *(None,) * 13)
 
@@ -213,7 +214,11 @@ def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tenso
     if not isinstance(mask, PatchMask) or not isinstance(pred, Tensor) or pred.dim() != 3:
         return None
     count, numbers = pred.shape[1:]
-    if target.dim() != 4 or count * numbers == target.shape[1:].numel():
+    if (
+        not isinstance(target, Tensor)
+        or target.dim() != 4
+        or count * numbers == target.shape[1:].numel()
+    ):
         return None
     return mask.masked
 
@@ -251,10 +256,7 @@ def loss_of(
 ) -> Tensor:
     """The masked loss `kind`, with its gradient, of a prediction of all tokens or of those in
     `index`."""
-    is_tensor("pred", pred, FLOATS)
-    is_tensor("target", target, PIXELS)
-    has_dims("target", target, {4: "(B, C, H, W)"})
-    if target.requires_grad:
+    if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     if kind == "smooth_l1":
         if not 0.0 <= beta < math.inf:
@@ -266,6 +268,9 @@ def loss_of(
     args = (pred, target, grid, index, order, mean, std, kind, beta, eps, reduction)
     norm = ("none", 0, 0.0)
     if target_norm is not None:
+        is_tensor("pred", pred, FLOATS)
+        is_tensor("target", target, PIXELS)
+        has_dims("target", target, {4: "(B, C, H, W)"})
         norm = _norm_arguments(target_norm, pred, target, grid)
     if needs_grad(pred):
         return differentiate(_MaskedLoss, *args, *norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simmim.config import PretrainConfig
-from simmim.encoders import build_encoder
+from simmim.encoders import ConvEncoder, TimmEncoder, build_encoder
 from simmim.errors import UserError
 from simmim.masks import Masking
 from simmim.model import SimMIM, channel_statistics
@@ -15,10 +15,10 @@ def build_masking(config: PretrainConfig) -> Masking:
     return Masking(config.mask, config.mask_unit, config.mask_ratio, config.size)
 
 
-def build_model(config: PretrainConfig) -> SimMIM:
-    """A newly initialised model; raises ``UserError`` where settings do not fit together."""
+def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
+    """A newly initialised encoder; raises ``UserError`` where settings do not fit together."""
     mean, std = channel_statistics(config.channels)
-    encoder = build_encoder(
+    return build_encoder(
         config.encoder,
         img_size=config.size,
         channels=config.channels,
@@ -27,6 +27,12 @@ def build_model(config: PretrainConfig) -> SimMIM:
         drop_path=config.drop_path,
         **{name: _argument(name, value) for name, value in config.encoder_args.items()},
     )
+
+
+def build_model(config: PretrainConfig) -> SimMIM:
+    """A newly initialised model; raises ``UserError`` where settings do not fit together."""
+    mean, std = channel_statistics(config.channels)
+    encoder = encoder_of(config)
     if config.mask_unit % encoder.patch:
         raise UserError(
             f"--mask-unit {config.mask_unit} is no multiple of the encoder's patch, "

@@ -1,4 +1,4 @@
-"""The command line: ``simmim pretrain`` and ``simmim reconstruct``."""
+"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune`` and ``probe``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from simmim.errors import (
     UserError,
     require,
 )
+from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.presets import PRESETS
 
 
@@ -48,15 +49,20 @@ def _run(arguments: list[str]) -> int:
     pretrain = tyro.conf.subcommand(
         "pretrain", default=PRESETS[_preset(arguments)], prefix_name=False
     )
-    reconstruct = tyro.conf.subcommand("reconstruct", prefix_name=False)
     config = tyro.cli(
-        Annotated[PretrainConfig, pretrain] | Annotated[ReconstructConfig, reconstruct],
+        Annotated[PretrainConfig, pretrain]
+        | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
+        | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune", prefix_name=False)]
+        | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)],
         args=arguments,
         prog="simmim",
         description="Masked image modelling: pre-train encoders on images alone.",
     )
     if isinstance(config, PretrainConfig):
         return _pretrain(config)
+    if isinstance(config, FinetuneConfig | ProbeConfig):
+        module = "finetune" if isinstance(config, FinetuneConfig) else "probe"
+        return require(f"simmim.{module}").command(config)
     from simmim.reconstruct import run
 
     run(config)
@@ -76,25 +82,15 @@ def _preset(arguments: list[str]) -> str:
 def _pretrain(config: PretrainConfig) -> int:
     from simmim.plot import loss_curve
     from simmim.reconstruct import run
+    from simmim.report import print_trained, print_written, run_files, stopped
     from simmim.train import Trainer
 
     trainer = Trainer(config)
     summary = trainer.fit()
+    if summary.signal or not trainer.fabric.is_global_zero:
+        return stopped(trainer, summary)
+    print_trained(trainer, summary)
     counters = summary.counters
-    if not trainer.fabric.is_global_zero:
-        return 128 + summary.signal if summary.signal else 0
-    if summary.signal:
-        print(
-            f"stopped by signal {summary.signal} at update {summary.updates}; "
-            f"saved {summary.checkpoint}; go on with --resume"
-        )
-        return 128 + summary.signal
-
-    print(f"\ntrained {summary.updates} updates at {summary.images_per_second:.0f} images/s")
-    if counters.bad:
-        print(
-            f"{len(counters.bad)} of {trainer.all_images} images could not be read and were skipped"
-        )
     written = [("checkpoint", summary.checkpoint)]
     if counters.last_validation is not None:
         print(
@@ -108,12 +104,6 @@ def _pretrain(config: PretrainConfig) -> int:
             written.append(("reconstruction", picture))
     curve = config.out / "loss_curve.png"
     loss_curve(config.out / "metrics.csv", curve, counters.baseline)
-    written += [
-        ("loss curve", curve),
-        ("configuration", config.out / "config.json"),
-        ("numbers", config.out / "metrics.csv"),
-        ("TensorBoard", config.out / "tensorboard"),
-    ]
-    for what, path in written:
-        print(f"  {what:<15} {path}")
+    written += [("loss curve", curve), *run_files(config.out)]
+    print_written(*written)
     return 0

@@ -7,7 +7,7 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,30 +21,33 @@ from simmim.crop import ORDER, Cropping, random_numbers
 from simmim.demo_data import demo_photographs
 from simmim.errors import UnreadableImageError, UserError
 from simmim.images import BadImageError, find_images, read_image
-from simmim.order import Order, Remaining, piece
+from simmim.labels_config import FinetuneConfig
+from simmim.order import piece
 from simmim.signals import leave_signals_to_parent
 
 
 class Sample(NamedTuple):
     """One crop on its way to a batch, ``None`` where no file at all could be read.
 
-    ``bad`` lists ``(path, reason)`` of files passed over: a worker reports, it does not raise, since
+    ``source`` is the file that it was cut from, as its place in the list of files; ``bad`` lists ``(path, reason)`` of files passed over: a worker reports, it does not raise, since
     the loader would bury the reason in a traceback.
     """
 
     image: Tensor | None
     id: int
+    source: int
     bad: list[tuple[str, str]]
 
 
 class Batch(NamedTuple):
-    """``images`` ``uint8 (B, C, H, W)``, ``ids`` ``int64 (B,)``, files passed over.
+    """``images`` ``uint8 (B, C, H, W)``, ``ids`` and ``sources`` ``int64 (B,)``, files passed over.
 
     ``images`` is empty where no file could be read.
     """
 
     images: Tensor
     ids: Tensor
+    sources: Tensor
     bad: list[tuple[str, str]]
 
 
@@ -91,8 +94,8 @@ class Crops(Dataset):
             except BadImageError as error:
                 bad.append((str(self.paths[which]), str(error)))
                 continue
-            return Sample(self.cropping(image, epoch, sample, crop), sample, bad)
-        return Sample(None, sample, bad)
+            return Sample(self.cropping(image, epoch, sample, crop), sample, which, bad)
+        return Sample(None, sample, first, bad)
 
     def _read(self, which: int) -> Tensor:
         if self.cache is None:
@@ -108,6 +111,7 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(
         torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
         torch.tensor([s.id for s in samples]),
+        torch.tensor([s.source for s in samples]),
         [bad for s in samples for bad in s.bad],
     )
 
@@ -124,11 +128,13 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
         raise UnreadableImageError(f"no image can be read; the first is {path}: {reason}")
 
 
-def loader(dataset: Crops, order: Order, update: int, workers: int, pin: bool) -> DataLoader:
-    """Batches from ``update`` to the end of the run, read ahead over the ends of epochs."""
+def loader(
+    dataset: Crops, batches: Iterable[list[tuple[int, int]]], workers: int, pin: bool = False
+) -> DataLoader:
+    """``batches`` of ``(epoch, sample id)``, read ahead by ``workers`` processes."""
     return DataLoader(
         dataset,
-        batch_sampler=Remaining(order, update),
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
@@ -192,7 +198,7 @@ def split_files(config: PretrainConfig) -> Files:
     )
 
 
-def training_crops(config: PretrainConfig, paths: list[Path]) -> Crops:
+def training_crops(config: PretrainConfig | FinetuneConfig, paths: list[Path]) -> Crops:
     """The training set that ``config`` describes."""
     cropping = Cropping(config.size, config.crop_scale, config.crop_ratio, config.flip, config.seed)
     return Crops(
@@ -221,3 +227,11 @@ def validation_crops(config: PretrainConfig, paths: list[Path]) -> Crops:
         crops=config.val_crops,
         cache=config.cache,
     )
+
+
+def central_crops(
+    paths: list[Path], size: tuple[int, int], channels: int, cache: bool = False
+) -> Crops:
+    """The largest central crop of each image."""
+    cropping = Cropping(size, (1.0, 1.0), (1.0, 1.0), 0.0, VALIDATION_SEED, central_first=True)
+    return Crops(paths, cropping, channels=channels, cache=cache)

@@ -122,6 +122,17 @@ class TimmEncoder(nn.Module):
         """The transformer's blocks in the order in which they run."""
         return self._family.blocks()
 
+    def pooled(self, output: Tensor) -> Tensor:
+        """The mean ``(B, width)`` over the patch tokens of what a block gave."""
+        first = getattr(self.backbone, "num_prefix_tokens", 0)
+        return output[:, first:].flatten(1, -2).mean(1)
+
+    def depths(self) -> dict[str, int]:
+        """How deep each parameter lies: 0 the embedding, n the n-th block."""
+        matcher = self.backbone.group_matcher(coarse=False)
+        layers = timm.models.group_parameters(self.backbone, matcher, reverse=True)
+        return {"mask_token": 0} | {f"backbone.{name}": layer for name, layer in layers.items()}
+
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return self._family.patches(images, mask, self.mask_token, self.mean, self.std, self.plain)
 
@@ -175,6 +186,14 @@ class ConvEncoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The convolutions."""
         return list(self.convolutions)
+
+    def pooled(self, output: Tensor) -> Tensor:
+        """The mean ``(B, width)`` over the pixels of what a convolution gave, after its ReLU."""
+        return output.relu().mean((2, 3))
+
+    def depths(self) -> dict[str, int]:
+        """How deep each parameter lies: n in the n-th convolution."""
+        return {name: int(name.split(".")[1]) + 1 for name, _ in self.named_parameters()}
 
     def no_weight_decay(self) -> set[str]:
         return set()

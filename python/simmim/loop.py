@@ -23,7 +23,7 @@ from simmim.data import Batch, Crops, check_readable, loader
 from simmim.errors import UserError
 from simmim.log import NoRecords, Records
 from simmim.optim import adamw, learning_rate, parameter_groups
-from simmim.order import Order
+from simmim.order import Order, Remaining
 from simmim.processes import Peers, launch
 from simmim.run_config import RunConfig
 from simmim.sharding import gathered, load_model, load_optimizer
@@ -100,6 +100,7 @@ class Loop(ABC):
                 f"{self.images} images x {config.crops_per_image} crops make no full batch of "
                 f"{self.order.global_batch}: lower --batch-size or raise --crops-per-image"
             )
+        self.log_every = config.log_every or self.order.updates_per_epoch
         self.peers = Peers(self.order.rank, self.order.world)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
@@ -158,7 +159,7 @@ class Loop(ABC):
             self.model.train()
             while self.update < order.updates and not signal:
                 self._update(batches)
-                if self.update % config.log_every == 0 or self.update == order.updates:
+                if self.update % self.log_every == 0 or self.update == order.updates:
                     self._log()
                 if self._validation_due():
                     self._validate()
@@ -179,7 +180,8 @@ class Loop(ABC):
 
     def _batches(self) -> Iterator[Batch]:
         pin = self.fabric.device.type == "cuda"
-        return iter(loader(self.train_set, self.order, self.update, self.config.workers, pin))
+        remaining = Remaining(self.order, self.update)
+        return iter(loader(self.train_set, remaining, self.config.workers, pin))
 
     def _update(self, batches: Iterator[Batch]) -> None:
         config, order = self.config, self.order
@@ -240,7 +242,7 @@ class Loop(ABC):
                 self.records.say(f"skipped {path}: {reason}")
 
     def _log(self) -> None:
-        since = self.update % self.config.log_every or self.config.log_every
+        since = self.update % self.log_every or self.log_every
         loss, norm = (total / since for total in self._read_sums())
         self.loss_sum.zero_()
         self.norm_sum.zero_()

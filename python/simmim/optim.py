@@ -8,26 +8,39 @@ import torch
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for AdamW: decayed, and exempt.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Groups for AdamW: decayed and exempt, each with the learning rate of its depth.
 
     Exempt are vectors and scalars (biases, norms, layer scale), and whatever a submodule lists in
     its ``no_weight_decay()``: position embeddings, relative-position tables, class, register and
     mask tokens.
+
+    Args:
+        model: has an ``encoder`` with ``depths()``; what else it has counts as one layer deeper.
+        layer_decay: ``lr_scale`` of a group is this to the power of its distance from the deepest
+            layer (layer-wise decay, BEiT, Bao et al., 2022).
     """
     exempt = set()
     for prefix, module in model.named_modules():
         if hasattr(module, "no_weight_decay"):
             exempt |= {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
-    decayed, spared = [], []
+    depths = {}
+    if layer_decay != 1.0:
+        depths = {f"encoder.{name}": depth for name, depth in model.encoder.depths().items()}
+    deepest = max(depths.values(), default=-1) + 1
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        keep_free = parameter.ndim <= 1 or name in exempt or "relative_position_bias_table" in name
-        (spared if keep_free else decayed).append(parameter)
+        spared = parameter.ndim <= 1 or name in exempt or "relative_position_bias_table" in name
+        groups.setdefault((depths.get(name, deepest), spared), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if spared else weight_decay,
+            "lr_scale": layer_decay ** (deepest - depth),
+        }
+        for (depth, spared), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
 
 

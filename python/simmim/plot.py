@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
     canvas.savefig(path, dpi=110)
 
 
-def loss_curve(metrics: Path, path: Path, baseline: float | None) -> None:
+def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None:
     """Draw training and validation loss of ``metrics.csv`` over the updates.
 
     Args:
@@ -83,7 +84,40 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None) -> None:
             baseline, color="gray", linestyle="--", label="mean colour of the visible part"
         )
     axis.set_xlabel("update")
-    axis.set_ylabel("loss on hidden pixels")
+    axis.set_ylabel("loss" if baseline is None else "loss on hidden pixels")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
+    canvas.savefig(path, dpi=130)
+
+
+#: up to this many classes, their names and the numbers are legible
+LEGIBLE = 20
+
+
+def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> None:
+    """Draw how often each class was taken for which.
+
+    Args:
+        confusion: counts ``(classes, classes)``, true class by row, answer by column; a class
+            without images is a blank row.
+        names: of the classes.
+        path: file to write.
+    """
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = 2.2 + 0.42 * min(len(names), LEGIBLE)
+    canvas = figure.Figure(figsize=(side, side), layout="constrained")
+    axis = canvas.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= LEGIBLE:
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            count = str(confusion[row, column])
+            axis.text(column, row, count, color=colour, ha="center", va="center", fontsize=8)
+    right = np.trace(confusion) / max(1, confusion.sum())
+    axis.set_title(f"{right:.1%} right", fontsize=11)
+    axis.set_xlabel("answer")
+    axis.set_ylabel("class")
+    path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=130)

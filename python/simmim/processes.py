@@ -16,6 +16,15 @@ fabric_package = require("lightning.fabric")
 strategies = require("lightning.fabric.strategies")
 
 
+def chosen_device(device: str) -> str:
+    """``"cpu"`` or ``"cuda"``, also for ``"auto"``; raises ``UserError`` where there is no GPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    return device
+
+
 def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
     """Fabric for this process and, under torchrun, for those that were started with it.
 
@@ -30,10 +39,7 @@ def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
     here, world = 1, 1
     if distributed.is_available() and distributed.is_torchelastic_launched():
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    device = chosen_device(device)
     if device == "cuda" and here > torch.cuda.device_count():
         raise UserError(
             f"torchrun started {here} processes here, but PyTorch sees "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 from simmim import checkpoint
 from simmim.build import build_masking, build_model
 from simmim.config import PretrainConfig, ReconstructConfig
-from simmim.data import Sample, collate, split_files, validation_crops
+from simmim.data import Sample, central_crops, collate, split_files
 from simmim.errors import UserError
 from simmim.images import find_images
 from simmim.model import SimMIM
@@ -40,7 +39,7 @@ def run(config: ReconstructConfig) -> None:
         paths = split_files(trained).validation
     if not paths:
         raise UserError("the run has no validation images: say which to show with --data FOLDER")
-    samples = _first_readable(config, dataclasses.replace(trained, val_crops=1), paths)
+    samples = _first_readable(config, trained, paths)
     batch = collate(samples)
     mask = build_masking(trained)(batch.ids, seed=config.seed)
     reconstruction_picture(reconstruct(model, batch.images, mask), config.out)
@@ -51,7 +50,7 @@ def _first_readable(
 ) -> list[Sample]:
     samples = []
     for number, path in enumerate(paths):
-        sample = validation_crops(trained, [path])[0, 0]
+        sample = central_crops([path], trained.size, trained.channels)[0, 0]
         if sample.image is not None:
             samples.append(sample._replace(id=number))
         elif config.on_bad_image == "error":

@@ -41,7 +41,7 @@ _PATHS = ("data", "out", "val_data", "checkpoint")
 _PAIRS = ("img_size", "crop_scale", "crop_ratio")
 _COUNTS = (
     *("epochs", "batch_size", "accumulate", "crops_per_image"),
-    *("log_every", "val_every", "save_every", "keep"),
+    *("val_every", "save_every", "keep"),
 )
 
 
@@ -148,7 +148,7 @@ class RunConfig:
 
     # records
     log_every: int = 50
-    """Updates between two rows of the training log."""
+    """Updates between two rows of the training log; 0 writes one an epoch."""
 
     val_every: int = 1
     """Epochs between two validations; there is one before the first update and one after the
@@ -165,6 +165,8 @@ class RunConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.log_every < 0:
+            raise UserError(f"--log-every must be at least 0, not {self.log_every}")
 
     def to_json(self) -> str:
         """The configuration as JSON, paths as strings."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the server imports once, each run starts from there at once
-_CONTEXT.set_forkserver_preload(["simmim.train"])
+_CONTEXT.set_forkserver_preload(["simmim.train", "simmim.finetune"])
 
 
 def start(config, die_at: str | None = None, environment=()) -> multiprocessing.Process:
@@ -60,13 +60,15 @@ def _train(config, die_at: str | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     import torch
 
+    from simmim.config import PretrainConfig
+    from simmim.finetune import Finetuner
     from simmim.train import Trainer
 
     torch.set_num_threads(1)
     if die_at:
         _die(*die_at.split(":"))
     try:
-        summary = Trainer(config).fit()
+        summary = (Trainer if isinstance(config, PretrainConfig) else Finetuner)(config).fit()
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -10,6 +10,7 @@ import pytest
 
 from simmim.cli import main
 from simmim.config import PretrainConfig, ReconstructConfig
+from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.log import read_metrics
 from simmim.presets import PRESETS
 
@@ -77,9 +78,17 @@ def test_an_unknown_flag_has_status_2(capsys):
     assert "--mask-ratio" in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("command", ["pretrain", "reconstruct"])
+COMMANDS = {
+    "pretrain": PretrainConfig,
+    "reconstruct": ReconstructConfig,
+    "finetune": FinetuneConfig,
+    "probe": ProbeConfig,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_field(command, capsys):
-    config = {"pretrain": PretrainConfig, "reconstruct": ReconstructConfig}[command]
+    config = COMMANDS[command]
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0

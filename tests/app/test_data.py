@@ -24,7 +24,7 @@ from simmim.data import (
 from simmim.demo_data import demo_photographs
 from simmim.errors import UserError
 from simmim.images import BadImageError, find_images, read_image
-from simmim.order import Order
+from simmim.order import Order, Remaining
 
 from .conftest import smooth_image
 
@@ -146,7 +146,7 @@ def test_crops_depend_on_seed_epoch_and_sample_only(photographs):
 def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
     def batches(workers: int) -> list:
         order = Order(samples=16, batch=3, accumulate=1, seed=5, epochs=2)
-        data = loader(crops(photographs, crops=2, cache=cache), order, 0, workers, pin=False)
+        data = loader(crops(photographs, crops=2, cache=cache), Remaining(order, 0), workers)
         return list(data)
 
     alone = batches(0)
@@ -161,7 +161,7 @@ def test_a_loader_leaves_the_default_generator_alone(photographs):
     order = Order(samples=8, batch=4, accumulate=1, seed=5, epochs=1)
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(loader(crops(photographs), order, 0, workers, pin=False))
+        list(loader(crops(photographs), Remaining(order, 0), workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -235,7 +235,7 @@ def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
         "simmim.data.read_image", lambda path, channels: read.append(path) or torch.zeros(3, 9, 9)
     )
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
-    assert len(list(loader(crops(photographs), order, 3, 0, pin=False))) == 1
+    assert len(list(loader(crops(photographs), Remaining(order, 3), 0))) == 1
     assert len(read) == 2
 
 

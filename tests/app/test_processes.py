@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from simmim import checkpoint
 from simmim.config import PretrainConfig
+from simmim.labels_config import FinetuneConfig
 from simmim.log import read_metrics
 
 from .conftest import environment
@@ -45,8 +47,8 @@ def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
     return PretrainConfig(**settings)
 
 
-def weights(out: Path, update: int = UPDATES) -> Tensor:
-    state = checkpoint.load(out / "checkpoints" / f"step-{update:08d}.pt")
+def weights(out: Path, kind: str = "pretrain") -> Tensor:
+    state = checkpoint.load(out / "checkpoints" / f"step-{UPDATES:08d}.pt", kind)
     return torch.cat([value.double().flatten() for value in state["model"].values()])
 
 
@@ -70,10 +72,10 @@ def single(tmp_path_factory) -> dict[str, Path]:
     return runs
 
 
-def assert_same_weights(out: Path, single: dict[str, Path]) -> None:
+def assert_same_weights(out: Path, single: dict[str, Path], kind: str = "pretrain") -> None:
     """The error rule, for all weights together: AdamW makes much of a tiny gradient's sign."""
-    exact = weights(single["exact"])
-    error, allowed = (weights(out) - exact).norm(), 2 * (weights(single["plain"]) - exact).norm()
+    ours, plain, exact = (weights(p, kind) for p in (out, single["plain"], single["exact"]))
+    error, allowed = (ours - exact).norm(), 2 * (plain - exact).norm()
     assert 0 < error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
 
 
@@ -95,6 +97,34 @@ def test_two_processes_end_with_the_weights_of_one(single, tmp_path, changes):
     for one, other in zip(alone, rows, strict=True):
         assert (one["split"], one["update"]) == (other["split"], other["update"])
         assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-5)
+
+
+def test_fine_tuning_in_two_processes(single, tmp_path):
+    """12 images in updates of 8 and 4, and 4 to test on."""
+    folder = tmp_path / "labelled"
+    for number, path in enumerate(sorted(single["photographs"].iterdir()) * 2):
+        target = folder / f"class{number % 2}" / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    config = FinetuneConfig(
+        data=folder,
+        val_share=0.3,
+        epochs=3,
+        batch_size=8,
+        mixup=0.0,
+        cutmix=0.0,
+        drop_path=0.0,
+        **{n: STILL[n] for n in ("encoder", "encoder_args", "img_size", "device", "workers")},
+        warmup_epochs=0,
+    )
+    runs = {"exact": ("64-true", 1), "plain": ("32-true", 1), "two": ("32-true", 2)}
+    outs = {name: tmp_path / name for name in runs}
+    for name, (precision, world) in runs.items():
+        changes = {"out": outs[name], "precision": precision, "batch_size": 8 // world}
+        assert train_together(dataclasses.replace(config, **changes), world) == [0] * world
+    assert_same_weights(outs["two"], outs, "finetune")
+    accuracy = [read_metrics(outs[n] / "metrics.csv")[-1]["accuracy"] for n in ("plain", "two")]
+    assert accuracy[0] == accuracy[1]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])

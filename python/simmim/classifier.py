@@ -1,0 +1,120 @@
+"""A classifier on an encoder, and the encoder that a command asks for, trained or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from simmim import checkpoint
+from simmim.build import encoder_of
+from simmim.config import PretrainConfig
+from simmim.encoders import ConvEncoder, TimmEncoder
+from simmim.errors import UserError
+from simmim.labels_config import LabelledConfig
+from simmim.run_config import flag
+from simmim_kernels import PatchMask, random_mask
+
+Config = TypeVar("Config", bound=LabelledConfig)
+Weights = dict[str, Tensor]
+
+#: what a checkpoint brings along, with what stands in where there is none
+_BROUGHT = {"encoder": None, "encoder_args": {}, "img_size": 224, "channels": 3}
+
+
+def completed(config: Config) -> tuple[Config, Weights | None]:
+    """``config`` with its encoder described in full, and the weights to start from.
+
+    Raises:
+        UserError: no such checkpoint, one of another encoder than the one asked for, or neither a
+            checkpoint nor an encoder.
+    """
+    if config.checkpoint is None:
+        if config.encoder is None:
+            raise UserError(
+                "say what to start from: --checkpoint FILE, or --encoder NAME for random weights"
+            )
+        missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
+        return dataclasses.replace(config, **missing), None
+    state = checkpoint.load(config.checkpoint)
+    trained = PretrainConfig.from_json(state["config"])
+    brought = {name: getattr(trained, name) for name in _BROUGHT}
+    for name, value in brought.items():
+        wanted = getattr(config, name)
+        if wanted not in (None, {}, value):
+            raise UserError(
+                f"{config.checkpoint} holds an encoder with {flag(name)} {value}, not {wanted}: "
+                f"leave out {flag(name)}, or leave out --checkpoint to start from random weights"
+            )
+    weights = {
+        name.removeprefix("encoder."): value
+        for name, value in state["model"].items()
+        if name.startswith("encoder.")
+    }
+    return dataclasses.replace(config, **brought), weights
+
+
+def start(
+    config: LabelledConfig, weights: Weights | None, drop_path: float = 0.0
+) -> TimmEncoder | ConvEncoder:
+    """The encoder of a completed ``config``, with ``weights`` or newly initialised."""
+    described = {name: getattr(config, name) for name in _BROUGHT}
+    encoder = encoder_of(PretrainConfig(**described, drop_path=drop_path))
+    if weights is not None:
+        encoder.load_state_dict(weights)
+    return encoder
+
+
+def nothing_hidden(images: Tensor) -> PatchMask:
+    """The mask under which an encoder sees all of ``images``."""
+    return random_mask(len(images), (1, 1), 0.0, seed=0, device=images.device)
+
+
+class Classifier(nn.Module):
+    """A linear map of the mean over an encoder's tokens to one number a class.
+
+    Args:
+        encoder: from ``simmim.encoders``; its mask token, which nothing uses here, is frozen.
+        classes: how many there are.
+    """
+
+    def __init__(self, encoder: TimmEncoder | ConvEncoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        if hasattr(encoder, "mask_token"):
+            encoder.mask_token.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores ``(B, classes)`` of ``uint8 (B, C, H, W)`` images."""
+        return self.head(self.encoder(images, nothing_hidden(images)).mean(1))
+
+
+@torch.no_grad()
+def block_features(
+    encoder: TimmEncoder | ConvEncoder, images: Tensor, blocks: Sequence[int]
+) -> list[Tensor]:
+    """What each of ``blocks`` (from 0) gives for ``uint8 (B, C, H, W)`` images.
+
+    Returns:
+        tensors ``(B, width)``: means over patch tokens, those of the last block after the encoder's
+        final norm.
+    """
+    modules = encoder.blocks()
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int):
+        return lambda _module, _inputs, output: found.update({number: encoder.pooled(output)})
+
+    hooks = [modules[n].register_forward_hook(keep(n)) for n in blocks]
+    try:
+        found[len(modules) - 1] = encoder(images, nothing_hidden(images)).mean(1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[n] for n in blocks]

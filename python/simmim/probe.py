@@ -1,0 +1,174 @@
+"""``simmim probe``: what a frozen encoder's features are worth, without training it."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simmim.classes import Classes, Labelled, split_classes
+from simmim.classifier import block_features, completed, start
+from simmim.data import central_crops, check_readable, loader
+from simmim.encoders import ConvEncoder, TimmEncoder
+from simmim.errors import UserError, require
+from simmim.labels_config import ProbeConfig
+from simmim.plot import confusion_picture
+from simmim.processes import chosen_device
+from simmim.report import print_written
+
+exceptions = require("sklearn.exceptions")
+linear_model = require("sklearn.linear_model")
+neighbors = require("sklearn.neighbors")
+pipeline = require("sklearn.pipeline")
+preprocessing = require("sklearn.preprocessing")
+tensorboard = require("torch.utils.tensorboard")
+
+COLUMNS = ("block", "linear", "neighbours")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Shares of right answers on the features of one block.
+
+    Attributes:
+        block: its number, from 1.
+        linear, neighbours: of logistic regression and of the nearest neighbours.
+        confusion: ``int (classes, classes)``, how often class (row) was taken by the linear
+            classifier for class (column).
+    """
+
+    block: int
+    linear: float
+    neighbours: float
+    confusion: np.ndarray
+
+
+def command(config: ProbeConfig) -> int:
+    """Probe, print the table, draw the last block's confusion matrix; returns the exit status."""
+    classes, results = probe(config)
+    picture = config.out / "confusion.png"
+    confusion_picture(results[-1].confusion, classes.names, picture)
+    print(
+        f"{len(classes.names)} classes, {len(classes.train.paths)} images to train on, "
+        f"{len(classes.test.paths)} to test on"
+    )
+    print("block  linear  neighbours")
+    for result in results:
+        print(f"{result.block:>5}  {result.linear:6.1%}  {result.neighbours:10.1%}")
+    print_written(
+        ("numbers", config.out / "probe.csv"),
+        (f"block {results[-1].block}", picture),
+        ("TensorBoard", config.out / "tensorboard"),
+    )
+    return 0
+
+
+def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
+    """Probe the blocks that ``config`` names, and write ``probe.csv`` and TensorBoard's copy.
+
+    Raises:
+        UserError: settings that cannot work, data or a checkpoint that cannot be used.
+    """
+    config.check()
+    classes = split_classes(config)
+    config, weights = completed(config)
+    torch.manual_seed(config.seed)
+    encoder = start(config, weights).eval().to(chosen_device(config.device))
+    blocks = _blocks(config, len(encoder.blocks()))
+    train, train_labels = _features(encoder, classes.train, blocks, config)
+    test, test_labels = _features(encoder, classes.test, blocks, config)
+    results = [
+        _measure(block + 1, a, train_labels, b, test_labels, len(classes.names), config)
+        for block, a, b in zip(blocks, train, test, strict=True)
+    ]
+    _write(config, results)
+    return classes, results
+
+
+def _blocks(config: ProbeConfig, count: int) -> list[int]:
+    wrong = [block for block in config.blocks if not 0 <= block <= count]
+    if wrong:
+        raise UserError(f"--blocks {wrong[0]}: the encoder has blocks 1 to {count} (0: all)")
+    if 0 in config.blocks:
+        return list(range(count))
+    return [block - 1 for block in config.blocks] or [count - 1]
+
+
+def _features(
+    encoder: TimmEncoder | ConvEncoder,
+    files: Labelled,
+    blocks: Sequence[int],
+    config: ProbeConfig,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Features ``(n, width)`` of each block, and the labels ``(n,)``, of the readable files."""
+    images = central_crops(files.paths, config.size, config.channels)
+    samples = [(0, sample) for sample in range(len(images))]
+    batches = [
+        samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)
+    ]
+    device = next(encoder.parameters()).device
+    found, labels = [], []
+    for batch in loader(images, batches, config.workers):
+        check_readable(batch, config.on_bad_image)
+        for path, reason in batch.bad:
+            print(f"left out {path}: {reason}", file=sys.stderr)
+        # where a file cannot be read another one stands in, which has its own turn
+        own = batch.sources == batch.ids
+        features = block_features(encoder, batch.images[own].to(device), blocks)
+        found.append([f.float().cpu().numpy() for f in features])
+        labels.append(files.labels[batch.sources[own]].numpy())
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
+
+
+def _measure(
+    block: int,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    classes: int,
+    config: ProbeConfig,
+) -> Result:
+    linear = pipeline.make_pipeline(
+        preprocessing.StandardScaler(),
+        linear_model.LogisticRegression(C=config.strength, max_iter=2000),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", exceptions.ConvergenceWarning)
+        try:
+            guesses = linear.fit(train, train_labels).predict(test)
+        except exceptions.ConvergenceWarning:
+            raise UserError(
+                f"the linear classifier on block {block} does not converge: lower --strength"
+            ) from None
+    near = neighbors.KNeighborsClassifier(
+        min(config.neighbours, len(train)), metric="cosine", weights="distance"
+    )
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (test_labels, guesses), 1)
+    return Result(
+        block,
+        float(np.mean(guesses == test_labels)),
+        float(np.mean(near.fit(train, train_labels).predict(test) == test_labels)),
+        confusion,
+    )
+
+
+def _write(config: ProbeConfig, results: list[Result]) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    with (config.out / "probe.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows((r.block, r.linear, r.neighbours) for r in results)
+    folder = config.out / "tensorboard"
+    for events in folder.glob("events.*"):
+        events.unlink()
+    with tensorboard.SummaryWriter(str(folder)) as board:
+        for result in results:
+            board.add_scalar("probe/linear", result.linear, result.block)
+            board.add_scalar("probe/neighbours", result.neighbours, result.block)

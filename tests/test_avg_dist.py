@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 
 
 def pair_by_pair(mask, unit):
@@ -32,7 +33,7 @@ def pair_by_pair(mask, unit):
     ratio=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_distances_pair_by_pair(backend, batch, grid, unit, ratio, seed):
     mask = torch.rand(batch, *grid, generator=torch.Generator().manual_seed(seed)) < ratio
     with sk.backend(backend):
@@ -61,7 +62,7 @@ def test_known_values_at_192_pixels(unit, ratio, published):
     assert sk.avg_dist(made, unit) == pytest.approx(published, rel=0.03)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_and_everything_masked(backend):
     nothing = torch.zeros(2, 3, 4, dtype=torch.bool)
     one_full = nothing.clone()

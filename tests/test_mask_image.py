@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -67,7 +68,7 @@ LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded", "transposed"]
     normalized=st.booleans(),
     ratio=st.floats(0, 1),
 )
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_value_and_gradients(
     backend, batch, channels, grid, unit, dtype, out, layout, fill, normalized, ratio
 ):
@@ -114,7 +115,7 @@ def test_value_and_gradients(
         assert_within_budget(mine, theirs, true, "gradient")
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("unit", [1, 32])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_nan_in_a_masked_pixel_is_gone(backend, unit, layout):
@@ -153,7 +154,7 @@ def test_every_byte_becomes_its_fraction():
     assert out[0, 0, 15, 15] == 1.0
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("unit", [1, 2, 20])
 def test_gradcheck(backend, unit):
     image = torch.randn(2, 3, 20, 20, dtype=torch.float64)[:, :, : 2 * unit, : 2 * unit]

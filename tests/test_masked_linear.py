@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 from tests.loss_cases import BETA, LOSSES, MEAN, STD, as_image, normalised, published
 
-BACKENDS = ["cpu", "reference"]
 OURS = {
     "l1": sk.masked_linear_l1,
     "mse": sk.masked_linear_mse,

@@ -23,6 +23,39 @@ def random_mask(backend) -> dict[str, Callable]:
     }
 
 
+def box_mask(backend) -> dict[str, Callable]:
+    ids = torch.arange(4)
+    return {"14x14": lambda: backend.box_mask.box_mask(ids, 14, 14, 8, 8, False, 5, 1)}
+
+
+def block_mask(backend) -> dict[str, Callable]:
+    ids = torch.arange(4)
+    return {
+        f"{side}x{side}": lambda side=side: backend.block_mask.block_mask(
+            ids, side, side, side * side // 2, 5, 1
+        )
+        for side in (14, 48)
+    }
+
+
+def avg_dist(backend) -> dict[str, Callable]:
+    return {"6x6": lambda: backend.avg_dist.avg_dist(_mask(4, 6, 6), 32)}
+
+
+def mask_image(backend) -> dict[str, Callable]:
+    op, mask = backend.mask_image, _mask(4, 6, 6)
+    image, stats = torch.empty(4, 3, 192, 192), (torch.zeros(3), torch.ones(3))
+    last = image.contiguous(memory_format=torch.channels_last)
+    return {
+        "float32": lambda: op.mask_image_forward(image, mask, None, 0.5, None, None, F32),
+        "bytes": lambda: op.mask_image_forward(
+            image.to(torch.uint8), mask, torch.zeros(3), 0.0, *stats, BF16
+        ),
+        "channels_last": lambda: op.mask_image_forward(last, mask, None, 0.5, None, None, F32),
+        "backward": lambda: op.mask_image_backward(image, mask, F32, F32),
+    }
+
+
 def mask_tokens(backend) -> dict[str, Callable]:
     op = backend.mask_tokens
     calls = {}
@@ -90,4 +123,29 @@ def normalize_targets(backend) -> dict[str, Callable]:
         "float32": lambda: op.normalize_targets(image, 47, 1e-6, None, None),
         "bytes": lambda: op.normalize_targets(image.to(torch.uint8), 47, 1e-6, *stats),
         "masked": lambda: op.window_normalized(image, 47, 1e-6, None, F32, _mask(4, 6, 6)),
+    }
+
+
+def masked_linear(backend) -> dict[str, Callable]:
+    return {"14x14": lambda: backend.masked_linear.masked_positions(_mask(4, 7, 7), 14, 14, 400)}
+
+
+def place_tokens(backend) -> dict[str, Callable]:
+    op, mask, rows = backend.place_tokens, _mask(4, 7, 7), torch.empty(400, 768, dtype=BF16)
+    token, pos, x = torch.empty(768), torch.empty(196, 768), torch.empty(4, 196, 768, dtype=BF16)
+    return {
+        "place": lambda: op.place_tokens(rows, mask, token, pos, 0, 14, 14, BF16),
+        "take": lambda: op.take_tokens(x, mask, 0, 14, 14, 400, BF16, F32, F32),
+    }
+
+
+def masked_patch_embed(backend) -> dict[str, Callable]:
+    op, mask = backend.masked_patch_embed, _mask(4, 7, 7)
+    image, stats = torch.empty(4, 3, 224, 224), (torch.zeros(3), torch.ones(3))
+    return {
+        "float32": lambda: op.gather_patches(image, mask, None, None, 16, 16, 400, F32),
+        "bytes": lambda: op.gather_patches(image.to(torch.uint8), mask, *stats, 16, 16, 400, BF16),
+        "backward": lambda: op.gather_patches_backward(
+            torch.empty(400, 768, dtype=BF16), mask, stats[1], 3, 14, 14, 16, 16, F32
+        ),
     }

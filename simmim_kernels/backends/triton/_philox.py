@@ -40,6 +40,25 @@ def word(index, counter_bits, epoch, sample, seed_lo, seed_hi):
     return tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
 
 
+@triton.jit
+def draw(sample, block, STREAM: tl.constexpr, epoch, seed_lo, seed_hi):
+    """The four words of one block of a strategy's own range of counters."""
+    return philox(
+        (tl.full((), STREAM, tl.int64) + block).to(tl.uint32),
+        epoch.to(tl.uint32),
+        (sample & 0xFFFFFFFF).to(tl.uint32),
+        ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32),
+        seed_lo.to(tl.uint32),
+        seed_hi.to(tl.uint32),
+    )
+
+
+@triton.jit
+def uniform(word, n):
+    """A whole number in `[0, n)` from a 32-bit word: the high word of `word * n`, `n < 2^31`."""
+    return (word.to(tl.int64) * n) >> 32
+
+
 def signed_words(*values: int) -> list[int]:
     """32-bit words as signed numbers, so that every value has one argument type in Triton."""
     return [(value & 0xFFFFFFFF) - ((value & 0x80000000) << 1) for value in values]

@@ -128,12 +128,12 @@ def _backward(
     for index in range(tl.minimum(run, batch - piece * run)):
         sample = (piece * run).to(tl.int64) + index
         masked = tl.load(mask + sample * cells + cell, mask=exists & (row >= prefix), other=0) != 0
-        if WANTS_TOKEN or WANTS_POS:
-            value = tl.load(grad + sample * s_b + source, mask=inside, other=0.0)
-        else:
-            value = tl.load(
-                grad + sample * s_b + source, mask=inside & (masked == 0)[:, None], other=0.0
-            )
+        wanted = inside
+        if not WANTS_POS and not WANTS_TOKEN:
+            wanted = inside & (masked == 0)[:, None]
+        if not WANTS_POS and not WANTS_X:
+            wanted = inside & masked[:, None]
+        value = tl.load(grad + sample * s_b + source, mask=wanted, other=0.0)
         if WANTS_X:
             target = (sample * length + row)[:, None] * width + column[None, :]
             kept = tl.where(masked[:, None], 0.0, value)
@@ -161,7 +161,7 @@ def _layout(x: Tensor, mask: Tensor, prefix_tokens: int) -> tuple[tuple[int, ...
     return (batch, w * row, row, feature), h, w
 
 
-def _tile_shape(width: int, length: int) -> tuple[int, int]:
+def tile_shape(width: int, length: int) -> tuple[int, int]:
     """Tokens and features of a tile. Features: the largest power of two that divides the width, so
     that no lane idles (768 = 3 x 256), unless that is too narrow for wide loads."""
     block = min(width & -width, 1024)
@@ -170,7 +170,7 @@ def _tile_shape(width: int, length: int) -> tuple[int, int]:
     return power_of_two(length, max(_TILE // block, 1)), block
 
 
-def _compute(*dtypes: torch.dtype) -> tl.dtype:
+def compute_type(*dtypes: torch.dtype) -> tl.dtype:
     return tl.float64 if torch.float64 in dtypes else tl.float32
 
 
@@ -190,7 +190,7 @@ def mask_tokens_forward(
         return out
     mask, token = mask.contiguous(), token.contiguous()
     pos_embed = None if pos_embed is None else pos_embed.contiguous()
-    rows, block = _tile_shape(width, length)
+    rows, block = tile_shape(width, length)
     with on_device_of(x):
         _forward[(batch * cdiv(length, rows) * cdiv(width, block),)](
             x,
@@ -209,7 +209,7 @@ def mask_tokens_forward(
             width,
             0 if pos_embed is None else length - pos_embed.numel() // width,
             HAS_POS=pos_embed is not None,
-            COMPUTE=_compute(dtype),
+            COMPUTE=compute_type(dtype),
             ROWS=rows,
             BLOCK=block,
             num_warps=4,
@@ -230,11 +230,11 @@ def mask_tokens_backward(
     strides, h, w = _layout(grad, mask, prefix_tokens)
     batch, width, length = grad.shape[0], grad.shape[-1], prefix_tokens + h * w
     mask, device = mask.contiguous(), grad.device
-    rows, block = _tile_shape(width, length)
+    rows, block = tile_shape(width, length)
     tiles, blocks = cdiv(length, rows), cdiv(width, block)
     run = max(cdiv(batch * tiles * blocks, _PROGRAMS), _PARTIAL if pos_dtype else 1)
     pieces = cdiv(batch, run)
-    compute = _compute(grad.dtype)
+    compute = compute_type(grad.dtype)
     sums = torch.float64 if compute is tl.float64 else torch.float32
     dx = torch.empty(grad.shape if x_dtype else (0,), dtype=x_dtype, device=device)
     dtoken = torch.empty((width if token_dtype else 0,), dtype=token_dtype, device=device)
@@ -245,7 +245,7 @@ def mask_tokens_backward(
     if pos_dtype:
         pos_sums = torch.empty((pieces, pos_rows, width), dtype=sums, device=device)
     with on_device_of(grad):
-        if pieces and width:
+        if pieces and width and (x_dtype or token_dtype or pos_dtype):
             _backward[(pieces * tiles * blocks,)](
                 grad,
                 mask,

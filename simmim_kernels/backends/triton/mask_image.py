@@ -1,0 +1,149 @@
+"""Masking of pixels in one pass, and the gradient of the colour.
+
+A program takes lines of one sample as they lie in memory: rows of a channel, or of a channels-last
+image rows of pixels with their channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends._elements import memory_format
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._pixels import normalised, store
+from simmim_kernels.backends.triton._sums import add_rows
+from simmim_kernels.backends.triton.mask_tokens import compute_type
+
+_TILE = 4096  # numbers of a program: 32 a thread
+
+
+@triton.jit
+def _lines(piece, width, height, R: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
+           LAST: tl.constexpr):  # fmt: skip
+    """Channel, row and column of a tile's numbers, their places in their lines, and which of them
+    exist."""
+    numbers = width * CHANNELS if LAST else width
+    lines = height if LAST else height * CHANNELS
+    columns = tl.cdiv(numbers, BLOCK)
+    r = (piece // columns * R + tl.arange(0, R))[:, None]
+    k = (piece % columns * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = (r < lines) & (k < numbers)
+    if LAST:
+        return k % CHANNELS + r * 0, r + k * 0, k // CHANNELS + r * 0, k, inside
+    return r // height + k * 0, r % height + k * 0, k + r * 0, k, inside
+
+
+@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w"])
+def _mask_image(
+    image, i_b, i_c, i_y, i_x, mask, fill, mean, std, out, o_b, o_c, o_y, o_x,
+    height, width, unit_h, unit_w, grid_h, grid_w, pieces,
+    CHANNELS: tl.constexpr, VALUE: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
+    STATS: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    sample = (program // pieces).to(tl.int64)
+    c, y, x, k, inside = _lines(program % pieces, width, height, R, BLOCK, CHANNELS, LAST)
+    cell = sample * (grid_h * grid_w) + y // unit_h * grid_w + x // unit_w
+    masked = tl.load(mask + cell, mask=inside, other=0) != 0
+    c, y, x = c.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
+    kept = inside & (masked == 0)
+    if LAST:  # image and result are contiguous in this format; said so, loads are wide
+        source = (sample * height + y) * (width * CHANNELS) + k
+        place = source
+    else:
+        source = sample * i_b + c * i_c + y * i_y + x * i_x
+        place = sample * o_b + c * o_c + y * o_y + x * o_x
+    value = tl.load(image + source, mask=kept, other=0)
+    value = normalised(value.to(COMPUTE), mean, std, c, kept, BYTES, STATS)
+    if FILL:
+        colour = tl.load(fill + c, mask=inside, other=0.0).to(COMPUTE)
+    else:
+        colour = tl.full((R, BLOCK), VALUE, COMPUTE)
+    value = tl.where(masked, colour, value)
+    store(out + place, value, inside)
+
+
+@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w"])
+def _fill_sums(
+    grad, g_b, g_c, g_y, g_x, mask, sums, height, width, unit_h, unit_w, grid_h, grid_w, tiles,
+    CHANNELS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What one sample's tile of one channel adds to that channel's gradient."""
+    program = tl.program_id(0)
+    c, piece = (program % CHANNELS).to(tl.int64), program // CHANNELS
+    sample = (piece // tiles).to(tl.int64)
+    _, y, x, _, inside = _lines(piece % tiles, width, height, R, BLOCK, 1, False)
+    cell = sample * (grid_h * grid_w) + y // unit_h * grid_w + x // unit_w
+    masked = inside & (tl.load(mask + cell, mask=inside, other=0) != 0)
+    at = sample * g_b + c * g_c + y.to(tl.int64) * g_y + x.to(tl.int64) * g_x
+    value = tl.load(grad + at, mask=masked, other=0.0).to(tl.float64)
+    tl.store(sums + program, tl.sum(tl.sum(value, 1), 0))
+
+
+def _tile(numbers: int, lines: int) -> tuple[int, int, int]:
+    """Lines and numbers of a tile, and how many tiles an image has."""
+    block = power_of_two(numbers, 1024)
+    rows = power_of_two(lines, max(_TILE // block, 1))
+    return rows, block, cdiv(numbers, block) * cdiv(lines, rows)
+
+
+def _grid(image: Tensor, mask: Tensor) -> tuple[int, ...]:
+    (height, width), (grid_h, grid_w) = image.shape[2:], mask.shape[1:]
+    return height, width, height // grid_h, width // grid_w, grid_h, grid_w
+
+
+def mask_image_forward(
+    image: Tensor,
+    mask: Tensor,
+    fill: Tensor | None,
+    value: float,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    layout = memory_format(image)
+    out = torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
+    if not out.numel():
+        return out
+    batch, channels, height, width = image.shape
+    last = layout is torch.channels_last
+    fill, mean, std = (None if t is None else t.contiguous() for t in (fill, mean, std))
+    rows, block, pieces = _tile(
+        width * (channels if last else 1), height * (1 if last else channels)
+    )
+    with on_device_of(image):
+        _mask_image[(batch * pieces,)](
+            image, *image.stride(), mask.contiguous(), fill, mean, std, out, *out.stride(),
+            *_grid(image, mask), pieces, CHANNELS=channels, VALUE=value, FILL=fill is not None,
+            BYTES=image.dtype == torch.uint8, STATS=std is not None, LAST=last,
+            COMPUTE=compute_type(image.dtype, dtype), R=rows, BLOCK=block, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+def mask_image_backward(
+    grad: Tensor,
+    mask: Tensor,
+    image_dtype: torch.dtype | None,
+    fill_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = grad.shape
+    d_image = torch.empty((0,), dtype=image_dtype, device=grad.device)
+    if image_dtype:
+        d_image = mask_image_forward(grad, mask, None, 0.0, None, None, image_dtype)
+    d_fill = torch.empty(channels if fill_dtype else 0, dtype=fill_dtype, device=grad.device)
+    if d_fill.numel():
+        rows, block, tiles = _tile(width, height)
+        sums = torch.empty((batch * tiles, channels), dtype=torch.float64, device=grad.device)
+        with on_device_of(grad):
+            if sums.numel():
+                _fill_sums[(sums.numel(),)](
+                    grad, *grad.stride(), mask.contiguous(), sums, *_grid(grad, mask), tiles,
+                    CHANNELS=channels, R=rows, BLOCK=block, num_warps=4, **OPTIONS,
+                )  # fmt: skip
+            add_rows(sums, d_fill)
+    return d_image, d_fill

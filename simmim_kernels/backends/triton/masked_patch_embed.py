@@ -1,0 +1,102 @@
+"""Visible patches as rows of a matrix and back, one pass each way."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._pixels import normalised, store
+from simmim_kernels.backends.triton._places import listed_tokens
+from simmim_kernels.backends.triton.mask_tokens import compute_type
+
+_TILE = 4096  # numbers of a program: 32 a thread
+
+
+@triton.jit
+def _patches(
+    image, i_b, i_c, i_y, i_x, tokens, mean, std, rows, w, length, count,
+    CHANNELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BYTES: tl.constexpr,
+    STATS: tl.constexpr, BACK: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
+    G: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """Rows of pixels from the image; BACK: their gradients to the image's."""
+    # A tile is R rows of G groups of V numbers; those of a group are neighbours in the image.
+    numbers: tl.constexpr = CHANNELS * PH * PW
+    columns = tl.cdiv(numbers, G * V)
+    row = tl.program_id(0) // columns * R + tl.arange(0, R)[:, None, None]
+    g = tl.program_id(0) % columns * (G * V) + tl.arange(0, G)[None, :, None] * V
+    v = tl.arange(0, V)[None, None, :]
+    token = tl.load(tokens + row, mask=row < count, other=-1)
+    patch = token % length
+    y, x = patch // w * PH + g // PW % PH, patch % w * PW + g % PW + v
+    c = tl.minimum(g // (PH * PW), CHANNELS - 1).to(tl.int64)
+    at = token // length * i_b + c * i_c + y * i_y + x * i_x
+    inside = (g < numbers) & (v < V)
+    here = inside & (token >= 0)
+    place = row.to(tl.int64) * numbers + g + v
+    if BACK:
+        value = tl.load(rows + place, mask=here, other=0.0).to(COMPUTE)
+        if STATS:
+            value = value / tl.load(std + c).to(COMPUTE)
+        store(image + at, value, here)
+    else:
+        value = tl.load(image + at, mask=here, other=0).to(COMPUTE)
+        value = normalised(value, mean, std, c, c >= 0, BYTES, STATS)
+        store(rows + place, tl.where(here, value, 0.0), inside & (row < count))
+
+
+def _run(image, tokens, mean, std, rows, patch_h, patch_w, back, dtype) -> None:
+    _, channels, height, width = image.shape
+    h, w, count, numbers = height // patch_h, width // patch_w, rows.shape[0], rows.shape[1]
+    vector = min(patch_w & -patch_w, 16)
+    groups = power_of_two(cdiv(numbers, vector), 1024 // vector)
+    high = power_of_two(count, max(_TILE // (groups * vector), 1))
+    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
+    with on_device_of(image):
+        _patches[(cdiv(count, high) * cdiv(numbers, groups * vector),)](
+            image, *image.stride(), tokens, mean, std, rows, w, h * w, count,
+            CHANNELS=channels, PH=patch_h, PW=patch_w, BYTES=image.dtype == torch.uint8,
+            STATS=std is not None, BACK=back, COMPUTE=compute_type(dtype), R=high, G=groups,
+            V=vector, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+
+
+def gather_patches(
+    image: Tensor,
+    mask: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    patch_h: int,
+    patch_w: int,
+    count: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    _, channels, height, width = image.shape
+    rows = torch.empty((count, channels * patch_h * patch_w), dtype=dtype, device=image.device)
+    if rows.numel():
+        h, w = height // patch_h, width // patch_w
+        tokens = listed_tokens(mask, h, w, count, False, torch.int64)
+        _run(image, tokens, mean, std, rows, patch_h, patch_w, False, dtype)
+    return rows
+
+
+def gather_patches_backward(
+    grad: Tensor,
+    mask: Tensor,
+    std: Tensor | None,
+    channels: int,
+    h: int,
+    w: int,
+    patch_h: int,
+    patch_w: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    size = mask.shape[0], channels, h * patch_h, w * patch_w
+    image = torch.zeros(size, dtype=dtype, device=grad.device)
+    if grad.numel():
+        tokens = listed_tokens(mask, h, w, grad.shape[0], False, torch.int64)
+        _run(image, tokens, None, std, grad.contiguous(), patch_h, patch_w, True, dtype)
+    return image

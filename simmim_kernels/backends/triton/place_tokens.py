@@ -1,0 +1,121 @@
+"""Compact token rows to their places and back.
+
+Each way is two launches: the tokens' places among the visible ones, then one pass over tiles of rows
+by features. The sums of masked tokens and over the batch are those of `mask_tokens`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
+from simmim_kernels.backends.triton._pixels import store
+from simmim_kernels.backends.triton._places import listed_tokens, visible_places
+from simmim_kernels.backends.triton.mask_tokens import (
+    compute_type,
+    mask_tokens_backward,
+    tile_shape,
+)
+
+
+@triton.jit(do_not_specialize=["prefix", "count"])
+def _place(
+    rows, r_n, r_d, places, token, pos, out, length, prefix, width, total, count,
+    HAS_TOKEN: tl.constexpr, HAS_POS: tl.constexpr, COMPUTE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    patch = row % length - prefix
+    exists = (row < total) & (patch >= 0)
+    source = row // length * (length - prefix) + patch
+    place = tl.load(places + source, mask=exists, other=-1)
+    visible = (place >= 0)[:, None]
+    kept = (exists & (place >= 0) & (place < count))[:, None] & (column < width)[None, :]
+    at = place[:, None] * r_n + column.to(tl.int64)[None, :] * r_d
+    value = tl.load(rows + at, mask=kept, other=0.0).to(COMPUTE)
+    if HAS_TOKEN:
+        shared = tl.load(token + column, mask=column < width, other=0.0).to(COMPUTE)
+        value = tl.where(visible, value, shared[None, :])
+    there = exists[:, None] & (column < width)[None, :]
+    if HAS_POS:
+        value += tl.load(pos + patch[:, None] * width + column[None, :], mask=there, other=0.0).to(
+            COMPUTE
+        )
+    value = tl.where(exists[:, None], value, 0.0)
+    inside = (row < total)[:, None] & (column < width)[None, :]
+    store(out + row[:, None] * width + column[None, :], value, inside)
+
+
+@triton.jit(do_not_specialize=["prefix"])
+def _take(
+    x, x_b, x_l, x_d, tokens, rows, prefix, length, width, count, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    token = tl.load(tokens + row, mask=row < count, other=-1)
+    at = token // length * x_b + (token % length + prefix) * x_l
+    kept = (token >= 0)[:, None] & (column < width)[None, :]
+    value = tl.load(x + at[:, None] + column.to(tl.int64)[None, :] * x_d, mask=kept, other=0.0)
+    inside = (row < count)[:, None] & (column < width)[None, :]
+    store(rows + row[:, None] * width + column[None, :], value, inside)
+
+
+def place_tokens(
+    rows: Tensor,
+    mask: Tensor,
+    token: Tensor | None,
+    pos_embed: Tensor | None,
+    prefix_tokens: int,
+    h: int,
+    w: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    batch, (count, width), length = mask.shape[0], rows.shape, prefix_tokens + h * w
+    out = torch.empty((batch, length, width), dtype=dtype, device=rows.device)
+    if not out.numel():
+        return out
+    token = None if token is None else token.contiguous()
+    pos_embed = None if pos_embed is None else pos_embed.contiguous()
+    places = visible_places(mask, h, w)
+    height, block = tile_shape(width, batch * length)
+    with on_device_of(rows):
+        _place[(cdiv(batch * length, height) * cdiv(width, block),)](
+            rows, *rows.stride(), places, token, pos_embed, out, length, prefix_tokens, width,
+            batch * length, count, HAS_TOKEN=token is not None, HAS_POS=pos_embed is not None,
+            COMPUTE=compute_type(dtype), ROWS=height, BLOCK=block, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+def take_tokens(
+    x: Tensor,
+    mask: Tensor,
+    prefix_tokens: int,
+    h: int,
+    w: int,
+    count: int,
+    rows_dtype: torch.dtype | None,
+    token_dtype: torch.dtype | None,
+    pos_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = x.shape[2]
+    rows = torch.empty((count, width) if rows_dtype else (0,), dtype=rows_dtype, device=x.device)
+    if rows.numel():
+        tokens = listed_tokens(mask, h, w, count, False, torch.int64)
+        height, block = tile_shape(width, count)
+        with on_device_of(x):
+            _take[(cdiv(count, height) * cdiv(width, block),)](
+                x, *x.stride(), tokens, rows, prefix_tokens, h * w, width, count,
+                ROWS=height, BLOCK=block, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+    patches = x[:, prefix_tokens:].unflatten(1, (h, w))
+    pos_rows = h * w if pos_dtype else 0
+    _, token, pos = mask_tokens_backward(patches, mask, 0, None, token_dtype, pos_rows, pos_dtype)
+    return rows, token, pos

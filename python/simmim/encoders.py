@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from simmim import published
 from simmim.errors import UserError, require
-from simmim.families import family_of
 from simmim_kernels import PatchMask, mask_image
 
 timm = require("timm")
+integration = require("simmim_kernels.integrations.timm")
 
 #: names that are ours, with the timm model and the arguments that they stand for
 PAPER_ENCODERS = {
@@ -35,7 +35,7 @@ CNN = "cnn"
 FAMILIES = ("vision_transformer", "deit", "beit", "swin_transformer", "swin_transformer_v2")
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(integration.MaskedEncoder):
     """A timm transformer whose hidden patches are replaced by a learnt mask token.
 
     Args:
@@ -68,14 +68,13 @@ class TimmEncoder(nn.Module):
         drop_path: float = 0.0,
         **arguments: object,
     ) -> None:
-        super().__init__()
         timm_name, defaults = PAPER_ENCODERS.get(name, (name, {}))
         if not timm.is_model(timm_name):
             raise UserError(_unknown(name))
         if not timm.models.is_model_in_modules(timm_name, FAMILIES):
             raise UserError(_wrong_family(name))
         try:
-            self.backbone = timm.create_model(
+            backbone = timm.create_model(
                 timm_name,
                 img_size=img_size,
                 in_chans=channels,
@@ -86,41 +85,11 @@ class TimmEncoder(nn.Module):
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise UserError(f"timm cannot build encoder {name!r} this way: {error}") from None
-        self._family = family_of(self.backbone)
-        if self._family is None:
+        if integration.family_of(backbone) is None:
             raise UserError(_wrong_family(name))
+        super().__init__(backbone, mean=mean, std=std)
         self.plain = False
-        self.patch = self.backbone.patch_embed.patch_size[0]
-        self.stride = self.backbone.feature_info[-1]["reduction"]
-        self.width = self.backbone.num_features
         check_divides("encoder stride", self.stride, img_size)
-        token_width = self.backbone.patch_embed.proj.out_channels
-        self.mask_token = nn.Parameter(torch.empty(1, 1, token_width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
-
-    def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        """Tokens ``(B, L, width)`` of ``uint8 (B, C, H, W)`` images under a mask."""
-        return self._family.tokens(self._patches(images, mask), None)
-
-    def hidden_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
-        """The tokens of hidden patches alone, ``(B, K, width)``, in the order of
-        ``mask.on_grid(...).masked`` on the grid of output tokens.
-
-        None where the last block needs all tokens, where samples may hide different numbers (a
-        plain mask), or where a mask unit is smaller than an output token.
-        """
-        if self._family.last is None or not isinstance(mask, PatchMask):
-            return None
-        units = mask.mask.shape[1:]
-        if any(side // self.stride % n for side, n in zip(images.shape[2:], units, strict=True)):
-            return None
-        return self._family.tokens(self._patches(images, mask), mask)
-
-    def blocks(self) -> list[nn.Module]:
-        """The transformer's blocks in the order in which they run."""
-        return self._family.blocks()
 
     def pooled(self, output: Tensor) -> Tensor:
         """The mean ``(B, width)`` over the patch tokens of what a block gave."""
@@ -134,11 +103,13 @@ class TimmEncoder(nn.Module):
         return {"mask_token": 0} | {f"backbone.{name}": layer for name, layer in layers.items()}
 
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        return self._family.patches(images, mask, self.mask_token, self.mean, self.std, self.plain)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of this module's parameters that weight decay must leave alone."""
-        return {"mask_token"} | {f"backbone.{n}" for n in self.backbone.no_weight_decay()}
+        if not self.plain:
+            return super()._patches(images, mask)
+        embed, pos = self.backbone.patch_embed, self.family.pos_embed()
+        x = embed(published.normalized(images, self.mean, self.std))
+        x = x.flatten(1, 2) if x.dim() == 4 else x
+        x = published.mask_tokens(x, mask, self.mask_token, embed.grid_size)
+        return x if pos is None else x + pos
 
 
 class ConvEncoder(nn.Module):

@@ -9,17 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from timm import layers
+from timm.models import beit
+from timm.models import swin_transformer as swin
+from timm.models import swin_transformer_v2 as swin_v2
+from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 
-from simmim import published
-from simmim.errors import require
-from simmim_kernels import MaskedLastBlock, PatchMask, masked_patch_embed
-
-beit = require("timm.models.beit")
-layers = require("timm.layers")
-swin = require("timm.models.swin_transformer")
-swin_v2 = require("timm.models.swin_transformer_v2")
-vit = require("timm.models.vision_transformer")
+from simmim_kernels.integrations.last_block import MaskedLastBlock
+from simmim_kernels.ops._channels import Channels
+from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
+from simmim_kernels.patch_mask import PatchMask
 
 
 class Family(ABC):
@@ -28,13 +28,15 @@ class Family(ABC):
     Attributes:
         backbone: the model, which owns all parameters.
         last: its last block for hidden tokens alone; None where that block needs them all.
+        why_not_last: why it does; None otherwise.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
         block = self.blocks()[-1]
         prefix = getattr(backbone, "num_prefix_tokens", 0)
-        fits = MaskedLastBlock.why_not(block) is None
+        self.why_not_last = MaskedLastBlock.why_not(block)
+        fits = self.why_not_last is None
         self.last = MaskedLastBlock(block, prefix_tokens=prefix) if fits else None
 
     def blocks(self) -> list[nn.Module]:
@@ -43,11 +45,11 @@ class Family(ABC):
 
     @abstractmethod
     def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
-        """Output tokens ``(B, L, width)`` of embedded patches ``(B, h*w, D)``; with a mask those of
-        its hidden tokens alone, ``(B, K, width)``, which needs ``last``."""
+        """Output tokens `(B, L, width)` of embedded patches `(B, h*w, D)`; with a mask those of
+        its hidden tokens alone, `(B, K, width)`, which needs `last`."""
 
     def pos_embed(self) -> Tensor | None:
-        """The position embedding of the patches, ``(1, h*w, D)``."""
+        """The position embedding of the patches, `(1, h*w, D)`."""
         return None
 
     def patches(
@@ -55,31 +57,23 @@ class Family(ABC):
         images: Tensor,
         mask: PatchMask | Tensor,
         token: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        plain: bool,
+        mean: Channels,
+        std: Channels,
     ) -> Tensor:
-        """Embedded patches ``(B, h*w, D)`` of uint8 images, the token in the place of hidden ones.
-
-        Hidden pixels are not read; with ``plain`` they are embedded, then replaced.
-        """
-        embed, pos = self.backbone.patch_embed, self.pos_embed()
-        if not plain:
-            return masked_patch_embed(
-                images,
-                embed.proj.weight,
-                embed.proj.bias,
-                mask,
-                token,
-                pos_embed=pos,
-                mean=mean,
-                std=std,
-                norm=None if isinstance(embed.norm, nn.Identity) else embed.norm,
-            )
-        x = embed(published.normalized(images, mean, std))
-        x = x.flatten(1, 2) if x.dim() == 4 else x
-        x = published.mask_tokens(x, mask, token, embed.grid_size)
-        return x if pos is None else x + pos
+        """Embedded patches `(B, h*w, D)`, the token in the place of hidden ones, whose pixels are
+        not read."""
+        embed = self.backbone.patch_embed
+        return masked_patch_embed(
+            images,
+            embed.proj.weight,
+            embed.proj.bias,
+            mask,
+            token,
+            pos_embed=self.pos_embed(),
+            mean=mean,
+            std=std,
+            norm=None if isinstance(embed.norm, nn.Identity) else embed.norm,
+        )
 
 
 class ViT(Family):
@@ -151,7 +145,10 @@ class Swin(Family):
 
 def family_of(backbone: nn.Module) -> Family | None:
     """The family of a timm model, told by class and by unchanged methods; None for another's."""
-    if type(backbone.patch_embed).forward is not layers.PatchEmbed.forward:
+    embed = getattr(backbone, "patch_embed", None)
+    if not isinstance(embed, layers.PatchEmbed) or (
+        type(embed).forward is not layers.PatchEmbed.forward
+    ):
         return None
     if isinstance(backbone, swin.SwinTransformer | swin_v2.SwinTransformerV2):
         return Swin(backbone)

@@ -1,0 +1,245 @@
+"""timm's models as encoders that see a partly hidden image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simmim_kernels.integrations.report import Report, is_changed
+from simmim_kernels.integrations.timm_families import family_of
+from simmim_kernels.ops._channels import Channels
+from simmim_kernels.ops.mask_image import mask_image
+from simmim_kernels.ops.mask_tokens import mask_tokens
+from simmim_kernels.patch_mask import PatchMask
+
+_STAGES = ("patch_embed", "stem")
+
+
+class MaskedEncoder(nn.Module):
+    """A timm model whose hidden patches are replaced by a learnt mask token.
+
+        encoder = MaskedEncoder(timm.create_model("swin_tiny_patch4_window7_224"))
+        head = nn.Linear(encoder.width, 3 * encoder.stride**2)
+        loss = masked_linear_l1(encoder(images, mask), head.weight, head.bias, images, mask)
+        backbone = encoder.undo()
+
+    ViT (DeiT), BEiT, Swin and SwinV2 embed the visible patches alone. For any other model with a
+    patch-embedding stage, hidden pixels become 0 before it, so that an overlapping stage shows none
+    of them to its neighbours, and the token takes the place of the stage's hidden outputs. Called on
+    its own, the model gives what it gave before: all features, `forward_intermediates` included.
+
+    Args:
+        backbone: of timm, owns its parameters as before; its classifier is not run.
+        img_size: `(H, W)` in pixels; by default that of the model's patch embedding or its
+            pretrained configuration.
+        mean, std: normalisation of uint8 images divided by 255, one number a channel, both or
+            neither.
+        stage: name of the module that turns pixels into patches, where it is neither `patch_embed`
+            nor `stem`.
+
+    Attributes:
+        mask_token: parameter `(1, 1, D)`, normal with deviation 0.02 cut at that.
+        patch, stride: pixels a side of a patch, and of an output token.
+        width: numbers in an output token.
+        family: how the model runs under a mask; None for one that is run through its stage.
+        report: what was replaced, what was left and why.
+
+    Raises:
+        TypeError: no timm model, or without a stage of patches.
+        ValueError: outputs that form no grid over the image, or a stage that was changed already.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        img_size: tuple[int, int] | None = None,
+        mean: Channels = None,
+        std: Channels = None,
+        stage: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not hasattr(backbone, "forward_features"):
+            raise TypeError(
+                f"MaskedEncoder: {type(backbone).__name__} has no forward_features; allowed: a model "
+                "of timm.create_model without features_only"
+            )
+        self.backbone = backbone
+        self.report = Report(type(backbone).__name__)
+        self.family = family_of(backbone) if stage is None else None
+        if self.family is not None:
+            self.patch = backbone.patch_embed.patch_size[0]
+            self.stride = backbone.feature_info[-1]["reduction"]
+            self.width, token_width = backbone.num_features, backbone.patch_embed.proj.out_channels
+            self._tell_family()
+        else:
+            self._stage = _Stage(backbone, stage, img_size or _image_size(backbone), self.report)
+            self.patch, token_width = self._stage.patch, self._stage.width
+            self.stride, self.width = self._stage.out_stride, self._stage.out_width
+        like = next(backbone.parameters())
+        self.mask_token = nn.Parameter(like.new_empty(1, 1, token_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        for name, values in (("mean", mean), ("std", std)):
+            values = None if values is None else torch.as_tensor(values, dtype=torch.float32)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
+        `(B, C, H, W)`, uint8 or floating, under a mask."""
+        if self.family is not None:
+            return self.family.tokens(self._patches(images, mask), None)
+        dtype = self.mask_token.dtype
+        image = mask_image(images, mask, 0.0, mean=self.mean, std=self.std, dtype=dtype)
+        return self._stage.tokens(image, mask, self.mask_token)
+
+    def hidden_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
+        """The tokens of hidden patches alone, `(B, K, width)`, in the order of
+        `mask.on_grid(...).masked` on the grid of output tokens.
+
+        None where the last block needs all tokens, where samples may hide different numbers (a
+        plain mask), or where a mask unit is smaller than an output token.
+        """
+        if self.family is None or self.family.last is None or not isinstance(mask, PatchMask):
+            return None
+        units = mask.mask.shape[1:]
+        if any(side // self.stride % n for side, n in zip(images.shape[2:], units, strict=True)):
+            return None
+        return self.family.tokens(self._patches(images, mask), mask)
+
+    def undo(self) -> nn.Module:
+        """The model as it was, with the weights that it has now. The encoder is of no use then."""
+        self.report.undo()
+        return self.backbone
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of this module's parameters that weight decay must leave alone."""
+        theirs = getattr(self.backbone, "no_weight_decay", set)()
+        return {"mask_token"} | {f"backbone.{name}" for name in theirs}
+
+    def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return self.family.patches(images, mask, self.mask_token, self.mean, self.std)
+
+    def _tell_family(self) -> None:
+        self.report.replaced["patch_embed"] = "masked_patch_embed, in this encoder's calls"
+        if self.family.last is None:
+            self.report.left["last block"] = self.family.why_not_last
+        else:
+            self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"
+
+
+class _Stage:
+    """The stage of a model that turns pixels into patches, with the token put into its output.
+
+    Its forward is changed on the instance, and is the class's own but while `tokens` runs.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, name: str | None, img_size: tuple[int, int], report: Report
+    ) -> None:
+        cls = type(backbone).__name__
+        names = _STAGES if name is None else (name,)
+        modules = dict(backbone.named_modules())
+        found = next((n for n in names if isinstance(modules.get(n), nn.Module)), None)
+        if found is None:
+            raise TypeError(
+                f"MaskedEncoder: {cls} has no {' or '.join(names)}; pass stage=, the name of the "
+                "module that turns pixels into patches"
+            )
+        module = modules[found]
+        if is_changed(module):
+            raise ValueError(f"MaskedEncoder: {found} of this {cls} was changed already: undo that")
+        self.backbone, self.module = backbone, module
+        self.prefix = getattr(backbone, "num_prefix_tokens", 0)
+        self._learn_shapes(module, found, img_size)
+        report._replace_forward(module, _substituting)
+        report.replaced[found] = "mask_tokens on its output, in this encoder's calls"
+        report.left["patches"] = "all are embedded: this family's stage is run as it is"
+
+    def _learn_shapes(self, module: nn.Module, name: str, img_size: tuple[int, int]) -> None:
+        """Run the model on zeros, and read from what comes how its stage and output are laid out."""
+        seen: list[Tensor] = []
+        hook = module.register_forward_hook(lambda _, __, out: seen.append(_first(out)))
+        like = next(self.backbone.parameters())
+        channels = next(m for m in module.modules() if isinstance(m, nn.Conv2d)).in_channels
+        training = self.backbone.training
+        try:
+            with torch.no_grad():
+                zeros = like.new_zeros(1, channels, *img_size)
+                out = self.backbone.eval().forward_features(zeros)
+        finally:
+            hook.remove()
+            self.backbone.train(training)
+        where = f"MaskedEncoder: {type(self.backbone).__name__}"
+        if not seen:
+            raise ValueError(
+                f"{where} does not call its {name} as one module; pass stage=, the name of the "
+                "module that turns pixels into patches"
+            )
+        self.layout, self.patch, self.width = _layout(f"{where}.{name}", seen[0], img_size, 0)
+        self.out_layout, self.out_stride, self.out_width = _layout(
+            where, _first(out), img_size, self.prefix
+        )
+
+    def tokens(self, image: Tensor, mask: PatchMask | Tensor, token: Tensor) -> Tensor:
+        # On the module and not here: a copy of the encoder must find its own.
+        self.module._masking = (mask, token, self.layout)
+        try:
+            x = _first(self.backbone.forward_features(image))
+        finally:
+            del self.module._masking
+        if self.out_layout == "NCHW":
+            return x.flatten(2).transpose(1, 2)
+        return x[:, self.prefix :] if x.dim() == 3 else x.flatten(1, 2)
+
+
+def _substituting(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """The stage's forward, with the token in its output while there is a mask."""
+
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        out = theirs(module, *args, **kwargs)
+        if not hasattr(module, "_masking"):
+            return out
+        mask, token, layout = module._masking
+        x = _first(out)
+        if layout == "NCHW":
+            x = mask_tokens(x.permute(0, 2, 3, 1), mask, token).permute(0, 3, 1, 2)
+        else:
+            x = mask_tokens(x, mask, token)
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+    return forward
+
+
+def _first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple | list) else out
+
+
+def _image_size(backbone: nn.Module) -> tuple[int, int]:
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    size = size or getattr(backbone, "pretrained_cfg", {}).get("input_size", (0, 224, 224))[1:]
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _layout(what: str, x: Tensor, img_size: tuple[int, int], prefix: int) -> tuple[str, int, int]:
+    """How a map or a row of tokens lies over an image: its layout, pixels a token, numbers a token."""
+    height, width = img_size
+    if x.dim() == 3:
+        tokens = max(x.shape[1] - prefix, 1)
+        side = math.isqrt(height * width // tokens)
+        if side and (height // side) * (width // side) == tokens:
+            return "NLC", side, x.shape[2]
+    elif x.dim() == 4:
+        for layout, (h, w), channels in (
+            ("NCHW", x.shape[2:], x.shape[1]),
+            ("NHWC", x.shape[1:3], x.shape[3]),
+        ):
+            if height % h == width % w == 0 and height // h == width // w:
+                return layout, height // h, channels
+    raise ValueError(
+        f"{what} gives {tuple(x.shape)} for an image of {height} x {width}, which is no grid of "
+        "square tokens; pass img_size="
+    )

@@ -130,6 +130,13 @@ def flat_beside_noise(shape):
     return image
 
 
+def sixteen_bits(shape):
+    """Sensor counts that were never scaled, an almost flat area beside strong contrast."""
+    image = torch.randint(0, 65536, shape).float()
+    image[..., : shape[3] // 2] = 30000.0 + torch.randint(0, 2, shape)[..., : shape[3] // 2]
+    return image
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("image", "allowed", "cancels"),
@@ -139,6 +146,7 @@ def flat_beside_noise(shape):
         (torch.randn, 1e-5, False),
         (saturated, 1e-5, False),
         (flat_beside_noise, 2e-3, True),
+        (sixteen_bits, 1e-5, True),
     ],
 )
 def test_precision(backend, image, allowed, cancels):

@@ -26,16 +26,21 @@ struct Bands {
     const uint8_t* cells(int64_t band) const { return mask + band * grid_w; }
 };
 
-// The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel.
+// The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel, for units below kNarrow bytes.
+// Each unit is written as kNarrow bytes, of which the next one overwrites what is too much; so
+// `masked` has room for kNarrow more.
 void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_t repeat,
             uint8_t* masked) {
     if (unit_w == 1 && repeat == 1) {
         std::memcpy(masked, cells + x0, size_t(x1 - x0));
         return;
     }
-    for (int64_t x = x0; x < x1; ++x) {
-        const uint8_t cell = cells[x / unit_w];
-        for (int64_t i = 0; i < repeat; ++i) *masked++ = cell;
+    const uint8_t* cell = cells + x0 / unit_w;
+    int64_t pixels = unit_w - x0 % unit_w;  // that the first unit still has
+    for (int64_t x = x0; x < x1; x += pixels, pixels = unit_w) {
+        pixels = min_of(pixels, x1 - x);
+        std::memset(masked, *cell++, kNarrow);
+        masked += pixels * repeat;
     }
 }
 
@@ -96,17 +101,18 @@ void hide(Out* out, int64_t out_step, int64_t n, const Constants& constants) {
 }
 
 template <class C, class In, class Out, class Constants>
-void select(const uint8_t* masked, const In* in, int64_t in_step, Out* out, int64_t out_step,
-            int64_t n, const Constants& constants) {
+void select(const uint8_t* __restrict__ masked, const In* __restrict__ in, int64_t in_step,
+            Out* __restrict__ out, int64_t out_step, int64_t n, const Constants& constants) {
     if (in_step == 1 && out_step == 1) {
         for (int64_t i = 0; i < n; ++i) {
-            const Out value = shown<C, In, Out>(in[i], constants, i);
-            out[i] = masked[i] ? constants.fill_at(i) : value;
+            const Out value = shown<C, In, Out>(in[i], constants, i), fill = constants.fill_at(i);
+            out[i] = masked[i] ? fill : value;
         }
     } else {
         for (int64_t i = 0; i < n; ++i) {
             const Out value = shown<C, In, Out>(in[i * in_step], constants, i);
-            out[i * out_step] = masked[i] ? constants.fill_at(i) : value;
+            const Out fill = constants.fill_at(i);
+            out[i * out_step] = masked[i] ? fill : value;
         }
     }
 }
@@ -118,7 +124,7 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
     const uint8_t* cells = bands.cells(band);
     const int64_t width = bands.width();
     if (bands.unit_w * pixel < kNarrow) {
-        uint8_t masked[kRow];
+        uint8_t masked[kRow + kNarrow];
         const int64_t most = min_of<int64_t>(constants.period, kRow) / pixel;
         for (int64_t x = 0; x < width; x += most) {
             const int64_t stop = min_of(width, x + most);
@@ -234,7 +240,7 @@ template <class T>
 double masked_sum(const Bands& bands, int64_t band, const T* grad) {
     double lanes[kLanes] = {};
     const uint8_t* cells = bands.cells(band);
-    uint8_t masked[kRow];
+    uint8_t masked[kRow + kNarrow];
     const auto add = [&](const T* row, int64_t n, const uint8_t* where) {
         for (int64_t i = 0; i < n; i += kLanes) {
             const int64_t m = min_of<int64_t>(kLanes, n - i);

@@ -135,8 +135,7 @@ def bare(tmp_path_factory) -> Path:
     # Where the project is installed as editable, the finder of that installation would supply the
     # compiled modules that this copy lacks.
     (out / "lib" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+        "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
     )
     return out / "lib"
 

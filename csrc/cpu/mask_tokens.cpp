@@ -65,12 +65,21 @@ void backward_row(const Tokens& grad, const Memory& dx, double* token, int64_t b
         write_row<C>(grad.memory, grad.prefix_row(b, t), grad.sd, none, 0, dx, (base + t) * width,
                      width);
     }
+    constexpr int64_t kRows = 64;
+    int64_t masked_rows[kRows], count = 0;
+    const auto add = [&] {
+        if (token) add_rows<C>(grad.memory, masked_rows, count, grad.sd, width, token);
+        count = 0;
+    };
     grad.for_each_run_of(b, y, [&](int64_t x0, int64_t x1, bool masked) {
         const int64_t from = grad.grid_row(b, y, x0);
         const int64_t to = (base + grad.prefix + y * grad.w + x0) * width;
         if (masked) {
-            if (token) add_rows<C>(grad.memory, from, grad.sx, x1 - x0, grad.sd, width, token);
             if (dx.base) dx.zero(to, 1, (x1 - x0) * width);
+            for (int64_t x = 0; x < x1 - x0; ++x) {
+                masked_rows[count++] = from + x * grad.sx;
+                if (count == kRows) add();
+            }
             return;
         }
         if (!dx.base) return;
@@ -80,23 +89,24 @@ void backward_row(const Tokens& grad, const Memory& dx, double* token, int64_t b
                          step * width);
         }
     });
+    add();
 }
 
 // Adds token row y (with the prefix tokens, where it is the first and they have positions) of the
-// samples [first, last): `sum` has one row a prefix token, then one a token.
+// samples [first, last), at most kGroup: `sum` has one row a prefix token, then one a token.
 template <class C>
 void add_positions(const Tokens& grad, int64_t pos_skip, double* sum, int64_t first, int64_t last,
                    int64_t y) {
-    const int64_t width = grad.width, count = last - first;
-    for (int64_t t = pos_skip; y == 0 && t < grad.prefix; ++t) {
-        add_rows<C>(grad.memory, grad.prefix_row(first, t), grad.sb, count, grad.sd, width,
-                    sum + t * width);
-    }
-    const int64_t step = grad.dense() ? grad.w : 1;
-    for (int64_t x = 0; x < grad.w; x += step) {
-        add_rows<C>(grad.memory, grad.grid_row(first, y, x), grad.sb, count, grad.sd, step * width,
-                    sum + (grad.prefix + x) * width);
-    }
+    const int64_t width = grad.width, step = grad.dense() ? grad.w : 1;
+    const auto add = [&](int64_t row, int64_t n, double* to) {
+        int64_t rows[kGroup];
+        for (int64_t b = first; b < last; ++b) rows[b - first] = row + b * grad.sb;
+        add_rows<C>(grad.memory, rows, last - first, grad.sd, n, to);
+    };
+    for (int64_t t = pos_skip; y == 0 && t < grad.prefix; ++t)
+        add(grad.prefix_row(0, t), width, sum + t * width);
+    for (int64_t x = 0; x < grad.w; x += step)
+        add(grad.grid_row(0, y, x), step * width, sum + (grad.prefix + x) * width);
 }
 
 struct Sums {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/rows.h"
+#include "cpu/vectors.h"
 
 SIMMIM_BEGIN
 
@@ -55,53 +56,77 @@ inline void write_row(const Memory& source, int64_t offset, int64_t stride, cons
 
 constexpr int64_t kGroup = 4;  // rows added in the compute type before they reach a double
 
-// sum += `rows` rows, `row_stride` apart.
-template <class C, class T>
-inline void add_as(const T* from, int64_t row_stride, int64_t rows, int64_t n,
-                   double* __restrict__ sum) {
-    for (; rows >= kGroup; rows -= kGroup, from += kGroup * row_stride) {
-        const T *a = from, *b = a + row_stride, *c = b + row_stride, *d = c + row_stride;
-        for (int64_t i = 0; i < n; ++i) {
-            sum[i] += double((C(widen(a[i])) + C(widen(b[i]))) + (C(widen(c[i])) + C(widen(d[i]))));
-        }
+// sum += `count` rows, at most kGroup; `next` are the rows to be added then, fetched meanwhile.
+template <class C, class T, int64_t count>
+inline void add_group(const T* const* rows, const T* const* next, int64_t n, double* sum) {
+    constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(C));
+    typedef Vector<double, kWidth> Sum;
+    int64_t i = 0;
+    for (; i + kWidth <= n; i += kWidth) {
+        auto part = load_vector<C, kWidth>(rows[0] + i);
+        for (int64_t r = 1; r < count; ++r) part += load_vector<C, kWidth>(rows[r] + i);
+        for (int64_t r = 0; r < count; ++r) __builtin_prefetch(next[r] + i, 0, 2);
+        const Sum total = read<Sum>(sum + i) + __builtin_convertvector(part, Sum);
+        std::memcpy(sum + i, &total, sizeof(total));
     }
-    if (rows >= 2) {
-        const T *a = from, *b = a + row_stride;
-        for (int64_t i = 0; i < n; ++i) sum[i] += double(C(widen(a[i])) + C(widen(b[i])));
-        rows -= 2;
-        from += 2 * row_stride;
+    for (; i < n; ++i) {
+        C part = widen(rows[0][i]);
+        for (int64_t r = 1; r < count; ++r) part += C(widen(rows[r][i]));
+        sum[i] += double(part);
     }
-    for (int64_t i = 0; rows > 0 && i < n; ++i) sum[i] += double(widen(from[i]));
 }
 
-// sum += `rows` rows of the source, `row_stride` apart, with elements `stride` apart. Groups of
-// rows meet in float32 (four, two, then one), which is exact to a rounding or two and saves most
-// of the conversions; beyond a group all sums are float64.
+template <class C, class T>
+inline void add_as(const T* base, const int64_t* offsets, int64_t count, int64_t n, double* sum) {
+    const T *rows[kGroup], *next[kGroup];
+    for (int64_t first = 0; first < count; first += kGroup) {
+        for (int64_t r = 0; r < kGroup; ++r) {
+            rows[r] = base + offsets[min_of(first + r, count - 1)];
+            next[r] = base + offsets[min_of(first + kGroup + r, count - 1)];
+        }
+        switch (min_of(kGroup, count - first)) {
+            case 1:
+                add_group<C, T, 1>(rows, next, n, sum);
+                break;
+            case 2:
+                add_group<C, T, 2>(rows, next, n, sum);
+                break;
+            case 3:
+                add_group<C, T, 3>(rows, next, n, sum);
+                break;
+            default:
+                add_group<C, T, 4>(rows, next, n, sum);
+        }
+    }
+}
+
+// sum += rows of the source, at `offsets`, with elements `stride` apart. Groups of rows meet in
+// float32, which is exact to a rounding or two and saves most of the conversions; beyond a group
+// all sums are float64.
 template <class C>
-inline void add_rows(const Memory& source, int64_t offset, int64_t row_stride, int64_t rows,
-                     int64_t stride, int64_t width, double* sum) {
-    const char* from = source.at(offset);
+inline void add_rows(const Memory& source, const int64_t* offsets, int64_t count, int64_t stride,
+                     int64_t width, double* sum) {
+    const char* base = source.base;
     if (stride == 1) {
         switch (source.element) {
             case kFloat32:
-                return add_as<C>(reinterpret_cast<const float*>(from), row_stride, rows, width,
-                                 sum);
+                return add_as<C>(reinterpret_cast<const float*>(base), offsets, count, width, sum);
             case kFloat64:
-                return add_as<double>(reinterpret_cast<const double*>(from), row_stride, rows,
-                                      width, sum);
+                return add_as<double>(reinterpret_cast<const double*>(base), offsets, count, width,
+                                      sum);
             case kBFloat16:
-                return add_as<C>(reinterpret_cast<const BFloat16*>(from), row_stride, rows, width,
+                return add_as<C>(reinterpret_cast<const BFloat16*>(base), offsets, count, width,
                                  sum);
             default:
-                return add_as<C>(reinterpret_cast<const Float16*>(from), row_stride, rows, width,
+                return add_as<C>(reinterpret_cast<const Float16*>(base), offsets, count, width,
                                  sum);
         }
     }
     C row[kRow];
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
         for (int64_t d = 0; d < width; d += kRow) {
             const int64_t n = min_of(kRow, width - d);
-            source.load(offset + r * row_stride + d * stride, stride, n, row);
+            source.load(offsets[r] + d * stride, stride, n, row);
             for (int64_t i = 0; i < n; ++i) sum[d + i] += double(row[i]);
         }
     }
@@ -111,7 +136,7 @@ inline void add_rows(const Memory& source, int64_t offset, int64_t row_stride, i
 template <class C>
 inline void add_row(const Memory& source, int64_t offset, int64_t stride, int64_t width,
                     double* sum) {
-    add_rows<C>(source, offset, 0, 1, stride, width, sum);
+    add_rows<C>(source, &offset, 1, stride, width, sum);
 }
 
 SIMMIM_END

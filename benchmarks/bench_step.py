@@ -25,32 +25,40 @@ from benchmarks.step_models import (
 )
 
 SIZE, BATCH, WINDOW = 192, 16, 47
-# name -> (model, takes uint8, compiled)
-CONTENDERS = {
-    "ours": (simmim(plain=False), True, False),
-    "ours compiled": (simmim(plain=False), True, True),
-    "ours --plain": (simmim(plain=True), True, False),
-    "eager": (published, False, False),
-    "compiled": (published, False, True),
-    "transformers": (transformers, False, False),
-    "transformers compiled": (transformers, False, True),
+# name -> (model, takes uint8)
+MODELS = {
+    "ours": (simmim(plain=False), True),
+    "ours --plain": (simmim(plain=True), True),
+    "published": (published, False),
+    "transformers": (transformers, False),
+}
+# What a step must reach: against the published algorithm as it is, and both compiled.
+TARGETS = {"VIT_TI": (1.25, 1.15), "VIT_S": (1.15, 1.1)}
+ENCODERS = {"VIT_TI": VIT_TI, "VIT_S": VIT_S}
+# Where a step's time goes: parts of the names that the profiler gives.
+PARTS = {
+    "matrix products": ("::mm", "addmm", "bmm", "convolution"),
+    "softmax, attention": ("softmax", "scaled_dot_product"),
+    "activations, norms": ("gelu", "layer_norm"),
+    "optimiser, clipping": ("adamw", "vector_norm", "foreach"),
+    "compiled code": ("Compiled", "fused"),
+    "kernels of this library": ("_Mask", "_Take", "_Place"),
 }
 
 
-def make(name, encoder, window, fused):
-    model, uint8, compile = CONTENDERS[name]
+def make(name, encoder, window, fused, compile=False):
+    model, uint8 = MODELS[name]
     torch.manual_seed(0)
     built = model(encoder, SIZE, window)
     set_attention(built, fused)
     return Step(built, "cpu", uint8=uint8, compile=compile)
 
 
-def faster_attention(name, encoder, window, batch):
+def faster_attention(name, encoder, window, batch, compile):
     """Build the contender with either attention path; keep the one with the faster step."""
     taken = {}
     for fused in (False, True):
-        contender = make(name, encoder, window, fused)
-        contender.step(batch)
+        contender = make(name, encoder, window, fused, compile)
         contender.step(batch)
         seconds = []
         for _ in range(3):
@@ -58,16 +66,27 @@ def faster_attention(name, encoder, window, batch):
             contender.step(batch)
             seconds.append(time.perf_counter() - start)
         taken[min(seconds)] = (contender, fused)
-        torch._dynamo.reset()
     contender, fused = taken[min(taken)]
     return contender, "sdpa" if fused else "products"
+
+
+def milliseconds(contender, batch, steps=3):
+    """Where the time of a step goes: part -> milliseconds, from the profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(steps):
+            contender.step(batch)
+    spent = dict.fromkeys([*PARTS, "everything else"], 0.0)
+    for event in profile.key_averages():
+        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), None)
+        spent[part or "everything else"] += event.self_cpu_time_total / 1e3 / steps
+    return spent
 
 
 def peak_memory(name, encoder, window, attention):
     """Growth of the process's peak memory over three steps, in MiB, in a process of its own."""
     code = (
-        "import resource, json; from benchmarks import bench_step as b, step_models as m;"
-        f"s = b.make({name!r}, m.{encoder}, {window!r}, {attention == 'sdpa'});"
+        "import resource, json; from benchmarks import bench_step as b;"
+        f"s = b.make({name!r}, b.ENCODERS[{encoder!r}], {window!r}, {attention == 'sdpa'});"
         "x = b.batch_of(b.SIZE, b.BATCH, 'cpu');"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
         "before = peak(); [s.step(x) for _ in range(3)]; print(json.dumps(peak() - before))"
@@ -78,28 +97,33 @@ def peak_memory(name, encoder, window, attention):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("window", [None, WINDOW], ids=["pixels", "window47"])
-@pytest.mark.parametrize("encoder", ["VIT_TI", "VIT_S"])
-def test_step(compare, encoder, window):
-    sizes = {"VIT_TI": VIT_TI, "VIT_S": VIT_S}[encoder]
+def measure(compare, encoder, window, names, compile, rounds):
     batch = batch_of(SIZE, BATCH, "cpu")
-    names = ["ours", "eager"] if window else list(CONTENDERS)
-    row = Row("step", f"{encoder}, 192 px, batch {BATCH}, bfloat16", "training step", 0)
-    if window:
-        row.shape += ", window-47 targets"
-    contenders = {}
+    what = "compiled training step" if compile else "training step"
+    targets = f", window-{window} targets" if window else ""
+    row = Row("step", f"{encoder}, {SIZE} px, batch {BATCH}, bfloat16{targets}", what, 0)
+    row.targets = {"published": 5.0 if window else TARGETS[encoder][compile]}
+    steps = {}
     for name in names:
-        contender, attention = faster_attention(name, sizes, window, batch)
-        contenders[name] = contender.step
+        steps[name], attention = faster_attention(name, ENCODERS[encoder], window, batch, compile)
         row.notes[name] = {"attention": attention}
-        if "compiled" not in name:
+        if not compile:
             row.notes[name]["peak_mib"] = peak_memory(name, encoder, window, attention)
-    compare(
-        row,
-        contenders,
-        lambda: (batch_of(SIZE, BATCH, "cpu"),),
-        tolerance=None,
-        rounds=4 if window else 9,
-    )
+    inputs = lambda: (batch_of(SIZE, BATCH, "cpu"),)  # noqa: E731
+    contenders = {name: step.step for name, step in steps.items()}
+    compare(row, contenders, inputs, tolerance=None, rounds=rounds, keep_compiled=True)
     for name in names:
         row.notes[name]["images_per_second"] = BATCH / row.timings[name].median * 1e6
+        row.notes[name]["milliseconds"] = milliseconds(steps[name], batch)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_step(compare, encoder, compile):
+    names = ["ours", "published", "transformers"] if compile else list(MODELS)
+    measure(compare, encoder, None, names, compile, rounds=9)
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_step_with_window_targets(compare, encoder):
+    measure(compare, encoder, WINDOW, ["ours", "published"], False, rounds=4)

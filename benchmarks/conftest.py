@@ -55,7 +55,8 @@ def compare(benchmark, request):
     """`compare(row, contenders, inputs)`: time one row, print it and keep it for the results."""
 
     def run(row, contenders, inputs, **options):
-        torch._dynamo.reset()  # a function compiled for many shapes would meet its recompile limit
+        if not options.pop("keep_compiled", False):
+            torch._dynamo.reset()  # a function compiled for many shapes meets its recompile limit
         rounds = options.pop("rounds", request.config.getoption("--rounds"))
         benchmark.pedantic(
             time_row, (row, contenders, inputs), {"rounds": rounds, **options}, rounds=1

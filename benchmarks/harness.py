@@ -40,6 +40,7 @@ class Row:
         moved: bytes that the op must move: each needed input once, each output once.
         timings: contender -> `Timing`; the contender `copy` moves as many bytes with a clone.
         notes: contender -> whatever else was measured.
+        targets: peer -> the ratio that must be reached, where it is this row's own.
     """
 
     op: str
@@ -48,6 +49,7 @@ class Row:
     moved: int
     timings: dict[str, Timing] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> float | None:
         """How many times faster ours is than `peer`; None where the peer did not run."""

@@ -89,7 +89,8 @@ def table(op: str, content: dict) -> str:
         "| --- | --- |" + " ---: |" * (len(peers) + 1),
     ]
     for row in rows:
-        cells = [_cell(ratio(row, peer), targets.get(peer), peer) for peer in peers]
+        goals = targets | row.get("targets", {})
+        cells = [_cell(ratio(row, peer), goals.get(peer), peer) for peer in peers]
         what = [row["shape"], row["what"], *cells, f"± {spread(row):.0%}"]
         lines.append(f"| {' | '.join(what)} |")
     return "\n".join(lines)
@@ -109,6 +110,8 @@ def tables(folder: Path) -> Iterator[str]:
     for op, content in load(folder).items():
         if content["rows"] and "timings" in content["rows"][0]:
             yield f"{table(op, content)}\n\n{caption(content)}"
+        if op == "step":
+            yield f"{step_notes(content)}\n\n![where the time goes](steps.png)"
 
 
 def plot(folder: Path) -> Path:
@@ -150,6 +153,51 @@ def plot(folder: Path) -> Path:
     return path
 
 
+def plot_steps(folder: Path) -> Path | None:
+    """Where the time of a whole training step goes: one bar a contender, in milliseconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    content = load(folder).get("step")
+    if content is None:
+        return None
+    bars = [
+        (f"{row['shape'].partition(',')[0]}, {name}{', compiled' * row['what'].startswith('c')}", n)
+        for row in content["rows"]
+        if "window" not in row["shape"]  # there the published pooling leaves room for nothing else
+        for name, n in row["notes"].items()
+    ]
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.28 * len(bars)), layout="constrained")
+    left = [0.0] * len(bars)
+    for part in bars[0][1]["milliseconds"]:
+        widths = [note["milliseconds"][part] for _, note in bars]
+        axes.barh(range(len(bars)), widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of a training step, under the profiler")
+    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.suptitle(caption(content), fontsize=7)
+    path = folder / "steps.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def step_notes(content: dict) -> str:
+    """Images a second, memory and attention path of every contender, as a Markdown table."""
+    lines = ["| step | contender | images/s | peak memory, MiB | attention |"]
+    lines.append("| --- | --- | ---: | ---: | --- |")
+    for row in content["rows"]:
+        for name, note in row["notes"].items():
+            peak = f"{note['peak_mib']:.0f}" if "peak_mib" in note else ""
+            cells = (f"{row['shape']}, {row['what']}", name, f"{note['images_per_second']:.1f}")
+            lines.append(f"| {' | '.join(cells)} | {peak} | {note['attention']} |")
+    return "\n".join(lines)
+
+
 def summary(folder: Path) -> str:
     """One line per op: the smallest and largest ratio over its rows."""
     lines = ["| op | against eager PyTorch | against `torch.compile` | of copy speed |"]
@@ -184,6 +232,7 @@ def main() -> int:
     text = readme.read_text()
     for folder in folders:
         print(plot(folder).relative_to(ROOT))
+        plot_steps(folder)
         page = folder / "README.md"
         page.write_text(
             "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "

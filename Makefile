@@ -9,12 +9,13 @@ endif
 
 # Rounds of every benchmark comparison, and the tests that exercise the compiled kernels.
 ROUNDS ?= 25
+OUT ?= runs/gpu
 SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp))
 
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo test bench sanitize lint format clean
+.PHONY: help install build demo test bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=2 \
 		$(abspath $(PY)) -m pytest $(SANITIZED) \
 		-k "not compile and not export and not opcheck and not fork and not worker and not forced"
+
+gpu-check: ## on a machine with a GPU: build, test and measure there, results in OUT (9 minutes)
+	$(if $(ENVIRONMENT),python3,$(PY)) -m benchmarks.gpu_check $(OUT)
 
 lint: ## check format and style, Python and C++
 	$(PY) -m ruff check .

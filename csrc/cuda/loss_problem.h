@@ -1,0 +1,127 @@
+// Where the numbers of a prediction lie, what they are compared with, and what each costs.
+#pragma once
+
+#include "common/grid.h"
+#include "common/pixel_loss.h"
+#include "cuda/loss_sums.h"
+
+SIMMIM_BEGIN
+
+constexpr int kAxes = 5;
+
+// One of channel, token row, row in the token, token column, column in the token: its length, and
+// what a step along it adds to each offset and to the pixel's place.
+struct Axis {
+    int64_t size, pred, grad, target;
+    int32_t y, x, channel;
+};
+
+struct Place {
+    int64_t at[kAxes];
+    int64_t pred, grad, target;
+    int32_t y, x, channel;
+};
+
+// Divides in 32 bits where both fit, several times faster on a GPU.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+    if (((a | b) >> 31) == 0) return uint32_t(a) / uint32_t(b);
+    return a / b;
+}
+
+struct Problem {
+    Axis axis[kAxes];  // by falling stride of the prediction
+    int64_t numbers, pred_batch, grad_batch, target_batch, target_y, target_x;
+    int64_t unit_h, unit_w, grid_w, units;
+    const uint8_t* mask;
+    LossList list;
+    int64_t patch, units_in_row;
+    const double *scale, *affine;
+    double* partial;
+    double inverse_beta;
+    int64_t channels, tiles;
+    int kind;
+    bool each, scaled;
+
+    __device__ __forceinline__ void move(Place& p, int axis_number, int64_t steps) const {
+        const Axis& a = axis[axis_number];
+        p.pred += steps * a.pred;
+        p.grad += steps * a.grad;
+        p.target += steps * a.target;
+        p.y += int32_t(steps) * a.y;
+        p.x += int32_t(steps) * a.x;
+        p.channel += int32_t(steps) * a.channel;
+    }
+
+    // The place of number i, from the place of number 0.
+    __device__ __forceinline__ Place place(Place p, int64_t i) const {
+#pragma unroll
+        for (int a = kAxes - 1; a >= 0; --a) {
+            const int64_t rest = a ? quotient(i, axis[a].size) : 0;
+            p.at[a] = i - rest * axis[a].size;
+            move(p, a, p.at[a]);
+            i = rest;
+        }
+        return p;
+    }
+
+    // To the number after this one.
+    __device__ __forceinline__ void next(Place& p) const {
+        bool carry = true;
+#pragma unroll
+        for (int a = kAxes - 1; a >= 0; --a) {
+            if (!carry) continue;
+            carry = p.at[a] + 1 == axis[a].size && a > 0;
+            move(p, a, carry ? -p.at[a] : 1);
+            p.at[a] = carry ? 0 : p.at[a] + 1;
+        }
+    }
+
+    // Where row `row` of the prediction begins, and its sample; -1 where it belongs to none.
+    __device__ __forceinline__ Place begin(int64_t row, int64_t* sample) const {
+        Place p{};
+        p.pred = row * pred_batch;
+        p.grad = row * grad_batch;
+        *sample = row;
+        if (list.index) {
+            int64_t unit;
+            *sample = list.sample(row, &unit);
+            if (*sample >= 0) {
+                const int64_t y = unit / units_in_row;
+                p.y = int32_t(y * patch);
+                p.x = int32_t((unit - y * units_in_row) * patch);
+            }
+        }
+        p.target = max_of<int64_t>(*sample, 0) * target_batch + p.y * target_y + p.x * target_x;
+        return p;
+    }
+
+    __device__ __forceinline__ bool masked(int64_t sample, int32_t y, int32_t x) const {
+        if (list.index) return sample >= 0;
+        return mask[sample * units + CoarseGrid{grid_w, unit_h, unit_w}.cell32(y, x)];
+    }
+
+    template <class C>
+    __device__ __forceinline__ C value(C d) const {
+        if (kind == kL1) return L1::value(d, C(0));
+        if (kind == kMSE) return SquaredError::value(d, C(0));
+        return SmoothL1::value(d, C(inverse_beta));
+    }
+    template <class C>
+    __device__ __forceinline__ C slope(C d) const {
+        if (kind == kL1) return L1::slope(d, C(0));
+        if (kind == kMSE) return SquaredError::slope(d, C(0));
+        return SmoothL1::slope(d, C(inverse_beta));
+    }
+
+    // Bytes are (x / 255 - mean) / std; `affine` holds the factors, then the shifts.
+    template <class C>
+    __device__ __forceinline__ C wanted(C stored, int32_t channel) const {
+        return affine ? stored * C(affine[channel]) - C(affine[channels + channel]) : stored;
+    }
+
+    __device__ __forceinline__ double factor(int64_t sample) const {
+        return scaled && sample >= 0 ? scale[each ? sample : 0] : 1.0;
+    }
+};
+
+SIMMIM_END

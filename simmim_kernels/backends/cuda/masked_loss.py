@@ -1,0 +1,122 @@
+"""Masked losses and their gradient in one pass over the masked pixels: csrc/cuda/masked_loss.cu."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels
+from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
+from simmim_kernels.backends.cuda.normalize_targets import window_normalized
+from simmim_kernels.grid import prediction_patch, prediction_strides
+
+_KINDS = {"l1": 0, "mse": 1, "smooth_l1": 2}
+_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+_NO_STRIDES = (0,) * 6
+_NUMBERS = 32  # of a row of the prediction, in each thread
+_COUNTED = 1 << 15  # mask units that a block counts
+
+
+def _pieces(numbers: int) -> tuple[int, int]:
+    """Threads of a block, and blocks for a row of the prediction: few idle threads in short rows."""
+    threads = min(256, max(32, 1 << max(-(-numbers // _NUMBERS) - 1, 0).bit_length()))
+    return threads, -(-numbers // (_NUMBERS * threads))
+
+
+def masked_loss(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    index: Tensor | None,
+    order: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+    kind: str,
+    beta: float,
+    eps: float,
+    reduction: str,
+    with_grad: bool,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    batch, channels, height, width = target.shape
+    patch, place, mask = prediction_patch(pred.shape, target.shape), pred.device, mask.contiguous()
+    seen = mask if index is None else None  # a list may name units that the mask does not
+    if norm == "window":
+        target = window_normalized(target, norm_side, norm_eps, std, dtype, seen)
+    elif norm == "patch":
+        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, seen)
+    bytes_in = target.dtype == torch.uint8
+    mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
+    shape = (batch,) if reduction == "none" else ()
+    loss = torch.empty(shape, dtype=dtype, device=place)
+    grad = torch.empty((0,), dtype=pred.dtype, device=place)
+    if with_grad and index is None:
+        grad = torch.empty_like(pred)
+    elif with_grad:
+        grad = torch.empty(pred.shape, dtype=pred.dtype, device=place)
+    unscaled = with_grad and pred.dtype == torch.float16
+    scale_out = torch.empty(shape if unscaled else (0,), dtype=dtype, device=place)
+    numbers, slopes, tokens_in_row = pred, grad, width // patch
+    rows, per_sample, row_length = batch, 0, channels * height * width
+    if index is not None:
+        index = index.contiguous()
+        numbers = pred.reshape(-1, pred.shape[-1])
+        slopes = grad.view(numbers.shape) if with_grad else grad
+        rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0
+        tokens_in_row, row_length = 0, numbers.shape[1]
+    threads, tiles = _pieces(row_length)
+    results, counts = loss.numel(), -(-mask.numel() // _COUNTED)
+    # Factors of the results, of bytes, and partial sums; masked units counted in pieces.
+    sums = torch.empty(results + 2 * channels + rows * tiles, dtype=torch.float64, device=place)
+    counted = torch.empty(counts, dtype=torch.int64, device=place) if counts > 1 else None
+    scale = sums.data_ptr()
+    affine = scale + 8 * results
+    device, stream = device_and_stream(pred)
+    kernels.masked_loss(
+        device,
+        numbers.data_ptr(),
+        element(numbers),
+        *prediction_strides(numbers.stride(), channels, patch, tokens_in_row, order),
+        slopes.data_ptr() if with_grad else None,
+        *(
+            prediction_strides(slopes.stride(), channels, patch, tokens_in_row, order)
+            if with_grad
+            else _NO_STRIDES
+        ),
+        target.data_ptr(),
+        element(target),
+        *target.stride(),
+        address(mean),
+        element(mean),
+        address(std),
+        element(std),
+        mask.data_ptr(),
+        mask.shape[1],
+        mask.shape[2],
+        address(index),
+        rows,
+        per_sample,
+        _KINDS[kind],
+        beta,
+        eps,
+        _REDUCTIONS[reduction],
+        loss.data_ptr(),
+        element(loss),
+        scale_out.data_ptr() if unscaled else None,
+        scale,
+        affine,
+        address(counted),
+        affine + 16 * channels,
+        batch,
+        channels,
+        height,
+        width,
+        patch,
+        threads,
+        tiles,
+        stream,
+    )
+    return loss, grad, scale_out

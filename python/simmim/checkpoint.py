@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from simmim.errors import UserError
+from simmim.errors import UserError, require
 
 VERSION = 1
 LAST = "last.pt"
+SAFETENSORS = ".safetensors"
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -54,7 +55,10 @@ def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == SAFETENSORS:
+            state = _read_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -64,6 +68,31 @@ def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
     if state.get("kind", "pretrain") != kind:
         raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
     return state
+
+
+def save_model(path: Path, config: str, model: dict[str, torch.Tensor]) -> None:
+    """Write a model without the state of its training, as safetensors; ``load`` reads it.
+
+    Args:
+        config: the run's configuration as JSON.
+    """
+    safetensors = require("safetensors.torch")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    metadata = {"format": "pt", "version": str(VERSION), "config": config}
+    safetensors.save_file({k: v.contiguous() for k, v in model.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with require("safetensors").safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {
+        "version": int(metadata["version"]),
+        "config": metadata["config"],
+        "model": model,
+    }
 
 
 def delete_all(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune`` and ``probe``."""
+"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``import`` and
+``export``."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from simmim.errors import (
     UserError,
     require,
 )
+from simmim.exchange_config import ExportConfig, ImportConfig
 from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.presets import PRESETS
 
@@ -53,7 +55,9 @@ def _run(arguments: list[str]) -> int:
         Annotated[PretrainConfig, pretrain]
         | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
         | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune", prefix_name=False)]
-        | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)],
+        | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
+        | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]
+        | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)],
         args=arguments,
         prog="simmim",
         description="Masked image modelling: pre-train encoders on images alone.",
@@ -63,6 +67,8 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, FinetuneConfig | ProbeConfig):
         module = "finetune" if isinstance(config, FinetuneConfig) else "probe"
         return require(f"simmim.{module}").command(config)
+    if isinstance(config, ImportConfig | ExportConfig):
+        return require("simmim.exchange").command(config)
     from simmim.reconstruct import run
 
     run(config)

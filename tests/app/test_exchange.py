@@ -1,0 +1,386 @@
+"""Checkpoints of other projects: their names and shapes in, ours out, and the way back."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import simmim_kernels as sk
+from simmim import checkpoint
+from simmim.build import build_model
+from simmim.cli import main
+from simmim.config import PretrainConfig
+from simmim.model import IMAGENET_MEAN, IMAGENET_STD
+from simmim.reconstruct import load_model
+from simmim_kernels.integrations import checkpoints
+from tests.budget import assert_within_budget
+
+SWIN = {"embed_dim": 16, "depths": "1,2", "num_heads": "2,4", "window_size": 4}
+ENCODERS = {
+    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+    "beit": ("simmim_vit_base", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swinv2": ("swinv2_tiny_window8_256", SWIN),
+}
+PAIRS = [
+    *(("microsoft", family) for family in ("beit", "swin", "swinv2")),
+    ("mmpretrain", "swin"),
+    *(("transformers", family) for family in ("vit", "swin", "swinv2")),
+    *(("timm", family) for family in ENCODERS),
+]
+SIZE = 32
+# Names and shapes as each project's own code gives them for the models above, {} a number: from
+# models/vision_transformer.py, swin_transformer.py and swin_transformer_v2.py of microsoft, and
+# swin_transformer.py and simmim_neck.py of mmpretrain.
+NAMES = {
+    ("microsoft", "beit"): {
+        "encoder.mask_token": (1, 1, 16),
+        "encoder.cls_token": (1, 1, 16),
+        "encoder.patch_embed.proj.weight": (16, 3, 8, 8),
+        "encoder.rel_pos_bias.relative_position_bias_table": (52, 2),
+        "encoder.blocks.1.gamma_1": (16,),
+        "encoder.blocks.1.attn.q_bias": (16,),
+        "encoder.blocks.1.attn.qkv.weight": (48, 16),
+        "encoder.blocks.1.mlp.fc1.weight": (64, 16),
+        "encoder.norm.weight": (16,),
+        "decoder.0.weight": (192, 16, 1, 1),
+        "decoder.0.bias": (192,),
+    },
+    ("microsoft", "swin"): {
+        "encoder.mask_token": (1, 1, 16),
+        "encoder.patch_embed.norm.weight": (16,),
+        "encoder.layers.0.blocks.0.attn.relative_position_bias_table": (49, 2),
+        "encoder.layers.0.blocks.0.attn.qkv.bias": (48,),
+        "encoder.layers.0.downsample.reduction.weight": (32, 64),
+        "encoder.layers.0.downsample.norm.weight": (64,),
+        "encoder.layers.1.blocks.1.mlp.fc2.weight": (32, 128),
+        "encoder.norm.weight": (32,),
+        "decoder.0.weight": (192, 32, 1, 1),
+    },
+    ("microsoft", "swinv2"): {
+        "encoder.layers.0.blocks.0.attn.logit_scale": (2, 1, 1),
+        "encoder.layers.0.blocks.0.attn.cpb_mlp.0.weight": (512, 2),
+        "encoder.layers.0.blocks.0.attn.cpb_mlp.2.weight": (2, 512),
+        "encoder.layers.0.blocks.0.attn.q_bias": (16,),
+        "encoder.layers.0.downsample.reduction.weight": (32, 64),
+        "encoder.layers.0.downsample.norm.weight": (32,),
+    },
+    ("mmpretrain", "swin"): {
+        "backbone.mask_token": (1, 1, 16),
+        "backbone.patch_embed.projection.weight": (16, 3, 4, 4),
+        "backbone.patch_embed.norm.weight": (16,),
+        "backbone.stages.0.blocks.0.norm1.weight": (16,),
+        "backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table": (49, 2),
+        "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight": (48, 16),
+        "backbone.stages.0.blocks.0.attn.w_msa.proj.weight": (16, 16),
+        "backbone.stages.0.blocks.0.ffn.layers.0.0.weight": (64, 16),
+        "backbone.stages.0.blocks.0.ffn.layers.1.weight": (16, 64),
+        "backbone.stages.0.downsample.norm.weight": (64,),
+        "backbone.stages.0.downsample.reduction.weight": (32, 64),
+        "backbone.norm1.weight": (32,),
+        "neck.decoder.0.weight": (192, 32, 1, 1),
+    },
+}
+
+
+def config_of(family, **changes):
+    name, arguments = ENCODERS[family]
+    return PretrainConfig(encoder=name, encoder_args=arguments | changes, img_size=SIZE)
+
+
+def model_of(family, **changes):
+    model = build_model(config_of(family, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def saved(model, family, tmp_path, **changes):
+    path = tmp_path / "ours.safetensors"
+    checkpoint.save_model(path, config_of(family, **changes).to_json(), model.state_dict())
+    return path
+
+
+def arguments_of(family, **changes):
+    name, arguments = ENCODERS[family]
+    pairs = [str(part) for pair in (arguments | changes).items() for part in pair]
+    return ["--encoder", name, "--img-size", str(SIZE), "--encoder-args", *pairs]
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def images_and_mask():
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    return images, sk.random_mask(2, (4, 4), 0.5, seed=1)
+
+
+@pytest.mark.parametrize(("project", "family"), PAIRS)
+def test_there_and_back(project, family, tmp_path, capsys):
+    model = model_of(family)
+    ours, theirs = saved(model, family, tmp_path), tmp_path / "theirs"
+    if project != "transformers":
+        theirs = theirs.with_suffix(".pth" if project == "mmpretrain" else ".safetensors")
+    status, out, err = run(
+        capsys, "export", "--checkpoint", ours, "--project", project, "--out", theirs
+    )
+    assert (status, err) == (0, "")
+    assert f"wrote {theirs}" in out
+    back = tmp_path / "back.safetensors"
+    status, out, err = run(
+        capsys, "import", "--source", theirs, "--out", back, *arguments_of(family)
+    )
+    assert (status, err) == (0, "")
+    assert f"tensors of {project}" in out
+    state = load_model(back)[0].state_dict()
+    for name, value in model.state_dict().items():
+        if project != "timm" or name.startswith("encoder.backbone."):
+            assert torch.equal(state[name], value), name
+    assert ("newly initialised" in out) == (project == "timm")
+
+
+@pytest.mark.parametrize(("project", "family"), NAMES)
+def test_names_and_shapes_are_the_projects_own(project, family):
+    theirs = checkpoints.from_simmim(model_of(family).state_dict(), project)
+    for name, shape in NAMES[project, family].items():
+        assert tuple(theirs[name].shape) == shape, name
+    assert checkpoints.project_of(theirs) == project
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "swinv2"])
+def test_transformers_gives_the_same_loss(family, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    model, folder = model_of(family), tmp_path / "theirs"
+    ours = saved(model, family, tmp_path)
+    status, *_ = run(
+        capsys, "export", "--checkpoint", ours, "--project", "transformers", "--out", folder
+    )
+    assert status == 0
+    theirs = transformers.AutoModelForMaskedImageModeling.from_pretrained(folder).eval()
+    images, mask = images_and_mask()
+
+    def loss(dtype):
+        mean, std = (
+            torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        side = SIZE // theirs.config.patch_size
+        flat = mask.on_grid((side, side)).mask.flatten(1)
+        with torch.no_grad():
+            return theirs.to(dtype)((images.to(dtype) / 255 - mean) / std, flat).loss
+
+    with torch.no_grad():
+        assert_within_budget(model(images, mask), loss(torch.float32), loss(torch.float64))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_timm_loads_what_is_exported(family, tmp_path, capsys):
+    model = model_of(family)
+    path = tmp_path / "timm.safetensors"
+    ours = saved(model, family, tmp_path)
+    run(capsys, "export", "--checkpoint", ours, "--project", "timm", "--out", path)
+    fresh = build_model(config_of(family)).encoder.backbone.eval()
+    timm.models.load_checkpoint(fresh, str(path), strict=True)
+    x = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(fresh.forward_features(x), model.encoder.backbone.forward_features(x))
+
+
+def test_patch_merging_of_mmpretrain_is_an_unfold():
+    """mmpretrain merges patches by nn.Unfold, whose columns are (channel, dy, dx)."""
+    model = model_of("swin")
+    theirs = checkpoints.from_simmim(model.state_dict(), "mmpretrain")
+    merging = model.encoder.backbone.layers[1].downsample
+    x = torch.randn(2, 6, 4, 16, dtype=torch.float64)
+    prefix = "backbone.stages.0.downsample."
+    norm = {p: theirs[f"{prefix}norm.{p}"].double() for p in ("weight", "bias")}
+    with torch.no_grad():
+        columns = F.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
+        columns = F.layer_norm(columns, (64,), **norm, eps=merging.norm.eps)
+        expected = F.linear(columns, theirs[f"{prefix}reduction.weight"].double())
+        got = merging.double()(x).flatten(1, 2)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("family", ["beit", "swin"])
+def test_tables_of_another_size_are_interpolated(family, tmp_path, capsys):
+    """A table that is linear in both offsets stays so, but for the borders."""
+    change = {"img_size": 64} if family == "beit" else {}
+    window = {} if family == "beit" else {"window_size": 2}
+    model = model_of(family, **window)
+    source = tmp_path / "theirs.safetensors"
+    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
+    names = [n for n in theirs if n.endswith("bias_table")]
+    extra = 3 if family == "beit" else 0
+    for name in names:
+        side = round((len(theirs[name]) - extra) ** 0.5)
+        line = torch.linspace(-1, 1, side)
+        plane = (line[:, None] + 2 * line).reshape(-1, 1).expand(-1, theirs[name].shape[1])
+        theirs[name] = torch.cat((plane, theirs[name][len(theirs[name]) - extra :]))
+    theirs["encoder.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(2, 2)
+    safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items()}, source)
+    out = tmp_path / "ours.safetensors"
+    arguments = arguments_of(family)
+    if change:
+        arguments[arguments.index("--img-size") + 1] = "64"
+    status, told, err = run(capsys, "import", "--source", source, "--out", out, *arguments)
+    assert (status, err) == (0, "")
+    assert f"interpolated {len(names)} position tables" in told
+    state = checkpoint.load(out)["model"]
+    for name in (n for n in state if n.endswith("bias_table")):
+        rows = state[name]
+        side = round((len(rows) - extra) ** 0.5)
+        grid = rows[: side * side, 0].view(side, side)
+        inner = grid[side // 4 : -(side // 4), side // 4 : -(side // 4)]
+        steps = inner.diff(dim=1)
+        torch.testing.assert_close(
+            steps, 2 * inner.diff(dim=0).T[:1].mean().expand_as(steps), rtol=0.3, atol=0
+        )
+        assert grid.diff(dim=0).gt(-1e-6).all()
+        torch.testing.assert_close(grid, -grid.flip(0, 1))
+
+
+def test_position_embeddings_are_interpolated_and_their_prefix_kept():
+    small = torch.randn(1, 17, 4)
+    name = "encoder.backbone.pos_embed"
+    large = checkpoints.resize_like({name: small}, {name: torch.Size((1, 65, 4))})[name]
+    assert torch.equal(large[0, 0], small[0, 0])
+    grid = small[0, 1:].T.view(1, 4, 4, 4)
+    expected = F.interpolate(grid, (8, 8), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(large[0, 1:].T.view(1, 4, 8, 8), expected)
+
+
+def test_heads_of_the_other_order(tmp_path, capsys):
+    """A head with rows (dy, dx, channel) predicts the same patches once its rows are moved."""
+    model = model_of("vit")
+    ours, theirs, back = (
+        saved(model, "vit", tmp_path),
+        tmp_path / "yxc.safetensors",
+        tmp_path / "b.safetensors",
+    )
+    order = ("--head-order", "yxc")
+    run(capsys, "export", "--checkpoint", ours, "--project", "simmim", "--out", theirs, *order)
+    head = nn.Linear(16, 192)
+    state = checkpoint.load(theirs)["model"]
+    head.load_state_dict({n: state[f"head.{n}"] for n in ("weight", "bias")})
+    tokens, mask = torch.randn(2, 16, 16), images_and_mask()[1]
+    with torch.no_grad():
+        target = torch.randn(2, 3, SIZE, SIZE)
+        a = sk.masked_l1(head(tokens), target, mask, order="yxc")
+        b = sk.masked_l1(model.head(tokens), target, mask)
+    torch.testing.assert_close(a, b)
+    status, *_ = run(
+        capsys, "import", "--source", theirs, "--out", back, *order, *arguments_of("vit")
+    )
+    assert status == 0
+    assert torch.equal(checkpoint.load(back)["model"]["head.weight"], model.head.weight)
+
+
+# Files of all kinds.
+
+
+class Forbidden:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_pickles_of_microsoft_with_their_configuration(tmp_path, capsys, monkeypatch):
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    model, source = model_of("swin"), tmp_path / "ckpt_epoch_799.pth"
+    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
+    node = module.CfgNode({"MODEL": module.CfgNode({"TYPE": "swin"}), "AMP": "O1"})
+    torch.save({"model": theirs, "optimizer": {"lr": 1.0}, "epoch": 799, "config": node}, source)
+    out = tmp_path / "ours.safetensors"
+    status, _, err = run(capsys, "import", "--source", source, "--out", out, *arguments_of("swin"))
+    assert (status, err) == (0, "")
+    assert torch.equal(checkpoint.load(out)["model"]["head.weight"], model.head.weight)
+
+
+def theirs_of(change):
+    state = checkpoints.from_simmim(model_of("vit").state_dict(), "transformers")
+    change(state)
+    return state
+
+
+BAD = {
+    "missing": (lambda s: s.pop("vit.layernorm.weight"), "missing encoder.backbone.norm.weight"),
+    "surplus": (lambda s: s.update(extra=torch.ones(1)), "surplus extra"),
+    "half a product": (
+        lambda s: s.pop("vit.encoder.layer.0.attention.attention.key.weight"),
+        r"missing .*qkv.weight; surplus .*query.weight",
+    ),
+    "shape": (
+        lambda s: s.update({"vit.embeddings.cls_token": torch.ones(1, 1, 8)}),
+        r"cls_token \(1, 1, 8\) for \(1, 1, 16\)",
+    ),
+    "no head": (lambda s: s.pop("decoder.0.weight"), "missing head.weight.*--encoder-only"),
+    "head": (
+        lambda s: s.update({"decoder.0.weight": torch.ones(64, 16, 1, 1)}),
+        "64 rows.*192",
+    ),
+    "names": (lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"], "no names of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
+    change, words = BAD[case]
+    source, out = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    safetensors.torch.save_file(theirs_of(change), source)
+    status, printed, err = run(
+        capsys, "import", "--source", source, "--out", out, *arguments_of("vit")
+    )
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert re.search(words, err)
+    assert not out.exists()
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
+    source = tmp_path / "theirs.pth"
+    torch.save({"model": Forbidden()}, source)
+    status, printed, err = run(capsys, "import", "--source", source, *arguments_of("vit"))
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert "without running code" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("import", "--source", "NOWHERE", "--encoder", "vit_tiny_patch16_224"), "no such file"),
+        (("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"), "holds neither"),
+        (
+            ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
+            "must end in .safetensors",
+        ),
+    ],
+)
+def test_mistakes(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, printed, err = run(capsys, *arguments)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("project", "family"), [("mmpretrain", "vit"), ("transformers", "beit"), ("microsoft", "vit")]
+)
+def test_families_that_a_project_does_not_have(project, family, tmp_path, capsys):
+    ours, out = saved(model_of(family), family, tmp_path), tmp_path / "theirs"
+    status, _, err = run(capsys, "export", "--checkpoint", ours, "--project", project, "--out", out)
+    assert status == 2 and err.count("\n") == 1
+    assert f"{project} has no masked image model of the family {family}" in err
+    assert not out.exists()

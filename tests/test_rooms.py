@@ -13,6 +13,7 @@ ROOMS = (
     "simmim_kernels/backends/reference/{}.py",
     "simmim_kernels/backends/cpu/{}.py",
     "csrc/cpu/{}.cpp",
+    "simmim_kernels/backends/triton/{}.py",
     "tests/test_{}.py",
 )
 
@@ -25,14 +26,15 @@ def test_op_stands_in_every_room(op, room):
 
 @pytest.mark.parametrize("op", OPS)
 def test_backends_define_the_same_functions(op):
-    import importlib
+    import importlib.util
 
     from simmim_kernels.ops import _define
 
     ops = importlib.import_module(f"simmim_kernels.ops.{op}")
     names = [v.name for v in vars(ops).values() if isinstance(v, _define.Op) and v.room == op]
     assert names, f"ops/{op}.py defines no op"
-    for backend in ("reference", "cpu"):
+    triton = ("triton",) if importlib.util.find_spec("triton") else ()
+    for backend in ("reference", "cpu", *triton):
         module = importlib.import_module(f"simmim_kernels.backends.{backend}.{op}")
         for name in names:
             assert callable(getattr(module, name)), f"{backend} lacks {name}"

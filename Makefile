@@ -15,7 +15,7 @@ SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo test bench gpu-check sanitize lint format clean
+.PHONY: help install build demo learn test bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: install ## install and run every test
 
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
 	$(PY) -m simmim pretrain --preset demo
+
+learn: install ## pre-train on digits, probe and fine-tune with few labels, write docs/learn
+	$(PY) -m benchmarks.learn
 
 bench: install ## run the CPU benchmarks, remake the tables of the README and the plots
 	$(PY) -m pytest benchmarks --rounds $(ROUNDS) -s -q --benchmark-disable-gc --benchmark-columns=rounds

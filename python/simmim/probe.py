@@ -83,7 +83,7 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     train, train_labels = _features(encoder, classes.train, blocks, config)
     test, test_labels = _features(encoder, classes.test, blocks, config)
     results = [
-        _measure(block + 1, a, train_labels, b, test_labels, len(classes.names), config)
+        measure(block + 1, a, train_labels, b, test_labels, len(classes.names), config)
         for block, a, b in zip(blocks, train, test, strict=True)
     ]
     _write(config, results)
@@ -125,7 +125,7 @@ def _features(
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
 
 
-def _measure(
+def measure(
     block: int,
     train: np.ndarray,
     train_labels: np.ndarray,
@@ -134,6 +134,11 @@ def _measure(
     classes: int,
     config: ProbeConfig,
 ) -> Result:
+    """Fit both classifiers to features ``(n, width)`` and count right answers on others.
+
+    Raises:
+        UserError: logistic regression does not converge.
+    """
     linear = pipeline.make_pipeline(
         preprocessing.StandardScaler(),
         linear_model.LogisticRegression(C=config.strength, max_iter=2000),

@@ -1,0 +1,67 @@
+"""``make learn`` end to end with a tiny encoder, and what its page says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import learn
+
+
+class OneProcess:
+    """Runs the tasks here, where the settings are changed."""
+
+    map = staticmethod(map)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setitem(learn.ENCODER, "encoder_args", {"patch_size": 8, "embed_dim": 16} | HEADS)
+    monkeypatch.setitem(learn.PRETRAIN, "mask_unit", 8)
+    monkeypatch.setitem(learn.PRETRAIN, "epochs", 1)
+    monkeypatch.setitem(learn.FINETUNE, "epochs", 1)
+    monkeypatch.setattr(learn, "RESULTS", tmp_path / "page")
+    monkeypatch.setattr(learn, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr("sys.argv", ["learn", "--seeds", "1", "--out", str(tmp_path / "runs")])
+    return tmp_path
+
+
+HEADS = {"depth": 1, "num_heads": 2}
+
+
+def test_the_page_is_made_from_what_was_measured(tiny):
+    learn.main()
+    page = (tiny / "page" / "README.md").read_text()
+    assert (tiny / "page" / "learn.png").stat().st_size > 1000
+    records = json.loads((tiny / "page" / "learn.json").read_text())["records"]
+    assert [r["start"] for r in records] == ["kernels", "plain", "random", "pixels"]
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    for record, row in zip(records, rows, strict=True):
+        assert f" {100 * record['linear']:.1f} |" in row
+    # the two ways of computing the loss differ by rounding, and weights of the same seed agree
+    kernels, plain, random, pixels = records
+    assert kernels["validation"] == pytest.approx(plain["validation"], rel=1e-3)
+    assert random["validation"] is None
+    assert pixels["finetuned"] is None
+    assert pixels["linear"] > 0.8
+    classes = sorted(path.name for path in (tiny / "runs" / "digits" / "test").iterdir())
+    assert classes == [str(digit) for digit in range(10)]
+    assert len(list((tiny / "runs" / "digits").glob("*/*/*.png"))) == 1797
+
+
+def test_spread_over_seeds():
+    common = {"neighbours": 0.5, "linear_all": 0.5, "validation": 1.0, "seconds": 1.0}
+    records = [
+        learn.Record(start="kernels", seed=seed, linear=linear, finetuned=None, **common)
+        for seed, linear in enumerate((0.5, 0.6, 0.7))
+    ]
+    assert learn.cell(learn.values_of(records, "kernels", "linear")) == "60.0 ± 10.0"
+    assert learn.cell(learn.values_of(records, "kernels", "finetuned")) == ""

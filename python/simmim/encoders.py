@@ -91,6 +91,10 @@ class TimmEncoder(integration.MaskedEncoder):
         self.plain = False
         check_divides("encoder stride", self.stride, img_size)
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks in the order in which they run."""
+        return self.family.blocks()
+
     def pooled(self, output: Tensor) -> Tensor:
         """The mean ``(B, width)`` over the patch tokens of what a block gave."""
         first = getattr(self.backbone, "num_prefix_tokens", 0)

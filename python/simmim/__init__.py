@@ -1,5 +1,5 @@
-"""A thin application on ``simmim_kernels``: models, data, training, pictures.
+"""A thin application on ``simmim_kernels``: models, data, training, measuring, pictures.
 
-``simmim pretrain`` and ``simmim reconstruct`` on the command line; from Python the modules
-``simmim.model``, ``simmim.encoders``, ``simmim.data``, ``simmim.train``.
+``simmim --help`` lists the commands; from Python the modules ``simmim.model``, ``simmim.encoders``,
+``simmim.data``, ``simmim.train``, ``simmim.finetune``, ``simmim.probe``.
 """

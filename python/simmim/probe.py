@@ -82,6 +82,9 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     blocks = _blocks(config, len(encoder.blocks()))
     train, train_labels = _features(encoder, classes.train, blocks, config)
     test, test_labels = _features(encoder, classes.test, blocks, config)
+    if len(np.unique(train_labels)) < 2:
+        name = classes.names[train_labels[0]]
+        raise UserError(f"only images of class {name!r} can be read: replace those named above")
     results = [
         measure(block + 1, a, train_labels, b, test_labels, len(classes.names), config)
         for block, a, b in zip(blocks, train, test, strict=True)
@@ -112,16 +115,19 @@ def _features(
         samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)
     ]
     device = next(encoder.parameters()).device
-    found, labels = [], []
+    found, labels, bad = [], [], {}
     for batch in loader(images, batches, config.workers):
         check_readable(batch, config.on_bad_image)
-        for path, reason in batch.bad:
-            print(f"left out {path}: {reason}", file=sys.stderr)
+        bad |= dict(batch.bad)
         # where a file cannot be read another one stands in, which has its own turn
         own = batch.sources == batch.ids
+        if not own.any():
+            continue
         features = block_features(encoder, batch.images[own].to(device), blocks)
         found.append([f.float().cpu().numpy() for f in features])
         labels.append(files.labels[batch.sources[own]].numpy())
+    for path, reason in bad.items():
+        print(f"left out {path}: {reason}", file=sys.stderr)
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
 
 

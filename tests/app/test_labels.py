@@ -269,6 +269,19 @@ def test_probing_blocks(labelled, pretrained, tmp_path):
         probe(dataclasses.replace(config, blocks=(3,)))
 
 
+def test_probing_leaves_out_what_cannot_be_read(labelled, tmp_path, capsys):
+    for path in [*labelled.glob("dark/*"), labelled / "gray" / "3.png"]:
+        path.write_bytes(b"")
+    config = probing(labelled, tmp_path / "probe", val_data=labelled, batch_size=4)
+    _, (result,) = probe(config)
+    assert result.confusion.sum(1).tolist() == [0, 5, 6]
+    assert capsys.readouterr().err.count("left out") == 2 * 7
+    for path in labelled.glob("gray/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="only images of class 'light' can be read"):
+        probe(config)
+
+
 def test_random_weights_are_those_of_the_seed(labelled, tmp_path):
     first, again, other = (
         start(*completed(probing(labelled, tmp_path)))

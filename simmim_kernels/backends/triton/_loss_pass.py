@@ -76,7 +76,8 @@ def loss_pass(
             number = g + v
             c, dy, dx = number % CHANNELS, number // (CHANNELS * P), number // CHANNELS % P
         else:
-            c, dy, dx = g // (P * P), g // P % P, g % P + v
+            # Said outright, for Triton 3.6 does not see it and would load one number at a time.
+            c, dy, dx = g // (P * P), g // P % P, tl.multiple_of(g % P, (V, V, V)) + v
         ty, tx = r // w, r % w
         here, inside = (r < height // P * w) & (g < CHANNELS * P * P), g + v < CHANNELS * P * P
     sample = (program // pieces).to(tl.int64)

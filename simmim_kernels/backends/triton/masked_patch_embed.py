@@ -31,7 +31,9 @@ def _patches(
     v = tl.arange(0, V)[None, None, :]
     token = tl.load(tokens + row, mask=row < count, other=-1)
     patch = token % length
-    y, x = patch // w * PH + g // PW % PH, patch % w * PW + g % PW + v
+    # Said outright, for Triton 3.6 does not see it and would load one number at a time.
+    within = tl.multiple_of(g % PW, (V, V, V))
+    y, x = patch // w * PH + g // PW % PH, patch % w * PW + within + v
     c = tl.minimum(g // (PH * PW), CHANNELS - 1).to(tl.int64)
     at = token // length * i_b + c * i_c + y * i_y + x * i_x
     inside = (g < numbers) & (v < V)

@@ -219,6 +219,18 @@ def training_output(case="ViT", kernels=True, autocast=False, dtype=torch.float3
         return model, model(images.to(dtype), flat(mask, side))
 
 
+def test_replicas_of_data_parallel_run_on_their_own_weights():
+    model, (images, mask, side) = build("ViT"), problem("ViT")
+    report = sk.apply_kernels(model)
+    for module in (model, model.vit.embeddings):
+        assert module._replicate_for_data_parallel().forward.__self__ is not module
+    out = model(images, flat(mask, side))
+    gathered = type(out)((key, out[key]) for key in out)  # as DataParallel puts outputs together
+    assert gathered.loss is out.loss and gathered.reconstruction is out.reconstruction
+    report.undo()
+    assert "_replicate_for_data_parallel" not in model.__dict__
+
+
 READERS = {
     "attribute": lambda out: out.reconstruction,
     "key": lambda out: out["reconstruction"],
@@ -377,6 +389,7 @@ class Subclass(transformers.ViTForMaskedImageModeling):
         (lambda: transformers.ViTModel(transformers.ViTConfig(**VIT)), "ViTModel is not supported"),
         (lambda: torch.nn.DataParallel(build("ViT")), "before wrapping"),
         (lambda: torch.compile(build("ViT")), "before wrapping"),
+        (lambda: pytest.importorskip("timm").create_model("resnet10t"), "timm.MaskedEncoder"),
         (lambda: Subclass(transformers.ViTConfig(**VIT)), "Subclass has a forward of its own"),
     ],
 )

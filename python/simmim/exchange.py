@@ -72,6 +72,7 @@ def import_model(config: ImportConfig) -> list[str]:
     count = sum(resized[k].shape != v.shape for k, v in ours.items())
     told += [f"interpolated {count} position tables"] if count else []
     _check(config, resized, expected)
+    told += _other_eps(config.source, model)
     checkpoint.save_model(config.out, trained.to_json(), resized)
     return told
 
@@ -132,6 +133,19 @@ def read_tensors(path: Path) -> State:
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"{path} holds no dictionary of tensors")
     return dict(loaded)
+
+
+def _other_eps(source: Path, model: SimMIM) -> list[str]:
+    """A word where a folder's configuration has another epsilon of its norms, which no weight shows:
+    transformers' ViT has 1e-12 by default, timm's 1e-6."""
+    described = source / "config.json"
+    if not described.is_file():
+        return []
+    theirs = json.loads(described.read_text()).get("layer_norm_eps")
+    ours = model.encoder.backbone.norm.eps
+    if theirs in (None, ours):
+        return []
+    return [f"its norms have an epsilon of {theirs:g}, ours of {ours:g}: outputs differ by as much"]
 
 
 def _check_head(ours: State, model: SimMIM) -> None:

@@ -65,10 +65,19 @@ class _Change:
         def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return (ours if self.active else theirs)(module, *args, **kwargs)
 
+        def replicate(module: nn.Module) -> nn.Module:
+            replica = type(module)._replicate_for_data_parallel(module)
+            replica.forward = MethodType(forward, replica)
+            return replica
+
         self.forward = MethodType(forward, module)
         module.forward = self.forward
+        # DataParallel copies an instance's attributes as they are: the replicas on other devices
+        # would run this instance's forward, on its weights.
+        module._replicate_for_data_parallel = MethodType(replicate, module)
 
     def undo(self) -> None:
+        del self.module._replicate_for_data_parallel
         if self.module.__dict__.get("forward") == self.forward:
             del self.module.forward
         else:

@@ -99,11 +99,12 @@ def _model_of(model: nn.Module) -> tuple[str, type]:
             encoder, output = _MODELS[base.__name__]
             return encoder, getattr(sys.modules[base.__module__], output)
     inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-    advice = (
-        "apply it to the model before wrapping it"
-        if isinstance(inner, nn.Module)
-        else "for other encoders use the functions, such as mask_tokens and masked_l1, in your loop"
-    )
+    if isinstance(inner, nn.Module):
+        advice = "apply it to the model before wrapping it"
+    elif type(model).__module__.startswith("timm."):
+        advice = "for timm's models there is simmim_kernels.integrations.timm.MaskedEncoder"
+    else:
+        advice = "for other models use the functions, such as mask_tokens and masked_l1, yourself"
     raise TypeError(
         f"apply_kernels: {type(model).__name__} is not supported; allowed: transformers' "
         f"{', '.join(_MODELS)}; {advice}"

@@ -287,6 +287,34 @@ def test_heads_of_the_other_order(tmp_path, capsys):
     assert torch.equal(checkpoint.load(back)["model"]["head.weight"], model.head.weight)
 
 
+def test_another_epsilon_is_told(tmp_path, capsys):
+    model, folder = model_of("vit"), tmp_path / "theirs"
+    ours = saved(model, "vit", tmp_path)
+    run(capsys, "export", "--checkpoint", ours, "--project", "transformers", "--out", folder)
+    described = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(described.replace("1e-06", "1e-12"))
+    _, told, _ = run(
+        capsys,
+        "import",
+        "--source",
+        folder,
+        "--out",
+        tmp_path / "b.safetensors",
+        *arguments_of("vit"),
+    )
+    assert "epsilon of 1e-12, ours of 1e-06" in told
+
+
+def test_the_cnn_has_no_place_elsewhere(tmp_path, capsys):
+    config = PretrainConfig(encoder="cnn", img_size=8, normalize=False)
+    path = tmp_path / "cnn.safetensors"
+    checkpoint.save_model(path, config.to_json(), build_model(config).state_dict())
+    status, _, err = run(
+        capsys, "export", "--checkpoint", path, "--project", "timm", "--out", tmp_path / "x"
+    )
+    assert status == 2 and "the encoder is none of timm's" in err
+
+
 # Files of all kinds.
 
 

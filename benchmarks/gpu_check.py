@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu_check OUT`: build, tests and benchmarks on a machine with a GPU.
 
 Every stage has a share of nine minutes and is ended when it is over, so that the rest still runs;
-what a stage did not reach is listed. Nothing is downloaded. Logs, JSON and pictures stay in `OUT`,
-and a short table is printed last. The exit status is 0 where every stage passed.
+what a stage did not reach is listed. Nothing is downloaded. What the stages printed (`gpu_check.log`),
+JSON and pictures stay in `OUT`, and a short table is printed last. The exit status is 0 where every stage passed.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Check:
 
     def __init__(self, out: Path) -> None:
         self.out, self.begin, self.results = out, time.monotonic(), []
+        self.log = out / "gpu_check.log"
+        self.log.write_text("")
 
     def left(self) -> float:
         return TOTAL - (time.monotonic() - self.begin)
@@ -58,7 +60,9 @@ class Check:
         limit, start = min(share, self.left()), time.monotonic()
         if limit < 5:
             return self.note(stage, "not reached: out of time", start)
-        with (self.out / f"{stage}.log").open("w") as log:
+        with self.log.open("a") as log:
+            log.write(f"\n==== {stage}\n")
+            log.flush()
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -142,9 +146,9 @@ def main() -> int:
     (out / "gpu_check.json").write_text(
         json.dumps([asdict(r) for r in check.results], indent=1) + "\n"
     )
-    table = out / "benchmarks.log"
+    table = out / "gpu_ops.txt"
     if table.exists():
-        print(table.read_text()[-9000:])
+        print(table.read_text())
     for result in check.results:
         print(f"{result.stage:<16}{result.seconds:>7.1f} s  {result.outcome}")
     return int(any(result.outcome != "passed" for result in check.results))

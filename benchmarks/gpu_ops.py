@@ -198,13 +198,14 @@ def about(device: str) -> dict[str, Any]:
     return facts
 
 
-def report(results: list[dict]) -> None:
+def table(results: list[dict]) -> str:
     names = ("eager", "compiled", "triton", "cuda", "copy")
-    print(f"{'op':<18}{'shape':<24}" + "".join(f"{n:>11}" for n in names) + "   microseconds")
+    lines = [f"{'op':<18}{'shape':<24}" + "".join(f"{n:>11}" for n in names) + "   microseconds"]
     for row in results:
         cells = (row["times"].get(name, {}).get("median") for name in names)
         text = "".join(f"{'-':>11}" if c is None else f"{c:>11.1f}" for c in cells)
-        print(f"{row['op']:<18}{row['shape']:<24}{text}")
+        lines.append(f"{row['op']:<18}{row['shape']:<24}{text}")
+    return "\n".join(lines) + "\n"
 
 
 def plot(results: list[dict], path: Path) -> None:
@@ -252,6 +253,7 @@ def main() -> None:
         if not arguments.dry_run:
             record = about(device) | {"rows": results, "not measured": left}
             (arguments.out / "gpu_ops.json").write_text(json.dumps(record, indent=1) + "\n")
+            (arguments.out / "gpu_ops.txt").write_text(table(results))
     if arguments.dry_run:
         broken = [
             (r["op"], n, t["error"]) for r in results for n, t in r["times"].items() if "error" in t
@@ -265,7 +267,7 @@ def main() -> None:
         plot(results, arguments.out / "gpu_ops.png")
     except ImportError:
         print("matplotlib is missing: no plot")
-    report(results)
+    print(table(results))
     if left:
         print(f"not measured, out of time: {', '.join(left)}")
 

@@ -46,20 +46,24 @@ class Span {
     Span(C inverse, C scale) : inverse_(V{} + inverse), scale_(V{} + scale) {}
 
     void add(const P* pred, const C* target, P* grad) {
+        for (int64_t k = 0; k < kParts; ++k) sum_[k] += part(k, pred, target, grad);
+        if (++unfolded_ == kFold) fold();
+    }
+
+    // The last n < kLanes pixels before these addresses, of at least kLanes in the run: those that
+    // were added before are read, and their gradient written, once more.
+    void add_last(const P* pred, const C* target, P* grad, int64_t n) {
+        C first[kLanes];
+        for (int64_t j = 0; j < kLanes; ++j) first[j] = C(j >= kLanes - n);
         for (int64_t k = 0; k < kParts; ++k) {
-            const V d = load_vector<C, kWidth>(pred + k * kWidth) -
-                        load_vector<C, kWidth>(target + k * kWidth);
-            sum_[k] += LossKind::template value<V>(d, inverse_);
-            if (kGrad) {
-                const V slope = LossKind::template slope<V>(d, inverse_);
-                store_vector<C, kWidth>(slope * scale_, grad + k * kWidth);
-            }
+            const V value = part(k, pred - kLanes, target - kLanes, grad - kLanes);
+            sum_[k] += load_vector<C, kWidth>(first + k * kWidth) != V{} ? value : V{};
         }
         if (++unfolded_ == kFold) fold();
     }
 
     // Fewer than kLanes pixels; the others' difference is 0.
-    void add_some(const P* pred, const C* target, P* grad, int64_t n) {
+    void add_few(const P* pred, const C* target, P* grad, int64_t n) {
         P some[kLanes] = {}, slope[kLanes];
         C goal[kLanes] = {};
         for (int64_t i = 0; i < n; ++i) {
@@ -78,6 +82,16 @@ class Span {
   private:
     static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(C)), kParts = kLanes / kWidth;
     typedef Vector<C, kWidth> V;
+
+    V part(int64_t k, const P* pred, const C* target, P* grad) const {
+        const V d =
+            load_vector<C, kWidth>(pred + k * kWidth) - load_vector<C, kWidth>(target + k * kWidth);
+        if (kGrad) {
+            const V slope = LossKind::template slope<V>(d, inverse_);
+            store_vector<C, kWidth>(slope * scale_, grad + k * kWidth);
+        }
+        return LossKind::template value<V>(d, inverse_);
+    }
 
     void fold() {
         C lane[kLanes];
@@ -99,6 +113,7 @@ template <class C, class P, class LossKind, bool kGrad>
 void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse, C scale,
           double* total) {
     Span<C, P, LossKind, kGrad> sum(inverse, scale);
+    const bool in_place = rows.grad == rows.pred;
     for (int64_t row = 0; row < rows.count; ++row) {
         const P* pred_row = reinterpret_cast<const P*>(rows.pred) + row * rows.pred_step;
         P* grad_row = reinterpret_cast<P*>(rows.grad) + row * rows.grad_step;
@@ -124,7 +139,12 @@ void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse, C 
                 __builtin_prefetch(target + i + target_ahead, 0, kL2);
                 sum.add(pred + i, target + i, grad + i);
             }
-            if (i < n) sum.add_some(pred + i, target + i, grad + i, n - i);
+            if (i == n) continue;
+            if (n > kLanes && !in_place) {
+                sum.add_last(pred + n, target + n, grad + n, n - i);
+            } else {
+                sum.add_few(pred + i, target + i, grad + i, n - i);
+            }
         }
     }
     sum.finish(total);

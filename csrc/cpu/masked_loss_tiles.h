@@ -198,7 +198,7 @@ struct Scorer {
             }
             if (is_image()) {
                 direct({pred.memory.at(image(pred, b, c, y, x)), goal,
-                        slopes(image(grad, b, c, y, x)), 0, 0, 0, 1, 0, 0, 0},
+                        slopes(image(grad, b, c, y, x)), 0, 0, 0, 1, 1, kAhead * pred.sty, 0},
                        runs + r, next - r, inverse_beta, scale, total);
             } else {
                 for (; r < next; ++r)

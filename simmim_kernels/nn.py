@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_kernels.ops.mask_tokens import mask_tokens
-from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
+from simmim_kernels.ops.masked_loss import TargetNorm, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.patch_mask import PatchMask
 
 __all__ = ["MaskToken", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
@@ -69,6 +69,7 @@ class _MaskedLoss(nn.Module):
         self,
         *,
         order: str = "cyx",
+        target_norm: TargetNorm = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         eps: float = 1e-5,
@@ -76,12 +77,13 @@ class _MaskedLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.order, self.eps, self.reduction = order, eps, reduction
+        self.target_norm = target_norm
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
 
     def options(self) -> dict[str, object]:
         """The keyword arguments of the function."""
-        names = ("order", "mean", "std", "eps", "reduction")
+        names = ("order", "target_norm", "mean", "std", "eps", "reduction")
         return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:

@@ -211,3 +211,23 @@ def test_bad_arguments_are_named():
             sk.masked_linear_l1(*arguments)
     with pytest.raises(ValueError, match="count is 3"):
         torch.ops.simmim_kernels.masked_positions(mask.mask, 2, 2, 3)
+
+
+def test_gradient_takes_the_place_of_the_prediction(monkeypatch):
+    products, saved = [], []
+
+    def linear(*args):
+        products.append(linear_of_torch(*args))
+        return products[-1]
+
+    linear_of_torch = F.linear
+    monkeypatch.setattr(F, "linear", linear)
+    tokens, weight, bias, target, mask = head_problem(2, 3, (3, 3), 8, 4, 5, torch.float32)
+    tokens.requires_grad_()
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with keep:
+        loss = sk.masked_linear_l1(tokens, weight, bias, target, mask)
+    memory = products[0].untyped_storage().data_ptr()
+    assert memory in {t.untyped_storage().data_ptr() for t in saved}
+    loss.backward()
+    assert tokens.grad is not None

@@ -233,6 +233,26 @@ def test_opcheck():
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_may_take_the_place_of_the_prediction(backend, dtype):
+    pred, target, mask, _ = problem(2, 3, (2, 3), 8, 8, "cyx", dtype, torch.float32)
+    rows = pred[mask.mask.flatten(1)].unflatten(0, mask.masked.shape)
+    options = ("cyx", None, None, "mse", 1.0, 1e-5, "mean")
+    norm = ("window", 3, 1e-6)
+    arguments = (target, mask.mask, mask.masked, *options)
+    ops = torch.ops.simmim_kernels
+    with sk.backend(backend):
+        loss, grad, scale = ops.masked_loss(rows, *arguments, True, *norm)
+        own = rows.clone()
+        in_place = ops.masked_loss_(own, *arguments, *norm)
+        assert torch.equal(own, grad)
+        assert torch.equal(in_place[0], loss) and torch.equal(in_place[1], scale)
+        with pytest.raises(ValueError, match="allowed: a contiguous tensor"):
+            ops.masked_loss_(torch.stack((rows, rows), -1)[..., 0], *arguments, *norm)
+    torch.library.opcheck(ops.masked_loss_.default, (rows.clone(), *arguments, *norm))
+
+
 def test_listed_units_may_differ_in_count_between_samples():
     pred, target, *_ = problem(3, 3, (2, 2), 4, 4, "cyx", torch.float32, torch.float32)
     cells = torch.zeros(3, 4, dtype=torch.bool)
@@ -329,6 +349,10 @@ def test_modules(kind):
     assert "order='yxc'" in repr(loss) and "reduction='sum'" in repr(loss)
     expected = ours(kind, pred, target, mask, "yxc", reduction="sum", **stats, **extra)
     assert torch.equal(loss(pred, target, mask), expected)
+    normed = module[kind](order="yxc", target_norm=sk.PatchNorm(), **extra)
+    assert "PatchNorm" in repr(normed)
+    expected = ours(kind, pred, target, mask, "yxc", target_norm=sk.PatchNorm(), **extra)
+    assert torch.equal(normed(pred, target, mask), expected)
 
 
 def test_mask_token_module():

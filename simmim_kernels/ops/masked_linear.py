@@ -97,10 +97,10 @@ def _loss(
     count = _masked_count(mask, (h // grid.shape[1]) * (w // grid.shape[2]))
     rows = take_tokens(tokens, ~grid, (h, w), count)
     # The product is a plain PyTorch op: autograd, autocast and Inductor treat it as any linear
-    # layer, and its backward never sees a visible token.
+    # layer, and its backward sees no visible token and reads no prediction.
     pred = F.linear(rows, weight, bias)
     index = _masked_positions(grid, h, w, count)
-    return loss_of(kind, beta, pred, target, grid, index, **options)
+    return loss_of(kind, beta, pred, target, grid, index, consume=True, **options)
 
 
 def masked_linear_l1(

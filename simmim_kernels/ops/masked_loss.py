@@ -170,13 +170,38 @@ _masked_loss = define(
 )
 
 
+def _check_in_place(pred: Tensor, *args) -> None:
+    check(pred, *args[:-3], True, *args[-3:])
+    if not pred.is_contiguous():
+        raise ValueError(f"pred has strides {pred.stride()}; allowed: a contiguous tensor")
+
+
+def _fake_in_place(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
+    loss, _, scale = _fake(pred, *args[:-3], True, *args[-3:])
+    return loss, scale
+
+
+# The same, with a gradient that takes the place of the prediction.
+_masked_loss_in_place = define(
+    "masked_loss_(Tensor(a!) pred, Tensor target, Tensor mask, Tensor? index, str order,"
+    " Tensor? mean, Tensor? std, str kind, float beta, float eps, str reduction, str norm,"
+    " SymInt norm_side, float norm_eps) -> (Tensor loss, Tensor scale)",
+    room="masked_loss",
+    check=_check_in_place,
+    fake=_fake_in_place,
+)
+
+
 class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
         loss, grad, scale = _masked_loss(pred, *args[:-3], True, *args[-3:])
-        target, _, index = args[:3]
+        return _MaskedLoss.keep(ctx, loss, grad, scale, *args[:3])
+
+    @staticmethod
+    def keep(ctx, loss, grad, scale, target, _, index):
         if index is not None:
-            ctx.tokens = target.shape[1:].numel() // max(pred.shape[-1], 1)
+            ctx.tokens = target.shape[1:].numel() // max(grad.shape[-1], 1)
         ctx.save_for_backward(grad, scale, index)
         return loss
 
@@ -187,6 +212,15 @@ class _MaskedLoss(torch.autograd.Function):
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
         return (_scaled(grad, factor), *(None,) * 13)
+
+
+class _MaskedLossInPlace(_MaskedLoss):
+    """For a prediction that nobody else reads, neither now nor in a backward pass."""
+
+    @staticmethod
+    def forward(ctx, pred, *args):
+        loss, scale = _masked_loss_in_place(pred, *args)
+        return _MaskedLoss.keep(ctx, loss, pred.detach(), scale, *args[:3])
 
 
 def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
@@ -253,9 +287,11 @@ def loss_of(
     std: Channels,
     eps: float,
     reduction: str,
+    *,
+    consume: bool = False,
 ) -> Tensor:
     """The masked loss `kind`, with its gradient, of a prediction of all tokens or of those in
-    `index`."""
+    `index`. With `consume` the gradient may take the place of the prediction's numbers."""
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     if kind == "smooth_l1":
@@ -273,7 +309,9 @@ def loss_of(
         has_dims("target", target, {4: "(B, C, H, W)"})
         norm = _norm_arguments(target_norm, pred, target, grid)
     if needs_grad(pred):
-        return differentiate(_MaskedLoss, *args, *norm)
+        # Compiled code reuses memory on its own.
+        in_place = consume and pred.is_contiguous() and not torch.compiler.is_compiling()
+        return differentiate(_MaskedLossInPlace if in_place else _MaskedLoss, *args, *norm)
     return _masked_loss(*args, False, *norm)[0]
 
 

@@ -71,6 +71,7 @@ def masked_loss(
     norm: str,
     norm_side: int,
     norm_eps: float,
+    grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = target.shape
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
@@ -78,9 +79,9 @@ def masked_loss(
     loss = torch.empty(shape, dtype=dtype, device="cpu")
     if not with_grad:
         grad = torch.empty(0, dtype=pred.dtype, device="cpu")
-    elif index is None:
+    elif grad is None and index is None:
         grad = torch.empty_like(pred)
-    else:
+    elif grad is None:
         grad = torch.empty(pred.shape, dtype=pred.dtype, device="cpu")
     unscaled = with_grad and pred.dtype == torch.float16
     scale = torch.empty(shape if unscaled else (0,), dtype=dtype, device="cpu")
@@ -146,3 +147,9 @@ def masked_loss(
     if wrong >= 0:
         raise ValueError(f"row {wrong} of index names no mask unit, or one named before")
     return loss, grad, scale
+
+
+def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """The same; the gradient takes the place of `pred`."""
+    loss, _, scale = masked_loss(pred, *options[:-3], True, *options[-3:], grad=pred)
+    return loss, scale

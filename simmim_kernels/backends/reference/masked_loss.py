@@ -88,6 +88,7 @@ def masked_loss(
     norm: str,
     norm_side: int,
     norm_eps: float,
+    grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     image = target.shape
     batch, channels, height, width = image
@@ -132,7 +133,14 @@ def masked_loss(
         slope = slope * each.view(-1, *(1,) * (slope.dim() - 1))
     elif not unscaled:
         slope = slope * scale
-    grad = slope if index is not None else _as_prediction(slope, pred, patch, order)
-    own = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
-    grad = own.copy_(grad.reshape(pred.shape))
+    slope = slope if index is not None else _as_prediction(slope, pred, patch, order)
+    if grad is None:
+        grad = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
+    grad.copy_(slope.reshape(pred.shape))
     return loss, grad, scale if unscaled else scale.new_empty((0,))
+
+
+def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """The same; the gradient takes the place of `pred`."""
+    loss, _, scale = masked_loss(pred, *options[:-3], True, *options[-3:], grad=pred)
+    return loss, scale

@@ -70,6 +70,7 @@ def masked_loss(
     norm: str,
     norm_side: int,
     norm_eps: float,
+    grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
@@ -89,10 +90,11 @@ def masked_loss(
     shape, results = ((batch,), batch) if each else ((), 1)
     scaled = with_grad and pred.dtype != torch.float16
     loss = torch.empty(shape, dtype=dtype, device=device)
-    grad = torch.empty((0,), dtype=pred.dtype, device=device)
-    if with_grad and index is None:
+    if not with_grad:
+        grad = torch.empty((0,), dtype=pred.dtype, device=device)
+    elif grad is None and index is None:
         grad = torch.empty_like(pred)
-    elif with_grad:
+    elif grad is None:
         grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
     scale_out = torch.empty(shape if with_grad and not scaled else (0,), dtype=dtype, device=device)
     scale = torch.empty(results, dtype=torch.float64, device=device)
@@ -151,3 +153,9 @@ def masked_loss(
                 FILTER=by_list, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
     return loss, grad, scale_out
+
+
+def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """The same; the gradient takes the place of `pred`."""
+    loss, _, scale = masked_loss(pred, *options[:-3], True, *options[-3:], grad=pred)
+    return loss, scale

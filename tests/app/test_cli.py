@@ -10,6 +10,7 @@ import pytest
 
 from simmim.cli import main
 from simmim.config import PretrainConfig, ReconstructConfig
+from simmim.exchange_config import ExportConfig, ImportConfig
 from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.log import read_metrics
 from simmim.presets import PRESETS
@@ -83,6 +84,8 @@ COMMANDS = {
     "reconstruct": ReconstructConfig,
     "finetune": FinetuneConfig,
     "probe": ProbeConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
 }
 
 

@@ -92,60 +92,6 @@ def test_masks_are_blocks():
     assert borders(blocks) < 0.5 * borders(scattered)
 
 
-def test_a_sample_keeps_its_mask_in_any_batch():
-    whole = sk.block_mask(300, (14, 14), 0.4, seed=7, epoch=3)
-    ids = torch.randperm(300)
-    assert torch.equal(sk.block_mask(ids, (14, 14), 0.4, seed=7, epoch=3).mask, whole.mask[ids])
-    assert not torch.equal(sk.block_mask(300, (14, 14), 0.4, seed=7, epoch=4).mask, whole.mask)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    expected = sk.block_mask(500, (14, 14), 0.4, seed=1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            made = sk.block_mask(500, (14, 14), 0.4, seed=1)
-            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_seed_none_follows_manual_seed():
-    torch.manual_seed(3)
-    first = sk.block_mask(4, (7, 7), 0.6), sk.block_mask(4, (7, 7), 0.6)
-    torch.manual_seed(3)
-    again = sk.block_mask(4, (7, 7), 0.6), sk.block_mask(4, (7, 7), 0.6)
-    assert torch.equal(first[0].mask, again[0].mask)
-    assert torch.equal(first[1].mask, again[1].mask)
-    assert not torch.equal(first[0].mask, first[1].mask)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ((torch.zeros(2), (7, 7), 0.6), TypeError, "n_or_ids has dtype float32"),
-        ((-1, (7, 7), 0.6), ValueError, "n_or_ids is -1"),
-        ((2, (7, 0), 0.6), ValueError, "grid is 7 x 0"),
-        ((2, (7, 7), -0.5), ValueError, "ratio is -0.5"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, error, words):
-    with pytest.raises(error, match=words):
-        sk.block_mask(*arguments, seed=0)
-
-
-def test_compiles_in_one_graph():
-    def step(ids):
-        return sk.block_mask(ids, (7, 7), 0.6, seed=5)
-
-    ids = torch.arange(6)
-    for dynamic in (False, True):
-        made = torch.compile(step, fullgraph=True, dynamic=dynamic)(ids)
-        assert all(torch.equal(a, b) for a, b in zip(made, step(ids), strict=True))
-
-
 def test_opcheck():
     torch.library.opcheck(
         torch.ops.simmim_kernels.block_mask.default, (torch.arange(3), 4, 5, 7, 9, 1)

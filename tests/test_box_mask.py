@@ -70,66 +70,9 @@ def test_pixel_grid_gives_the_tutorials_box():
     assert made.mask.any(2).sum(1).tolist() == made.mask.any(1).sum(1).tolist() == [side] * 3
 
 
-def test_a_sample_keeps_its_mask_in_any_batch():
-    whole = sk.box_mask(300, (14, 14), 0.4, seed=7, epoch=3)
-    ids = torch.randperm(300)
-    assert torch.equal(sk.box_mask(ids, (14, 14), 0.4, seed=7, epoch=3).mask, whole.mask[ids])
-    assert not torch.equal(sk.box_mask(300, (14, 14), 0.4, seed=7, epoch=4).mask, whole.mask)
-    assert not torch.equal(sk.box_mask(300, (14, 14), 0.4, seed=8, epoch=3).mask, whole.mask)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    expected = sk.box_mask(2000, (14, 14), 0.6, seed=1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            made = sk.box_mask(2000, (14, 14), 0.6, seed=1)
-            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_seed_none_follows_manual_seed():
-    torch.manual_seed(3)
-    first = sk.box_mask(40, (7, 7), 0.3), sk.box_mask(40, (7, 7), 0.3)
-    torch.manual_seed(3)
-    again = sk.box_mask(40, (7, 7), 0.3), sk.box_mask(40, (7, 7), 0.3)
-    assert torch.equal(first[0].mask, again[0].mask)
-    assert torch.equal(first[1].mask, again[1].mask)
-    assert not torch.equal(first[0].mask, first[1].mask)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ((torch.zeros(2), (7, 7), 0.6), TypeError, "n_or_ids has dtype float32"),
-        ((torch.zeros(2, 2, dtype=torch.int64), (7, 7), 0.6), ValueError, "n_or_ids has shape"),
-        ((-1, (7, 7), 0.6), ValueError, "n_or_ids is -1"),
-        ((2, (0, 7), 0.6), ValueError, "grid is 0 x 7"),
-        ((2, (7, 7), 1.5), ValueError, "ratio is 1.5"),
-        ((2, (7, 7), float("nan")), ValueError, "ratio is nan"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, error, words):
-    with pytest.raises(error, match=words):
-        sk.box_mask(*arguments, seed=0)
-
-
 def test_a_box_beyond_the_grid_is_refused_by_the_op_itself():
     with pytest.raises(ValueError, match="the box is 8 x 2"):
         torch.ops.simmim_kernels.box_mask(torch.arange(2), 7, 7, 8, 2, False, 0, 0)
-
-
-def test_compiles_in_one_graph():
-    def step(ids):
-        return sk.box_mask(ids, (7, 7), 0.6, seed=5)
-
-    ids = torch.arange(6)
-    for dynamic in (False, True):
-        made = torch.compile(step, fullgraph=True, dynamic=dynamic)(ids)
-        assert all(torch.equal(a, b) for a, b in zip(made, step(ids), strict=True))
 
 
 def test_opcheck():

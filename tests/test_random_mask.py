@@ -87,45 +87,12 @@ def test_of_two_equal_scores_the_first_is_masked(backend):
     np.testing.assert_array_equal(masked[0], positions)
 
 
-def test_a_sample_keeps_its_mask_in_any_batch():
-    whole = sk.random_mask(300, (14, 14), 0.6, seed=7, epoch=3)
-    ids = torch.randperm(300)
-    assert torch.equal(sk.random_mask(ids, (14, 14), 0.6, seed=7, epoch=3).mask, whole.mask[ids])
-    assert torch.equal(
-        sk.random_mask(ids[:1], (14, 14), 0.6, seed=7, epoch=3).mask, whole.mask[ids[:1]]
-    )
-    assert not torch.equal(sk.random_mask(300, (14, 14), 0.6, seed=7, epoch=4).mask, whole.mask)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    expected = sk.random_mask(2000, (14, 14), 0.6, seed=1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            made = sk.random_mask(2000, (14, 14), 0.6, seed=1)
-            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_every_unit_is_masked_equally_often():
     n, ratio = 20_000, 0.6
     made = sk.random_mask(n, (6, 6), ratio, seed=11)
     expected = math.ceil(36 * ratio) / 36
     spread = math.sqrt(expected * (1 - expected) / n)
     assert (made.mask.float().mean(0) - expected).abs().max() < 5 * spread
-
-
-def test_seed_none_follows_manual_seed():
-    torch.manual_seed(3)
-    first = sk.random_mask(4, (7, 7), 0.6), sk.random_mask(4, (7, 7), 0.6)
-    torch.manual_seed(3)
-    again = sk.random_mask(4, (7, 7), 0.6), sk.random_mask(4, (7, 7), 0.6)
-    assert torch.equal(first[0].mask, again[0].mask)
-    assert torch.equal(first[1].mask, again[1].mask)
-    assert not torch.equal(first[0].mask, first[1].mask)
 
 
 def test_finer_grid_keeps_the_mask_and_its_lists():
@@ -139,40 +106,6 @@ def test_finer_grid_keeps_the_mask_and_its_lists():
         assert torch.equal(fine.visible[b].long(), (~flat).nonzero()[:, 0])
     with pytest.raises(ValueError, match=r"7.*3"):
         made.on_grid((7, 8))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ((torch.zeros(2), (7, 7), 0.6), TypeError, "n_or_ids has dtype float32"),
-        ((torch.zeros(2, 2, dtype=torch.int64), (7, 7), 0.6), ValueError, "n_or_ids has shape"),
-        ((-1, (7, 7), 0.6), ValueError, "n_or_ids is -1"),
-        ((2, (0, 7), 0.6), ValueError, "grid is 0 x 7"),
-        ((2, (1 << 16, 1 << 16), 0.0), ValueError, "grid is 65536 x 65536"),
-        ((2, (7, 7), 1.5), ValueError, "ratio is 1.5"),
-        ((2, (7, 7), float("nan")), ValueError, "ratio is nan"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, error, words):
-    with pytest.raises(error, match=words):
-        sk.random_mask(*arguments, seed=0)
-
-
-def test_bad_seed_and_epoch_are_named():
-    with pytest.raises(ValueError, match="epoch is -1"):
-        sk.random_mask(1, (2, 2), 0.5, seed=0, epoch=-1)
-    with pytest.raises(ValueError, match="seed is"):
-        sk.random_mask(1, (2, 2), 0.5, seed=1 << 64)
-
-
-def test_compiles_in_one_graph():
-    def step(ids):
-        return sk.random_mask(ids, (7, 7), 0.6, seed=5)
-
-    ids = torch.arange(6)
-    for dynamic in (False, True):
-        made = torch.compile(step, fullgraph=True, dynamic=dynamic)(ids)
-        assert all(torch.equal(a, b) for a, b in zip(made, step(ids), strict=True))
 
 
 def test_opcheck():

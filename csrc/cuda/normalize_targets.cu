@@ -7,7 +7,8 @@
 // Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
 // Running sums never lose a NaN or Inf, and keep the rounding of large numbers after they have
 // left: such numbers are left out of them, and added one by one to the windows that hold them, at a
-// cost that grows with the window.
+// cost that grows with the window. Of a float64 image no type of a GPU is wide enough for running
+// sums: its sums are made anew for every row and every window.
 #include <cmath>
 #include <type_traits>
 
@@ -20,6 +21,9 @@ SIMMIM_BEGIN
 namespace {
 
 constexpr int kThreads = 256;
+template <class T>
+constexpr bool kAnew = std::is_same<T, double>::value;
+
 constexpr int kMostColumns = 292;  // of the fast kernel, whose rows of sums fit into shared memory
 
 struct Window {
@@ -101,6 +105,10 @@ struct Column {
         square += sign * (kept * kept);
         bad += fits ? 0 : sign;
     }
+    __device__ __forceinline__ void take(double value) {
+        sum += value;
+        square += value * value;
+    }
 };
 
 // ROWS rows of sums at a time. One: everything lies in scratch memory, for any width and window.
@@ -157,9 +165,17 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
         if (units && !units[x / w.unit_w]) continue;
         const int32_t left = max_of(0, x - w.radius_x) - left_column;
         const int32_t right = min_of(w.width, x + w.radius_x + 1) - left_column;
-        double s = row.sums[right] - row.sums[left];
-        double q = row.squares[right] - row.squares[left];
-        if (row.bad[right] != row.bad[left]) {
+        double s = 0, q = 0;
+        if (kAnew<T>) {
+            for (int32_t u = left; u < right; ++u) {
+                s += row.sums[u];
+                q += row.squares[u];
+            }
+        } else {
+            s = row.sums[right] - row.sums[left];
+            q = row.squares[right] - row.squares[left];
+        }
+        if (!kAnew<T> && row.bad[right] != row.bad[left]) {
             for (int32_t v = begin; v < end; ++v) {
                 for (int32_t u = left_column + left; u < left_column + right; ++u) {
                     const double value = double(widen(image[v * w.i_y + u * w.i_x]));
@@ -199,16 +215,31 @@ __global__ void __launch_bounds__(kThreads) normalize_window(Window w, const T* 
 
     Sums<T, ROWS> sums(w.scratch, columns);
     const int32_t first = max_of(0, top - w.radius_y), last = min_of(w.height, top + w.radius_y);
-    sums.each(columns, [&](int32_t x, Column& column) {
+    if constexpr (!kAnew<T>) {
+        sums.each(columns, [&](int32_t x, Column& column) {
 #pragma unroll 4
-        for (int32_t y = first; y < last; ++y) {
-            column.add(w, double(widen(image[y * w.i_y + (left + x) * w.i_x])), 1);
-        }
-    });
+            for (int32_t y = first; y < last; ++y) {
+                column.add(w, double(widen(image[y * w.i_y + (left + x) * w.i_x])), 1);
+            }
+        });
+    }
     for (int32_t start = top; start < bottom; start += ROWS) {
         const int32_t rows = min_of(ROWS, bottom - start);
         sums.each(columns, [&](int32_t x, Column& column) {
             const T* down = image + (left + x) * w.i_x;
+            if (kAnew<T>) {
+                for (int32_t r = 0; r < rows; ++r) {
+                    const int32_t y = start + r, end = min_of(w.height, y + w.radius_y + 1);
+                    column = {};
+                    for (int32_t v = max_of(0, y - w.radius_y); v < end; ++v) {
+                        column.take(double(widen(down[v * w.i_y])));
+                    }
+                    const Row row = sums.row(r, columns);
+                    row.sums[x] = column.sum;
+                    row.squares[x] = column.square;
+                }
+                return;
+            }
             T enters[ROWS], leaves[ROWS];
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {  // all loads before the first use
@@ -234,7 +265,7 @@ __global__ void __launch_bounds__(kThreads) normalize_window(Window w, const T* 
         __syncthreads();
         if (int32_t(warp) < rows) {
             const Row row = sums.row(int32_t(warp), columns);
-            prefix(row, columns, lane);
+            if (!kAnew<T>) prefix(row, columns, lane);
             write_row(w, image, b, to, start + int32_t(warp), left, x0, x1, row, eps, lane);
         }
         __syncthreads();

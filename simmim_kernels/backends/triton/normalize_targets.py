@@ -143,6 +143,8 @@ def window_normalized(
     grid_h, grid_w = (height, width) if mask is None else mask.shape[1:]
     # The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
     limit = 255.0 if image.dtype == torch.uint8 else 2.0**22 * eps**0.5
+    if image.dtype == torch.float64:  # no type of a GPU is wide enough for running sums
+        limit = -1.0
     with on_device_of(image):
         _normalize_window[(planes * cdiv(height, band),)](
             image, *image.stride(), out, *out.stride(), std, mask, height // grid_h,

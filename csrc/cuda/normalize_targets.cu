@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) normalize_window(Window w, const T* 
         const int32_t rows = min_of(ROWS, bottom - start);
         sums.each(columns, [&](int32_t x, Column& column) {
             const T* down = image + (left + x) * w.i_x;
-            if (kAnew<T>) {
+            if constexpr (kAnew<T>) {
                 for (int32_t r = 0; r < rows; ++r) {
                     const int32_t y = start + r, end = min_of(w.height, y + w.radius_y + 1);
                     column = {};
@@ -238,28 +238,28 @@ __global__ void __launch_bounds__(kThreads) normalize_window(Window w, const T* 
                     row.sums[x] = column.sum;
                     row.squares[x] = column.square;
                 }
-                return;
-            }
-            T enters[ROWS], leaves[ROWS];
+            } else {
+                T enters[ROWS], leaves[ROWS];
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {  // all loads before the first use
-                const int32_t y = start + r;
-                enters[r] = leaves[r] = T{};
-                if (r < rows && y + w.radius_y < w.height) {
-                    enters[r] = down[(y + w.radius_y) * w.i_y];
+                for (int r = 0; r < ROWS; ++r) {  // all loads before the first use
+                    const int32_t y = start + r;
+                    enters[r] = leaves[r] = T{};
+                    if (r < rows && y + w.radius_y < w.height) {
+                        enters[r] = down[(y + w.radius_y) * w.i_y];
+                    }
+                    if (r < rows && y > top && y - 1 - w.radius_y >= 0) {
+                        leaves[r] = down[(y - 1 - w.radius_y) * w.i_y];
+                    }
                 }
-                if (r < rows && y > top && y - 1 - w.radius_y >= 0) {
-                    leaves[r] = down[(y - 1 - w.radius_y) * w.i_y];
-                }
-            }
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                column.add(w, double(widen(leaves[r])), -1);
-                column.add(w, double(widen(enters[r])), 1);
-                const Row row = sums.row(r, columns);
-                row.sums[x] = column.sum;
-                row.squares[x] = column.square;
-                row.bad[x] = column.bad;
+                for (int r = 0; r < ROWS; ++r) {
+                    column.add(w, double(widen(leaves[r])), -1);
+                    column.add(w, double(widen(enters[r])), 1);
+                    const Row row = sums.row(r, columns);
+                    row.sums[x] = column.sum;
+                    row.squares[x] = column.square;
+                    row.bad[x] = column.bad;
+                }
             }
         });
         __syncthreads();

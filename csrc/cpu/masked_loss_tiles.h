@@ -101,7 +101,7 @@ template <class C>
 struct Scorer {
     Prediction pred, grad;  // grad.memory.base is null where no gradient is wanted
     Target target;
-    SpanLoop<C> direct, buffered;  // over the prediction's own memory, over rows of C
+    SpanLoop<C> direct, buffered;  // over the prediction's own memory (or null), over rows of C
     C inverse_beta;
     int64_t channels, p;
     // Where only some tokens are predicted: the row of token (ty, tx) of sample b is
@@ -119,7 +119,7 @@ struct Scorer {
         const bool planar = pred.is_planar(p) && (!grad.memory.base || grad.is_planar(p));
         const bool interleaved = pred.is_interleaved(p, channels) &&
                                  (!grad.memory.base || grad.is_interleaved(p, channels));
-        return (planar && p <= kTile) || (interleaved && channels * p <= kTile);
+        return direct && ((planar && p <= kTile) || (interleaved && channels * p <= kTile));
     }
 
     // A token that is masked as a whole, of a prediction that `walks_tokens`.
@@ -213,7 +213,7 @@ struct Scorer {
     }
 
     // Pixels of a row lie side by side.
-    bool is_image() const { return p == 1 && !row_of && pred.stx == 1 && grad.stx == 1; }
+    bool is_image() const { return direct && p == 1 && !row_of && pred.stx == 1 && grad.stx == 1; }
     static int64_t image(const Prediction& of, int64_t b, int64_t c, int64_t y, int64_t x) {
         return b * of.sb + c * of.sc + y * of.sty + x * of.stx;
     }

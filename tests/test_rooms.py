@@ -33,8 +33,12 @@ def test_backends_define_the_same_functions(op):
     ops = importlib.import_module(f"simmim_kernels.ops.{op}")
     names = [v.name for v in vars(ops).values() if isinstance(v, _define.Op) and v.room == op]
     assert names, f"ops/{op}.py defines no op"
-    triton = ("triton",) if importlib.util.find_spec("triton") else ()
-    for backend in ("reference", "cpu", *triton):
+    backends = ["reference", "cpu"]
+    if importlib.util.find_spec("triton"):
+        backends.append("triton")
+    if (ROOT / f"simmim_kernels/backends/cuda/{op}.py").is_file():
+        backends.append("cuda")
+    for backend in backends:
         module = importlib.import_module(f"simmim_kernels.backends.{backend}.{op}")
         for name in names:
             assert callable(getattr(module, name)), f"{backend} lacks {name}"

@@ -39,6 +39,7 @@ def masked_loss(
     norm: str,
     norm_side: int,
     norm_eps: float,
+    grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
@@ -52,11 +53,11 @@ def masked_loss(
     mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
     shape = (batch,) if reduction == "none" else ()
     loss = torch.empty(shape, dtype=dtype, device=place)
-    grad = torch.empty((0,), dtype=pred.dtype, device=place)
-    if with_grad and index is None:
-        grad = torch.empty_like(pred)
-    elif with_grad:
-        grad = torch.empty(pred.shape, dtype=pred.dtype, device=place)
+    if grad is None:
+        if with_grad and index is None:
+            grad = torch.empty_like(pred)
+        else:
+            grad = torch.empty(pred.shape if with_grad else 0, dtype=pred.dtype, device=place)
     unscaled = with_grad and pred.dtype == torch.float16
     scale_out = torch.empty(shape if unscaled else (0,), dtype=dtype, device=place)
     numbers, slopes, tokens_in_row = pred, grad, width // patch
@@ -120,3 +121,10 @@ def masked_loss(
         stream,
     )
     return loss, grad, scale_out
+
+
+def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """The same; the gradient takes the place of `pred`: a thread reads its numbers before it
+    writes them."""
+    loss, _, scale = masked_loss(pred, *options[:-3], True, *options[-3:], grad=pred)
+    return loss, scale

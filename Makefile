@@ -50,7 +50,7 @@ sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
 		$(abspath $(PY)) setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=2 \
-		$(abspath $(PY)) -m pytest $(SANITIZED) \
+		$(abspath $(PY)) -m pytest -s $(SANITIZED) \
 		-k "not compile and not export and not opcheck and not fork and not worker and not forced"
 
 gpu-check: ## on a machine with a GPU: build, test and measure there, results in OUT (9 minutes)

@@ -71,6 +71,7 @@ struct Memory {
     }
 
     void zero(int64_t offset, int64_t stride, int64_t n) const {
+        if (n == 0) return;  // the memory may be null then, which memset does not take
         const int64_t size = element_size(element);
         if (stride == 1) {
             std::memset(at(offset), 0, size_t(n * size));

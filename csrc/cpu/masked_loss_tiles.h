@@ -11,6 +11,8 @@ constexpr int64_t kTile = 1024;  // elements of a tile: it, its target and its g
 
 constexpr int64_t kAhead = 4;  // rows: from 2 to 16 the time is the same, to the noise
 
+constexpr int64_t kLine = 8;  // pixels of a short line that are copied at once
+
 template <class C>
 const C* numbers(const Memory& memory, int64_t offset) {
     return reinterpret_cast<const C*>(memory.at(offset));
@@ -84,7 +86,14 @@ struct Target {
     // `lines` lines of n pixels that lie side by side, the first at `offset`.
     template <class C>
     void load_lines(int64_t offset, const Affine<C>& of, int64_t lines, int64_t n, C* out) const {
-        if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
+        if (in_place<C>() && n >= kLine) {  // pieces of fixed size, the last one overlapping
+            const C* p = numbers<C>(memory, offset);
+            for (int64_t k = 0; k < lines; ++k, p += sy, out += n) {
+                for (int64_t i = 0; i + kLine <= n; i += kLine)
+                    std::memcpy(out + i, p + i, kLine * sizeof(C));
+                std::memcpy(out + n - kLine, p + n - kLine, kLine * sizeof(C));
+            }
+        } else if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
             const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
             for (int64_t k = 0; k < lines; ++k) {
                 for (int64_t i = 0; i < 16; ++i)
@@ -148,7 +157,7 @@ struct Scorer {
         }
         const int64_t at_once = kTile / p;
         for (int64_t c = 0; c < channels; ++c) {
-            if (target.template in_place<C>()) {
+            if (target.template in_place<C>() && p % kLanes == 0) {
                 score(numbers<C>(target.memory, target.at(b, c, y, x)), target.sy, p, p);
                 continue;
             }

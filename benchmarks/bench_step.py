@@ -83,12 +83,16 @@ def milliseconds(contender, batch, steps=3):
 
 
 def peak_memory(name, encoder, window, attention):
-    """Growth of the process's peak memory over three steps, in MiB, in a process of its own."""
+    """Growth of the process's peak memory over three steps, in MiB, in a process of its own.
+
+    Its own peak is VmHWM: `getrusage` starts with that of the process it was forked from.
+    """
     code = (
-        "import resource, json; from benchmarks import bench_step as b;"
+        "import json; from benchmarks import bench_step as b;"
         f"s = b.make({name!r}, b.ENCODERS[{encoder!r}], {window!r}, {attention == 'sdpa'});"
         "x = b.batch_of(b.SIZE, b.BATCH, 'cpu');"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "status = lambda: open('/proc/self/status').read();"
+        "peak = lambda: int(status().split('VmHWM:')[1].split()[0]) / 1024;"
         "before = peak(); [s.step(x) for _ in range(3)]; print(json.dumps(peak() - before))"
     )
     ran = subprocess.run(

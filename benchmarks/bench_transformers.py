@@ -72,9 +72,10 @@ def batch_of(model: nn.Module) -> tuple[Tensor, sk.PatchMask, Tensor]:
 def peak_memory(family: str, name: str) -> float:
     """Growth of the process's peak memory over three steps, in MiB, in a process of its own."""
     code = (
-        "import resource, json; from benchmarks import bench_transformers as b;"
+        "import json; from benchmarks import bench_transformers as b;"
         f"m = b.build({family!r}); s = b.Step(m, {name!r}); x = b.batch_of(m);"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "status = lambda: open('/proc/self/status').read();"
+        "peak = lambda: int(status().split('VmHWM:')[1].split()[0]) / 1024;"
         "before = peak(); [s(*x) for _ in range(3)]; print(json.dumps(peak() - before))"
     )
     ran = subprocess.run(

@@ -16,9 +16,15 @@ import torch
 from simmim_kernels import backends
 from tests.backends import BACKENDS, CASES, DEVICE, EXAMPLES
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=EXAMPLES)
-hypothesis.settings.load_profile("default")
+# The same cases in every clone; `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES)
+hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("search"), derandomize=True)
+hypothesis.settings.load_profile("same")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import round_bfloat16
+
+    round_bfloat16()
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for the host

@@ -18,7 +18,9 @@ from tests.backends import BACKENDS, CASES, DEVICE, EXAMPLES
 
 # The same cases in every clone; `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES)
-hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("search"), derandomize=True)
+hypothesis.settings.register_profile(
+    "same", hypothesis.settings.get_profile("search"), derandomize=True
+)
 hypothesis.settings.load_profile("same")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if os.environ.get("TRITON_INTERPRET") == "1":

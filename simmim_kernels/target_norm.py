@@ -48,3 +48,6 @@ class PatchNorm:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
+
+
+TargetNorm = WindowNorm | PatchNorm | None

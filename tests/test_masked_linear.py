@@ -139,7 +139,7 @@ def test_padding_rows_reach_nothing():
                 pred[:6] = torch.arange(numbers) / numbers
                 loss, grad, _ = ops.masked_loss(
                     *(pred, target, mask.mask, index, "cyx", None, None, "mse", 1.0, 1e-5),
-                    *("mean", True, "none", 0, 0.0),
+                    *("mean", "none", 0, 0.0, True),
                 )
             assert (grad[6:] == 0).all()
             found.append((loss, grad[:6]))

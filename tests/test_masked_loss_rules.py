@@ -157,8 +157,8 @@ def _in_worker(queue, arguments):
 def test_forked_worker(monkeypatch):
     monkeypatch.undo()  # poisoning memory would wait for an OpenMP team that the child lacks
     pred, target, mask, _ = problem(5, 3, (7, 7), 16, 8, "cyx", torch.float32, torch.float32)
-    arguments = (pred, target, mask.mask, None, "cyx", None, None, "l1", 1.0, 1e-5, "mean", True)
-    arguments += ("none", 0, 0.0)
+    arguments = (pred, target, mask.mask, None, "cyx", None, None, "l1", 1.0, 1e-5, "mean")
+    arguments += ("none", 0, 0.0, True)
     loss, grad, _ = torch.ops.simmim_kernels.masked_loss(*arguments)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -228,7 +228,7 @@ def test_opcheck():
             arguments = (pred, target, mask.mask, None, "cyx", None, None)
             torch.library.opcheck(
                 op,
-                (*arguments, "smooth_l1", 0.5, 1e-5, "none", with_grad, "window", 3, 1e-6),
+                (*arguments, "smooth_l1", 0.5, 1e-5, "none", "window", 3, 1e-6, with_grad),
                 raise_exception=True,
             )
 
@@ -243,7 +243,7 @@ def test_gradient_may_take_the_place_of_the_prediction(backend, dtype):
     arguments = (target, mask.mask, mask.masked, *options)
     ops = torch.ops.simmim_kernels
     with sk.backend(backend):
-        loss, grad, scale = ops.masked_loss(rows, *arguments, True, *norm)
+        loss, grad, scale = ops.masked_loss(rows, *arguments, *norm, True)
         own = rows.clone()
         in_place = ops.masked_loss_(own, *arguments, *norm)
         assert torch.equal(own, grad)
@@ -272,10 +272,10 @@ def test_listed_units_may_differ_in_count_between_samples():
                 1.0,
                 1e-5,
                 "none",
-                True,
                 "none",
                 0,
                 0.0,
+                True,
             )
             leaf = pred.detach().requires_grad_()
             dense = sk.masked_mse(leaf, target, grid, reduction="none")

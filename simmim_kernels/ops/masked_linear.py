@@ -12,9 +12,10 @@ from simmim_kernels.grid import whole_scale
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
-from simmim_kernels.ops.masked_loss import TargetNorm, loss_of
+from simmim_kernels.ops.masked_loss import loss_of
 from simmim_kernels.ops.place_tokens import check_grid, take_tokens
 from simmim_kernels.patch_mask import PatchMask, mask_grid
+from simmim_kernels.target_norm import TargetNorm
 
 
 def _check_positions(mask: Tensor, h: int, w: int, count: int) -> None:
@@ -87,7 +88,7 @@ def _loss(
     bias: Tensor | None,
     target: Tensor,
     mask: PatchMask | Tensor,
-    **options,
+    *options: object,
 ) -> Tensor:
     patch = _check_head(tokens, weight, bias, target)
     h, w = target.shape[2] // patch, target.shape[3] // patch
@@ -100,7 +101,7 @@ def _loss(
     # layer, and its backward sees no visible token and reads no prediction.
     pred = F.linear(rows, weight, bias)
     index = _masked_positions(grid, h, w, count)
-    return loss_of(kind, beta, pred, target, grid, index, consume=True, **options)
+    return loss_of(kind, beta, pred, target, grid, *options, index=index, consume=True)
 
 
 def masked_linear_l1(
@@ -145,9 +146,8 @@ def masked_linear_l1(
         ValueError: shapes that don't fit, a mask finer than the tokens, values out of range.
         RuntimeError: tensors on different devices; a second derivative.
     """
-    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
-    options |= {"eps": eps, "reduction": reduction}
-    return _loss("l1", 1.0, tokens, weight, bias, target, mask, **options)
+    options = order, target_norm, mean, std, eps, reduction
+    return _loss("l1", 1.0, tokens, weight, bias, target, mask, *options)
 
 
 def masked_linear_mse(
@@ -168,9 +168,8 @@ def masked_linear_mse(
 
     Arguments, result, gradients and errors are those of `masked_linear_l1`.
     """
-    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
-    options |= {"eps": eps, "reduction": reduction}
-    return _loss("mse", 1.0, tokens, weight, bias, target, mask, **options)
+    options = order, target_norm, mean, std, eps, reduction
+    return _loss("mse", 1.0, tokens, weight, bias, target, mask, *options)
 
 
 def masked_linear_smooth_l1(
@@ -193,6 +192,5 @@ def masked_linear_smooth_l1(
     Arguments, result, gradients and errors are those of `masked_linear_l1`, `beta` is that of
     `masked_smooth_l1`.
     """
-    options = {"order": order, "target_norm": target_norm, "mean": mean, "std": std}
-    options |= {"eps": eps, "reduction": reduction}
-    return _loss("smooth_l1", beta, tokens, weight, bias, target, mask, **options)
+    options = order, target_norm, mean, std, eps, reduction
+    return _loss("smooth_l1", beta, tokens, weight, bias, target, mask, *options)

@@ -7,153 +7,28 @@ import math
 import torch
 from torch import Tensor
 
-from simmim_kernels.grid import prediction_patch, whole_scale
-from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
-from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.grid import prediction_patch
+from simmim_kernels.ops._channels import Channels, channel_stats
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._loss_check import SMALLEST_BETA, check
 from simmim_kernels.patch_mask import PatchMask, mask_grid
-from simmim_kernels.target_norm import PatchNorm, WindowNorm, check_eps, check_window
+from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
 
-KINDS = ("l1", "mse", "smooth_l1")
-ORDERS = ("cyx", "yxc")
-REDUCTIONS = ("mean", "sum", "none")
-NORMS = ("none", "window", "patch")
-
-TargetNorm = WindowNorm | PatchNorm | None
-
-_SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
-def check(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    index: Tensor | None,
-    order: str,
-    mean: Tensor | None,
-    std: Tensor | None,
-    kind: str,
-    beta: float,
-    eps: float,
-    reduction: str,
-    with_grad: bool,
-    norm: str,
-    norm_side: int,
-    norm_eps: float,
-) -> None:
-    is_tensor("pred", pred, FLOATS)
-    is_tensor("target", target, PIXELS)
-    has_dims("target", target, {4: "(B, C, H, W)"})
-    batch, channels, height, width = target.shape
-    is_mask(mask, batch)
-    unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
-    unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
-    if channels < 1:
-        raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}; allowed: 'cyx', 'yxc'")
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; allowed: 'mean', 'sum', 'none'")
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
-    if not _SMALLEST_BETA <= beta < math.inf:
-        raise ValueError(f"beta is {beta}; allowed: a finite number >= {_SMALLEST_BETA}")
-    are_channel_stats("target", target, mean, std)
-    if index is None:
-        _check_dense(pred, target)
-    else:
-        _check_listed(pred, target, index, unit_h, unit_w)
-    _check_norm(target, norm, norm_side, norm_eps)
-    same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
-
-
-def _check_norm(target: Tensor, norm: str, side: int, eps: float) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; allowed: {', '.join(NORMS)}")
-    if norm == "none":
-        return
-    check_eps(eps)
-    if norm == "window":
-        check_window(side)
-    elif side < 1 or target.shape[2] % side or target.shape[3] % side:
-        raise ValueError(
-            f"PatchNorm over patches of {side} pixels does not fit a target of shape "
-            f"{tuple(target.shape)}"
-        )
-
-
-def _check_dense(pred: Tensor, target: Tensor) -> None:
-    batch, channels, height, width = target.shape
-    if pred.dim() not in (3, 4) or pred.shape[0] != batch:
-        fits = False
-    elif pred.dim() == 4 and pred.shape == target.shape:
-        fits = True
-    else:
-        patch = prediction_patch(pred.shape, target.shape)
-        fits = patch >= 1 and height % patch == 0 and width % patch == 0
-        if fits:
-            tokens = (height // patch, width // patch)
-            numbers = channels * patch * patch
-            if pred.dim() == 4:
-                fits = pred.shape[1:] == (numbers, *tokens)
-            else:
-                fits = pred.shape[1:] == (tokens[0] * tokens[1], numbers)
-    if not fits:
-        raise ValueError(
-            f"pred has shape {tuple(pred.shape)}; allowed for a target of shape "
-            f"{tuple(target.shape)} and patches of p pixels: the target's shape, tokens "
-            f"({batch}, {height}/p * {width}/p, {channels}*p*p), a map "
-            f"({batch}, {channels}*p*p, {height}/p, {width}/p), or with a PatchMask the masked "
-            f"units only ({batch}, K, {channels}*p*p), p being the mask unit"
-        )
-
-
-def _check_listed(pred: Tensor, target: Tensor, index: Tensor, unit_h: int, unit_w: int) -> None:
-    is_tensor("index", index, (torch.int32,))
-    batch, channels, height, width = target.shape
-    if index.dim() not in (1, 2) or (index.dim() == 2 and index.shape[0] != batch):
-        raise ValueError(f"index has shape {tuple(index.shape)}; allowed: (B, K) or (R,)")
-    fits = pred.shape[:-1] == index.shape
-    patch = prediction_patch(pred.shape, target.shape) if fits else 0
-    fits = fits and patch > 0 and pred.shape[-1] == channels * patch * patch
-    if index.dim() == 2:
-        fits = fits and (patch, patch) == (unit_h, unit_w)
-    else:
-        fits = fits and height % patch == 0 and width % patch == 0
-    if not fits:
-        raise ValueError(
-            f"pred has shape {tuple(pred.shape)}; allowed for {tuple(index.shape)} masked units of "
-            f"{unit_h} x {unit_w} pixels and {channels} channels: "
-            f"{(*index.shape, channels * unit_h * unit_w)}, or the tokens of the whole image"
-        )
-
-
-def result_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
-    """The type of sums and results: float32, or float64 where an input is."""
-    return torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-
-
-def result_shape(target: Tensor, reduction: str) -> tuple[int, ...]:
-    return (target.shape[0],) if reduction == "none" else ()
-
-
-def _fake_gradient(pred: Tensor, index: Tensor | None) -> Tensor:
-    return torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
-
-
-def _fake(
-    pred, target, mask, index, order, mean, std, kind, beta, eps, reduction, with_grad, *_
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, shape = result_dtype(pred, target), result_shape(target, reduction)
+def _fake(pred, target, mask, index, *options) -> tuple[Tensor, Tensor, Tensor]:
+    *_, reduction, _norm, _norm_side, _norm_eps, with_grad = options
+    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    shape = (target.shape[0],) if reduction == "none" else ()
     unscaled = with_grad and pred.dtype == torch.float16
-    return (
-        pred.new_empty(shape, dtype=dtype),
-        _fake_gradient(pred, index) if with_grad else pred.new_empty((0,)),
-        pred.new_empty(shape if unscaled else (0,), dtype=dtype),
-    )
+    if not with_grad:
+        grad = pred.new_empty((0,))
+    else:
+        grad = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
+    scale = pred.new_empty(shape if unscaled else (0,), dtype=dtype)
+    return pred.new_empty(shape, dtype=dtype), grad, scale
 
 
 # The gradient is that of pred, for a gradient of 1 of each result. In float16 it lacks the division
@@ -161,9 +36,8 @@ def _fake(
 # the loss's shape; in every other type `scale` is empty. Without `with_grad` both are empty.
 _masked_loss = define(
     "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, str order, Tensor? mean,"
-    " Tensor? std, str kind, float beta, float eps, str reduction, bool with_grad, str norm,"
-    " SymInt norm_side, float norm_eps)"
-    " -> (Tensor loss, Tensor grad, Tensor scale)",
+    " Tensor? std, str kind, float beta, float eps, str reduction, str norm, SymInt norm_side,"
+    " float norm_eps, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",
     room="masked_loss",
     check=check,
     fake=_fake,
@@ -171,13 +45,13 @@ _masked_loss = define(
 
 
 def _check_in_place(pred: Tensor, *args) -> None:
-    check(pred, *args[:-3], True, *args[-3:])
+    check(pred, *args, True)
     if not pred.is_contiguous():
         raise ValueError(f"pred has strides {pred.stride()}; allowed: a contiguous tensor")
 
 
 def _fake_in_place(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
-    loss, _, scale = _fake(pred, *args[:-3], True, *args[-3:])
+    loss, _, scale = _fake(pred, *args, True)
     return loss, scale
 
 
@@ -195,7 +69,7 @@ _masked_loss_in_place = define(
 class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
-        loss, grad, scale = _masked_loss(pred, *args[:-3], True, *args[-3:])
+        loss, grad, scale = _masked_loss(pred, *args, True)
         return _MaskedLoss.keep(ctx, loss, grad, scale, *args[:3])
 
     @staticmethod
@@ -280,7 +154,6 @@ def loss_of(
     pred: Tensor,
     target: Tensor,
     mask: PatchMask | Tensor,
-    index: Tensor | None,
     order: str,
     target_norm: TargetNorm,
     mean: Channels,
@@ -288,16 +161,20 @@ def loss_of(
     eps: float,
     reduction: str,
     *,
+    index: Tensor | None = None,
     consume: bool = False,
 ) -> Tensor:
-    """The masked loss `kind`, with its gradient, of a prediction of all tokens or of those in
-    `index`. With `consume` the gradient may take the place of the prediction's numbers."""
+    """The masked loss `kind`, with its gradient, of a prediction of all tokens, of those in `index`
+    or of the units that a PatchMask lists. With `consume` the gradient may take the place of the
+    prediction's numbers."""
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     if kind == "smooth_l1":
         if not 0.0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
-        kind, beta = ("l1", 1.0) if beta < _SMALLEST_BETA else (kind, beta)
+        kind, beta = ("l1", 1.0) if beta < SMALLEST_BETA else (kind, beta)
+    if index is None:
+        index = _unit_index(pred, target, mask)
     grid = mask_grid(mask)
     if mean is not None or std is not None:
         mean, std = channel_stats(target, mean, std)
@@ -312,7 +189,7 @@ def loss_of(
         # Compiled code reuses memory on its own.
         in_place = consume and pred.is_contiguous() and not torch.compiler.is_compiling()
         return differentiate(_MaskedLossInPlace if in_place else _MaskedLoss, *args, *norm)
-    return _masked_loss(*args, False, *norm)[0]
+    return _masked_loss(*args, *norm, False)[0]
 
 
 def masked_l1(
@@ -371,9 +248,8 @@ def masked_l1(
 
     Source: SimMIM (Xie et al., CVPR 2022).
     """
-    index = _unit_index(pred, target, mask)
-    options = (order, target_norm, mean, std, eps, reduction)
-    return loss_of("l1", 1.0, pred, target, mask, index, *options)
+    options = order, target_norm, mean, std, eps, reduction
+    return loss_of("l1", 1.0, pred, target, mask, *options)
 
 
 def masked_mse(
@@ -392,9 +268,8 @@ def masked_mse(
 
     Arguments, result, gradient and errors are those of `masked_l1`.
     """
-    index = _unit_index(pred, target, mask)
-    options = (order, target_norm, mean, std, eps, reduction)
-    return loss_of("mse", 1.0, pred, target, mask, index, *options)
+    options = order, target_norm, mean, std, eps, reduction
+    return loss_of("mse", 1.0, pred, target, mask, *options)
 
 
 def masked_smooth_l1(
@@ -418,6 +293,5 @@ def masked_smooth_l1(
 
     Other arguments, result, gradient and errors are those of `masked_l1`.
     """
-    index = _unit_index(pred, target, mask)
-    options = (order, target_norm, mean, std, eps, reduction)
-    return loss_of("smooth_l1", beta, pred, target, mask, index, *options)
+    options = order, target_norm, mean, std, eps, reduction
+    return loss_of("smooth_l1", beta, pred, target, mask, *options)

@@ -100,7 +100,7 @@ def masked_loss(backend) -> dict[str, Callable]:
         for what, (pred, target) in problems.items():
             stats = (torch.zeros(3), torch.ones(3)) if what == "bytes" else (None, None)
             listed = index if what == "listed" else None
-            options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", True, "none", 0, 0.0)
+            options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", "none", 0, 0.0, True)
             given = (pred, target, mask, listed, *options)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
     return calls

@@ -35,10 +35,10 @@ def masked_loss(
     beta: float,
     eps: float,
     reduction: str,
-    with_grad: bool,
     norm: str,
     norm_side: int,
     norm_eps: float,
+    with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
@@ -126,5 +126,5 @@ def masked_loss(
 def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`: a thread reads its numbers before it
     writes them."""
-    loss, _, scale = masked_loss(pred, *options[:-3], True, *options[-3:], grad=pred)
+    loss, _, scale = masked_loss(pred, *options, True, grad=pred)
     return loss, scale

@@ -1,0 +1,126 @@
+"""What stands between the arguments of the masked losses and a wild pointer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.grid import prediction_patch, whole_scale
+from simmim_kernels.ops._channels import are_channel_stats
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.target_norm import check_eps, check_window
+
+KINDS = ("l1", "mse", "smooth_l1")
+ORDERS = ("cyx", "yxc")
+REDUCTIONS = ("mean", "sum", "none")
+NORMS = ("none", "window", "patch")
+
+SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
+
+
+def check(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    index: Tensor | None,
+    order: str,
+    mean: Tensor | None,
+    std: Tensor | None,
+    kind: str,
+    beta: float,
+    eps: float,
+    reduction: str,
+    norm: str,
+    norm_side: int,
+    norm_eps: float,
+    with_grad: bool,
+) -> None:
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    has_dims("target", target, {4: "(B, C, H, W)"})
+    batch, channels, height, width = target.shape
+    is_mask(mask, batch)
+    unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
+    unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
+    if channels < 1:
+        raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; allowed: 'cyx', 'yxc'")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; allowed: 'mean', 'sum', 'none'")
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
+    if not SMALLEST_BETA <= beta < math.inf:
+        raise ValueError(f"beta is {beta}; allowed: a finite number >= {SMALLEST_BETA}")
+    are_channel_stats("target", target, mean, std)
+    if index is None:
+        _check_dense(pred, target)
+    else:
+        _check_listed(pred, target, index, unit_h, unit_w)
+    _check_norm(target, norm, norm_side, norm_eps)
+    same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
+
+
+def _check_norm(target: Tensor, norm: str, side: int, eps: float) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; allowed: {', '.join(NORMS)}")
+    if norm == "none":
+        return
+    check_eps(eps)
+    if norm == "window":
+        check_window(side)
+    elif side < 1 or target.shape[2] % side or target.shape[3] % side:
+        raise ValueError(
+            f"PatchNorm over patches of {side} pixels does not fit a target of shape "
+            f"{tuple(target.shape)}"
+        )
+
+
+def _check_dense(pred: Tensor, target: Tensor) -> None:
+    batch, channels, height, width = target.shape
+    if pred.dim() not in (3, 4) or pred.shape[0] != batch:
+        fits = False
+    elif pred.dim() == 4 and pred.shape == target.shape:
+        fits = True
+    else:
+        patch = prediction_patch(pred.shape, target.shape)
+        fits = patch >= 1 and height % patch == 0 and width % patch == 0
+        if fits:
+            tokens = (height // patch, width // patch)
+            numbers = channels * patch * patch
+            if pred.dim() == 4:
+                fits = pred.shape[1:] == (numbers, *tokens)
+            else:
+                fits = pred.shape[1:] == (tokens[0] * tokens[1], numbers)
+    if not fits:
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)}; allowed for a target of shape "
+            f"{tuple(target.shape)} and patches of p pixels: the target's shape, tokens "
+            f"({batch}, {height}/p * {width}/p, {channels}*p*p), a map "
+            f"({batch}, {channels}*p*p, {height}/p, {width}/p), or with a PatchMask the masked "
+            f"units only ({batch}, K, {channels}*p*p), p being the mask unit"
+        )
+
+
+def _check_listed(pred: Tensor, target: Tensor, index: Tensor, unit_h: int, unit_w: int) -> None:
+    is_tensor("index", index, (torch.int32,))
+    batch, channels, height, width = target.shape
+    if index.dim() not in (1, 2) or (index.dim() == 2 and index.shape[0] != batch):
+        raise ValueError(f"index has shape {tuple(index.shape)}; allowed: (B, K) or (R,)")
+    fits = pred.shape[:-1] == index.shape
+    patch = prediction_patch(pred.shape, target.shape) if fits else 0
+    fits = fits and patch > 0 and pred.shape[-1] == channels * patch * patch
+    if index.dim() == 2:
+        fits = fits and (patch, patch) == (unit_h, unit_w)
+    else:
+        fits = fits and height % patch == 0 and width % patch == 0
+    if not fits:
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)}; allowed for {tuple(index.shape)} masked units of "
+            f"{unit_h} x {unit_w} pixels and {channels} channels: "
+            f"{(*index.shape, channels * unit_h * unit_w)}, or the tokens of the whole image"
+        )

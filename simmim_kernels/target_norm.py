@@ -6,15 +6,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from simmim_kernels._numbers import is_number, is_whole
+
 
 def check_window(window: int) -> None:
     """`ValueError` unless `window` is an odd number of pixels, 1 or more."""
+    is_whole("window", window)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is {window}; allowed: an odd number of pixels, 1 or more")
 
 
 def check_eps(eps: float) -> None:
     """`ValueError` unless `eps` is finite and not negative."""
+    is_number("eps", eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps is {eps}; allowed: finite, 0 or more")
 

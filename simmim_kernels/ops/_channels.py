@@ -19,20 +19,28 @@ def channel_stats(
 ) -> tuple[Tensor | None, Tensor | None]:
     """`mean` and `std` as tensors on `image`'s device; tensors pass as they are.
 
-    Raises `ValueError` where only one of them is given, or a listed `std` is not positive.
+    Raises `ValueError` where only one of them is given, or a listed `std` is not positive, and
+    `TypeError` where something else than numbers is listed.
     """
     if mean is None and std is None:
         return None, None
     if mean is None or std is None:
         raise ValueError("mean and std go together: give both or neither")
     if not isinstance(std, Tensor):
-        std = tuple(float(value) for value in std)
+        std = _listed("std", std)
         if not all(0.0 < value < math.inf for value in std):
             raise ValueError(f"std is {std}; allowed: positive numbers")
         std = _tensor(std, image.device)
     if not isinstance(mean, Tensor):
-        mean = _tensor(tuple(float(value) for value in mean), image.device)
+        mean = _tensor(_listed("mean", mean), image.device)
     return mean, std
+
+
+def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} is {values!r}; allowed: one number a channel") from error
 
 
 def is_channels(name: str, value: Tensor | None, channels: int) -> None:

@@ -43,9 +43,8 @@ def same_device(**tensors: Tensor | None) -> None:
     for name, value in tensors.items():
         if value is None:
             continue
+        device = value.device
         if first is None:
-            first_name, first = name, value
-        elif value.device != first.device:
-            raise RuntimeError(
-                f"{name} is on {value.device}, but {first_name} is on {first.device}"
-            )
+            first_name, first = name, device
+        elif device != first:
+            raise RuntimeError(f"{name} is on {device}, but {first_name} is on {first}")

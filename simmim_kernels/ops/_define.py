@@ -20,8 +20,8 @@ from simmim_kernels import backends
 NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _KEYS = ("CPU", "CUDA")
-# What arguments may be without looking closer; the first two are tensors that no mode overrides.
-_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
+_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # no mode overrides them
+_PLAIN = {type(None), bool, int, float, str}  # what other arguments may be without looking closer
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -32,24 +32,31 @@ class Op:
     saves the dispatcher's round trip through Python; under compilation, dispatch modes or tensor
     subclasses it goes through the dispatcher, so that those see it."""
 
-    def __init__(self, name: str, room: str, check: Callable[..., None]) -> None:
+    def __init__(
+        self, name: str, room: str, check: Callable[..., None], fake: Callable[..., Any]
+    ) -> None:
         self.name = name
         self.room = room
         self.check = check
+        self.fake = fake
         self.overload = getattr(torch.ops.simmim_kernels, name).default
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.overload(*args)
-        refuse_transforms(self.room, args)
+        refuse_transforms(self, args)
         if _dispatch_modes() or not _are_plain(args):
             return self.overload(*args)
         return self.run(*args)
 
     def run(self, *args: Any) -> Any:
-        """Check the arguments and run the backend that serves the first tensor's device."""
+        """Check the arguments and run the backend that serves the first tensor's device; tensors on
+        `meta` get the shapes of the results alone."""
         self.check(*args)
-        return backends.serve(self.room, self.name, args[0].device.type)(*args)
+        device = args[0].device.type
+        if device == "meta":
+            return self.fake(*args)
+        return backends.serve(self.room, self.name, device)(*args)
 
 
 def define(
@@ -70,7 +77,7 @@ def define(
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    op = Op(name, room, check)
+    op = Op(name, room, check, fake)
     for key in _KEYS:
         _LIBRARY.impl(name, op.run, key)
     # Gradients are the autograd Functions' business, which call the op from outside.
@@ -88,7 +95,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd wants a gradient for any of `tensors`."""
     if torch.is_grad_enabled():
         for t in tensors:
-            if t is not None and t.requires_grad:
+            if isinstance(t, Tensor) and t.requires_grad:
                 return True
     return False
 
@@ -97,7 +104,7 @@ def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply(*args)`, refusing the transforms that no kernel here supports."""
     if torch.compiler.is_compiling():
         return function.apply(*args)
-    refuse_transforms(function.__name__.strip("_"), args)
+    refuse_transforms(function, args)
     result = function.apply(*args)
     forced = backends.forced()
     if forced is not None:
@@ -133,21 +140,31 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     return staticmethod(wrapper)
 
 
-def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
+def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:
     """`RuntimeError` under `torch.func` transforms and for dual (forward-mode) tensors."""
     if _functorch_active():
         raise RuntimeError(
-            f"simmim_kernels: {name} does not support torch.func transforms (vmap, grad, jvp); "
+            f"simmim_kernels: {_name(caller)} does not support torch.func transforms (vmap, grad, jvp); "
             "batch over the first dimension, and use torch.autograd for gradients"
         )
     if forward_ad._current_level >= 0 and any(
         isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args
     ):
-        raise RuntimeError(f"simmim_kernels: {name} has no forward-mode derivative")
+        raise RuntimeError(f"simmim_kernels: {_name(caller)} has no forward-mode derivative")
+
+
+def _name(caller: Op | type) -> str:
+    return caller.room if isinstance(caller, Op) else caller.__name__.strip("_")
 
 
 def _are_plain(args: tuple[Any, ...]) -> bool:
-    for a in args:  # noqa: SIM110  a loop takes half the time of all() over a generator
-        if type(a) not in _PLAIN and isinstance(a, Tensor):
+    for a in args:
+        kind = type(a)
+        if kind in _PLAIN:
+            continue
+        if kind in _PLAIN_TENSORS:
+            if a.is_neg():  # a lazy sign, as of `complex.conj().imag`, that the dispatcher resolves
+                return False
+        elif isinstance(a, Tensor):
             return False
     return True

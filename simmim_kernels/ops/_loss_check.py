@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import is_number
 from simmim_kernels.grid import prediction_patch, whole_scale
 from simmim_kernels.ops._channels import are_channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
@@ -17,6 +18,7 @@ ORDERS = ("cyx", "yxc")
 REDUCTIONS = ("mean", "sum", "none")
 NORMS = ("none", "window", "patch")
 
+PREDICTIONS = {2: "(R, C*p*p)", 3: "(B, L, C*p*p)", 4: "(B, C, H, W) or (B, C*p*p, h, w)"}
 SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
 
 
@@ -37,23 +39,20 @@ def check(
     norm_eps: float,
     with_grad: bool,
 ) -> None:
-    is_tensor("pred", pred, FLOATS)
-    is_tensor("target", target, PIXELS)
-    has_dims("target", target, {4: "(B, C, H, W)"})
-    batch, channels, height, width = target.shape
-    is_mask(mask, batch)
+    check_tensors(pred, target, mask)
+    height, width = target.shape[2:]
     unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
     unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
-    if channels < 1:
-        raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; allowed: 'cyx', 'yxc'")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; allowed: 'mean', 'sum', 'none'")
+    is_number("eps", eps)
     if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
+    is_number("beta", beta)
     if not SMALLEST_BETA <= beta < math.inf:
         raise ValueError(f"beta is {beta}; allowed: a finite number >= {SMALLEST_BETA}")
     are_channel_stats("target", target, mean, std)
@@ -63,6 +62,16 @@ def check(
         _check_listed(pred, target, index, unit_h, unit_w)
     _check_norm(target, norm, norm_side, norm_eps)
     same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
+
+
+def check_tensors(pred: Tensor, target: Tensor, mask: Tensor) -> None:
+    """What must hold before a shape is computed with."""
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    has_dims("target", target, {4: "(B, C, H, W)"})
+    if target.shape[1] < 1:
+        raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
+    is_mask(mask, target.shape[0])
 
 
 def _check_norm(target: Tensor, norm: str, side: int, eps: float) -> None:

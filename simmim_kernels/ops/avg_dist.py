@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import is_whole
 from simmim_kernels.ops._check import is_mask, is_tensor
 from simmim_kernels.ops._define import define
 from simmim_kernels.patch_mask import PatchMask, mask_grid
@@ -15,6 +16,7 @@ _LARGEST = 1 << 30
 def _check(mask: Tensor, unit: int) -> None:
     is_tensor("mask", mask, (torch.bool,))
     is_mask(mask, mask.shape[0] if mask.dim() else 0)
+    is_whole("unit", unit)
     if not 1 <= unit * max(mask.shape[1:]) < _LARGEST or unit < 1:
         raise ValueError(f"unit is {unit}; allowed: 1 or more pixels, image sides below 2^30")
 

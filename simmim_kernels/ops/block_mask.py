@@ -11,6 +11,7 @@ from simmim_kernels.ops._sampling import (
     empty_lists,
     masked_count,
     sample_ids,
+    sides,
     signed_seed,
 )
 from simmim_kernels.patch_mask import PatchMask
@@ -76,12 +77,12 @@ def block_mask(
         A `PatchMask`: `mask bool (B, gh, gw)`, `masked int32 (B, K)`, `visible int32 (B, N - K)`.
 
     Raises:
-        TypeError: ids that are not int64.
+        TypeError: ids that are not int64; other numbers of the wrong type.
         ValueError: a size, ratio, seed or epoch out of range.
 
     Source: BEiT (Bao et al., 2022), algorithm 1, which stops at or above a count and not at one.
     """
-    grid_h, grid_w = grid
+    grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
     ids = sample_ids(n_or_ids, device)
     return PatchMask(*_block_mask(ids, grid_h, grid_w, count, signed_seed(seed), epoch))

@@ -11,6 +11,7 @@ from simmim_kernels.ops._sampling import (
     checked_ratio,
     empty_lists,
     sample_ids,
+    sides,
     signed_seed,
 )
 from simmim_kernels.patch_mask import PatchMask
@@ -85,13 +86,13 @@ def box_mask(
         `K` the units of the rectangle.
 
     Raises:
-        TypeError: ids that are not int64.
+        TypeError: ids that are not int64; other numbers of the wrong type.
         ValueError: a size, ratio, seed or epoch out of range.
 
     Source: SimMIM's square mask (Xie et al., CVPR 2022) with `center`; without it the single random
     box of inpainting tutorials.
     """
-    grid_h, grid_w = grid
+    grid_h, grid_w = sides(grid)
     part = checked_ratio(ratio)
     box = int(grid_h * part), int(grid_w * part)
     ids = sample_ids(n_or_ids, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import is_number
 from simmim_kernels.backends._elements import memory_format
 from simmim_kernels.grid import whole_scale
 from simmim_kernels.ops._channels import Channels, channel_stats, is_channels
@@ -169,6 +170,7 @@ def mask_image(
     if isinstance(fill, Tensor):
         colour, value = fill, 0.0
     else:
+        is_number("fill", fill)
         colour, value = None, float(fill)
     mean, std = channel_stats(image, mean, std)
     if dtype is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import is_whole
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
@@ -39,6 +40,7 @@ def check(
         raise ValueError(
             f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
         )
+    is_whole("prefix_tokens", prefix_tokens)
     if prefix_tokens < 0 or (x.dim() == 4 and prefix_tokens != 0):
         raise ValueError(
             f"prefix_tokens is {prefix_tokens}; allowed: 0 or more, 0 for (B, h, w, D)"
@@ -46,7 +48,7 @@ def check(
     h, w = tokens_of(x, mask, prefix_tokens)
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
-        rows = pos_embed.numel() // max(width, 1)
+        rows = pos_embed.shape[:-1].numel()
         allowed = (h * w, prefix_tokens + h * w)
         grid_shaped = pos_embed.shape in ((h, w, width), (1, h, w, width))
         flat = pos_embed.shape in ((rows, width), (1, rows, width)) and rows in allowed
@@ -125,7 +127,7 @@ class _MaskTokens(torch.autograd.Function):
         (mask,) = ctx.saved_tensors
         wants_x, _, wants_token, wants_pos, *_ = ctx.needs_input_grad
         pos_dtype, pos_shape = ctx.pos if ctx.pos else (None, ())
-        rows = pos_shape.numel() // max(grad.shape[-1], 1) if wants_pos else 0
+        rows = pos_shape[:-1].numel() if wants_pos else 0
         dx, dtoken, dpos = _backward(
             grad,
             mask,

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import is_number
 from simmim_kernels.grid import prediction_patch
 from simmim_kernels.ops._channels import Channels, channel_stats
-from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
+from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
-from simmim_kernels.ops._loss_check import SMALLEST_BETA, check
+from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
 from simmim_kernels.patch_mask import PatchMask, mask_grid
 from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
 
@@ -170,6 +171,7 @@ def loss_of(
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     if kind == "smooth_l1":
+        is_number("beta", beta)
         if not 0.0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
         kind, beta = ("l1", 1.0) if beta < SMALLEST_BETA else (kind, beta)
@@ -177,13 +179,13 @@ def loss_of(
         index = _unit_index(pred, target, mask)
     grid = mask_grid(mask)
     if mean is not None or std is not None:
+        is_tensor("target", target, PIXELS)
         mean, std = channel_stats(target, mean, std)
     args = (pred, target, grid, index, order, mean, std, kind, beta, eps, reduction)
     norm = ("none", 0, 0.0)
     if target_norm is not None:
-        is_tensor("pred", pred, FLOATS)
-        is_tensor("target", target, PIXELS)
-        has_dims("target", target, {4: "(B, C, H, W)"})
+        check_tensors(pred, target, grid)
+        has_dims("pred", pred, PREDICTIONS)
         norm = _norm_arguments(target_norm, pred, target, grid)
     if needs_grad(pred):
         # Compiled code reuses memory on its own.

@@ -203,7 +203,7 @@ def masked_patch_embed(
     count = _visible_count(mask, (h // grid.shape[1]) * (w // grid.shape[2]))
 
     dtype, device = weight.dtype, image.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     mean, std = channel_stats(image, mean, std)
     gathered = image, grid, mean, std, patch_h, patch_w, count, dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from simmim_kernels._numbers import is_whole
 from simmim_kernels.grid import whole_scale
 from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor, same_device
@@ -15,6 +16,7 @@ from simmim_kernels.target_norm import check_eps
 def check(image: Tensor, patch: int, eps: float, mean: Tensor | None, std: Tensor | None) -> None:
     is_tensor("image", image, PIXELS)
     has_dims("image", image, {4: "(B, C, H, W)"})
+    is_whole("patch", patch)
     whole_scale("image height", image.shape[2], "patch", patch)
     whole_scale("image width", image.shape[3], "patch", patch)
     check_eps(eps)
@@ -67,5 +69,6 @@ def normalize_patches(
     """
     refuse_gradient(image)
     if mean is not None or std is not None:
+        is_tensor("image", image, PIXELS)
         mean, std = channel_stats(image, mean, std)
     return _normalize_patches(image, patch, eps, mean, std)

@@ -70,5 +70,6 @@ def normalize_targets(
     """
     refuse_gradient(image)
     if mean is not None or std is not None:
+        is_tensor("image", image, PIXELS)
         mean, std = channel_stats(image, mean, std)
     return _normalize_targets(image, window, eps, mean, std)

@@ -11,6 +11,7 @@ from simmim_kernels.ops._sampling import (
     empty_lists,
     masked_count,
     sample_ids,
+    sides,
     signed_seed,
 )
 from simmim_kernels.patch_mask import PatchMask
@@ -60,12 +61,12 @@ def random_mask(
         A `PatchMask`: `mask bool (B, gh, gw)`, `masked int32 (B, K)`, `visible int32 (B, N - K)`.
 
     Raises:
-        TypeError: ids that are not int64.
+        TypeError: ids that are not int64; other numbers of the wrong type.
         ValueError: a size, ratio, seed or epoch out of range.
 
     Source: SimMIM (Xie et al., CVPR 2022) for the strategy; Salmon et al., SC'11, for Philox.
     """
-    grid_h, grid_w = grid
+    grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
     ids = sample_ids(n_or_ids, device)
     return PatchMask(*_random_mask(ids, grid_h, grid_w, count, signed_seed(seed), epoch))

@@ -35,10 +35,10 @@ def mask_tokens_forward(
     flat = x.reshape(batch, masked.shape[1], width)
     out = torch.where(masked, token.reshape(width).to(compute), flat.to(compute))
     if pos_embed is not None:
-        pos = pos_embed.reshape(-1, width).to(compute)
+        pos = pos_embed.reshape(pos_embed.shape[:-1].numel(), width).to(compute)
         missing = masked.shape[1] - pos.shape[0]
         out = out + torch.cat((pos.new_zeros((missing, width)), pos))
-    return out.to(dtype).reshape(x.shape)
+    return out.to(dtype).reshape(x.shape).contiguous()
 
 
 def mask_tokens_backward(

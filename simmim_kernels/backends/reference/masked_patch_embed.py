@@ -52,4 +52,4 @@ def gather_patches_backward(
     if std is not None:
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         image = image.to(compute) / std.to(compute)[:, None, None]
-    return image.to(dtype)
+    return image.to(dtype).contiguous()

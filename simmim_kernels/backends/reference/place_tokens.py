@@ -52,7 +52,7 @@ def take_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     patches = x[:, prefix_tokens:]
-    flat = patches.reshape(-1, x.shape[2])
+    flat = patches.flatten(0, 1)
     rows = token = pos = None
     if rows_dtype:
         order, visible = visible_order(mask, h, w, count)

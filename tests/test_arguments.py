@@ -1,0 +1,161 @@
+"""What every public op makes of arguments that are no tensors or numbers, of tensors on `meta`, and
+of tensors whose sign PyTorch has put off."""
+
+import pytest
+import torch
+
+import simmim_kernels as sk
+from tests.backends import BACKENDS
+
+MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
+IMAGE, TOKENS, STATS = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 48), (0.5, 0.4, 0.3)
+BYTES = torch.randint(0, 256, IMAGE.shape, dtype=torch.uint8)
+
+# Each op with arguments that it takes.
+CALLS = {
+    "masked_l1": {"pred": TOKENS, "target": BYTES, "mask": MASK, "mean": STATS, "std": STATS},
+    "masked_mse": {
+        "pred": TOKENS,
+        "target": IMAGE,
+        "mask": MASK,
+        "eps": 1e-5,
+        "target_norm": sk.PatchNorm(),
+    },
+    "masked_smooth_l1": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "beta": 0.5},
+    "masked_linear_l1": {
+        "tokens": torch.randn(2, 4, 5),
+        "weight": torch.randn(48, 5),
+        "bias": torch.randn(48),
+        "target": IMAGE,
+        "mask": MASK,
+    },
+    "mask_tokens": {
+        "x": TOKENS,
+        "mask": MASK,
+        "token": torch.randn(48),
+        "pos_embed": torch.randn(4, 48),
+        "prefix_tokens": 0,
+    },
+    "mask_image": {"image": IMAGE, "mask": MASK, "fill": 0.5},
+    "masked_patch_embed": {
+        "image": IMAGE,
+        "weight": torch.randn(5, 3, 4, 4),
+        "bias": torch.randn(5),
+        "mask": MASK,
+        "token": torch.randn(5),
+        "mean": STATS,
+        "std": STATS,
+    },
+    "normalize_targets": {
+        "image": BYTES,
+        "window": 3,
+        "eps": 1e-6,
+        "mean": STATS,
+        "std": STATS,
+    },
+    "normalize_patches": {"image": IMAGE, "patch": 4, "eps": 1e-6},
+    "random_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
+    "block_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
+    "box_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
+    "avg_dist": {"mask": MASK, "unit": 4},
+}
+ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
+# Of floating point: the rest have no sign to put off.
+SIGNED = [
+    (name, argument)
+    for name, argument in ARGUMENTS
+    if isinstance(value := CALLS[name][argument], torch.Tensor) and value.is_floating_point()
+]
+
+
+def changed(function, value):
+    """`value` with `function` applied to its tensor, or to those of a PatchMask."""
+    if isinstance(value, sk.PatchMask):
+        return sk.PatchMask(*map(function, value))
+    return function(value) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("wrong", ["x", [[0.5]], object()], ids=["text", "list", "object"])
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_wrong_type_is_named(name, argument, wrong):
+    with pytest.raises(TypeError, match=rf"^{argument} "):
+        getattr(sk, name)(**CALLS[name] | {argument: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [pair for pair in ARGUMENTS if pair[1] in ("window", "patch", "unit")]
+)
+def test_whole_numbers_are_no_fractions(name, argument):
+    with pytest.raises(TypeError, match=f"{argument} must be a whole number, got float"):
+        getattr(sk, name)(**CALLS[name] | {argument: 3.0})
+
+
+def test_configuration_names_wrong_numbers():
+    with pytest.raises(TypeError, match="window must be a whole number, got float"):
+        sk.WindowNorm(float("nan"))
+    with pytest.raises(TypeError, match="eps must be a number, got str"):
+        sk.PatchNorm("1e-6")
+    with pytest.raises(TypeError, match="n_or_ids must be a whole number, got float"):
+        sk.random_mask(2.5, (2, 2), 0.5)
+    with pytest.raises(TypeError, match="grid must be a whole number, got float"):
+        sk.random_mask(2, (2.0, 2), 0.5)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(()), torch.zeros(3), torch.zeros(1, 2, 2, 2, 2)])
+@pytest.mark.parametrize("argument", ["pred", "target", "mask"])
+def test_shapes_are_checked_before_patches_are_counted(argument, wrong):
+    wrong = wrong.bool() if argument == "mask" else wrong
+    with pytest.raises(ValueError, match=f"{argument} has shape"):
+        sk.masked_mse(**CALLS["masked_mse"] | {argument: wrong})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "argument"), SIGNED)
+def test_sign_that_was_put_off(backend, name, argument):
+    value = CALLS[name][argument]
+    negative = torch._neg_view(value)
+    assert negative.is_neg() and torch.equal(negative, -value)
+    function, arguments = getattr(sk, name), CALLS[name]
+    with sk.backend(backend):
+        expected = function(**arguments | {argument: -value})
+        found = function(**arguments | {argument: negative})
+        unchanged = function(**arguments)
+    assert torch.equal(found, expected) and not torch.equal(found, unchanged)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "avg_dist"])
+def test_meta_tensors_give_the_shapes(name):
+    arguments = {key: changed(lambda t: t.to("meta"), v) for key, v in CALLS[name].items()}
+    if "n_or_ids" in arguments:
+        arguments["device"] = "meta"
+    found, expected = getattr(sk, name)(**arguments), getattr(sk, name)(**CALLS[name])
+    if isinstance(found, torch.Tensor):
+        found, expected = (found,), (expected,)
+    for a, b in zip(found, expected, strict=True):
+        assert a.is_meta and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
+
+
+def test_gradients_of_meta_tensors():
+    leaf = torch.empty(2, 4, 48, device="meta", requires_grad=True)
+    image, mask = IMAGE.to("meta"), MASK.to("meta")
+    sk.masked_l1(sk.mask_tokens(leaf, mask, torch.zeros(48, device="meta")), image, mask).backward()
+    assert leaf.grad.is_meta and leaf.grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_without_features(backend):
+    x, token, pos = (torch.zeros(shape, requires_grad=True) for shape in ((2, 5, 0), (0,), (5, 0)))
+    with sk.backend(backend):
+        out = sk.mask_tokens(x, MASK, token, pos_embed=pos, prefix_tokens=1)
+        out.sum().backward()
+    assert out.shape == (2, 5, 0) and pos.grad.shape == (5, 0) and token.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_are_laid_out_as_the_fake_kernels_say(backend):
+    mixed = torch.randn(4, 48, 2).permute(2, 0, 1)
+    rows, ops = torch.randn(4, 48), torch.ops.simmim_kernels
+    with sk.backend(backend):
+        tokens = sk.mask_tokens(mixed, MASK, torch.zeros(48))
+        image = ops.gather_patches_backward(rows, MASK.mask, None, 3, 2, 2, 4, 4, torch.float32)
+    assert tokens.is_contiguous() and image.is_contiguous()

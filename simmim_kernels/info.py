@@ -6,6 +6,7 @@ of a kernel on each device. Exit status 0 when that call succeeded, 1 otherwise.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.metadata
 import json
@@ -77,13 +78,17 @@ def _gpu() -> str:
 def _served(room: str, device: str) -> str:
     from simmim_kernels import backends
 
-    order = backends.ORDER[device]
+    forced = backends.forced()
+    order = (forced,) if forced else backends.ORDER[device]
     reasons = {name: backends.why_not(name, room, device) for name in order}
     serving = next((name for name in order if reasons[name] is None), "nothing")
     refused = "; ".join(
         f"{name}: {reason}" for name, reason in reasons.items() if reason and name != serving
     )
-    return serving + (f"   ({refused})" if refused else "")
+    why = "; ".join(
+        filter(None, ("asked for by SIMMIM_KERNELS_BACKEND" if forced else "", refused))
+    )
+    return serving + (f"   ({why})" if why else "")
 
 
 def _smoke(device: str) -> str:
@@ -124,8 +129,9 @@ def lines() -> Iterator[str]:
 
 
 def main() -> int:
+    faulthandler.enable()  # a damaged module can kill the process: this then says which
     for line in lines():
-        print(line)
+        print(line, flush=True)
     devices = ["cpu"]
     if not _gpu_missing():
         devices.append("cuda")

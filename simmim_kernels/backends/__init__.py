@@ -1,9 +1,9 @@
 """Which backend serves an op on a device, and why the others don't.
 
-`reference` is plain PyTorch and defines every op; `cpu` and `cuda` are C++, `triton` is Triton. The first backend of a device's
-order that is available and has the op serves it. `SIMMIM_KERNELS_BACKEND` or `with backend(name)`
-overrides the order; a backend asked for by name that can't serve is an error, never a silent
-fallback.
+`reference` is plain PyTorch and defines every op; `cpu` and `cuda` are C++, `triton` is Triton. The
+first backend of a device's order that is available and has the op serves it.
+`SIMMIM_KERNELS_BACKEND` or `with backend(name)` overrides the order; a backend asked for by name
+that can't serve is an error, never a silent fallback.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
-def _named(name: str) -> str:
+def _named(name: str, source: str = "backend") -> str:
     if name not in NAMES:
-        raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(NAMES)}")
+        raise ValueError(f"{source} is {name!r}; allowed: {', '.join(NAMES)}")
     return name
 
 
 _environment = os.environ.get("SIMMIM_KERNELS_BACKEND") or None
 _override: ContextVar[str | None] = ContextVar(
-    "simmim_kernels_backend", default=_named(_environment) if _environment else None
+    "simmim_kernels_backend",
+    default=_named(_environment, "SIMMIM_KERNELS_BACKEND") if _environment else None,
 )
 
 
@@ -41,8 +42,9 @@ def backend(name: str) -> Iterator[None]:
 
     The choice holds for the calling thread (and asyncio task); a backward pass keeps the choice of
     its forward pass, whichever thread runs it. Code under `torch.compile` follows the choice of the
-    thread that runs it, which for a backward pass on a GPU is a thread of autograd. Raises `ValueError` for an unknown name; an op that the backend can't serve on
-    its tensors' device raises `RuntimeError` when it is called.
+    thread that runs it, which for a backward pass on a GPU is a thread of autograd. Raises
+    `ValueError` for an unknown name; an op that the backend can't serve on its tensors' device raises
+    `RuntimeError` when it is called.
     """
     token = _override.set(_named(name))
     try:

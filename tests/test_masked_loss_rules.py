@@ -63,6 +63,23 @@ def test_backward_twice(dtype, factor, reduction):
         torch.autograd.grad(loss, pred, weight)
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_what_a_hook_has_saved_stays_as_it_is(factor):
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return len(saved) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda place: saved[place]):
+        loss = sk.masked_mse(pred.requires_grad_(), target, mask)
+    before = [tensor.clone() for tensor in saved]
+    (loss * factor).backward()
+    pred.grad.zero_()
+    assert before and all(torch.equal(a, b) for a, b in zip(saved, before, strict=True))
+
+
 def test_gradients_accumulate():
     pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
     pred.requires_grad_()
@@ -98,6 +115,8 @@ def test_second_derivative_and_transforms_are_refused():
     (grad,) = torch.autograd.grad(
         sk.masked_mse(pred, target, mask).square(), pred, create_graph=True
     )
+    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
+        torch.autograd.grad(grad.sum(), pred, allow_unused=True, retain_graph=True)
     with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
         grad.sum().backward()
     with pytest.raises(RuntimeError, match=r"does not support torch\.func"):

@@ -127,13 +127,16 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *grads)
         with torch.no_grad(), nullcontext() if forced is None else backends.backend(forced):
             results = backward(ctx, *grads)
-        if not any(isinstance(g, Tensor) and g.requires_grad for g in grads):
+        wanted = [g for g in grads if isinstance(g, Tensor) and g.requires_grad]
+        if not wanted:
             return results
         name = type(ctx).__name__.strip("_").removesuffix("Backward")
         message = f"simmim_kernels: {name} has no second derivative"
-        refuse = torch._C._functions.DelayedError(message.encode(), 1)
+        # With the incoming gradients among its inputs the error stands on the way to whatever they
+        # came from, so that `torch.autograd.grad` meets it too.
+        refuse = torch._C._functions.DelayedError(message.encode(), 1 + len(wanted))
         return tuple(
-            refuse(result.detach().requires_grad_()) if isinstance(result, Tensor) else result
+            refuse(result, *wanted)[0] if isinstance(result, Tensor) else result
             for result in results
         )
 

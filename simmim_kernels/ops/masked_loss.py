@@ -17,6 +17,7 @@ from simmim_kernels.patch_mask import PatchMask, mask_grid
 from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+_saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def _fake(pred, target, mask, index, *options) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,6 +78,7 @@ class _MaskedLoss(torch.autograd.Function):
     def keep(ctx, loss, grad, scale, target, _, index):
         if index is not None:
             ctx.tokens = target.shape[1:].numel() // max(grad.shape[-1], 1)
+        ctx.shared = not torch.compiler.is_compiling() and _saving_hooks(False) is not None
         ctx.save_for_backward(grad, scale, index)
         return loss
 
@@ -86,7 +88,7 @@ class _MaskedLoss(torch.autograd.Function):
         factor = grad_loss * scale if scale.numel() else grad_loss
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
-        return (_scaled(grad, factor), *(None,) * 13)
+        return (_scaled(grad, factor, ctx.shared), *(None,) * 13)
 
 
 class _MaskedLossInPlace(_MaskedLoss):
@@ -98,17 +100,18 @@ class _MaskedLossInPlace(_MaskedLoss):
         return _MaskedLoss.keep(ctx, loss, pred.detach(), scale, *args[:3])
 
 
-def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
+def _scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
     """The saved gradient times a factor for all of it, or one for each of its first dimension.
 
     In eager mode on the CPU a factor of exactly 1 costs no pass over memory, and a graph that is
-    not kept gives its memory away: nobody else can see the saved tensor then.
+    not kept gives its memory away: nobody else can see the saved tensor then, unless it is `shared`
+    with a hook for saved tensors.
     """
     if factor.dim():
         factor = factor.view(-1, *(1,) * (grad.dim() - 1))
     elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and _is_plain(factor):
         number = factor.item()
-        if _keeps_graph():
+        if shared or _keeps_graph():
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
     return (grad * factor).to(grad.dtype)

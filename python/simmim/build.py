@@ -9,6 +9,13 @@ from simmim.masks import Masking
 from simmim.model import SimMIM, channel_statistics
 from simmim_kernels import PatchNorm, WindowNorm
 
+#: arguments of an encoder that do not come from --encoder-args
+_GIVEN = {
+    *("name", "img_size", "channels", "mean", "std", "drop_path"),
+    *("in_chans", "num_classes", "global_pool", "drop_path_rate", "pretrained", "features_only"),
+}
+_WHY_GIVEN = "sizes, channels and drop path have flags of their own, and no weights are downloaded"
+
 
 def build_masking(config: PretrainConfig) -> Masking:
     """The masks of ``config``; raises ``UserError`` where sizes do not fit."""
@@ -18,6 +25,9 @@ def build_masking(config: PretrainConfig) -> Masking:
 def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
     """A newly initialised encoder; raises ``UserError`` where settings do not fit together."""
     mean, std = channel_statistics(config.channels)
+    given = _GIVEN & config.encoder_args.keys()
+    if given:
+        raise UserError(f"--encoder-args cannot have {', '.join(sorted(given))}: {_WHY_GIVEN}")
     return build_encoder(
         config.encoder,
         img_size=config.size,

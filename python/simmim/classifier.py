@@ -15,7 +15,7 @@ from simmim.config import PretrainConfig
 from simmim.encoders import ConvEncoder, TimmEncoder
 from simmim.errors import UserError
 from simmim.labels_config import LabelledConfig
-from simmim.run_config import flag
+from simmim.numbers import flag
 from simmim_kernels import PatchMask, random_mask
 
 Config = TypeVar("Config", bound=LabelledConfig)
@@ -40,7 +40,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
     state = checkpoint.load(config.checkpoint)
-    trained = PretrainConfig.from_json(state["config"])
+    trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
     brought = {name: getattr(trained, name) for name in _BROUGHT}
     for name, value in brought.items():
         wanted = getattr(config, name)
@@ -64,6 +64,7 @@ def start(
     described = {name: getattr(config, name) for name in _BROUGHT}
     encoder = encoder_of(PretrainConfig(**described, drop_path=drop_path))
     if weights is not None:
+        checkpoint.check_weights(config.checkpoint, weights, encoder.state_dict())
         encoder.load_state_dict(weights)
     return encoder
 

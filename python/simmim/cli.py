@@ -14,6 +14,7 @@ from simmim.errors import (
     MissingPackageError,
     UnreadableImageError,
     UserError,
+    first_line,
     require,
 )
 from simmim.exchange_config import ExportConfig, ImportConfig
@@ -24,8 +25,8 @@ from simmim.presets import PRESETS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 1: another process of the run has died. 2: a mistake in what was asked for, told in one
-    line. 130, 143: Ctrl-C, SIGTERM, after saving a checkpoint.
+    0: done. 1: another process of the run has died. 2: a mistake in what was asked for, or something
+    that the system refuses, told in one line. 130, 143: Ctrl-C, SIGTERM, after saving a checkpoint.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output has gone; Python would complain again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"simmim: {error.strerror or first_line(error)}{where}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.errors import UserError
-from simmim.run_config import RunConfig, flag
+from simmim.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,6 @@ class PretrainConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        if self.val_crops < 1:
-            raise UserError(f"{flag('val_crops')} must be at least 1, not {self.val_crops}")
         if self.channels not in (1, 3):
             raise UserError(f"images are read with 1 or 3 channels, not {self.channels}")
         if self.target_norm != "none" and not self.normalize:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim import published
-from simmim.errors import UserError, require
+from simmim.errors import UserError, first_line, require
 from simmim_kernels import PatchMask, mask_image
 
 timm = require("timm")
@@ -83,8 +83,11 @@ class TimmEncoder(integration.MaskedEncoder):
                 drop_path_rate=drop_path,
                 **{**defaults, **arguments},
             )
-        except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"timm cannot build encoder {name!r} this way: {error}") from None
+        # what arguments that make no sense lead to is whatever the model's code meets first
+        except Exception as error:
+            raise UserError(
+                f"timm cannot build encoder {name!r} this way: {first_line(error)}"
+            ) from error
         if integration.family_of(backbone) is None:
             raise UserError(_wrong_family(name))
         super().__init__(backbone, mean=mean, std=std)
@@ -188,7 +191,13 @@ def build_encoder(
     if name == CNN:
         if drop_path:
             raise UserError("encoder 'cnn' has no residual branches: leave --drop-path at 0")
-        return ConvEncoder(channels, **arguments)
+        try:
+            return ConvEncoder(channels, **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"cannot build encoder 'cnn' with {arguments}: it takes widths, the channels of "
+                "its three convolutions, as in: widths 64,128,64"
+            ) from error
     return TimmEncoder(
         name,
         img_size=img_size,

@@ -22,6 +22,11 @@ class MissingPackageError(ImportError):
     """A package that only the application needs is not installed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in one line; the name of its class where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def require(module: str) -> ModuleType:
     """Import ``module``, or say which command installs it.
 

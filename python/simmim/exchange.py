@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from simmim import checkpoint
 from simmim.build import build_model
 from simmim.config import PretrainConfig
-from simmim.errors import UserError, require
+from simmim.errors import UserError, first_line, require
 from simmim.exchange_config import ExportConfig, ImportConfig
 from simmim.model import SimMIM
 from simmim_kernels.integrations import checkpoints
@@ -43,8 +42,7 @@ def import_model(config: ImportConfig) -> list[str]:
         UserError: a file that can't be read, of an unknown project, or whose tensors are not those
             of the encoder; nothing is written then.
     """
-    if config.out.suffix != checkpoint.SAFETENSORS:
-        raise UserError(f"--out {config.out} must end in {checkpoint.SAFETENSORS}")
+    _check_suffix(config.out)
     theirs = read_tensors(config.source)
     trained = PretrainConfig(
         encoder=config.encoder,
@@ -81,23 +79,27 @@ def export_model(config: ExportConfig) -> list[str]:
     """Write the file, or for transformers the folder, that ``config`` asks for.
 
     Raises:
-        UserError: no checkpoint there, or an encoder that the project does not have.
+        UserError: no checkpoint there, one with other tensors than its encoder has, or an encoder
+            that the project does not have; nothing is written then.
     """
     state = checkpoint.load(config.checkpoint)
-    trained = PretrainConfig.from_json(state["config"])
+    trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
+    with torch.device("meta"):
+        model = build_model(trained)
+    checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
     ours = checkpoints.reorder_head(state["model"], trained.channels, "cyx", config.head_order)
     try:
         theirs = checkpoints.from_simmim(ours, config.project)
     except ValueError as error:
         raise UserError(f"{config.checkpoint}: {error}") from None
     if config.project == "simmim":
+        _check_suffix(config.out)
         checkpoint.save_model(config.out, state["config"], theirs)
     elif config.project == "transformers":
-        with torch.device("meta"):
-            described = _describe(build_model(trained), trained)
+        described = _describe(model, trained)
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         _write(config.out / "model.safetensors", theirs)
+        (config.out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         _write(config.out, theirs, _HELD.get(config.project))
@@ -125,8 +127,7 @@ def read_tensors(path: Path) -> State:
         with torch.serialization.safe_globals([inert]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} can't be read without running code: {reason}") from None
+        raise UserError(f"{path} can't be read: {checkpoint.unreadable(error)}") from None
     for key in ("model", "state_dict", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -141,11 +142,19 @@ def _other_eps(source: Path, model: SimMIM) -> list[str]:
     described = source / "config.json"
     if not described.is_file():
         return []
-    theirs = json.loads(described.read_text()).get("layer_norm_eps")
+    try:
+        theirs = {**json.loads(described.read_text())}.get("layer_norm_eps")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{described} is no configuration: {first_line(error)}") from None
     ours = model.encoder.backbone.norm.eps
     if theirs in (None, ours):
         return []
     return [f"its norms have an epsilon of {theirs:g}, ours of {ours:g}: outputs differ by as much"]
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix != checkpoint.SAFETENSORS:
+        raise UserError(f"--out {out} must end in {checkpoint.SAFETENSORS}")
 
 
 def _check_head(ours: State, model: SimMIM) -> None:
@@ -153,7 +162,7 @@ def _check_head(ours: State, model: SimMIM) -> None:
     wrong = {"head.weight", "head.bias"} - ours.keys()
     if wrong:
         raise UserError(
-            f"missing {_some(sorted(wrong))}: for the file of an encoder without SimMIM's head add "
+            f"missing {checkpoint.some(sorted(wrong))}: for the file of an encoder without SimMIM's head add "
             "--encoder-only"
         )
     if len(ours["head.weight"]) != model.head.out_features:
@@ -164,40 +173,22 @@ def _check_head(ours: State, model: SimMIM) -> None:
 
 
 def _check(config: ImportConfig, ours: State, expected: State) -> None:
-    problems = []
-    missing, surplus = expected.keys() - ours.keys(), ours.keys() - expected.keys()
-    if missing:
-        problems.append(f"missing {_some(sorted(missing))}")
-    if surplus:
-        problems.append(f"surplus {_some(sorted(surplus))}")
-    other = [
-        f"{name} {tuple(ours[name].shape)} for {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in ours and ours[name].shape != value.shape
-    ]
-    if other:
-        problems.append(f"other shapes: {_some(other)}")
-    if problems:
+    wrong = checkpoint.differences(ours, expected)
+    if wrong:
         raise UserError(
-            f"{config.source} is no {config.encoder}: {'; '.join(problems)}. Check --encoder, "
+            f"{config.source} is no {config.encoder}: {wrong}. Check --encoder, "
             "--encoder-args and --img-size"
         )
 
 
-def _some(names: Iterable[str], count: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 def _write(path: Path, state: State, held: str | None = None) -> None:
     state = {name: value.contiguous() for name, value in state.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    if path.suffix in _PICKLES:
-        torch.save({held: state} if held else state, temporary)
-    else:
-        require("safetensors.torch").save_file(state, temporary, {"format": "pt"})
-    temporary.replace(path)
+    with checkpoint.replacing(path) as temporary:
+        if path.suffix in _PICKLES:
+            with temporary.open("wb") as file:
+                torch.save({held: state} if held else state, file)
+        else:
+            require("safetensors.torch").save_file(state, temporary, {"format": "pt"})
 
 
 def _describe(model: SimMIM, trained: PretrainConfig) -> dict[str, Any]:

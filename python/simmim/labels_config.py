@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from simmim.errors import UserError
+from simmim.numbers import check_numbers
 from simmim.run_config import RunConfig
 
 
@@ -43,10 +43,7 @@ class LabelledConfig:
 
     def check(self) -> None:
         """Refuse numbers that make no sense; raises ``UserError``."""
-        if not 0 < self.val_share < 1:
-            raise UserError(f"--val-share must lie between 0 and 1, not at {self.val_share}")
-        if self.per_class < 0:
-            raise UserError(f"--per-class must be at least 0, not {self.per_class}")
+        check_numbers(self)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -107,16 +104,6 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     log_every: int = 0
     """Updates between two rows of the training log; 0 writes one an epoch."""
 
-    def check(self) -> None:
-        RunConfig.check(self)
-        LabelledConfig.check(self)
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"--smoothing must lie between 0 and 1, not at {self.smoothing}")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer-decay must lie between 0 and 1, not at {self.layer_decay}")
-        if min(self.mixup, self.cutmix) < 0:
-            raise UserError("--mixup and --cutmix must be at least 0")
-
 
 @dataclass(frozen=True)
 class ProbeConfig(LabelledConfig):
@@ -157,11 +144,3 @@ class ProbeConfig(LabelledConfig):
 
     seed: int = 0
     """Governs random weights and the choice of --per-class."""
-
-    def check(self) -> None:
-        super().check()
-        for name in ("neighbours", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.strength <= 0:
-            raise UserError(f"--strength must be greater than 0, not {self.strength}")

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from simmim import checkpoint
 from simmim.attention import choose_attention
-from simmim.data import Batch, Crops, check_readable, loader
+from simmim.data import Batch, Crops, check_readable, collate, loader
 from simmim.errors import UserError
+from simmim.failures import explained
 from simmim.log import NoRecords, Records
 from simmim.optim import adamw, learning_rate, parameter_groups
 from simmim.order import Order, Remaining
@@ -149,6 +150,7 @@ class Loop(ABC):
         self.records.say(self.attention)
         signal = 0
         with (
+            explained(),
             caught_signals() as caught,
             self.peers.watched(self._what_remains, self.records.cry),
         ):
@@ -326,7 +328,10 @@ class Loop(ABC):
                 f"{config.out} already holds a run ({found.name}): continue it with --resume, "
                 "replace it with --overwrite, or choose another --out"
             )
-        elif self.fabric.is_global_zero:
+        else:
+            # before anything is deleted
+            check_readable(collate([self.train_set[0, 0]]), config.on_bad_image)
+        if self.fabric.is_global_zero and not (config.resume and found):
             checkpoint.delete_all(self.folder)
             (config.out / "metrics.csv").unlink(missing_ok=True)
             for events in (config.out / "tensorboard").glob("events.*"):
@@ -337,7 +342,7 @@ class Loop(ABC):
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path, self.kind)
-        changed = self.config.differences(type(self.config).from_json(state["config"]))
+        changed = self.config.differences(checkpoint.settings(path, state, type(self.config)))
         if state["global_batch"] != self.order.global_batch:
             changed.append(
                 f"{state['global_batch']} images an update, not {self.order.global_batch} "
@@ -351,6 +356,7 @@ class Loop(ABC):
                 f"the images are not those of {path} ({state['data']['images']} then, "
                 f"{self.images} now): resume with the same --data, or start anew in another --out"
             )
+        checkpoint.check_weights(path, state["model"], self.model.state_dict())
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.update = self.saved_at = state["update"]

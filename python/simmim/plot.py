@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.errors import require
+from simmim.checkpoint import replacing
+from simmim.errors import UserError, require
 from simmim.log import read_metrics
 from simmim.model import SimMIM
 from simmim_kernels import PatchMask, mask_image
@@ -61,7 +62,17 @@ def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
             if row == 0:
                 cell.set_title(title, fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=110, format=path.suffix.lower().removeprefix("."))
+
+
+def check_picture(path: Path) -> None:
+    """Raise ``UserError`` where ``path`` does not end in the suffix of a picture format."""
+    known = figure.Figure().canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise UserError(
+            f"no picture can be written to {path}: let its name end in .{', .'.join(sorted(known))}"
+        )
 
 
 def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None:

@@ -16,6 +16,7 @@ from simmim.classifier import block_features, completed, start
 from simmim.data import central_crops, check_readable, loader
 from simmim.encoders import ConvEncoder, TimmEncoder
 from simmim.errors import UserError, require
+from simmim.failures import explained
 from simmim.labels_config import ProbeConfig
 from simmim.plot import confusion_picture
 from simmim.processes import chosen_device
@@ -80,8 +81,9 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     torch.manual_seed(config.seed)
     encoder = start(config, weights).eval().to(chosen_device(config.device))
     blocks = _blocks(config, len(encoder.blocks()))
-    train, train_labels = _features(encoder, classes.train, blocks, config)
-    test, test_labels = _features(encoder, classes.test, blocks, config)
+    with explained():
+        train, train_labels = _features(encoder, classes.train, blocks, config)
+        test, test_labels = _features(encoder, classes.test, blocks, config)
     if len(np.unique(train_labels)) < 2:
         name = classes.names[train_labels[0]]
         raise UserError(f"only images of class {name!r} can be read: replace those named above")

@@ -12,14 +12,15 @@ from simmim.data import Sample, central_crops, collate, split_files
 from simmim.errors import UserError
 from simmim.images import find_images
 from simmim.model import SimMIM
-from simmim.plot import reconstruct, reconstruction_picture
+from simmim.plot import check_picture, reconstruct, reconstruction_picture
 
 
 def load_model(path: Path) -> tuple[SimMIM, PretrainConfig]:
     """The model of a checkpoint, in evaluation mode on the CPU, and its run's configuration."""
     state = checkpoint.load(path)
-    config = PretrainConfig.from_json(state["config"])
+    config = checkpoint.settings(path, state, PretrainConfig)
     model = build_model(config)
+    checkpoint.check_weights(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
     return model.eval(), config
 
@@ -28,10 +29,11 @@ def run(config: ReconstructConfig) -> None:
     """Write the picture that ``config`` asks for.
 
     Raises:
-        UserError: no checkpoint there, no images, or none that can be read.
+        UserError: no checkpoint there, no images, none that can be read, or no such picture format.
     """
     if config.count < 1:
         raise UserError(f"--count must be at least 1, not {config.count}")
+    check_picture(config.out)
     model, trained = load_model(config.checkpoint)
     if config.data is not None:
         paths = find_images(config.data)

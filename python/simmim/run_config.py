@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from simmim.errors import UserError
+from simmim.numbers import check_numbers, flag
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -39,10 +40,6 @@ _FREE_ON_RESUME = frozenset(
 #: fields of types that JSON does not know
 _PATHS = ("data", "out", "val_data", "checkpoint")
 _PAIRS = ("img_size", "crop_scale", "crop_ratio")
-_COUNTS = (
-    *("epochs", "batch_size", "accumulate", "crops_per_image"),
-    *("val_every", "save_every", "keep"),
-)
 
 
 @dataclass(frozen=True)
@@ -162,11 +159,7 @@ class RunConfig:
 
     def check(self) -> None:
         """Refuse numbers that make no sense; raises ``UserError``."""
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        if self.log_every < 0:
-            raise UserError(f"--log-every must be at least 0, not {self.log_every}")
+        check_numbers(self)
 
     def to_json(self) -> str:
         """The configuration as JSON, paths as strings."""
@@ -174,8 +167,18 @@ class RunConfig:
 
     @classmethod
     def from_json(cls: type[Config], text: str) -> Config:
-        """Inverse of ``to_json``."""
-        values = json.loads(text)
+        """Inverse of ``to_json``.
+
+        Raises:
+            UserError: settings that another version wrote.
+        """
+        values = {**json.loads(text)}
+        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(
+                f"this simmim has no setting {', '.join(sorted(unknown))}: use the version that "
+                "wrote it"
+            )
         for name in _PATHS:
             if values.get(name) is not None:
                 values[name] = Path(values[name])
@@ -191,8 +194,3 @@ class RunConfig:
             for f in dataclasses.fields(self)
             if f.name not in _FREE_ON_RESUME and getattr(self, f.name) != getattr(other, f.name)
         ]
-
-
-def flag(name: str) -> str:
-    """The command line's name of a field."""
-    return "--" + name.replace("_", "-")

@@ -37,6 +37,17 @@ MISTAKES = {
     "batch": ((*PRETRAIN, "--batch-size", 100), "lower --batch-size"),
     "epochs": ((*PRETRAIN, "--epochs", 0), "--epochs must be at least 1"),
     "channels": ((*PRETRAIN, "--channels", 2), "1 or 3 channels"),
+    "workers": ((*PRETRAIN, "--workers", -1), "--workers must be at least 0, not -1"),
+    "held out": ((*PRETRAIN, "--val-count", -1), "--val-count must be at least 0, not -1"),
+    "rate": ((*PRETRAIN, "--lr", "nan"), "--lr must be at least 0, not nan"),
+    "seed": ((*PRETRAIN, "--seed", 2**70), "--seed must be between 0 and 2**63 - 1"),
+    "flip": ((*PRETRAIN, "--flip", 2), "--flip must be between 0 and 1, not 2"),
+    "scale": ((*PRETRAIN, "--crop-scale", 1, 0.5), "--crop-scale takes two numbers"),
+    "aspect": ((*PRETRAIN, "--crop-ratio", 0, 1), "the smaller one first, not 0 1"),
+    "given": ((*PRETRAIN, "--encoder-args", "pretrained", 1), "no weights are downloaded"),
+    "no encoder": ((*PRETRAIN, "--encoder-args", "num_heads", 0), "timm cannot build"),
+    "cnn": ((*PRETRAIN, "--encoder", "cnn", "--encoder-args", "depth", 3), "widths 64,128,64"),
+    "out": (("pretrain", "--data", "DATA", "--out", "FILE", *FAST), "Not a directory"),
     "gpu": ((*PRETRAIN, "--device", "cuda"), "sees no GPU"),
     "checkpoint": (("reconstruct", "--checkpoint", "NOWHERE"), "no such checkpoint"),
 }
@@ -57,6 +68,7 @@ def test_mistakes_cost_one_line(mistake, photographs, tmp_path, capsys, monkeypa
         "OUT": tmp_path / "run",
         "EMPTY": tmp_path / "empty",
         "NOWHERE": tmp_path / "nowhere",
+        "FILE": photographs / "part0" / "0.png",
     }
     arguments, words = MISTAKES[mistake]
     status, _, err = run(capsys, *(places.get(a, a) for a in arguments))

@@ -329,7 +329,7 @@ MISTAKES = {
         ("--checkpoint", "PRETRAINED"),
         "holds an encoder with --encoder vit_tiny_patch16_224, not cnn: leave out --encoder",
     ),
-    "share": (None, ("--val-share", "1.5"), "--val-share must lie"),
+    "share": (None, ("--val-share", "1.5"), "--val-share must be"),
 }
 
 

@@ -1,0 +1,76 @@
+"""Which numbers of a command's settings make sense.
+
+A NaN fails every comparison, so none of these conditions holds for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from simmim.errors import UserError
+
+
+class _Rule(NamedTuple):
+    """What must hold for the numbers called ``names``, in words and as a condition."""
+
+    words: str
+    holds: Callable[[float], bool]
+    names: tuple[str, ...]
+
+
+_RULES = (
+    _Rule(
+        "at least 1",
+        lambda number: number >= 1,
+        (
+            *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
+            *("save_every", "keep", "neighbours"),
+        ),
+    ),
+    _Rule(
+        "at least 0",
+        lambda number: 0 <= number < math.inf,
+        (
+            *("log_every", "workers", "val_count", "picture", "per_class", "lr", "warmup_lr"),
+            *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix"),
+        ),
+    ),
+    _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path")),
+    _Rule("at least 0 and less than 1", lambda number: 0 <= number < 1, ("smoothing",)),
+    _Rule("greater than 0 and at most 1", lambda number: 0 < number <= 1, ("layer_decay",)),
+    _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
+    _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),
+    # what the masks' seed can hold
+    _Rule("between 0 and 2**63 - 1", lambda number: 0 <= number < 2**63, ("seed",)),
+)
+#: largest value of the second of two numbers
+_RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf}
+
+
+def check_numbers(config: object) -> None:
+    """Hold the fields of ``config`` that have a rule to it.
+
+    Raises:
+        UserError: a number that its rule does not allow.
+    """
+    for words, holds, names in _RULES:
+        for name in names:
+            if hasattr(config, name) and not holds(getattr(config, name)):
+                raise UserError(f"{flag(name)} must be {words}, not {getattr(config, name)}")
+    for name, largest in _RANGES.items():
+        if not hasattr(config, name):
+            continue
+        low, high = getattr(config, name)
+        if not 0 < low <= high <= largest or math.isinf(high):
+            limit = f", at most {largest:g}" if largest < math.inf else ""
+            raise UserError(
+                f"{flag(name)} takes two numbers greater than 0{limit}, the smaller one first, "
+                f"not {low:g} {high:g}"
+            )
+
+
+def flag(name: str) -> str:
+    """The command line's name of a field."""
+    return "--" + name.replace("_", "-")

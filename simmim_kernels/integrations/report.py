@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from inspect import signature
 from types import MethodType
 from typing import Any
 
@@ -46,7 +46,7 @@ class Report:
         self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
         """Give `module`, and no other instance of its class, the forward that `make` forms from the
-        class's own (a function of `self` and the arguments)."""
+        class's own (a function of `self` and the arguments). `make` can be pickled."""
         self._changes.append(_Change(module, make))
 
 
@@ -56,32 +56,53 @@ class _Change:
     def __init__(
         self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
-        theirs = type(module).forward
-        ours = make(theirs)
-        self.module, self.active = module, True
-
-        # Its signature is the original's: transformers' Trainer reads it to choose the columns.
-        @wraps(theirs)
-        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return (ours if self.active else theirs)(module, *args, **kwargs)
-
-        def replicate(module: nn.Module) -> nn.Module:
-            replica = type(module)._replicate_for_data_parallel(module)
-            replica.forward = MethodType(forward, replica)
-            return replica
-
-        self.forward = MethodType(forward, module)
+        self.module, self.forward = module, _Forward(module, make)
         module.forward = self.forward
         # DataParallel copies an instance's attributes as they are: the replicas on other devices
         # would run this instance's forward, on its weights.
-        module._replicate_for_data_parallel = MethodType(replicate, module)
+        module._replicate_for_data_parallel = self.forward.replicate
 
     def undo(self) -> None:
         del self.module._replicate_for_data_parallel
-        if self.module.__dict__.get("forward") == self.forward:
+        if self.module.__dict__.get("forward") is self.forward:
             del self.module.forward
         else:
-            self.active = False
+            self.forward.active = False
+
+
+class _Forward:
+    """What an instance has in the place of a `forward`; its copies and pickles have one of theirs.
+
+    An object and not a function made at run time, which could not be pickled.
+    """
+
+    def __init__(
+        self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        self.__setstate__({"module": module, "make": make, "active": True})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("module", "make", "active")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.theirs = type(self.module).forward
+        self.ours = self.make(self.theirs)
+        # That of the original: transformers' Trainer reads it to choose the columns.
+        self.__signature__ = signature(MethodType(self.theirs, self.module))
+
+    def __func__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """As a method has it, from which accelerate makes its own method of `module`."""
+        return (self.ours if self.active else self.theirs)(module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.ours if self.active else self.theirs)(self.module, *args, **kwargs)
+
+    def replicate(self) -> nn.Module:
+        """What `DataParallel` asks `module` for: a replica that runs on its own weights."""
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        replica.forward = _Forward(replica, self.make)
+        return replica
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -51,7 +52,8 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
     head runs on masked tokens alone, whose 32 pixels a plain mask of 4-pixel patches might cut.
     Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
     fractions, images that want a gradient, sizes that are no whole number of patches) run
-    transformers' own code, with transformers' own errors. There is no second derivative.
+    transformers' own code, with transformers' own errors. There is no second derivative. Copies and
+    pickles of the model run on the kernels too; what `save_pretrained` writes is transformers' own.
 
     Args:
         model: `ViTForMaskedImageModeling`, `DeiTFor...`, `SwinFor...`, `Swinv2For...` or
@@ -76,7 +78,8 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
     report.replaced[f"{name}.embeddings"] = "mask_tokens" if reason else "masked_patch_embed"
     if reason:
         report.left[f"{name}.embeddings.patch_embeddings"] = reason
-    report._replace_forward(model, _model_forward(name, output_class, reconstruction))
+    make = partial(_model_forward, name, output_class, reconstruction)
+    report._replace_forward(model, make)
     reason = _why_not_head(model.decoder)
     if reason:
         report.left["decoder"] = reason
@@ -238,45 +241,39 @@ def _why_not_head(decoder: nn.Module) -> str | None:
 
 
 def _model_forward(
-    name: str, output_class: type, reconstruction: bool
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What makes the forward of a whole model whose encoder is called `name`."""
+    name: str, output_class: type, reconstruction: bool, theirs: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The forward of a whole model whose encoder is called `name`."""
     names = [field.name for field in fields(output_class)][2:]
+    positional = list(signature(theirs).parameters)[3:]
+    first = _first_token(name)
 
-    def make(theirs: Callable[..., Any]) -> Callable[..., Any]:
-        positional = list(signature(theirs).parameters)[3:]
-        first = _first_token(name)
+    def forward(self, pixel_values=None, bool_masked_pos=None, *args, **kwargs):
+        kwargs |= dict(zip(positional, args, strict=False))
+        encoder = getattr(self, name)
+        embeddings = encoder.embeddings
+        mask = _mask_of(embeddings, pixel_values, bool_masked_pos)
+        grid = None if mask is None else _output_grid(self, embeddings, pixel_values)
+        if grid is None:
+            if mask is not None:
+                bool_masked_pos = _their_mask(embeddings, pixel_values, bool_masked_pos)
+            return theirs(self, pixel_values, bool_masked_pos, **kwargs)
 
-        def forward(self, pixel_values=None, bool_masked_pos=None, *args, **kwargs):
-            kwargs |= dict(zip(positional, args, strict=False))
-            encoder = getattr(self, name)
-            embeddings = encoder.embeddings
-            mask = _mask_of(embeddings, pixel_values, bool_masked_pos)
-            grid = None if mask is None else _output_grid(self, embeddings, pixel_values)
-            if grid is None:
-                if mask is not None:
-                    bool_masked_pos = _their_mask(embeddings, pixel_values, bool_masked_pos)
-                return theirs(self, pixel_values, bool_masked_pos, **kwargs)
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        outputs = encoder(pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **kwargs)
+        tokens = outputs[0][:, first:][:, : grid[0] * grid[1]]
+        others = {field: getattr(outputs, field, None) for field in names}
+        training = self.training and torch.is_grad_enabled()
+        drop = training and not reconstruction
+        defer = training and bool(return_dict) and not torch.compiler.is_compiling()
+        loss, image = _loss(self.decoder, tokens, grid, pixel_values, mask, drop or defer)
+        if defer and not drop:
+            return deferred_output(output_class, image, loss, **others)
+        output = output_class(loss=loss, reconstruction=None if drop else image(), **others)
+        return output if return_dict else output.to_tuple()
 
-            return_dict = kwargs.pop("return_dict", None)
-            return_dict = self.config.return_dict if return_dict is None else return_dict
-            outputs = encoder(
-                pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **kwargs
-            )
-            tokens = outputs[0][:, first:][:, : grid[0] * grid[1]]
-            others = {field: getattr(outputs, field, None) for field in names}
-            training = self.training and torch.is_grad_enabled()
-            drop = training and not reconstruction
-            defer = training and bool(return_dict) and not torch.compiler.is_compiling()
-            loss, image = _loss(self.decoder, tokens, grid, pixel_values, mask, drop or defer)
-            if defer and not drop:
-                return deferred_output(output_class, image, loss, **others)
-            output = output_class(loss=loss, reconstruction=None if drop else image(), **others)
-            return output if return_dict else output.to_tuple()
-
-        return forward
-
-    return make
+    return forward
 
 
 def _first_token(name: str) -> int:

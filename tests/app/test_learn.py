@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,26 @@ def test_the_page_is_made_from_what_was_measured(tiny):
     classes = sorted(path.name for path in (tiny / "runs" / "digits" / "test").iterdir())
     assert classes == [str(digit) for digit in range(10)]
     assert len(list((tiny / "runs" / "digits").glob("*/*/*.png"))) == 1797
+
+
+def numbers(folder: Path) -> set[int]:
+    return {int(path.stem) for path in folder.glob("*/*.png")}
+
+
+def test_settings_are_not_chosen_on_the_digits_of_the_test(tmp_path):
+    chosen = [numbers(part) for part in learn.write_digits(tmp_path, choosing=True)]
+    train, test = (numbers(part) for part in learn.write_digits(tmp_path, choosing=False))
+    assert (len(train), len(test)) == (1348, 449)
+    assert not train & test and not chosen[0] & chosen[1]
+    assert chosen[0] | chosen[1] == train
+    assert len(chosen[1]) == 450
+
+
+def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--choose"])
+    learn.main()
+    assert "| random weights |" in capsys.readouterr().out
+    assert not (tiny / "page").exists()
 
 
 def test_spread_over_seeds():

@@ -79,13 +79,17 @@ def peak_memory(family: str, name: str) -> float:
         "before = peak(); [s(*x) for _ in range(3)]; print(json.dumps(peak() - before))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_transformers(compare, family):
+def test_transformers(compare, request, family):
     torch.manual_seed(0)
     model = build(family)
     row = Row("transformers", f"{family}, {SIZE} px, batch {BATCH}, bfloat16", "training step", 0)
@@ -95,6 +99,7 @@ def test_transformers(compare, family):
             continue  # Inductor takes minutes for its windows
         row.notes[name] = {} if compile else {"peak_mib": peak_memory(family, name)}
         contenders[name] = Step(model, name)
-    compare(row, contenders, lambda: batch_of(model), tolerance=None, rounds=9)
+    rounds = min(9, request.config.getoption("--rounds"))
+    compare(row, contenders, lambda: batch_of(model), tolerance=None, rounds=rounds)
     for name, timing in row.timings.items():
         row.notes[name]["images_per_second"] = BATCH / timing.median * 1e6

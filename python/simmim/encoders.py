@@ -152,7 +152,7 @@ class ConvEncoder(nn.Module):
             pixels = images.to(self.convolutions[0].weight.dtype) / 255
             x = pixels.masked_fill(hidden, self.fill)
         else:
-            x = mask_image(images, mask, self.fill)
+            x = mask_image(images, mask, self.fill, dtype=self.convolutions[0].weight.dtype)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
         return x.flatten(2).transpose(1, 2)

@@ -15,6 +15,9 @@ pytest.importorskip("lightning", reason="the application needs the extra [train]
 
 from PIL import Image
 
+from simmim.config import PretrainConfig
+from simmim.train import Trainer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: a transformer that trains in milliseconds, with every kind of randomness that a run can have
@@ -56,6 +59,27 @@ def photographs(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(smooth_image(number, 40 + number, 60)).save(path)
     return folder
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """Three classes of six images that differ in brightness."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("dark", "gray", "light")):
+        for image in range(6):
+            pixels = 40 + 80 * number + rng.integers(-30, 30, (36, 40, 3))
+            path = tmp_path / "labelled" / name / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path / "labelled"
+
+
+@pytest.fixture
+def pretrained(photographs, tmp_path) -> Path:
+    config = PretrainConfig(
+        data=photographs, out=tmp_path / "pretrained", batch_size=8, epochs=1, **TINY
+    )
+    return Trainer(config).fit().checkpoint
 
 
 @pytest.fixture

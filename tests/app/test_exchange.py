@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import types
-
 import pytest
 import safetensors.torch
 import timm
@@ -16,27 +12,28 @@ from torch.nn import functional as F
 import simmim_kernels as sk
 from simmim import checkpoint
 from simmim.build import build_model
-from simmim.cli import main
 from simmim.config import PretrainConfig
 from simmim.model import IMAGENET_MEAN, IMAGENET_STD
 from simmim.reconstruct import load_model
 from simmim_kernels.integrations import checkpoints
+from tests.app.exchange_models import (
+    ENCODERS,
+    SIZE,
+    arguments_of,
+    config_of,
+    images_and_mask,
+    model_of,
+    run,
+    saved,
+)
 from tests.budget import assert_within_budget
 
-SWIN = {"embed_dim": 16, "depths": "1,2", "num_heads": "2,4", "window_size": 4}
-ENCODERS = {
-    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
-    "beit": ("simmim_vit_base", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
-    "swin": ("swin_tiny_patch4_window7_224", SWIN),
-    "swinv2": ("swinv2_tiny_window8_256", SWIN),
-}
 PAIRS = [
     *(("microsoft", family) for family in ("beit", "swin", "swinv2")),
     ("mmpretrain", "swin"),
     *(("transformers", family) for family in ("vit", "swin", "swinv2")),
     *(("timm", family) for family in ENCODERS),
 ]
-SIZE = 32
 # Names and shapes as each project's own code gives them for the models above, {} a number: from
 # models/vision_transformer.py, swin_transformer.py and swin_transformer_v2.py of microsoft, and
 # swin_transformer.py and simmim_neck.py of mmpretrain.
@@ -89,42 +86,6 @@ NAMES = {
         "neck.decoder.0.weight": (192, 32, 1, 1),
     },
 }
-
-
-def config_of(family, **changes):
-    name, arguments = ENCODERS[family]
-    return PretrainConfig(encoder=name, encoder_args=arguments | changes, img_size=SIZE)
-
-
-def model_of(family, **changes):
-    model = build_model(config_of(family, **changes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.eval()
-
-
-def saved(model, family, tmp_path, **changes):
-    path = tmp_path / "ours.safetensors"
-    checkpoint.save_model(path, config_of(family, **changes).to_json(), model.state_dict())
-    return path
-
-
-def arguments_of(family, **changes):
-    name, arguments = ENCODERS[family]
-    pairs = [str(part) for pair in (arguments | changes).items() for part in pair]
-    return ["--encoder", name, "--img-size", str(SIZE), "--encoder-args", *pairs]
-
-
-def run(capsys, *arguments):
-    status = main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def images_and_mask():
-    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
-    return images, sk.random_mask(2, (4, 4), 0.5, seed=1)
 
 
 @pytest.mark.parametrize(("project", "family"), PAIRS)
@@ -313,102 +274,3 @@ def test_the_cnn_has_no_place_elsewhere(tmp_path, capsys):
         capsys, "export", "--checkpoint", path, "--project", "timm", "--out", tmp_path / "x"
     )
     assert status == 2 and "the encoder is none of timm's" in err
-
-
-# Files of all kinds.
-
-
-class Forbidden:
-    def __reduce__(self):
-        return (print, ("code was run",))
-
-
-def test_pickles_of_microsoft_with_their_configuration(tmp_path, capsys, monkeypatch):
-    module = types.ModuleType("yacs.config")
-    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
-    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
-    monkeypatch.setitem(sys.modules, "yacs.config", module)
-    model, source = model_of("swin"), tmp_path / "ckpt_epoch_799.pth"
-    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
-    node = module.CfgNode({"MODEL": module.CfgNode({"TYPE": "swin"}), "AMP": "O1"})
-    torch.save({"model": theirs, "optimizer": {"lr": 1.0}, "epoch": 799, "config": node}, source)
-    out = tmp_path / "ours.safetensors"
-    status, _, err = run(capsys, "import", "--source", source, "--out", out, *arguments_of("swin"))
-    assert (status, err) == (0, "")
-    assert torch.equal(checkpoint.load(out)["model"]["head.weight"], model.head.weight)
-
-
-def theirs_of(change):
-    state = checkpoints.from_simmim(model_of("vit").state_dict(), "transformers")
-    change(state)
-    return state
-
-
-BAD = {
-    "missing": (lambda s: s.pop("vit.layernorm.weight"), "missing encoder.backbone.norm.weight"),
-    "surplus": (lambda s: s.update(extra=torch.ones(1)), "surplus extra"),
-    "half a product": (
-        lambda s: s.pop("vit.encoder.layer.0.attention.attention.key.weight"),
-        r"missing .*qkv.weight; surplus .*query.weight",
-    ),
-    "shape": (
-        lambda s: s.update({"vit.embeddings.cls_token": torch.ones(1, 1, 8)}),
-        r"cls_token \(1, 1, 8\) for \(1, 1, 16\)",
-    ),
-    "no head": (lambda s: s.pop("decoder.0.weight"), "missing head.weight.*--encoder-only"),
-    "head": (
-        lambda s: s.update({"decoder.0.weight": torch.ones(64, 16, 1, 1)}),
-        "64 rows.*192",
-    ),
-    "names": (lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"], "no names of"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
-    change, words = BAD[case]
-    source, out = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
-    safetensors.torch.save_file(theirs_of(change), source)
-    status, printed, err = run(
-        capsys, "import", "--source", source, "--out", out, *arguments_of("vit")
-    )
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert re.search(words, err)
-    assert not out.exists()
-
-
-def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
-    source = tmp_path / "theirs.pth"
-    torch.save({"model": Forbidden()}, source)
-    status, printed, err = run(capsys, "import", "--source", source, *arguments_of("vit"))
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "without running code, print" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("import", "--source", "NOWHERE", "--encoder", "vit_tiny_patch16_224"), "no such file"),
-        (("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"), "holds neither"),
-        (
-            ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
-            "must end in .safetensors",
-        ),
-    ],
-)
-def test_mistakes(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    status, printed, err = run(capsys, *arguments)
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert words in err
-
-
-@pytest.mark.parametrize(
-    ("project", "family"), [("mmpretrain", "vit"), ("transformers", "beit"), ("microsoft", "vit")]
-)
-def test_families_that_a_project_does_not_have(project, family, tmp_path, capsys):
-    ours, out = saved(model_of(family), family, tmp_path), tmp_path / "theirs"
-    status, _, err = run(capsys, "export", "--checkpoint", ours, "--project", project, "--out", out)
-    assert status == 2 and err.count("\n") == 1
-    assert f"{project} has no masked image model of the family {family}" in err
-    assert not out.exists()

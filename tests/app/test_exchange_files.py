@@ -1,0 +1,116 @@
+"""Import and export on files that are damaged, hold code, or are of none of the projects."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+
+import pytest
+import safetensors.torch
+import torch
+
+from simmim import checkpoint
+from simmim_kernels.integrations import checkpoints
+from tests.app.exchange_models import (
+    arguments_of,
+    model_of,
+    run,
+    saved,
+)
+
+
+class Forbidden:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_pickles_of_microsoft_with_their_configuration(tmp_path, capsys, monkeypatch):
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    model, source = model_of("swin"), tmp_path / "ckpt_epoch_799.pth"
+    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
+    node = module.CfgNode({"MODEL": module.CfgNode({"TYPE": "swin"}), "AMP": "O1"})
+    torch.save({"model": theirs, "optimizer": {"lr": 1.0}, "epoch": 799, "config": node}, source)
+    out = tmp_path / "ours.safetensors"
+    status, _, err = run(capsys, "import", "--source", source, "--out", out, *arguments_of("swin"))
+    assert (status, err) == (0, "")
+    assert torch.equal(checkpoint.load(out)["model"]["head.weight"], model.head.weight)
+
+
+def theirs_of(change):
+    state = checkpoints.from_simmim(model_of("vit").state_dict(), "transformers")
+    change(state)
+    return state
+
+
+BAD = {
+    "missing": (lambda s: s.pop("vit.layernorm.weight"), "missing encoder.backbone.norm.weight"),
+    "surplus": (lambda s: s.update(extra=torch.ones(1)), "surplus extra"),
+    "half a product": (
+        lambda s: s.pop("vit.encoder.layer.0.attention.attention.key.weight"),
+        r"missing .*qkv.weight; surplus .*query.weight",
+    ),
+    "shape": (
+        lambda s: s.update({"vit.embeddings.cls_token": torch.ones(1, 1, 8)}),
+        r"cls_token \(1, 1, 8\) for \(1, 1, 16\)",
+    ),
+    "no head": (lambda s: s.pop("decoder.0.weight"), "missing head.weight.*--encoder-only"),
+    "head": (
+        lambda s: s.update({"decoder.0.weight": torch.ones(64, 16, 1, 1)}),
+        "64 rows.*192",
+    ),
+    "names": (lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"], "no names of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
+    change, words = BAD[case]
+    source, out = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    safetensors.torch.save_file(theirs_of(change), source)
+    status, printed, err = run(
+        capsys, "import", "--source", source, "--out", out, *arguments_of("vit")
+    )
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert re.search(words, err)
+    assert not out.exists()
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
+    source = tmp_path / "theirs.pth"
+    torch.save({"model": Forbidden()}, source)
+    status, printed, err = run(capsys, "import", "--source", source, *arguments_of("vit"))
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert "without running code, print" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("import", "--source", "NOWHERE", "--encoder", "vit_tiny_patch16_224"), "no such file"),
+        (("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"), "holds neither"),
+        (
+            ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
+            "must end in .safetensors",
+        ),
+    ],
+)
+def test_mistakes(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, printed, err = run(capsys, *arguments)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("project", "family"), [("mmpretrain", "vit"), ("transformers", "beit"), ("microsoft", "vit")]
+)
+def test_families_that_a_project_does_not_have(project, family, tmp_path, capsys):
+    ours, out = saved(model_of(family), family, tmp_path), tmp_path / "theirs"
+    status, _, err = run(capsys, "export", "--checkpoint", ours, "--project", project, "--out", out)
+    assert status == 2 and err.count("\n") == 1
+    assert f"{project} has no masked image model of the family {family}" in err
+    assert not out.exists()

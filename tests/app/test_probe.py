@@ -1,0 +1,105 @@
+"""Probing: what features are measured, and on which images."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from simmim.classifier import block_features, completed, start
+from simmim.encoders import build_encoder
+from simmim.errors import UserError
+from simmim.model import channel_statistics
+from simmim.probe import probe
+from simmim.published import normalized
+
+from ..budget import assert_within_budget
+from .labels import probing
+
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 3, "reg_tokens": 2}),
+    "beit": ("beit_base_patch16_224", {"patch_size": 8, "depth": 3}),
+    "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 2), "num_heads": (2, 2)}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_those_of_timm(family):
+    """Against timm's own forward pass on normalised pixels, hooks read by hand."""
+    name, arguments = FAMILIES[family]
+    mean, std = channel_statistics(3)
+    torch.manual_seed(0)
+    options = {"img_size": (32, 32), "mean": mean, "std": std, "embed_dim": 24}
+    arguments = {**arguments, "num_heads": arguments.get("num_heads", 2)}
+    encoder = build_encoder(name, **options, **arguments).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    ours = block_features(encoder, images, [1, 0, 2])
+
+    def by_hand(model) -> list[torch.Tensor]:
+        backbone, seen = model.backbone, []
+        prefix = {"vit": 3, "beit": 1, "swin": 0}[family]
+        hooks = [
+            block.register_forward_hook(lambda _m, _i, output: seen.append(output))
+            for block in model.blocks()
+        ]
+        with torch.no_grad():
+            last = backbone.forward_features(normalized(images, model.mean, model.std))
+        for hook in hooks:
+            hook.remove()
+        tokens = [x.flatten(1, -2)[:, prefix:] for x in (seen[1], seen[0], last)]
+        return [x.mean(1) for x in tokens]
+
+    plain = by_hand(encoder)
+    exact = by_hand(encoder.double())
+    for mine, theirs, truth in zip(ours, plain, exact, strict=True):
+        assert_within_budget(mine, theirs, truth)
+
+
+def test_probing_blocks(labelled, pretrained, tmp_path):
+    config = probing(labelled, tmp_path / "probe", blocks=(0,), checkpoint=pretrained)
+    classes, results = probe(config)
+    assert [r.block for r in results] == [1, 2]
+    assert results[-1].linear == results[-1].neighbours == 1.0
+    assert results[-1].confusion.tolist() == np.eye(3, dtype=int).tolist()
+    rows = list(csv.DictReader((config.out / "probe.csv").open()))
+    assert [(row["block"], float(row["linear"])) for row in rows] == [
+        (str(r.block), r.linear) for r in results
+    ]
+    assert len(classes.test.paths) == 3
+    # labels that say nothing about the images give an answer no better than chance
+    for number, path in enumerate(sorted(labelled.glob("*/*.png"))):
+        target = tmp_path / "mixed" / f"class{number % 3}" / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    _, (chance,) = probe(dataclasses.replace(config, data=tmp_path / "mixed", blocks=()))
+    assert chance.linear < 1.0
+    with pytest.raises(UserError, match="has blocks 1 to 2"):
+        probe(dataclasses.replace(config, blocks=(3,)))
+
+
+def test_probing_leaves_out_what_cannot_be_read(labelled, tmp_path, capsys):
+    for path in [*labelled.glob("dark/*"), labelled / "gray" / "3.png"]:
+        path.write_bytes(b"")
+    config = probing(labelled, tmp_path / "probe", val_data=labelled, batch_size=4)
+    _, (result,) = probe(config)
+    assert result.confusion.sum(1).tolist() == [0, 5, 6]
+    assert capsys.readouterr().err.count("left out") == 2 * 7
+    for path in labelled.glob("gray/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="only images of class 'light' can be read"):
+        probe(config)
+
+
+def test_random_weights_are_those_of_the_seed(labelled, tmp_path):
+    first, again, other = (
+        start(*completed(probing(labelled, tmp_path)))
+        for seed in (0, 0, 1)
+        if torch.manual_seed(seed)
+    )
+    state = first.state_dict()
+    assert all(torch.equal(v, again.state_dict()[n]) for n, v in state.items())
+    assert not torch.equal(first.mask_token, other.mask_token)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def _run(arguments: list[str]) -> int:
 
 def _preset(arguments: list[str]) -> str:
     """The preset named on the command line, needed before parsing: it sets the defaults."""
-    for here, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, after in itertools.pairwise([*arguments, ""]):
         if here.partition("=")[0] == "--preset":
             name = here.partition("=")[2] or after
             return name if name in PRESETS else "none"

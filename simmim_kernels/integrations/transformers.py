@@ -15,10 +15,15 @@ from torch.nn import functional as F
 
 from simmim_kernels.integrations.deferred_output import deferred_output
 from simmim_kernels.integrations.report import Report, is_changed
-from simmim_kernels.ops.mask_tokens import mask_tokens
+from simmim_kernels.integrations.transformers_embeddings import (
+    embeddings_forward,
+    has_hooks,
+    mask_of,
+    their_mask,
+    why_not_embed,
+)
 from simmim_kernels.ops.masked_linear import masked_linear_l1
 from simmim_kernels.ops.masked_loss import masked_l1
-from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
 from simmim_kernels.patch_mask import PatchMask
 
 # Class -> the name of its encoder and of the module that holds its output's class.
@@ -73,8 +78,8 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
             "that first (report.undo() where it was apply_kernels), and apply before wrapping"
         )
     report = Report(type(model).__name__)
-    embeddings, reason = encoder.embeddings, _why_not_embed(encoder.embeddings)
-    report._replace_forward(embeddings, _embeddings_forward)
+    embeddings, reason = encoder.embeddings, why_not_embed(encoder.embeddings)
+    report._replace_forward(embeddings, embeddings_forward)
     report.replaced[f"{name}.embeddings"] = "mask_tokens" if reason else "masked_patch_embed"
     if reason:
         report.left[f"{name}.embeddings.patch_embeddings"] = reason
@@ -114,123 +119,6 @@ def _model_of(model: nn.Module) -> tuple[str, type]:
     )
 
 
-def _mask_of(
-    embeddings: nn.Module, image: Tensor | None, mask: PatchMask | Tensor | None
-) -> PatchMask | Tensor | None:
-    """The mask as the kernels take it, or None for a call that is left to transformers."""
-    if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
-        return None
-    conv = embeddings.patch_embeddings.projection
-    batch, channels, height, width = image.shape
-    if image.requires_grad or channels != conv.in_channels:
-        return None
-    if height % conv.stride[0] or width % conv.stride[1]:
-        return None
-    if isinstance(mask, PatchMask):
-        return mask
-    grid = _patch_grid(embeddings, image)
-    if not isinstance(mask, Tensor) or mask.is_floating_point():
-        return None
-    if mask.shape != (batch, grid[0] * grid[1]):
-        return None
-    return (mask if mask.dtype == torch.bool else mask != 0).view(batch, *grid)
-
-
-def _their_mask(embeddings: nn.Module, image: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    """The mask `bool (B, h * w)` that transformers takes."""
-    if not isinstance(mask, PatchMask):
-        return mask
-    return mask.on_grid(_patch_grid(embeddings, image)).mask.flatten(1)
-
-
-def _patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
-    stride = embeddings.patch_embeddings.projection.stride
-    return image.shape[2] // stride[0], image.shape[3] // stride[1]
-
-
-def _has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody wants a module to be called, and not its weights to be used."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-        if m is not None
-    )
-
-
-def _why_not_embed(embeddings: nn.Module) -> str | None:
-    conv = embeddings.patch_embeddings.projection
-    if type(conv) is not nn.Conv2d:
-        return f"its projection is a {type(conv).__name__}, not a Conv2d"
-    if conv.kernel_size != conv.stride or conv.padding not in ((0, 0), "valid"):
-        return "its patches overlap, so visible ones need pixels of masked ones"
-    if getattr(embeddings.patch_embeddings, "norm", None) is not None:
-        return "it has a norm of its own"
-    return None
-
-
-def _embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of an embeddings module: patches, mask tokens, prefix tokens, positions."""
-
-    def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
-        mask = _mask_of(self, pixel_values, bool_masked_pos)
-        if mask is not None:
-            embedded = _embed(self, pixel_values, mask, interpolate_pos_encoding)
-            if embedded is not None:
-                return embedded
-            bool_masked_pos = _their_mask(self, pixel_values, bool_masked_pos)
-        # FocalNet and older versions do not know the last argument.
-        options = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
-        return theirs(self, pixel_values, bool_masked_pos, **options)
-
-    return forward
-
-
-def _embed(
-    self: nn.Module, image: Tensor, mask: PatchMask | Tensor, interpolate: bool | None
-) -> Any:
-    """What the embeddings module returns; None for sizes that transformers refuses."""
-    grid = _patch_grid(self, image)
-    names = ("cls_token", "distillation_token")
-    prefix = [getattr(self, name) for name in names if hasattr(self, name)]
-    rows = len(prefix) + grid[0] * grid[1]
-    pos = getattr(self, "position_embeddings", None)
-    if pos is not None and interpolate:
-        # It reads the shape of its first argument alone.
-        pos = self.interpolate_pos_encoding(
-            self.mask_token.expand(1, rows, -1), image.shape[2], image.shape[3]
-        )
-    if pos is not None and pos.shape[1] != rows:
-        return None
-    if prefix and not interpolate:
-        size = self.patch_embeddings.image_size
-        if tuple(image.shape[2:]) != ((size, size) if isinstance(size, int) else tuple(size)):
-            return None
-    patch_pos = None if pos is None else pos[:, len(prefix) :]
-    x = _patches(self, image, mask, patch_pos)
-    if prefix:
-        first = torch.cat(prefix, 1)
-        first = first if pos is None else first + pos[:, : len(prefix)]
-        x = torch.cat((first.expand(len(x), -1, -1), x), 1)
-        return self.dropout(x)
-    return self.dropout(x), grid
-
-
-def _patches(
-    self: nn.Module, image: Tensor, mask: PatchMask | Tensor, pos: Tensor | None
-) -> Tensor:
-    embed, norm = self.patch_embeddings, getattr(self, "norm", None)
-    conv = embed.projection
-    if _why_not_embed(self) is None and not _has_hooks(embed, conv, norm):
-        weight = conv.weight, conv.bias
-        return masked_patch_embed(
-            image.to(conv.weight.dtype), *weight, mask, self.mask_token, pos_embed=pos, norm=norm
-        )
-    x = embed(image)
-    x = x[0] if isinstance(x, tuple) else x
-    x = x if norm is None else norm(x)
-    return mask_tokens(x, mask, self.mask_token, pos_embed=pos)
-
-
 def _why_not_head(decoder: nn.Module) -> str | None:
     plain = (
         isinstance(decoder, nn.Sequential)
@@ -252,11 +140,11 @@ def _model_forward(
         kwargs |= dict(zip(positional, args, strict=False))
         encoder = getattr(self, name)
         embeddings = encoder.embeddings
-        mask = _mask_of(embeddings, pixel_values, bool_masked_pos)
+        mask = mask_of(embeddings, pixel_values, bool_masked_pos)
         grid = None if mask is None else _output_grid(self, embeddings, pixel_values)
         if grid is None:
             if mask is not None:
-                bool_masked_pos = _their_mask(embeddings, pixel_values, bool_masked_pos)
+                bool_masked_pos = their_mask(embeddings, pixel_values, bool_masked_pos)
             return theirs(self, pixel_values, bool_masked_pos, **kwargs)
 
         return_dict = kwargs.pop("return_dict", None)
@@ -306,7 +194,7 @@ def _loss(
     later: bool,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """The loss, and a function that gives the reconstruction, which is wanted `later` or at once."""
-    if _why_not_head(decoder) or _has_hooks(decoder, *decoder):
+    if _why_not_head(decoder) or has_hooks(decoder, *decoder):
         image = decoder(tokens.transpose(1, 2).unflatten(2, grid))
         return masked_l1(image, target, mask), lambda: image
     head, shuffle = decoder

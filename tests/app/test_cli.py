@@ -84,6 +84,14 @@ def test_a_mistake_ends_the_process_with_status_2(simmim, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_no_command_at_all_names_them(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    told = "".join(capsys.readouterr())
+    assert all(command in told for command in COMMANDS)
+
+
 def test_an_unknown_flag_has_status_2(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["pretrain", "--mask-rato", "0.5"])

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from simmim_kernels import backends
 from simmim_kernels._numbers import is_number
 from simmim_kernels.grid import prediction_patch
 from simmim_kernels.ops._channels import Channels, channel_stats
@@ -103,18 +104,25 @@ class _MaskedLossInPlace(_MaskedLoss):
 def _scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
     """The saved gradient times a factor for all of it, or one for each of its first dimension.
 
-    In eager mode on the CPU a factor of exactly 1 costs no pass over memory, and a graph that is
-    not kept gives its memory away: nobody else can see the saved tensor then, unless it is `shared`
-    with a hook for saved tensors.
+    In eager mode a factor of exactly 1 costs no pass over memory, and a graph that is not kept gives
+    its memory away: nobody else can see the saved tensor then, unless it is `shared` with a hook for
+    saved tensors. The CPU looks at one factor here; on a GPU that would be a synchronisation, so
+    that the kernel does.
     """
-    if factor.dim():
-        factor = factor.view(-1, *(1,) * (grad.dim() - 1))
-    elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and _is_plain(factor):
+    rows = factor.view(-1, *(1,) * (grad.dim() - 1)) if factor.dim() else factor
+    if torch.compiler.is_compiling() or not (_is_plain(grad) and _is_plain(factor)):
+        return (grad * rows).to(grad.dtype)
+    if grad.device.type == "cpu" and not factor.dim():
         number = factor.item()
         if shared or _keeps_graph():
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
-    return (grad * factor).to(grad.dtype)
+    if grad.device.type == "cpu" or shared or _keeps_graph():
+        return (grad * rows).to(grad.dtype)
+    if grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last):
+        backends.serve("masked_loss", "scale_gradient_", grad.device.type)(grad, factor)
+        return grad
+    return grad.mul_(rows)
 
 
 def _is_plain(tensor: Tensor) -> bool:

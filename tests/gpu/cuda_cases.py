@@ -56,6 +56,11 @@ def _loss(kind: str, **options) -> Callable:
     return run
 
 
+def _scaled_loss(pred, target, ids):
+    losses = sk.masked_l1(pred, target, _mask(ids), reduction="none")
+    return _with_gradients(losses.mean() + losses[0], pred)
+
+
 def _mask_image(image, fill, ids):
     out = sk.mask_image(image, _mask(ids), fill, **STATS, dtype=torch.float32)
     return _with_gradients(out, fill)
@@ -104,6 +109,11 @@ CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
         ("random_mask", "masked_loss"),
         lambda b: (_leaf(b, 768, 7, 7), _image(b), _ids(b)),
         _loss("mse", reduction="sum"),
+    ),
+    "loss of each sample, scaled": (
+        ("random_mask", "masked_loss"),
+        lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),
+        _scaled_loss,
     ),
     "loss of a window target": (
         ("random_mask", "masked_loss"),

@@ -103,6 +103,11 @@ def masked_loss(backend) -> dict[str, Callable]:
             options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", "none", 0, 0.0, True)
             given = (pred, target, mask, listed, *options)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
+    for dtype in (BF16, F32):
+        grad = torch.empty(4, 196, 768, dtype=dtype)
+        calls[f"scale {dtype}"] = lambda grad=grad: backend.masked_loss.scale_gradient_(
+            grad, torch.ones(())
+        )
     return calls
 
 

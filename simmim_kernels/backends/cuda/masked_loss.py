@@ -128,3 +128,20 @@ def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
     writes them."""
     loss, _, scale = masked_loss(pred, *options, True, grad=pred)
     return loss, scale
+
+
+def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
+    """csrc/cuda/scale_gradient.cu"""
+    rows = factor.numel()
+    device, stream = device_and_stream(grad)
+    kernels.scale_gradient(
+        device,
+        grad.data_ptr(),
+        element(grad),
+        factor.data_ptr(),
+        element(factor),
+        factor.stride(0) if factor.dim() else 0,
+        rows,
+        grad.numel() // max(rows, 1),
+        stream,
+    )

@@ -144,3 +144,7 @@ def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`."""
     loss, _, scale = masked_loss(pred, *options, True, grad=pred)
     return loss, scale
+
+
+def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
+    grad.mul_(factor.view(-1, *(1,) * (grad.dim() - 1)) if factor.dim() else factor)

@@ -7,17 +7,21 @@ partial sum a program, and the ordered sum of those.
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, masked_units, scales
+from simmim_kernels.backends.triton._pixels import store
+from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
 from simmim_kernels.backends.triton.normalize_targets import window_normalized
 from simmim_kernels.grid import prediction_patch, prediction_strides
 
 _TILE = 4096  # numbers of a program: 32 a thread, so several 16-byte loads of each tensor in flight
+_PROGRAMS = 1056  # eight for each of 132 multiprocessors, all at once
 
 
 def _divisor(n: int, most: int) -> int:
@@ -159,3 +163,33 @@ def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`."""
     loss, _, scale = masked_loss(pred, *options, True, grad=pred)
     return loss, scale
+
+
+@triton.jit(do_not_specialize=["step", "pieces"])
+def _scale_rows(
+    grad, factor, step, numbers, pieces, COMPUTE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    row, piece = program // pieces, program % pieces
+    number = tl.load(factor + row * step)
+    if number == 1:
+        return
+    grad += row * numbers
+    for block in range(piece, tl.cdiv(numbers, BLOCK), pieces):
+        at = block * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(grad + at, mask=at < numbers, other=0.0).to(COMPUTE)
+        store(grad + at, value * number.to(COMPUTE), at < numbers)
+
+
+def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
+    """Programs read their factor from the GPU's memory and end where it is 1, which it nearly
+    always is: no pass over memory, and the host need not wait to see it."""
+    rows = factor.numel()
+    numbers = grad.numel() // max(rows, 1)
+    pieces = min(cdiv(numbers, _TILE), max(_PROGRAMS // max(rows, 1), 1))
+    if pieces:
+        with on_device_of(grad):
+            _scale_rows[(rows * pieces,)](
+                grad, factor, factor.stride(0) if factor.dim() else 0, numbers, pieces,
+                COMPUTE=compute_type(grad.dtype), BLOCK=_TILE, num_warps=4, **OPTIONS,
+            )  # fmt: skip

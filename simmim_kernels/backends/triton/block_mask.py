@@ -74,14 +74,13 @@ def _block_mask(
         w0, w1, w2, w3 = draw(sample, attempt, STREAM, epoch, seed_lo, seed_hi)
         most = tl.maximum(tl.minimum(wanting, widest), least)
         side = _whole_root((least + uniform(w0, most - least + 1)) << 16)
-        aspect = (w1 >> 26).to(tl.int64)
-        root_h, root_w = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
-        # The table is part of the code: copying it to the GPU would be a synchronisation.
+        # The table is part of the code: copying it to the GPU would be a synchronisation. Both roots
+        # are looked up at once, each below 2^20.
+        aspect, roots = w1 >> 26, tl.zeros((), tl.int64)
         for i in tl.static_range(64):
-            root_h = tl.where(aspect == i, ROOTS[i], root_h)
-            root_w = tl.where(aspect == i, ROOTS[63 - i], root_w)
-        h = (side * root_h + (1 << 23)) >> 24
-        w = (side * root_w + (1 << 23)) >> 24
+            roots = tl.where(aspect == i, (ROOTS[i] << 20) + ROOTS[63 - i], roots)
+        h = (side * (roots >> 20) + (1 << 23)) >> 24
+        w = (side * (roots & 0xFFFFF) + (1 << 23)) >> 24
         fits = (h <= grid_h) & (w <= grid_w) & (h * w >= least)
         fits = fits & (10 * h >= 3 * w) & (10 * w >= 3 * h)
         if fits:

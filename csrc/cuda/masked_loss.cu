@@ -16,6 +16,12 @@ namespace {
 
 constexpr int kMostThreads = 256, kVector = 8, kGroups = 4, kNumbers = kVector * kGroups;
 
+// Groups that a thread has in flight: targets that come one by one take a register a number.
+template <class T>
+constexpr int kInFlight = kGroups;
+template <>
+constexpr int kInFlight<Array> = kGroups / 2;
+
 // In: what prediction and gradient hold. T: what the target holds, where its neighbours are the
 // prediction's; Array where they are not, or where it is of another type.
 template <class In, class T>
@@ -66,39 +72,45 @@ __global__ void __launch_bounds__(kMostThreads)
     const int64_t row = blockIdx.x / problem.tiles, tile = blockIdx.x - row * problem.tiles;
     int64_t sample;
     const Place begin = problem.begin(row, &sample);
-    Place places[kGroups];
-    uint32_t bits[kGroups];
-    Pack<In, kVector> packs[kGroups];
-    Targets<In, T> targets[kGroups];
+    constexpr int kFew = kInFlight<T>;
     const int64_t first = (tile * kGroups * blockDim.x + threadIdx.x) * kVector;
     const int64_t step = int64_t(blockDim.x) * kVector;
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-        bits[k] = 0;
-        targets[k].base = target;
-        if (first + k * step >= problem.numbers) continue;
-        places[k] = problem.place(begin, first + k * step);
-        bits[k] = targets[k].masked(problem, sample, places[k]);
-        if (bits[k]) packs[k] = load_pack<In, kVector>(pred + places[k].pred);
-        targets[k].load(problem, places[k], bits[k]);
-    }
     const float factor = float(problem.factor(sample));
     double sum = 0;
+#pragma unroll 1
+    for (int group = 0; group < kGroups; group += kFew) {
+        const int64_t start = first + group * step;
+        Place places[kFew];
+        uint32_t bits[kFew];
+        Pack<In, kVector> packs[kFew];
+        Targets<In, T> targets[kFew];
 #pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-        if (first + k * step >= problem.numbers) continue;
-        float slopes[kVector], group = 0;
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            slopes[i] = 0;
-            if (bits[k] >> i & 1) {
-                const float d = float(widen(packs[k].v[i])) - targets[k].get(problem, places[k], i);
-                group += problem.value(d);
-                slopes[i] = problem.slope(d) * factor;
-            }
+        for (int k = 0; k < kFew; ++k) {
+            bits[k] = 0;
+            targets[k].base = target;
+            if (start + k * step >= problem.numbers) continue;
+            places[k] = problem.place(begin, start + k * step);
+            bits[k] = targets[k].masked(problem, sample, places[k]);
+            if (bits[k]) packs[k] = load_pack<In, kVector>(pred + places[k].pred);
+            targets[k].load(problem, places[k], bits[k]);
         }
-        if (grad) store_pack<In, kVector>(grad + places[k].grad, slopes);
-        sum += group;
+#pragma unroll
+        for (int k = 0; k < kFew; ++k) {
+            if (start + k * step >= problem.numbers) continue;
+            float slopes[kVector], cost = 0;
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) {
+                slopes[i] = 0;
+                if (bits[k] >> i & 1) {
+                    const float d =
+                        float(widen(packs[k].v[i])) - targets[k].get(problem, places[k], i);
+                    cost += problem.value(d);
+                    slopes[i] = problem.slope(d) * factor;
+                }
+            }
+            if (grad) store_pack<In, kVector>(grad + places[k].grad, slopes);
+            sum += cost;
+        }
     }
     leave_sum(sum, problem.partial);
 }

@@ -14,29 +14,34 @@ struct Patches {
     Array image, out, mean, std;
     int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;
     const uint8_t* mask;  // of units, where only masked pixels are wanted
-    int64_t grid_h, grid_w, unit_h, unit_w;
-    int64_t h, w, channels, side;
+    int64_t units;
+    uint32_t grid_w, unit_h, unit_w;
+    uint32_t h, w, channels, side;
     double eps;
 };
 
-__global__ void __launch_bounds__(kMostThreads) normalize_patch(Patches p) {
-    const int64_t sample = blockIdx.x / uint32_t(p.h * p.w), cell = blockIdx.x - sample * p.h * p.w;
-    const int64_t top = cell / p.w * p.side, left = cell % p.w * p.side;
-    const uint8_t* units = p.mask ? p.mask + sample * p.grid_h * p.grid_w : nullptr;
+// Six blocks of a multiprocessor have 40 registers a thread; with the 32 of eight it would spill.
+__global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
+    const uint32_t image = blockIdx.x / (p.h * p.w), cell = blockIdx.x - image * (p.h * p.w);
+    const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
+    const int64_t sample = image;
+    const uint8_t* units = p.mask ? p.mask + sample * p.units : nullptr;
+    const auto masked = [&](uint32_t y, uint32_t x) {
+        return units[int64_t(y / p.unit_h) * p.grid_w + x / p.unit_w] != 0;
+    };
     const bool whole = p.unit_h % p.side == 0 && p.unit_w % p.side == 0;
-    if (units && whole && !units[top / p.unit_h * p.grid_w + left / p.unit_w]) return;
-    const uint32_t area = uint32_t(p.side * p.side), n = uint32_t(p.channels) * area;
-    const auto pixel = [&](uint32_t k, int64_t* c, int64_t* y, int64_t* x) {
+    if (units && whole && !masked(top, left)) return;
+    const uint32_t area = p.side * p.side, n = p.channels * area;
+    const auto pixel = [&](uint32_t k, uint32_t* c, uint32_t* y, uint32_t* x) {
         *c = k / area;
-        *y = k % area / uint32_t(p.side);
-        *x = k % uint32_t(p.side);
-        double value =
-            p.image.load(sample * p.i_b + *c * p.i_c + (top + *y) * p.i_y + (left + *x) * p.i_x);
+        *y = top + k % area / p.side;
+        *x = left + k % p.side;
+        double value = p.image.load(sample * p.i_b + *c * p.i_c + *y * p.i_y + *x * p.i_x);
         if (p.image.element == kUInt8) value /= 255.0;
         if (p.std.base) value = (value - p.mean.load(*c)) / p.std.load(*c);
         return value;
     };
-    int64_t c, y, x;
+    uint32_t c, y, x;
     double sum = 0, squares = 0;
     for (uint32_t k = threadIdx.x; k < n; k += blockDim.x) sum += pixel(k, &c, &y, &x);
     const double mean = block_sum(sum) / n;
@@ -48,9 +53,8 @@ __global__ void __launch_bounds__(kMostThreads) normalize_patch(Patches p) {
     const double spread = sqrt(block_sum(squares) / (n > 1 ? n - 1 : 1) + p.eps);
     for (uint32_t k = threadIdx.x; k < n; k += blockDim.x) {
         const double value = pixel(k, &c, &y, &x);
-        if (units && !units[(top + y) / p.unit_h * p.grid_w + (left + x) / p.unit_w]) continue;
-        p.out.store(sample * p.o_b + c * p.o_c + (top + y) * p.o_y + (left + x) * p.o_x,
-                    (value - mean) / spread);
+        if (units && !whole && !masked(y, x)) continue;
+        p.out.store(sample * p.o_b + c * p.o_c + y * p.o_y + x * p.o_x, (value - mean) / spread);
     }
 }
 
@@ -75,14 +79,14 @@ int normalize_patches(Address image, int image_element, int64_t i_b, int64_t i_c
                           o_y,
                           o_x,
                           mask.as<uint8_t>(),
-                          grid_h,
-                          grid_w,
-                          height / grid_h,
-                          width / grid_w,
-                          height / side,
-                          width / side,
-                          channels,
-                          side,
+                          grid_h * grid_w,
+                          uint32_t(grid_w),
+                          uint32_t(height / grid_h),
+                          uint32_t(width / grid_w),
+                          uint32_t(height / side),
+                          uint32_t(width / side),
+                          uint32_t(channels),
+                          uint32_t(side),
                           eps};
     const int threads = max_of(kWarp, power_of_two(channels * side * side, kMostThreads));
     return launch(normalize_patch, batch * patches.h * patches.w, dim3(unsigned(threads)), stream,

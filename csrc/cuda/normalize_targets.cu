@@ -176,7 +176,9 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
             q = row.squares[right] - row.squares[left];
         }
         if (!kAnew<T> && row.bad[right] != row.bad[left]) {
+#pragma unroll 1
             for (int32_t v = begin; v < end; ++v) {
+#pragma unroll 1
                 for (int32_t u = left_column + left; u < left_column + right; ++u) {
                     const double value = double(widen(image[v * w.i_y + u * w.i_x]));
                     if (w.fits(value)) continue;
@@ -185,27 +187,31 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
                 }
             }
         }
-        // Everything times n: (n x - s) / sqrt((n q - s^2) n / (n - 1) + eps n^2).
-        const double n = double(end - begin) * double(right - left);
+        // Everything times n and m = n - 1: (n x - s) m / sqrt(m n (n q - s^2 + eps n m)). For one
+        // pixel n q - s^2 is 0 (or NaN), whatever m is.
+        const double n = double(end - begin) * double(right - left), m = max_of(n - 1, 1.0);
         double v = n * q - s * s;
         v = v < 0 ? 0.0 : v;  // a NaN stays
-        v = n > 1 ? v * (n / (n - 1)) : v * 0.0;
         const double centre = double(widen(image[y * w.i_y + x * w.i_x]));
-        w.out.store(to + y * w.o_y + x * w.o_x, (n * centre - s) / sqrt(v + eps * n * n));
+        w.out.store(to + y * w.o_y + x * w.o_x,
+                    (n * centre - s) * m * rsqrt(m * n * (v + eps * n * m)));
     }
 }
 
+// Three blocks of a multiprocessor have 80 registers a thread, which is what nothing spills with;
+// two have enough for sums in memory.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads) normalize_window(Window w, const T* base) {
+__global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
+    normalize_window(Window w, const T* base) {
     const uint32_t bands = uint32_t((w.height + w.band - 1) / w.band);
     const uint32_t strips = uint32_t((w.width + w.strip - 1) / w.strip);
     const uint32_t strip = blockIdx.x % strips, band = blockIdx.x / strips % bands;
-    const int64_t plane = blockIdx.x / strips / bands;
+    const uint32_t plane = blockIdx.x / strips / bands, image_of = plane / uint32_t(w.channels);
     const int32_t top = int32_t(band) * w.band, bottom = min_of(w.height, top + w.band);
     const int32_t x0 = int32_t(strip) * w.strip, x1 = min_of(w.width, x0 + w.strip);
     const int32_t left = max_of(0, x0 - w.radius_x);
     const int32_t columns = min_of(w.width, x1 + w.radius_x) - left;
-    const int64_t b = plane / w.channels, c = plane - b * w.channels;
+    const int64_t b = image_of, c = plane - image_of * uint32_t(w.channels);
     const int64_t to = b * w.o_b + c * w.o_c;
     const T* image = base + b * w.i_b + c * w.i_c;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

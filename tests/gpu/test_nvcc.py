@@ -31,14 +31,35 @@ def test_every_source_is_in_the_build(module):
     assert sources <= objects
 
 
+def dumped(module, *options):
+    """What the cuobjdump that comes with Triton says of the module."""
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run(
+        [tool, *options, module], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_no_kernel_spills_on_any_gpu(module):
+    usage = dumped(module, "--dump-resource-usage")
+    kernels = {}
+    for part in usage.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (sm_\d+)", part)[1]
+        for name, stack, local in re.findall(
+            r"Function (\w+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part
+        ):
+            if "simmim" in name:  # the runtime brings kernels of its own
+                kernels[architecture, name] = int(stack) + int(local)
+    if "SIMMIM_CUDA_ARCHS" not in os.environ:
+        assert {"sm_80", "sm_90", "sm_100"} == {architecture for architecture, _ in kernels}
+    assert len({name for _, name in kernels}) > 20
+    assert not {kernel: size for kernel, size in kernels.items() if size}
+
+
 def test_machine_code_for_every_gpu_and_ptx_for_newer_ones(module):
     if "SIMMIM_CUDA_ARCHS" in os.environ:
         pytest.skip("SIMMIM_CUDA_ARCHS changes the list")
-    triton = pytest.importorskip("triton")
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    listed = subprocess.run(
-        [tool, "--list-elf", "--list-ptx", module], capture_output=True, text=True
-    ).stdout
+    listed = dumped(module, "--list-elf", "--list-ptx")
     assert {"sm_80", "sm_90", "sm_100"} <= set(re.findall(r"\.(sm_\d+)\.cubin", listed))
     newest = max(map(int, re.findall(r"\.sm_(\d+)\.ptx", listed)))
     assert newest >= 100

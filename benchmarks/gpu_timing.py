@@ -18,6 +18,8 @@ from torch import Tensor
 CALLS = 4  # between two events
 CACHES = 4  # times the L2 that the sets of inputs fill together
 MOST_SETS = 16
+LONG = 2e6  # microseconds that a contender is measured for, before it drops out of the rounds
+LEAST = 5  # rounds of every contender, however slow
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -55,35 +57,62 @@ class Clock:
         return begin.elapsed_time(end) * 1e3
 
 
+def peak_bytes(work: Callable[[], Any], device: str) -> int | None:
+    """GPU memory that a call takes beyond what is allocated before it."""
+    if device != "cuda":
+        work()
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, _, high = quantiles(values, n=4)
+    return {"median": median(values), "low": low, "high": high, "rounds": len(values)}
+
+
 def time_contenders(
-    contenders: dict[str, Callable], make: Callable[[], tuple], device: str, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Median and quartiles in microseconds a call; a contender that fails is left out, with its
-    error in place of its times."""
-    sets, clock, calls = input_sets(make, device), Clock(device), CALLS if device == "cuda" else 1
+    contenders: dict[str, Callable],
+    make: Callable[[], tuple],
+    device: str,
+    rounds: int,
+    calls: int = CALLS,
+) -> dict[str, dict[str, Any]]:
+    """Median and quartiles in microseconds a call, and peak memory in bytes; a contender that fails
+    is left out, with its error in place of its times."""
+    sets, clock = input_sets(make, device), Clock(device)
     results: dict[str, Any] = {}
-    alive = {}
+    alive, peaks = {}, {}
     for name, run in contenders.items():
         try:
-            for arguments in sets[:2]:
-                run(*arguments)
-            alive[name] = run
+            run(*sets[0])
+            peaks[name] = peak_bytes(lambda run=run: run(*sets[1]), device)
+            seconds = clock(lambda run=run: run(*sets[0]))
+            alive[name] = run, calls if seconds < LONG / 100 else 1
         except Exception as error:
             results[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
     samples: dict[str, list[float]] = {name: [] for name in alive}
+    taken = dict.fromkeys(alive, 0.0)
     turn = 0
     for number in range(-1, rounds):
-        for name, run in alive.items():
+        for name, (run, times) in alive.items():
+            if number >= LEAST and taken[name] > LONG:
+                continue
 
-            def work(run=run, turn=turn):
-                for call in range(calls):
+            def work(run=run, turn=turn, times=times):
+                for call in range(times):
                     run(*sets[(turn + call) % len(sets)])
 
-            elapsed = clock(work) / calls
-            turn += calls
+            elapsed = clock(work)
+            turn += times
+            taken[name] += elapsed
             if number >= 0:
-                samples[name].append(elapsed)
+                samples[name].append(elapsed / times)
     for name, values in samples.items():
-        low, _, high = quantiles(values, n=4)
-        results[name] = {"median": median(values), "low": low, "high": high}
+        results[name] = spread(values)
+        if peaks[name] is not None:
+            results[name]["peak_bytes"] = peaks[name]
     return results

@@ -22,7 +22,11 @@ def test_says_in_one_line_that_there_is_no_gpu(tmp_path):
     assert result.stdout.count("\n") == 1 and "needs a GPU" in result.stdout
 
 
-def test_every_row_of_the_benchmarks_runs(tmp_path):
-    result = run("gpu_ops", tmp_path, "--dry-run", "--rounds", 2)
+@pytest.mark.parametrize("module", ["gpu_ops", "gpu_step"])
+def test_every_row_of_the_benchmarks_runs(module, tmp_path):
+    if module == "gpu_step":
+        pytest.importorskip("timm")
+        pytest.importorskip("transformers")
+    result = run(module, tmp_path, "--dry-run", "--rounds", 2)
     assert result.returncode == 0, result.stderr[-4000:]
     assert "their times mean nothing" in result.stdout

@@ -99,13 +99,13 @@ def _normalize_window(
                 image, begin, end, i_y, i_x, lane, width, first, last, LIMIT
             )
             s, q = s + more, q + more_squares
+        # Everything times n and k = n - 1, without a division: for one pixel n q - s^2 is 0 (or NaN).
         n = ((last - first + 1) * (end - begin)).to(tl.float64)
-        m = s / n
-        v = q / n - m * m
+        k = tl.maximum(n - 1, 1.0)
+        v = n * q - s * s
         v = tl.where(v < 0, 0.0, v)  # a NaN stays
-        v = tl.where(n > 1, v * n / tl.maximum(n - 1, 1.0), v * 0)
         good, bad = _row(image, y, i_y, i_x, lane, width, LIMIT)
-        result = (good + bad - m) / tl.sqrt(v + eps)
+        result = (n * (good + bad) - s) * k * tl.rsqrt(k * n * (v + eps * n * k))
         if out.dtype.element_ty != tl.float64:
             result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         place = y.to(tl.int64) * o_y + lane.to(tl.int64) * o_x

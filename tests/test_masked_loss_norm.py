@@ -1,5 +1,7 @@
 """Masked losses whose target is normalised on the way, against the published normalisations."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,6 +154,33 @@ def test_masked_linear_takes_a_norm(norm):
     found = sk.masked_linear_mse(tokens, weight, None, target, mask, target_norm=norm)
     dense = sk.masked_mse(F.linear(tokens, weight), target, mask, target_norm=norm)
     assert torch.allclose(found, dense, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("triton", "cuda")])
+def test_a_list_normalises_the_units_that_it_names(backend, monkeypatch):
+    room = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
+    made = []
+    for name in ("window_normalized", "patch_normalized"):
+        normalized = getattr(room, name)
+        monkeypatch.setattr(
+            room, name, lambda *given, run=normalized: made.append(run(*given)) or made[-1]
+        )
+    index = torch.tensor(((4, 0), (1, 5), (2, 3)), dtype=torch.int32)  # units of 2 x 3 grids
+    flat = torch.tensor((11, -1, 0, 17, -1), dtype=torch.int32)
+    target = torch.randn(3, 2, 16, 24)
+    for listed, norm, side in ((index, "window", 5), (flat, "window", 5), (flat, "patch", 8)):
+        units = (
+            listed + 6 * torch.arange(3, dtype=torch.int32)[:, None] if listed is index else listed
+        )
+        scored = torch.zeros(18, dtype=torch.bool)
+        scored[units[units >= 0].long()] = True
+        pixels = scored.view(3, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        pred = torch.randn(*listed.shape, 128)
+        nothing = torch.zeros(3, 2, 3, dtype=torch.bool)
+        options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", True, norm, side, EPS)
+        loss, *_ = room.masked_loss(pred, target, nothing, listed, *options)
+        # Memory that nobody wrote is NaN here.
+        assert loss.isfinite() and torch.equal(made[-1].isfinite(), pixels.expand(target.shape))
 
 
 def test_bad_norms_are_named():

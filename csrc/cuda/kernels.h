@@ -11,6 +11,7 @@
     X(mask_tokens_forward)     \
     X(mask_tokens_backward)    \
     X(masked_loss)             \
+    X(mark_listed)             \
     X(scale_gradient)          \
     X(normalize_patches)       \
     X(normalize_targets)
@@ -53,6 +54,10 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
                 Address affine, Address counts, Address partial, int64_t batch, int64_t channels,
                 int64_t height, int64_t width, int64_t patch, int64_t threads, int64_t tiles,
                 Address stream);
+
+// Sets the marks, bytes of `batch` samples of `units`, of what the rows of masked_loss's list name.
+int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, int64_t units,
+                Address marks, Address stream);
 
 // In place, row by row; `step` from a row's factor to the next one's. Rows follow each other.
 int scale_gradient(Address grad, int grad_element, Address factor, int factor_element, int64_t step,

@@ -1,3 +1,4 @@
+#include "cuda/kernels.h"
 #include "cuda/loss_sums.h"
 
 SIMMIM_BEGIN
@@ -70,7 +71,22 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) loss.store(result, total * factor * scaling.scale[result]);
 }
 
+__global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* marks) {
+    const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (row >= list.rows) return;
+    int64_t unit;
+    const int64_t sample = list.sample(row, &unit);
+    if (sample >= 0) marks[sample * list.units + unit] = 1;  // whoever writes it: the same byte
+}
+
 }  // namespace
+
+int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, int64_t units,
+                Address marks, Address stream) {
+    const LossList list{index.as<int32_t>(), rows, per_sample, batch, units};
+    return launch(mark_kernel, ceil_div(rows, kThreads), dim3(kThreads), stream, list,
+                  marks.as<uint8_t>());
+}
 
 int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* mask, int64_t batch,
                 int64_t units, int64_t* counts, bool bytes, Address stream) {

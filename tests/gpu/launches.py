@@ -103,6 +103,9 @@ def masked_loss(backend) -> dict[str, Callable]:
             options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", "none", 0, 0.0, True)
             given = (pred, target, mask, listed, *options)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
+            if what == "listed":
+                norm = (*given[:-3], "window", 47, 1e-6)
+                calls[f"listed {size} norm"] = lambda given=norm: op(*given)
     for dtype in (BF16, F32):
         grad = torch.empty(4, 196, 768, dtype=dtype)
         calls[f"scale {dtype}"] = lambda grad=grad: backend.masked_loss.scale_gradient_(
@@ -128,6 +131,9 @@ def normalize_targets(backend) -> dict[str, Callable]:
         "float32": lambda: op.normalize_targets(image, 47, 1e-6, None, None),
         "bytes": lambda: op.normalize_targets(image.to(torch.uint8), 47, 1e-6, *stats),
         "masked": lambda: op.window_normalized(image, 47, 1e-6, None, F32, _mask(4, 6, 6)),
+        "224": lambda: op.normalize_targets(
+            torch.empty(4, 3, 224, 224, dtype=BF16), 47, 1e-6, None, None
+        ),
     }
 
 

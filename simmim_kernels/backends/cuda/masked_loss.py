@@ -23,6 +23,23 @@ def _pieces(numbers: int) -> tuple[int, int]:
     return threads, -(-numbers // (_NUMBERS * threads))
 
 
+def _scored(index: Tensor, batch: int, h: int, w: int) -> Tensor:
+    """`bool (B, h, w)`: the units that a list names."""
+    scored = torch.zeros((batch, h, w), dtype=torch.bool, device=index.device)
+    device, stream = device_and_stream(index)
+    kernels.mark_listed(
+        device,
+        index.data_ptr(),
+        index.numel(),
+        index.shape[1] if index.dim() == 2 else 0,
+        batch,
+        h * w,
+        scored.data_ptr(),
+        stream,
+    )
+    return scored
+
+
 def masked_loss(
     pred: Tensor,
     target: Tensor,
@@ -44,11 +61,14 @@ def masked_loss(
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
     patch, place, mask = prediction_patch(pred.shape, target.shape), pred.device, mask.contiguous()
-    seen = mask if index is None else None  # a list may name units that the mask does not
+    index = None if index is None else index.contiguous()
+    scored = mask
+    if norm != "none" and index is not None:  # a list may name units that the mask does not
+        scored = _scored(index, batch, height // patch, width // patch)
     if norm == "window":
-        target = window_normalized(target, norm_side, norm_eps, std, dtype, seen)
+        target = window_normalized(target, norm_side, norm_eps, std, dtype, scored)
     elif norm == "patch":
-        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, seen)
+        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, scored)
     bytes_in = target.dtype == torch.uint8
     mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
     shape = (batch,) if reduction == "none" else ()
@@ -63,7 +83,6 @@ def masked_loss(
     numbers, slopes, tokens_in_row = pred, grad, width // patch
     rows, per_sample, row_length = batch, 0, channels * height * width
     if index is not None:
-        index = index.contiguous()
         numbers = pred.reshape(-1, pred.shape[-1])
         slopes = grad.view(numbers.shape) if with_grad else grad
         rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from simmim_kernels.backends.triton._loss_sums import sample_of
+
 IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel knows the numbers
 
 
@@ -22,18 +24,6 @@ def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
         value = tl.where(size < 1, 0.5 * u * u, size - 0.5) * BETA
         slope = tl.where(u > 1, 1.0, tl.where(u < -1, -1.0, u)).to(d.dtype)
     return value, slope
-
-
-@triton.jit
-def _sample_of(row, index, batch, per_sample, units):
-    """The sample and unit that row `row` of a listed prediction belongs to; -1 for none."""
-    named = tl.load(index + row).to(tl.int64)
-    if per_sample > 0:
-        sample, unit = row // per_sample, named
-    else:
-        sample, unit = named // units, named % units
-    valid = (named >= 0) & (unit < units) & (sample < batch)
-    return tl.where(valid, sample, -1), unit
 
 
 @triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces"])
@@ -85,7 +75,8 @@ def loss_pass(
     pred_at, grad_at = sample * p_b, sample * g_b
     if LAYOUT == 3:
         listed = sample
-        sample, unit = _sample_of(listed, index, batch, per_sample, units)
+        named = tl.load(index + listed).to(tl.int64)
+        sample, unit = sample_of(listed, named, batch, per_sample, units)
         masked = here & (sample + r * 0 >= 0)
         sample, unit = tl.maximum(sample, 0), tl.where(sample < 0, 0, unit)
         row = sample

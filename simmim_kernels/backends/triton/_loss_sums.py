@@ -7,9 +7,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends.triton import OPTIONS, cdiv
+from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
 
 _COUNTED = 1 << 15  # mask units that one program counts
+
+
+@triton.jit
+def sample_of(row, named, batch, per_sample, units):
+    """The sample and unit of row `row` of a list, which names `named`; -1 for none."""
+    if per_sample > 0:
+        sample, unit = row // per_sample, named
+    else:
+        sample, unit = named // units, named % units
+    valid = (named >= 0) & (unit < units) & (sample < batch)
+    return tl.where(valid, sample, -1), unit
+
+
+@triton.jit(do_not_specialize=["rows", "batch", "per_sample", "units"])
+def mark(index, marks, rows, batch, per_sample, units, BLOCK: tl.constexpr):
+    """Sets the marks of the units that a list names."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    named = tl.load(index + row, mask=row < rows, other=-1).to(tl.int64)
+    sample, unit = sample_of(row, named, batch, per_sample, units)
+    tl.store(marks + sample * units + unit, tl.full((BLOCK,), 1, tl.uint8), mask=sample >= 0)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -104,3 +124,16 @@ def masked_units(mask: Tensor, results: int) -> tuple[Tensor, int]:
     counts = torch.empty(chunks, dtype=torch.int64, device=mask.device)
     count[(chunks,)](mask, counts, n, BLOCK=1024, CHUNK=_COUNTED, num_warps=4, **OPTIONS)
     return counts, chunks
+
+
+def listed_units(index: Tensor, batch: int, h: int, w: int) -> Tensor:
+    """`bool (B, h, w)`: the units that a list, contiguous, names."""
+    scored = torch.zeros((batch, h, w), dtype=torch.bool, device=index.device)
+    if index.numel():
+        with on_device_of(index):
+            mark[(cdiv(index.numel(), 256),)](
+                index, scored.view(torch.uint8), index.numel(), batch,
+                index.shape[1] if index.dim() == 2 else 0, h * w,
+                BLOCK=256, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+    return scored

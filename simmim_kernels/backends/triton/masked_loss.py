@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
-from simmim_kernels.backends.triton._loss_sums import finish, masked_units, scales
+from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
 from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
@@ -84,11 +84,14 @@ def masked_loss(
         reduction == "none",
     )
     mask = mask.contiguous()
-    seen = mask if index is None else None  # a list may name units that the mask does not
+    index = None if index is None else index.contiguous()
+    scored = mask
+    if norm != "none" and index is not None:  # a list may name units that the mask does not
+        scored = listed_units(index, batch, height // patch, width // patch)
     if norm == "window":
-        target = window_normalized(target, norm_side, norm_eps, std, dtype, seen)
+        target = window_normalized(target, norm_side, norm_eps, std, dtype, scored)
     elif norm == "patch":
-        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, seen)
+        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, scored)
     bytes_in = target.dtype == torch.uint8
     mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
     shape, results = ((batch,), batch) if each else ((), 1)
@@ -108,7 +111,6 @@ def masked_loss(
     layout, rows, per_sample, tokens_in_row = TOKENS, batch, 0, width // patch
     numbers, slopes = pred, grad if with_grad else pred
     if index is not None:
-        index = index.contiguous()
         numbers, slopes = (t.reshape(-1, pred.shape[-1]) for t in (numbers, slopes))
         layout, rows, tokens_in_row = LISTED, index.numel(), 0
         per_sample = index.shape[1] if index.dim() == 2 else 0

@@ -1,0 +1,114 @@
+// What the two directions of mask-token substitution share: tokens, tiles, and how blocks are cut.
+//
+// A block handles a tile of consecutive tokens by consecutive features, of one sample (forward) or
+// of a run of samples (backward, which adds up what the samples share). In the wide kernels a
+// thread moves kVector features of kTokens tokens at a time: that many 16-byte loads are in flight
+// before the first use. The narrow kernels move one feature of any type at any stride, in double.
+#pragma once
+
+#include "common/grid.h"
+#include "cuda/launch.h"
+#include "cuda/vector.h"
+
+SIMMIM_BEGIN
+
+namespace tokens_tile {
+
+constexpr int kThreads = 256;
+constexpr int kVector = 8;
+constexpr int kTokens = 4;
+
+// Where the tokens of x (or of its gradient) lie, and which of them are masked.
+struct Tokens {
+    int64_t sb, sy, sx, sd;
+    int32_t prefix, w, length;
+    CoarseGrid grid;
+    int64_t cells;
+    const uint8_t* mask;
+
+    // Offset of token t within its sample; its cell of the mask grid, or -1 for a prefix token.
+    __device__ __forceinline__ int64_t offset(int32_t t, int64_t* cell) const {
+        if (t < prefix) {
+            *cell = -1;
+            return t * sx;
+        }
+        const int32_t patch = t - prefix, y = patch / w, x = patch - y * w;
+        *cell = grid.cell32(y, x);
+        return prefix * sx + y * sy + x * sx;
+    }
+    __device__ __forceinline__ bool masked(int64_t sample, int64_t cell) const {
+        return cell >= 0 && mask[sample * cells + cell];
+    }
+};
+
+// The tile of this thread: its first token and feature, and which piece of work it belongs to.
+// Threads lie (columns, rows) in a block; features vary fastest over blocks, then tokens.
+struct Tile {
+    int64_t piece, feature;
+    int32_t tile, token;
+};
+
+template <int V>
+__device__ __forceinline__ Tile tile_of(int32_t tiles, int64_t width) {
+    const int64_t across = int64_t(blockDim.x) * V;
+    const uint32_t blocks = uint32_t((width + across - 1) / across);
+    const uint32_t row = blockIdx.x / blocks, column = blockIdx.x - row * blocks;
+    const uint32_t piece = row / uint32_t(tiles), tile = row - piece * uint32_t(tiles);
+    return {int64_t(piece), int64_t(column) * across + int64_t(threadIdx.x) * V, int32_t(tile),
+            int32_t(tile * blockDim.y * kTokens + threadIdx.y)};
+}
+
+// Threads of a block: the largest power of two of columns that divides the width, so that no lane
+// idles (768 / 8 = 3 x 32), but at least 4; the rest of the threads are rows.
+inline dim3 block_of(int64_t width, int V) {
+    const int64_t columns = ceil_div(width, V);
+    int across = int(min_of<int64_t>(columns & -columns, 32));
+    if (across < 4) across = power_of_two(columns, 32);
+    return dim3(unsigned(across), unsigned(kThreads / across));
+}
+
+inline int64_t tiles_of(int64_t length, const dim3& block) {
+    return ceil_div(length, int64_t(block.y) * kTokens);
+}
+
+inline bool tokens_pack(const Array& x, const Tokens& tokens, int64_t width) {
+    return tokens.sd == 1 && width % kVector == 0 && packs(x.base, x.element, tokens.sb) &&
+           packs(x.base, x.element, tokens.sy) && packs(x.base, x.element, tokens.sx);
+}
+
+template <class Kernel, class... Arguments>
+int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t width,
+          Address stream, Arguments... arguments) {
+    const dim3 block = block_of(width, V);
+    const int64_t tiles = tiles_of(tokens.length, block);
+    return launch(kernel, pieces * tiles * ceil_div(width, int64_t(block.x) * V), block, stream,
+                  arguments..., int32_t(tiles), width);
+}
+
+// Every forward and backward launcher's arguments, whatever the element types.
+struct Problem {
+    Tokens tokens;
+    int64_t width, batch;
+    Address stream;
+};
+
+constexpr int pair(int in, int out) { return in * 8 + out; }
+
+inline Tokens tokens_of(int64_t sb, int64_t sy, int64_t sx, int64_t sd, Address mask,
+                        int64_t grid_h, int64_t grid_w, int64_t prefix, int64_t h, int64_t w) {
+    const CoarseGrid grid{grid_w, h / grid_h, w / grid_w};
+    return {sb,
+            sy,
+            sx,
+            sd,
+            int32_t(prefix),
+            int32_t(w),
+            int32_t(prefix + h * w),
+            grid,
+            grid_h * grid_w,
+            mask.as<uint8_t>()};
+}
+
+}  // namespace tokens_tile
+
+SIMMIM_END

@@ -177,7 +177,7 @@ def test_a_list_normalises_the_units_that_it_names(backend, monkeypatch):
         pixels = scored.view(3, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
         pred = torch.randn(*listed.shape, 128)
         nothing = torch.zeros(3, 2, 3, dtype=torch.bool)
-        options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", True, norm, side, EPS)
+        options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", norm, side, EPS, True)
         loss, *_ = room.masked_loss(pred, target, nothing, listed, *options)
         # Memory that nobody wrote is NaN here.
         assert loss.isfinite() and torch.equal(made[-1].isfinite(), pixels.expand(target.shape))

@@ -117,7 +117,7 @@ def _scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
         if shared or _keeps_graph():
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
-    if grad.device.type == "cpu" or shared or _keeps_graph():
+    if grad.device.type != "cuda" or shared or _keeps_graph():
         return (grad * rows).to(grad.dtype)
     if grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last):
         backends.serve("masked_loss", "scale_gradient_", grad.device.type)(grad, factor)

@@ -104,7 +104,7 @@ def masked_loss(backend) -> dict[str, Callable]:
             given = (pred, target, mask, listed, *options)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
             if what == "listed":
-                norm = (*given[:-3], "window", 47, 1e-6)
+                norm = (*given[:-4], "window", 47, 1e-6, True)
                 calls[f"listed {size} norm"] = lambda given=norm: op(*given)
     for dtype in (BF16, F32):
         grad = torch.empty(4, 196, 768, dtype=dtype)

@@ -120,7 +120,8 @@ void select(const uint8_t* __restrict__ masked, const In* __restrict__ in, int64
 // One plane of a band: `pixel` elements side by side make a pixel of it.
 template <class C, class In, class Out, class Constants>
 void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, int64_t in_step,
-                 Out* out, int64_t out_row, int64_t out_step, const Constants& constants) {
+                 Out* out, int64_t out_row, int64_t out_step, bool stream,
+                 const Constants& constants) {
     const uint8_t* cells = bands.cells(band);
     const int64_t width = bands.width();
     if (bands.unit_w * pixel < kNarrow) {
@@ -137,9 +138,12 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
         }
         return;
     }
+    const int64_t bytes = width * pixel * int64_t(sizeof(Out));
+    const bool by_line = stream && bytes <= kLineBytes;
+    alignas(64) char line[kLineBytes];
     for (int64_t y = 0; y < bands.unit_h; ++y) {
         const In* source = in + y * bands.sy;
-        Out* target = out + y * out_row;
+        Out* target = by_line ? reinterpret_cast<Out*>(line) : out + y * out_row;
         for_each_run(cells, bands.grid_w, bands.unit_w, [&](int64_t x0, int64_t x1, bool masked) {
             const int64_t most = constants.period == INT64_MAX ? x1 - x0 : constants.period / pixel;
             for (int64_t x = x0; x < x1; x += most) {
@@ -149,6 +153,7 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
                 if (!masked) show<C>(source + x * bands.sx, in_step, to, out_step, n, constants);
             }
         });
+        if (by_line) stream_copy(reinterpret_cast<char*>(out + y * out_row), line, bytes);
     }
 }
 
@@ -175,6 +180,7 @@ void write_image(const Bands& bands, const In* image, Out* out, bool channels_la
                  const Colours& colours, int threads) {
     const int64_t channels = bands.channels, height = bands.height(), width = bands.width();
     const int64_t all = bands.batch * bands.grid_h;
+    const bool stream = is_streamed(bands.elements() * int64_t(sizeof(Out)));
     const auto origin = [&](int64_t band) {
         return image + band / bands.grid_h * bands.sb +
                band % bands.grid_h * bands.unit_h * bands.sy;
@@ -191,7 +197,8 @@ void write_image(const Bands& bands, const In* image, Out* out, bool channels_la
         parallel_for(all, bands.elements(), threads, [&](int64_t band) {
             write_plane<C>(bands, band, channels, origin(band), 1,
                            out + band * bands.unit_h * width * channels, width * channels, 1,
-                           constants);
+                           stream, constants);
+            if (stream) finish_streams();
         });
         return;
     }
@@ -202,8 +209,9 @@ void write_image(const Bands& bands, const In* image, Out* out, bool channels_la
             const int64_t place = channels_last ? (b * height + y) * width * channels + c
                                                 : ((b * channels + c) * height + y) * width;
             write_plane<C>(bands, band, 1, origin(band) + c * bands.sc, bands.sx, out + place,
-                           width * step, step, colours.channel<C, Out>(c));
+                           width * step, step, stream && step == 1, colours.channel<C, Out>(c));
         }
+        if (stream) finish_streams();
     });
 }
 

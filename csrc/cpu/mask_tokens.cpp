@@ -20,6 +20,9 @@ struct Tokens {
 
     int64_t length() const { return prefix + h * w; }
     int64_t elements() const { return batch * length() * width; }
+    bool streams(const Memory& output) const {
+        return output.base && is_streamed(elements() * element_size(output.element));
+    }
     int64_t prefix_row(int64_t b, int64_t t) const { return b * sb + t * sx; }
     int64_t grid_row(int64_t b, int64_t y, int64_t x) const {
         return b * sb + prefix * sx + y * sy + x * sx;
@@ -38,12 +41,12 @@ struct Tokens {
 // Token row y of sample b; the first one brings the prefix tokens along.
 template <class C>
 void forward_row(const Tokens& x, const Memory& token, const Memory& pos, int64_t pos_skip,
-                 const Memory& out, int64_t b, int64_t y) {
+                 const Memory& out, bool stream, int64_t b, int64_t y) {
     const Memory none{nullptr, kFloat32};
     const int64_t width = x.width, base = b * x.length();
     for (int64_t t = 0; y == 0 && t < x.prefix; ++t) {
         write_row<C>(x.memory, x.prefix_row(b, t), x.sd, t < pos_skip ? none : pos,
-                     (t - pos_skip) * width, out, (base + t) * width, width);
+                     (t - pos_skip) * width, out, (base + t) * width, width, stream);
     }
     x.for_each_run_of(b, y, [&](int64_t x0, int64_t x1, bool masked) {
         const int64_t step = !masked && x.dense() ? x1 - x0 : 1;  // tokens moved at once
@@ -51,19 +54,20 @@ void forward_row(const Tokens& x, const Memory& token, const Memory& pos, int64_
             const int64_t t = x.prefix + y * x.w + column;
             write_row<C>(masked ? token : x.memory, masked ? 0 : x.grid_row(b, y, column),
                          masked ? 1 : x.sd, pos, (t - pos_skip) * width, out, (base + t) * width,
-                         step * width);
+                         step * width, stream);
         }
     });
 }
 
 // The gradients of x and of the token from token row y of sample b.
 template <class C>
-void backward_row(const Tokens& grad, const Memory& dx, double* token, int64_t b, int64_t y) {
+void backward_row(const Tokens& grad, const Memory& dx, bool stream, double* token, int64_t b,
+                  int64_t y) {
     const Memory none{nullptr, kFloat32};
     const int64_t width = grad.width, base = b * grad.length();
     for (int64_t t = 0; dx.base && y == 0 && t < grad.prefix; ++t) {
         write_row<C>(grad.memory, grad.prefix_row(b, t), grad.sd, none, 0, dx, (base + t) * width,
-                     width);
+                     width, stream);
     }
     constexpr int64_t kRows = 64;
     int64_t masked_rows[kRows], count = 0;
@@ -75,7 +79,7 @@ void backward_row(const Tokens& grad, const Memory& dx, double* token, int64_t b
         const int64_t from = grad.grid_row(b, y, x0);
         const int64_t to = (base + grad.prefix + y * grad.w + x0) * width;
         if (masked) {
-            if (dx.base) dx.zero(to, 1, (x1 - x0) * width);
+            if (dx.base) dx.zero(to, 1, (x1 - x0) * width, stream);
             for (int64_t x = 0; x < x1 - x0; ++x) {
                 masked_rows[count++] = from + x * grad.sx;
                 if (count == kRows) add();
@@ -86,7 +90,7 @@ void backward_row(const Tokens& grad, const Memory& dx, double* token, int64_t b
         const int64_t step = grad.dense() ? x1 - x0 : 1;
         for (int64_t x = 0; x < x1 - x0; x += step) {
             write_row<C>(grad.memory, from + x * grad.sx, grad.sd, none, 0, dx, to + x * width,
-                         step * width);
+                         step * width, stream);
         }
     });
     add();
@@ -120,6 +124,7 @@ struct Sums {
 template <class C>
 void backward_piece(const Tokens& grad, const Memory& dx, const Sums& sums, double* token,
                     double* scratch, int64_t first, int64_t last, int64_t y) {
+    const bool stream = grad.streams(dx);
     const int64_t width = grad.width;
     if (sums.pos.base) {
         std::memset(scratch, 0, size_t((grad.prefix + grad.w) * width) * sizeof(double));
@@ -127,7 +132,7 @@ void backward_piece(const Tokens& grad, const Memory& dx, const Sums& sums, doub
     for (int64_t b = first; b < last; b += kGroup) {
         const int64_t stop = min_of(last, b + kGroup);
         for (int64_t sample = b; sample < stop; ++sample) {
-            backward_row<C>(grad, dx, token, sample, y);
+            backward_row<C>(grad, dx, stream, token, sample, y);
         }
         if (sums.pos.base) add_positions<C>(grad, sums.pos_skip, scratch, b, stop, y);
     }
@@ -150,8 +155,10 @@ void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, i
     const Memory source{token.as<char>(), token_element}, added{pos.as<char>(), pos_element};
     const Memory target{out.as<char>(), out_element};
     const auto run = out_element == kFloat64 ? forward_row<double> : forward_row<float>;
+    const bool stream = tokens.streams(target);
     parallel_for(batch * h, tokens.elements(), threads, [&](int64_t piece) {
-        run(tokens, source, added, pos_skip, target, piece / h, piece % h);
+        run(tokens, source, added, pos_skip, target, stream, piece / h, piece % h);
+        if (stream) finish_streams();
     });
 }
 
@@ -186,6 +193,7 @@ void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t 
             run(tokens, dx, sums, sums.token ? sums.token + piece * width : nullptr, own, first,
                 min_of(batch, first + block), piece % h);
         }
+        finish_streams();
     });
     if (!sums.token) return;
     for (int64_t piece = 1; piece < pieces; ++piece) {  // always in this order

@@ -91,6 +91,7 @@ void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums,
             walk.piece(b, i % per_sample, C(scale), scratch + part * bytes, total);
             partial[i] = sum_lanes(total);
         }
+        if (walk.scorer.stream) finish_streams();
     });
 
     for (int64_t i = 0; i < pieces; ++i) sum[apart ? i / per_sample : 0] += partial[i];
@@ -173,6 +174,9 @@ int64_t masked_loss(Address layout, Address pred, Address grad, Address target, 
         scorer.direct = span_for<C>(int(of.pred_element), kind, bool(grad));
         scorer.buffered = span_for<C>(kElement<C>, kind, bool(grad));
         scorer.inverse_beta = C(1.0 / beta);
+        scorer.stream = grad && grad.pointer != pred.pointer &&
+                        is_streamed(of.batch * of.channels * of.height * of.width *
+                                    element_size(int(of.pred_element)));
         scorer.row_of = tokens.position ? row_of.as<int32_t>() : nullptr;
         walk.mask = tokens.position ? present.as<uint8_t>() : mask.as<uint8_t>();
         walk.grid = grid;

@@ -9,6 +9,8 @@ SIMMIM_BEGIN
 
 constexpr int64_t kTile = 1024;  // elements of a tile: it, its target and its gradient fit the L1
 
+constexpr int64_t kGoal = 8192;  // targets that are made before they are scored
+
 constexpr int64_t kAhead = 4;  // rows: from 2 to 16 the time is the same, to the noise
 
 constexpr int64_t kLine = 8;  // pixels of a short line that are copied at once
@@ -117,6 +119,7 @@ struct Scorer {
     // row_of[(b * h + ty) * w + tx]; null where all are.
     const int32_t* row_of;
     int64_t h, w;
+    bool stream;  // the gradient
 
     int64_t token(const Prediction& numbers, int64_t b, int64_t ty, int64_t tx) const {
         if (row_of) return row_of[(b * h + ty) * w + tx] * numbers.stx;
@@ -141,7 +144,7 @@ struct Scorer {
         const auto score = [&](const C* goal, int64_t step, int64_t n, int64_t count) {
             const Run run = {0, n, true};
             direct({pred.memory.at(from), goal, slopes(to), n, step, n, count, count,
-                    (next - tx) * pred.stx, count > 1 ? (next - tx) * p : 0},
+                    (next - tx) * pred.stx, count > 1 ? (next - tx) * p : 0, stream},
                    &run, 1, inverse_beta, scale, total);
             from += n * count;
             to += n * count;
@@ -171,47 +174,61 @@ struct Scorer {
     }
 
     void zero_token(int64_t b, int64_t ty, int64_t tx) const {
-        if (grad.memory.base && !row_of)
-            grad.memory.zero(token(grad, b, ty, tx), 1, channels * p * p);
+        if (!grad.memory.base || row_of) return;
+        grad.memory.zero(token(grad, b, ty, tx), 1, channels * p * p, stream);
     }
 
-    // Rows [y, y + count) of channel c, which share their runs.
+    // Rows [y, y + count) of channel c, which share their runs, no longer than kGoal in all.
     void score_rows(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
                     int64_t run_count, C scale, double* total) const {
-        const int64_t x = runs[0].x;
-        const bool more = c + 1 < channels;
-        if (is_image() && target.template in_place<C>())
+        if (is_image() && target.template in_place<C>()) {
+            const int64_t x = runs[0].x;
+            const bool more = c + 1 < channels;
             return direct({pred.memory.at(image(pred, b, c, y, x)),
                            numbers<C>(target.memory, target.at(b, c, y, x)),
                            slopes(image(grad, b, c, y, x)), pred.sty, target.sy, grad.sty, count,
-                           kAhead, more ? pred.sc : 0, more ? target.sc : 0},
+                           kAhead, more ? pred.sc : 0, more ? target.sc : 0, stream},
                           runs, run_count, inverse_beta, scale, total);
-        const Affine<C> affine = target.template affine<C>(c);
-        for (const int64_t end = y + count; y < end; ++y) {
-            score_row(b, c, y, runs, run_count, scale, total, [&](int64_t from, int64_t n, C* row) {
-                target.load(target.at(b, c, y, from), affine, n, row, 1);
-            });
         }
+        const Affine<C> affine = target.template affine<C>(c);
+        score_made(b, c, y, count, runs, run_count, scale, total,
+                   [&](int64_t row, int64_t x, int64_t n, C* to) {
+                       target.load(target.at(b, c, row, x), affine, n, to, 1);
+                   });
     }
 
-    // One row of channel c; wanted(x, n, row) puts the targets of n pixels from x on into `row`. No
-    // run is longer than kTile.
-    template <class Wanted>
-    void score_row(int64_t b, int64_t c, int64_t y, const Run* runs, int64_t run_count, C scale,
-                   double* total, const Wanted& wanted) const {
-        C goal[kTile];
-        for (int64_t r = 0, next = 0; r < run_count; r = next) {
-            const int64_t x = runs[r].x;
-            for (; next < run_count && runs[next].x + runs[next].n - x <= kTile; ++next) {
-                if (runs[next].masked) wanted(runs[next].x, runs[next].n, goal + runs[next].x - x);
+    // The same; make(row, x, n, to) makes the targets of n pixels, row after row. As many rows as
+    // there is room for are scored at once: with a call for each row and token, losses of tokens
+    // with window targets took a fifth longer.
+    template <class Make>
+    void score_made(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
+                    int64_t run_count, C scale, double* total, const Make& make) const {
+        C goal[kGoal];
+        const int64_t x = runs[0].x;
+        const int64_t length = runs[run_count - 1].x + runs[run_count - 1].n - x;
+        int64_t most = kGoal / length;
+        if (most > p) most -= most % p;  // whole tokens, where rows begin with one
+        for (const int64_t end = y + count; y < end; y += most) {
+            const int64_t rows = min_of(most, end - y);
+            for (int64_t row = 0; row < rows; ++row) {
+                for (int64_t r = 0; r < run_count; ++r) {
+                    if (runs[r].masked)
+                        make(y + row, runs[r].x, runs[r].n, goal + row * length + runs[r].x - x);
+                }
             }
             if (is_image()) {
-                direct({pred.memory.at(image(pred, b, c, y, x)), goal,
-                        slopes(image(grad, b, c, y, x)), 0, 0, 0, 1, 1, kAhead * pred.sty, 0},
-                       runs + r, next - r, inverse_beta, scale, total);
-            } else {
-                for (; r < next; ++r)
-                    score_apart(b, c, y, runs[r], goal + runs[r].x - x, scale, total);
+                direct(
+                    {pred.memory.at(image(pred, b, c, y, x)), goal, slopes(image(grad, b, c, y, x)),
+                     pred.sty, length, grad.sty, rows, kAhead, rows * pred.sty, 0, stream},
+                    runs, run_count, inverse_beta, scale, total);
+                continue;
+            }
+            const bool planar = walks_tokens() && pred.is_planar(p);
+            for (int64_t row = 0, lines; row < rows; row += lines) {
+                lines = planar && (y + row) % p == 0 && row + p <= rows ? p : 1;
+                for (int64_t r = 0; r < run_count; ++r)
+                    score_lines(b, c, y + row, lines, runs[r], goal + row * length + runs[r].x - x,
+                                length, scale, total);
             }
         }
     }
@@ -225,6 +242,29 @@ struct Scorer {
     bool is_image() const { return direct && p == 1 && !row_of && pred.stx == 1 && grad.stx == 1; }
     static int64_t image(const Prediction& of, int64_t b, int64_t c, int64_t y, int64_t x) {
         return b * of.sb + c * of.sc + y * of.sty + x * of.stx;
+    }
+
+    // A run of some rows; all those of a token, or one.
+    void score_lines(int64_t b, int64_t c, int64_t y, int64_t lines, const Run& run, const C* goal,
+                     int64_t goal_step, C scale, double* total) const {
+        if (lines != p || p == 1 || run.x % p || run.n % p) {
+            for (int64_t k = 0; k < lines; ++k)
+                score_apart(b, c, y + k, run, goal + k * goal_step, scale, total);
+            return;
+        }
+        const Run line = {0, p, true};
+        for (int64_t x = run.x; x < run.x + run.n; x += p) {
+            const int64_t ty = y / p, tx = x / p, within = c * p * p;
+            if (!run.masked) {
+                if (grad.memory.base && !row_of)
+                    grad.memory.zero(token(grad, b, ty, tx) + within, 1, p * p, stream);
+                continue;
+            }
+            direct({pred.memory.at(token(pred, b, ty, tx) + within), goal + (x - run.x),
+                    slopes(token(grad, b, ty, tx) + within), p, goal_step, p, p, kAhead, pred.stx,
+                    0, stream},
+                   &line, 1, inverse_beta, scale, total);
+        }
     }
 
     // A run of a row whose numbers may lie anywhere: part by part, each within a token.
@@ -247,8 +287,8 @@ struct Scorer {
             const Run part = {0, n, true};
             char* numbers = reinterpret_cast<char*>(row);
             pred.memory.load(token(pred, b, ty, tx) + in_pred + dx * pred.sdx, pred_step, n, row);
-            buffered({numbers, goal + i, numbers, 0, 0, 0, 1, 0, 0, 0}, &part, 1, inverse_beta,
-                     scale, total);
+            buffered({numbers, goal + i, numbers, 0, 0, 0, 1, 0, 0, 0, false}, &part, 1,
+                     inverse_beta, scale, total);
             if (grad.memory.base) grad.memory.store(row, n, to, grad_step);
         }
     }

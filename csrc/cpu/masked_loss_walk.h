@@ -100,13 +100,14 @@ struct Walk {
 
     static constexpr int64_t kRuns = 64;  // found at a time, for all the rows that share them
 
-    // Runs of equal cells in row y from x on, none longer than `most`; x moves to where they end.
-    int64_t find_runs(int64_t b, int64_t y, int64_t& x, int64_t x_end, int64_t most,
-                      Run* runs) const {
+    // Runs of equal cells in row y from x on, none longer than kTile, all together no longer than
+    // kGoal; x moves to where they end.
+    int64_t find_runs(int64_t b, int64_t y, int64_t& x, int64_t x_end, Run* runs) const {
         const PixelMask own = pixels(b);
+        const int64_t limit = min_of(x_end, x + kGoal);
         int64_t count = 0;
-        for (; x < x_end && count < kRuns; ++count) {
-            const int64_t to = own.run_end(y, x, min_of(x_end, x + most));
+        for (; x < limit && count < kRuns; ++count) {
+            const int64_t to = own.run_end(y, x, min_of(limit, x + kTile));
             runs[count] = {x, to - x, own.at(y, x)};
             x = to;
         }
@@ -119,7 +120,7 @@ struct Walk {
             const int64_t same = min_of(y_end, (y / grid.sy + 1) * grid.sy);
             for (int64_t from = x; from < x_end;) {
                 Run runs[kRuns];
-                const int64_t count = find_runs(b, y, from, x_end, kTile, runs);
+                const int64_t count = find_runs(b, y, from, x_end, runs);
                 for (int64_t c = 0; c < scorer.channels; ++c)
                     scorer.score_rows(b, c, y, same - y, runs, count, scale, total);
             }
@@ -156,14 +157,19 @@ struct Walk {
         const Plane plane{t.memory, t.at(b, c, 0, 0), t.sy, t.sx, height, width};
         WindowRows<C> window(plane, norm.side, stored_eps(norm.eps, t.memory.element, std, c),
                              scratch);
-        for (; y < y_end; ++y) {
+        int64_t current = -1;
+        const auto make = [&](int64_t row, int64_t x, int64_t n, C* to) {
+            if (row != current) window.seek(current = row);
+            window.write(x, x + n, to);
+        };
+        for (int64_t rows; y < y_end; y += rows) {
+            rows = 1;
             for (int64_t x = 0; x < width;) {
                 Run runs[kRuns];
-                const int64_t count = find_runs(b, y, x, width, kTile, runs);
-                if (count > 1 || pixels(b).at(y, 0)) window.seek(y);
-                scorer.score_row(
-                    b, c, y, runs, count, scale, total,
-                    [&](int64_t from, int64_t n, C* row) { window.write(from, from + n, row); });
+                const bool first = x == 0;
+                const int64_t count = find_runs(b, y, x, width, runs);
+                if (first && x == width) rows = min_of(y_end, (y / grid.sy + 1) * grid.sy) - y;
+                scorer.score_made(b, c, y, rows, runs, count, scale, total, make);
             }
         }
     }
@@ -182,16 +188,16 @@ struct Walk {
         for (int64_t x = 0; x < width; x += side) {
             if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
             for (int64_t c = 0; c < scorer.channels; ++c) {
-                for (int64_t dy = 0; dy < side; ++dy) {
+                const auto make = [&](int64_t row, int64_t first, int64_t n, C* to) {
+                    patch.write(c, row - y, own);
+                    std::memcpy(to, own + (first - x), size_t(n) * sizeof(C));
+                };
+                for (int64_t row = y, rows; row < y + side; row += rows) {
+                    rows = min_of(y + side, (row / grid.sy + 1) * grid.sy) - row;
                     for (int64_t from = x; from < x + side;) {
                         Run runs[kRuns];
-                        const int64_t count = find_runs(b, y + dy, from, x + side, kTile, runs);
-                        scorer.score_row(b, c, y + dy, runs, count, scale, total,
-                                         [&](int64_t first, int64_t n, C* row) {
-                                             patch.write(c, dy, own);
-                                             std::memcpy(row, own + (first - x),
-                                                         size_t(n) * sizeof(C));
-                                         });
+                        const int64_t count = find_runs(b, row, from, x + side, runs);
+                        scorer.score_made(b, c, row, rows, runs, count, scale, total, make);
                     }
                 }
             }

@@ -35,10 +35,11 @@ void place_piece(const Rows& rows, const VisibleRows& visible, const Memory& tok
         const int64_t t = y * w + x, target = base + (prefix + t) * width;
         const bool masked = units[x / visible.sx];
         if (!masked) {
-            write_row<C>(rows.memory, row++ * rows.sr, rows.sd, pos, t * width, out, target, width);
+            write_row<C>(rows.memory, row++ * rows.sr, rows.sd, pos, t * width, out, target, width,
+                         false);
         } else if (token.base || pos.base) {
             write_row<C>(token.base ? token : pos, token.base ? 0 : t * width, 1,
-                         token.base ? pos : none, t * width, out, target, width);
+                         token.base ? pos : none, t * width, out, target, width, false);
         } else {
             out.zero(target, 1, width);
         }
@@ -55,7 +56,7 @@ void take_piece(const Tokens& x, const VisibleRows& visible, const Memory& rows,
         const int64_t t = y * w + column, source = x.offset(b, x.prefix + t);
         const bool masked = units[column / visible.sx];
         if (!masked && rows.base)
-            write_row<C>(x.memory, source, x.sd, none, 0, rows, row++ * width, width);
+            write_row<C>(x.memory, source, x.sd, none, 0, rows, row++ * width, width, false);
         if (masked && token) add_row<C>(x.memory, source, x.sd, width, token);
         if (pos) add_row<C>(x.memory, source, x.sd, width, pos + t * width);
     }

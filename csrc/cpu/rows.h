@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/numbers.h"
+#include "cpu/stream.h"
 
 SIMMIM_BEGIN
 
@@ -70,10 +71,12 @@ struct Memory {
         }
     }
 
-    void zero(int64_t offset, int64_t stride, int64_t n) const {
+    void zero(int64_t offset, int64_t stride, int64_t n, bool stream = false) const {
         if (n == 0) return;  // the memory may be null then, which memset does not take
         const int64_t size = element_size(element);
-        if (stride == 1) {
+        if (stride == 1 && stream) {
+            stream_zero(at(offset), n * size);
+        } else if (stride == 1) {
             std::memset(at(offset), 0, size_t(n * size));
         } else {
             for (int64_t i = 0; i < n; ++i) std::memset(at(offset + i * stride), 0, size_t(size));

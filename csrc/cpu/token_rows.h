@@ -21,14 +21,15 @@ inline void write_sum(const char* a, const char* b, char* out, int64_t n) {
 template <class C>
 inline void write_row(const Memory& source, int64_t offset, int64_t stride, const Memory& pos,
                       int64_t pos_offset, const Memory& target, int64_t target_offset,
-                      int64_t width) {
+                      int64_t width, bool stream) {
     const bool plain = stride == 1 && source.element == target.element;
     if (plain && !pos.base) {
-        std::memcpy(target.at(target_offset), source.at(offset),
-                    size_t(width * element_size(source.element)));
+        const int64_t bytes = width * element_size(source.element);
+        if (stream) return stream_copy(target.at(target_offset), source.at(offset), bytes);
+        std::memcpy(target.at(target_offset), source.at(offset), size_t(bytes));
         return;
     }
-    if (plain && pos.element == target.element) {
+    if (plain && pos.element == target.element && !stream) {
         const char *from = source.at(offset), *added = pos.at(pos_offset);
         char* to = target.at(target_offset);
         switch (target.element) {
@@ -43,6 +44,7 @@ inline void write_row(const Memory& source, int64_t offset, int64_t stride, cons
         }
     }
     C row[kRow], added[kRow];
+    alignas(64) char line[kRow * sizeof(C)];
     for (int64_t d = 0; d < width; d += kRow) {
         const int64_t n = min_of(kRow, width - d);
         source.load(offset + d * stride, stride, n, row);
@@ -50,7 +52,12 @@ inline void write_row(const Memory& source, int64_t offset, int64_t stride, cons
             pos.load(pos_offset + d, 1, n, added);
             for (int64_t i = 0; i < n; ++i) row[i] += added[i];
         }
-        target.store(row, n, target_offset + d, 1);
+        if (stream) {
+            Memory{line, target.element}.store(row, n, 0, 1);
+            stream_copy(target.at(target_offset + d), line, n * element_size(target.element));
+        } else {
+            target.store(row, n, target_offset + d, 1);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ from simmim.errors import (
 )
 from simmim.exchange_config import ExportConfig, ImportConfig
 from simmim.labels_config import FinetuneConfig, ProbeConfig
+from simmim.memory import keep_freed_memory
 from simmim.presets import PRESETS
 
 
@@ -69,6 +70,8 @@ def _run(arguments: list[str]) -> int:
         prog="simmim",
         description="Masked image modelling: pre-train encoders on images alone.",
     )
+    if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
+        keep_freed_memory()
     if isinstance(config, PretrainConfig):
         return _pretrain(config)
     if isinstance(config, FinetuneConfig | ProbeConfig):

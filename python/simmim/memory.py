@@ -1,0 +1,26 @@
+"""Memory that tensors have given back, kept for the next ones."""
+
+from __future__ import annotations
+
+import ctypes
+
+# of <malloc.h>
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_TOP_PAD = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed, for the whole process; whether it could be told.
+
+    glibc hands large blocks back to the system and asks for them anew, at a page fault for every
+    4 KiB that is touched: many thousands in every step of a model on a CPU, which the next step pays
+    again (measured: `benchmarks/NOTES.md`). With this, freed blocks stay with the process, whose
+    memory therefore stays at its peak. Results are the same bits. Where there is no glibc, nothing
+    happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD))
+    return all(mallopt(option, value) == 1 for option, value in wanted)

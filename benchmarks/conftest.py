@@ -13,6 +13,7 @@ import torch
 
 import simmim_kernels
 from benchmarks.harness import Row, time_row
+from simmim.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 _rows: list[Row] = []
@@ -71,12 +72,25 @@ def compare(benchmark, request):
     return run
 
 
-def pytest_sessionfinish(session):
+def pytest_sessionstart(session):
+    # Else most contenders' time is the system's, which hands out and takes back every large tensor.
+    keep_freed_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """Store the rows so far after every test: a long run may be cut."""
+    result = yield
+    _store(item.config.getoption("--results"))
+    return result
+
+
+def _store(folder):
     if not _rows:
         return
     name = f"{processor()} {torch.get_num_threads()} threads"
     slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-    folder = Path(session.config.getoption("--results") or ROOT / "benchmarks" / "results" / slug)
+    folder = Path(folder or ROOT / "benchmarks" / "results" / slug)
     folder.mkdir(parents=True, exist_ok=True)
     for op in sorted({row.op for row in _rows}):
         rows = [row.as_dict() for row in _rows if row.op == op]

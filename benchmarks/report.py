@@ -26,7 +26,6 @@ TARGETS = {
         "banded products, compiled": 4.0,
         "cumulative sums, compiled": 4.0,
         "separable pools, compiled": 4.0,
-        "copy": 0.5,
     },
     "window_loss": {"normalize_targets alone": 0.91},
     "masked_linear": {"dense head + fused loss": 1.3},

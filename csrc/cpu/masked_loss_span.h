@@ -77,12 +77,17 @@ class Span {
 
     void finish(double* total) {
         fold();
-        for (int64_t j = 0; j < kLanes; ++j) total[j] += folded_[j];
+        for (int64_t i = 0; i < kLanes / kDoubles; ++i) {
+            const Double sum = read<Double>(total + i * kDoubles) + folded_[i];
+            std::memcpy(total + i * kDoubles, &sum, sizeof(sum));
+        }
     }
 
   private:
     static constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(C)), kParts = kLanes / kWidth;
+    static constexpr int64_t kDoubles = kVectorBytes / 8;
     typedef Vector<C, kWidth> V;
+    typedef Vector<double, kDoubles> Double;
 
     V part(int64_t k, const P* pred, const C* target, P* grad) const {
         const V d =
@@ -97,14 +102,15 @@ class Span {
     void fold() {
         C lane[kLanes];
         std::memcpy(lane, sum_, sizeof(sum_));
-        for (int64_t j = 0; j < kLanes; ++j) folded_[j] += double(lane[j]);
+        for (int64_t i = 0; i < kLanes / kDoubles; ++i)
+            folded_[i] += load_vector<double, kDoubles>(lane + i * kDoubles);
         for (V& sum : sum_) sum = V{};
         unfolded_ = 0;
     }
 
     V sum_[kParts] = {};
     const V inverse_, scale_;
-    double folded_[kLanes] = {};
+    Double folded_[kLanes / kDoubles] = {};
     int64_t unfolded_ = 0;
 };
 

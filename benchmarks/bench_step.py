@@ -123,9 +123,10 @@ def measure(compare, encoder, window, names, compile, rounds):
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("encoder", list(ENCODERS))
-def test_step(compare, encoder, compile):
+def test_step(compare, request, encoder, compile):
     names = ["ours", "published", "transformers"] if compile else list(MODELS)
-    measure(compare, encoder, None, names, compile, rounds=9)
+    rounds = request.config.getoption("--rounds")
+    measure(compare, encoder, None, names, compile, rounds)
 
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))

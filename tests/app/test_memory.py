@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-# Page faults of the second of two equal allocations of 40 MB, after the first was given back.
+# Page faults of the last of many equal rounds: the first ones still find blocks cut to other sizes.
 CODE = """
 import json, resource, torch
 from simmim.memory import keep_freed_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 told = keep_freed_memory()
-for _ in range(2):
+for _ in range(20):
     before = faults()
-    tensor = torch.zeros(10_000_000)
+    tensors = [torch.zeros(n) for n in (10_000_000, 3_000_000, 10_000_000)]
     seen = faults() - before
-    del tensor
+    del tensors
 print(json.dumps([told, seen]))
 """
 
@@ -26,4 +26,4 @@ def test_freed_blocks_are_used_again_without_a_page_fault_for_each_page():
     told, seen = json.loads(ran.stdout.splitlines()[-1])
     if not told:
         pytest.skip("this C library is not glibc")
-    assert seen < 10_000_000 * 4 // 4096 // 10
+    assert seen < 23_000_000 * 4 // 4096 // 10

@@ -193,7 +193,7 @@ void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t 
             run(tokens, dx, sums, sums.token ? sums.token + piece * width : nullptr, own, first,
                 min_of(batch, first + block), piece % h);
         }
-        finish_streams();
+        if (tokens.streams(dx)) finish_streams();
     });
     if (!sums.token) return;
     for (int64_t piece = 1; piece < pieces; ++piece) {  // always in this order

@@ -199,7 +199,7 @@ struct Scorer {
 
     // The same; make(row, x, n, to) makes the targets of n pixels, row after row. As many rows as
     // there is room for are scored at once: with a call for each row and token, losses of tokens
-    // with window targets took a fifth longer.
+    // with window targets took a quarter longer (benchmarks/NOTES.md).
     template <class Make>
     void score_made(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
                     int64_t run_count, C scale, double* total, const Make& make) const {

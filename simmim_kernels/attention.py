@@ -22,7 +22,8 @@ def attention(
     Returns:
         `(B, heads, K, d)` in `v`'s type.
     """
-    if fused:
+    # Without queries sdpa gives the bias no gradient at all, products one of zeros.
+    if fused and (bias is None or q.shape[-2] > 0):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)

@@ -23,8 +23,9 @@ def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int
 def token_grid(tokens: int, grid_h: int, grid_w: int) -> tuple[int, int]:
     """The token grid `(h, w)` of a flat row of tokens, from the mask grid's shape.
 
-    A token grid is `s` times finer than the mask grid in both directions, so
-    `tokens = grid_h * s * grid_w * s`. Raises `ValueError` where no whole `s` satisfies that.
+    The token grid is taken to be `s` times finer than the mask grid in both directions, so
+    `tokens = grid_h * s * grid_w * s`. Raises `ValueError` where no whole `s` satisfies that. Who
+    knows the token grid must not ask: 16 tokens under a mask of 1 x 4 may be 4 x 4 as well as 2 x 8.
     """
     units = grid_h * grid_w
     # Not math.isqrt, which can't be traced where the number of tokens is symbolic.

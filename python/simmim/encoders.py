@@ -88,9 +88,16 @@ class TimmEncoder(integration.MaskedEncoder):
             raise UserError(
                 f"timm cannot build encoder {name!r} this way: {first_line(error)}"
             ) from error
+        if arguments.get("patch_drop_rate"):
+            raise UserError(
+                f"encoder {name!r}: patch_drop_rate drops patches that must be predicted: leave it out"
+            )
         if integration.family_of(backbone) is None:
             raise UserError(_wrong_family(name))
-        super().__init__(backbone, mean=mean, std=std)
+        try:
+            super().__init__(backbone, mean=mean, std=std)
+        except ValueError as error:
+            raise UserError(f"encoder {name!r}: {error}") from error
         self.plain = False
         check_divides("encoder stride", self.stride, img_size)
 
@@ -112,10 +119,11 @@ class TimmEncoder(integration.MaskedEncoder):
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         if not self.plain:
             return super()._patches(images, mask)
-        embed, pos = self.backbone.patch_embed, self.family.pos_embed()
+        grid = images.shape[2] // self.patch, images.shape[3] // self.patch
+        embed, pos = self.backbone.patch_embed, self.family.pos_embed(grid)
         x = embed(published.normalized(images, self.mean, self.std))
         x = x.flatten(1, 2) if x.dim() == 4 else x
-        x = published.mask_tokens(x, mask, self.mask_token, embed.grid_size)
+        x = published.mask_tokens(x, mask, self.mask_token, grid)
         return x if pos is None else x + pos
 
 

@@ -68,11 +68,13 @@ def masked_loss(
 ) -> Tensor:
     """The loss of full-size images: the sum over hidden pixels by their number and the channels.
 
-    ``reduction="none"`` gives one value an image.
+    ``reduction`` is ``"mean"``, ``"sum"``, which does not divide, or ``"none"``: one value an image.
     """
     weight = on_grid(mask, *target.shape[2:])[:, None].to(target.dtype)
     if prediction.dtype != torch.float64:
         prediction = prediction.float()
     pixels = LOSSES[loss](prediction, target, reduction="none") * weight
-    axes = (0, 1, 2, 3) if reduction == "mean" else (1, 2, 3)
+    if reduction == "sum":
+        return pixels.sum()
+    axes = {"mean": (0, 1, 2, 3), "none": (1, 2, 3)}[reduction]
     return pixels.sum(axes) / (weight.sum(axes) + 1e-5) / target.shape[1]

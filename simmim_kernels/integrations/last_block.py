@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from simmim_kernels.attention import attention
 from simmim_kernels.grid import token_grid
+from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.ops.place_tokens import take_masked_tokens
 from simmim_kernels.patch_mask import PatchMask
 
@@ -57,7 +58,12 @@ class MaskedLastBlock:
         self._run = _family(block)[1]
 
     def __call__(
-        self, x: Tensor, mask: PatchMask, *, shared_rel_pos_bias: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: PatchMask,
+        *,
+        shared_rel_pos_bias: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """The block's output at the masked tokens.
 
@@ -65,6 +71,8 @@ class MaskedLastBlock:
             x: the block's input, `(B, prefix_tokens + h*w, D)`, for Swin `(B, h, w, D)`.
             mask: `PatchMask` on a grid that divides the token grid.
             shared_rel_pos_bias: BEiT's `(heads, N, N)` bias that all blocks share.
+            grid: the token grid `(h, w)` of `(B, N, D)`; needed only where it is not the mask's grid
+                made finer by the same number in both directions. Swin's `x` has its own.
 
         Returns:
             `(B, K, D)`, the masked tokens in ascending order of their positions.
@@ -73,7 +81,9 @@ class MaskedLastBlock:
             TypeError: a plain bool mask, whose samples may differ in the number of masked tokens.
             ValueError: shapes that don't fit, for Swin a map that one window does not cover.
         """
-        return self._run(self.block, x, _Masked(mask, self.prefix_tokens, x), shared_rel_pos_bias)
+        grid = tuple(x.shape[1:3]) if x.dim() == 4 else grid
+        masked = _Masked(mask, self.prefix_tokens, x.shape[1:-1].numel(), grid)
+        return self._run(self.block, x, masked, shared_rel_pos_bias)
 
     @staticmethod
     def why_not(block: nn.Module) -> str | None:
@@ -91,6 +101,9 @@ class MaskedLastBlock:
         for name, module in (("attn.qkv", attn.qkv), ("attn.proj", attn.proj)):
             if type(module) is not nn.Linear:
                 return f"its {name} is a {type(module).__qualname__}, not a Linear"
+        for name, module in (("it", block), ("its attn", attn), ("its attn.qkv", attn.qkv)):
+            if has_hooks(module) or is_changed(module):
+                return f"{name} has a hook or a forward of its own, which would not run"
         if type(block.mlp).__name__ not in _MLPS or any(
             isinstance(m, nn.Conv2d) for m in block.mlp.modules()
         ):
@@ -110,16 +123,20 @@ class MaskedLastBlock:
 class _Masked:
     """Takes out masked tokens, and the rows of a bias that belong to them."""
 
-    def __init__(self, mask: PatchMask, prefix_tokens: int, x: Tensor) -> None:
-        self.mask, self.prefix_tokens, self.tokens = mask, prefix_tokens, x.shape[1:-1].numel()
+    def __init__(
+        self, mask: PatchMask, prefix_tokens: int, tokens: int, grid: tuple[int, int] | None
+    ) -> None:
+        self.mask, self.prefix_tokens, self.tokens, self.grid = mask, prefix_tokens, tokens, grid
 
     def __call__(self, x: Tensor) -> Tensor:
-        return take_masked_tokens(x, self.mask, prefix_tokens=self.prefix_tokens)
+        return take_masked_tokens(x, self.mask, prefix_tokens=self.prefix_tokens, grid=self.grid)
 
     def bias(self, bias: Tensor) -> Tensor:
         """`(B, heads, K, N)` of a bias `(heads, N, N)` or `(1, heads, N, N)`."""
         heads, tokens = bias.shape[-3:-1]
-        grid = token_grid(self.tokens - self.prefix_tokens, *self.mask.mask.shape[1:])
+        grid = self.grid
+        if grid is None:
+            grid = token_grid(self.tokens - self.prefix_tokens, *self.mask.mask.shape[1:])
         positions = self.mask.on_grid(grid).masked + self.prefix_tokens
         # One row a query: an embedding, whose gradient is summed in a fixed order and in parallel.
         rows = bias.reshape(heads, tokens, tokens).transpose(0, 1).reshape(tokens, -1)

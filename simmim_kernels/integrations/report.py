@@ -103,8 +103,3 @@ class _Forward:
         replica = type(self.module)._replicate_for_data_parallel(self.module)
         replica.forward = _Forward(replica, self.make)
         return replica
-
-
-def is_changed(module: nn.Module) -> bool:
-    """Whether this instance has a `forward` of its own."""
-    return "forward" in module.__dict__

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels.integrations.report import Report, is_changed
+from simmim_kernels.integrations.instance import is_changed
+from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.timm_families import family_of
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops.mask_image import mask_image
@@ -50,7 +52,8 @@ class MaskedEncoder(nn.Module):
 
     Raises:
         TypeError: no timm model, or without a stage of patches.
-        ValueError: outputs that form no grid over the image, or a stage that was changed already.
+        ValueError: outputs that form no grid over the image, a stage that was changed already,
+            patches that are not square or are dropped at random.
     """
 
     def __init__(
@@ -68,12 +71,21 @@ class MaskedEncoder(nn.Module):
                 f"MaskedEncoder: {type(backbone).__name__} has no forward_features; allowed: a model "
                 "of timm.create_model without features_only"
             )
+        if not isinstance(getattr(backbone, "patch_drop", None), nn.Identity | None):
+            raise ValueError(
+                f"MaskedEncoder: this {type(backbone).__name__} drops patches while it trains, and "
+                "every hidden one must be predicted; build it with patch_drop_rate=0"
+            )
         self.backbone = backbone
         self.report = Report(type(backbone).__name__)
         self.family = family_of(backbone) if stage is None else None
         if self.family is not None:
-            self.patch = backbone.patch_embed.patch_size[0]
-            self.stride = backbone.feature_info[-1]["reduction"]
+            self.patch, other_side = backbone.patch_embed.patch_size
+            if self.patch != other_side:
+                raise ValueError(
+                    f"MaskedEncoder: the patches are {self.patch} x {other_side}; allowed: squares"
+                )
+            self.stride = self.family.stride()
             self.width, token_width = backbone.num_features, backbone.patch_embed.proj.out_channels
             self._tell_family()
         else:
@@ -91,7 +103,7 @@ class MaskedEncoder(nn.Module):
         """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
         `(B, C, H, W)`, uint8 or floating, under a mask."""
         if self.family is not None:
-            return self.family.tokens(self._patches(images, mask), None)
+            return self.family.tokens(self._patches(images, mask), self._patch_grid(images))
         dtype = self.mask_token.dtype
         image = mask_image(images, mask, 0.0, mean=self.mean, std=self.std, dtype=dtype)
         return self._stage.tokens(image, mask, self.mask_token)
@@ -100,15 +112,20 @@ class MaskedEncoder(nn.Module):
         """The tokens of hidden patches alone, `(B, K, width)`, in the order of
         `mask.on_grid(...).masked` on the grid of output tokens.
 
-        None where the last block needs all tokens, where samples may hide different numbers (a
-        plain mask), or where a mask unit is smaller than an output token.
+        None where the last block needs all tokens or must be called (a hook), where samples may hide
+        different numbers (a plain mask), or where a mask unit is smaller than an output token.
         """
-        if self.family is None or self.family.last is None or not isinstance(mask, PatchMask):
+        if self.family is None or not isinstance(mask, PatchMask):
             return None
+        out_grid = images.shape[2] // self.stride, images.shape[3] // self.stride
         units = mask.mask.shape[1:]
-        if any(side // self.stride % n for side, n in zip(images.shape[2:], units, strict=True)):
+        if any(side % n for side, n in zip(out_grid, units, strict=True)):
             return None
-        return self.family.tokens(self._patches(images, mask), mask)
+        last = self.family.last_for(out_grid)
+        if last is None:
+            return None
+        last = partial(last, mask=mask, grid=out_grid)
+        return self.family.tokens(self._patches(images, mask), self._patch_grid(images), last)
 
     def undo(self) -> nn.Module:
         """The model as it was, with the weights that it has now. The encoder is of no use then."""
@@ -120,12 +137,15 @@ class MaskedEncoder(nn.Module):
         theirs = getattr(self.backbone, "no_weight_decay", set)()
         return {"mask_token"} | {f"backbone.{name}" for name in theirs}
 
+    def _patch_grid(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[2] // self.patch, images.shape[3] // self.patch
+
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return self.family.patches(images, mask, self.mask_token, self.mean, self.std)
 
     def _tell_family(self) -> None:
         self.report.replaced["patch_embed"] = "masked_patch_embed, in this encoder's calls"
-        if self.family.last is None:
+        if self.family.why_not_last is not None:
             self.report.left["last block"] = self.family.why_not_last
         else:
             self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"

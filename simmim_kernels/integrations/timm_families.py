@@ -7,6 +7,7 @@ after its LayerNorm). Of the last block and the final norm, the loss needs the h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from timm import layers
@@ -15,41 +16,68 @@ from timm.models import swin_transformer as swin
 from timm.models import swin_transformer_v2 as swin_v2
 from timm.models import vision_transformer as vit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.ops._channels import Channels
+from simmim_kernels.ops.mask_image import mask_image
+from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
 from simmim_kernels.patch_mask import PatchMask
 
 
 class Family(ABC):
-    """A backbone of timm's, run under a mask.
+    """A backbone of timm's, run under a mask, with activation checkpointing where it asks for it.
 
     Attributes:
         backbone: the model, which owns all parameters.
-        last: its last block for hidden tokens alone; None where that block needs them all.
-        why_not_last: why it does; None otherwise.
+        why_not_last: why its last block could not run on hidden tokens alone when this was made;
+            None where it could.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
-        block = self.blocks()[-1]
-        prefix = getattr(backbone, "num_prefix_tokens", 0)
-        self.why_not_last = MaskedLastBlock.why_not(block)
-        fits = self.why_not_last is None
-        self.last = MaskedLastBlock(block, prefix_tokens=prefix) if fits else None
+        self.why_not_last = MaskedLastBlock.why_not(self.blocks()[-1])
+        self._last: MaskedLastBlock | None = None
+        self._find_last()
 
     def blocks(self) -> list[nn.Module]:
         """All blocks, from the first that runs to the last."""
         return list(self.backbone.blocks)
 
-    @abstractmethod
-    def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
-        """Output tokens `(B, L, width)` of embedded patches `(B, h*w, D)`; with a mask those of
-        its hidden tokens alone, `(B, K, width)`, which needs `last`."""
+    def stride(self) -> int:
+        """Pixels a side of an output token."""
+        return self.backbone.feature_info[-1]["reduction"]
 
-    def pos_embed(self) -> Tensor | None:
-        """The position embedding of the patches, `(1, h*w, D)`."""
+    @abstractmethod
+    def tokens(
+        self, patches: Tensor, grid: tuple[int, int], last: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Output tokens `(B, L, width)` of embedded patches `(B, h*w, D)` on their `grid` `(h, w)`.
+        With `last`, which is called in the last block's place and gives hidden tokens alone, those."""
+
+    def last_for(self, out_grid: tuple[int, int]) -> MaskedLastBlock | None:
+        """The last block for hidden tokens alone, where output tokens lie on `out_grid`; None where
+        it needs them all.
+
+        Looked at anew in every eager call: models are pruned, given hooks, adapted. Compiled code
+        keeps what the last eager look found.
+        """
+        if not torch.compiler.is_compiling():
+            self._find_last()
+        return self._last
+
+    def _find_last(self) -> None:
+        block = self.blocks()[-1]
+        if MaskedLastBlock.why_not(block) is not None:
+            self._last = None
+        elif self._last is None or self._last.block is not block:
+            prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+            self._last = MaskedLastBlock(block, prefix_tokens=prefix)
+
+    def pos_embed(self, grid: tuple[int, int]) -> Tensor | None:
+        """The position embedding `(1, h*w, D)` of patches on `grid` `(h, w)`."""
         return None
 
     def patches(
@@ -61,15 +89,33 @@ class Family(ABC):
         std: Channels,
     ) -> Tensor:
         """Embedded patches `(B, h*w, D)`, the token in the place of hidden ones, whose pixels are
-        not read."""
+        not read, or are 0 where the embedding must be called (a hook, an adapter).
+
+        Raises:
+            ValueError: images of another size than the model takes.
+        """
         embed = self.backbone.patch_embed
+        size = tuple(images.shape[2:])
+        if embed.img_size is not None and embed.strict_img_size and size != tuple(embed.img_size):
+            raise ValueError(
+                f"images are {size[0]} x {size[1]}, this {type(self.backbone).__name__} takes "
+                f"{embed.img_size[0]} x {embed.img_size[1]}; build it with that img_size"
+            )
+        grid = size[0] // embed.patch_size[0], size[1] // embed.patch_size[1]
+        pos = self.pos_embed(grid)
+        if type(embed.proj) is not nn.Conv2d or any(
+            has_hooks(m) or is_changed(m) for m in (embed, embed.proj)
+        ):
+            x = embed(mask_image(images, mask, 0.0, mean=mean, std=std, dtype=token.dtype))
+            x = x.unflatten(1, grid) if x.dim() == 3 else x
+            return mask_tokens(x, mask, token, pos_embed=pos).flatten(1, 2)
         return masked_patch_embed(
             images,
             embed.proj.weight,
             embed.proj.bias,
             mask,
             token,
-            pos_embed=self.pos_embed(),
+            pos_embed=pos,
             mean=mean,
             std=std,
             norm=None if isinstance(embed.norm, nn.Identity) else embed.norm,
@@ -81,13 +127,20 @@ class ViT(Family):
         """Whether the position embedding has rows for the class and register tokens too."""
         return not self.backbone.no_embed_class and self.backbone.num_prefix_tokens > 0
 
-    def pos_embed(self) -> Tensor | None:
-        pos = self.backbone.pos_embed
-        if pos is None or not self._embeds_prefix():
-            return pos
-        return pos[:, self.backbone.num_prefix_tokens :]
+    def pos_embed(self, grid: tuple[int, int]) -> Tensor | None:
+        b = self.backbone
+        prefix = b.num_prefix_tokens if self._embeds_prefix() else 0
+        pos = b.pos_embed
+        if pos is None:
+            return None
+        if b.dynamic_img_size:
+            own = b.patch_embed.grid_size
+            pos = layers.resample_abs_pos_embed(pos, grid, own, num_prefix_tokens=prefix)
+        return pos[:, prefix:]
 
-    def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
+    def tokens(
+        self, patches: Tensor, grid: tuple[int, int], last: Callable[..., Tensor] | None = None
+    ) -> Tensor:
         b = self.backbone
         prefix = [t for t in (b.cls_token, b.reg_token) if t is not None]
         x = patches
@@ -96,51 +149,75 @@ class ViT(Family):
             if b.pos_embed is not None and self._embeds_prefix():
                 first = first + b.pos_embed[:, : b.num_prefix_tokens]
             x = torch.cat([first.expand(len(x), -1, -1), x], 1)
-        x = b.norm_pre(b.pos_drop(x))
-        *body, last = b.blocks
-        for block in body:
-            x = block(x)
-        return (
-            b.norm(last(x))[:, b.num_prefix_tokens :]
-            if mask is None
-            else b.norm(self.last(x, mask))
-        )
+        if b.pos_embed is not None:
+            x = b.pos_drop(x)
+        x = b.norm_pre(x)
+        *body, block = b.blocks
+        for other in body:
+            x = _run(other, b.grad_checkpointing, x)
+        x = b.norm(_run(last or block, b.grad_checkpointing, x))
+        return x if last else x[:, b.num_prefix_tokens :]
 
 
 class Beit(Family):
-    def pos_embed(self) -> Tensor | None:
+    def pos_embed(self, grid: tuple[int, int]) -> Tensor | None:
         pos = self.backbone.pos_embed
         return None if pos is None else pos[:, 1:]
 
-    def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
+    def tokens(
+        self, patches: Tensor, grid: tuple[int, int], last: Callable[..., Tensor] | None = None
+    ) -> Tensor:
         b = self.backbone
         first = b.cls_token if b.pos_embed is None else b.cls_token + b.pos_embed[:, :1]
         x = b.pos_drop(torch.cat([first.expand(len(patches), -1, -1), patches], 1))
         bias = None if b.rel_pos_bias is None else b.rel_pos_bias()
-        *body, last = b.blocks
-        for block in body:
-            x = block(x, shared_rel_pos_bias=bias)
-        if mask is None:
-            return b.norm(last(x, shared_rel_pos_bias=bias))[:, 1:]
-        return b.norm(self.last(x, mask, shared_rel_pos_bias=bias))
+        *body, block = b.blocks
+        for other in body:
+            x = _run(other, b.grad_checkpointing, x, shared_rel_pos_bias=bias)
+        x = b.norm(_run(last or block, b.grad_checkpointing, x, shared_rel_pos_bias=bias))
+        return x if last else x[:, 1:]
 
 
 class Swin(Family):
     def blocks(self) -> list[nn.Module]:
         return [block for stage in self.backbone.layers for block in stage.blocks]
 
-    def tokens(self, patches: Tensor, mask: PatchMask | None) -> Tensor:
+    def stride(self) -> int:
+        # of the stages that are there: pruning takes some away
+        return self.backbone.feature_info[len(self.backbone.layers) - 1]["reduction"]
+
+    def last_for(self, out_grid: tuple[int, int]) -> MaskedLastBlock | None:
+        last, stage = super().last_for(out_grid), self.backbone.layers[-1]
+        stages = swin.SwinTransformerStage.forward, swin_v2.SwinTransformerV2Stage.forward
+        if last is None or type(stage).forward not in stages:
+            return None
+        if has_hooks(stage) or is_changed(stage) or tuple(last.block.window_size) != out_grid:
+            return None
+        return last
+
+    def tokens(
+        self, patches: Tensor, grid: tuple[int, int], last: Callable[..., Tensor] | None = None
+    ) -> Tensor:
         b = self.backbone
-        x = patches.unflatten(1, b.patch_embed.grid_size)
-        if mask is None:
+        x = patches.unflatten(1, grid)
+        if last is None:
             return b.norm(b.layers(x)).flatten(1, 2)
         *stages, stage = b.layers
         for other in stages:
             x = other(x)
         x = stage.downsample(x)
         for block in stage.blocks[:-1]:
-            x = block(x)
-        return b.norm(self.last(x, mask))
+            x = _run(block, stage.grad_checkpointing, x)
+        return b.norm(_run(last, stage.grad_checkpointing, x))
+
+
+def _run(
+    block: Callable[..., Tensor], checkpointing: bool, x: Tensor, **options: Tensor | None
+) -> Tensor:
+    """A block's output, its activations kept or made again in the backward pass."""
+    if checkpointing:
+        return checkpoint(block, x, use_reentrant=False, **options)
+    return block(x, **options)
 
 
 def family_of(backbone: nn.Module) -> Family | None:
@@ -150,12 +227,17 @@ def family_of(backbone: nn.Module) -> Family | None:
         type(embed).forward is not layers.PatchEmbed.forward
     ):
         return None
-    if isinstance(backbone, swin.SwinTransformer | swin_v2.SwinTransformerV2):
-        return Swin(backbone)
-    if isinstance(backbone, beit.Beit):
-        return Beit(backbone)
-    # subclasses that embed positions differently (distilled DeiT) would be silently wrong here
+    # subclasses that run differently (distilled DeiT) would be silently wrong here
     cls = type(backbone)
+    if "forward_features" in backbone.__dict__:
+        return None
+    for base, family in (
+        (swin.SwinTransformer, Swin),
+        (swin_v2.SwinTransformerV2, Swin),
+        (beit.Beit, Beit),
+    ):
+        if isinstance(backbone, base):
+            return family(backbone) if cls.forward_features is base.forward_features else None
     if (
         isinstance(backbone, vit.VisionTransformer)
         and cls._pos_embed is vit.VisionTransformer._pos_embed

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simmim_kernels.integrations.deferred_output import deferred_output
-from simmim_kernels.integrations.report import Report, is_changed
+from simmim_kernels.integrations.instance import has_hooks, is_changed
+from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.transformers_embeddings import (
     embeddings_forward,
-    has_hooks,
     mask_of,
     their_mask,
     why_not_embed,

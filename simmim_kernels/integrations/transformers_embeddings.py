@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simmim_kernels.integrations.instance import has_hooks
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
 from simmim_kernels.patch_mask import PatchMask
@@ -45,15 +46,6 @@ def their_mask(embeddings: nn.Module, image: Tensor, mask: PatchMask | Tensor) -
 def _patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
     stride = embeddings.patch_embeddings.projection.stride
     return image.shape[2] // stride[0], image.shape[3] // stride[1]
-
-
-def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody wants a module to be called, and not its weights to be used."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-        if m is not None
-    )
 
 
 def why_not_embed(embeddings: nn.Module) -> str | None:

@@ -167,7 +167,8 @@ def mask_tokens(
         x: tokens, `(B, L, D)` in row-major order of the token grid after `prefix_tokens`, or
             `(B, h, w, D)`; float32, float64, bfloat16 or float16, any strides.
         mask: `PatchMask` or `bool (B, gh, gw)` on a grid of which the token grid is a whole
-            multiple.
+            multiple: the same multiple in both directions for `(B, L, D)`, whose `h` and `w` are
+            told by it; pass `(B, h, w, D)` for units that are not square in tokens.
         token: the mask token, `(D,)` or `(1, 1, D)`.
         pos_embed: added to the result: one row of `D` for each patch token, or for each token with
             the prefix; `(rows, D)`, `(1, rows, D)`, `(h, w, D)` or `(1, h, w, D)`.

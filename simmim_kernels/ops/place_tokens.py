@@ -206,13 +206,17 @@ def take_tokens(
     return _take(*args, x.dtype, None, None)[0]
 
 
-def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) -> Tensor:
+def take_masked_tokens(
+    x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0, grid: tuple[int, int] | None = None
+) -> Tensor:
     """The masked tokens of `x`, in ascending order of their positions.
 
     Args:
         x: tokens `(B, L, D)` in row-major order of the token grid, after `prefix_tokens`.
         mask: `PatchMask` on a grid that divides the token grid.
         prefix_tokens: class or register tokens in front, never masked.
+        grid: the token grid `(h, w)`; by default the mask's, made finer by the same number in both
+            directions.
 
     Returns:
         `(B, K, D)`, `K` the number of masked tokens of every sample.
@@ -221,6 +225,7 @@ def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) ->
 
     Raises:
         TypeError: a plain bool mask, whose number of masked tokens may differ between samples.
+        ValueError: tokens, grid and mask that don't fit.
     """
     if not isinstance(mask, PatchMask):
         raise TypeError(
@@ -230,8 +235,10 @@ def take_masked_tokens(x: Tensor, mask: PatchMask, *, prefix_tokens: int = 0) ->
     is_tensor("x", x, FLOATS)
     has_dims("x", x, {3: "(B, L, D)"})
     batch, length, width = x.shape
-    h, w = token_grid(length - prefix_tokens, *mask.mask.shape[1:])
-    per_unit = (h // mask.mask.shape[1]) * (w // mask.mask.shape[2])
+    units = mask.mask.shape[1:]
+    h, w = token_grid(length - prefix_tokens, *units) if grid is None else grid
+    per_unit = whole_scale("token grid height", h, "mask grid height", units[0])
+    per_unit *= whole_scale("token grid width", w, "mask grid width", units[1])
     tokens = mask.masked.shape[1] * per_unit
     rows = take_tokens(x, ~mask.mask, (h, w), batch * tokens, prefix_tokens=prefix_tokens)
     return rows.view(batch, tokens, width)

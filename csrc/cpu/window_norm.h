@@ -16,11 +16,8 @@
 // begins window / 2 columns before them and ends as far behind them, cut at the image's own border.
 #pragma once
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 #include "cpu/rows.h"
+#include "cpu/sums.h"
 
 SIMMIM_BEGIN
 
@@ -39,35 +36,6 @@ inline double stored_eps(double eps, int element, const Memory& std, int64_t cha
     return eps * scale * scale;
 }
 
-// Prefix sums of n numbers, n a multiple of 4; returns the last. Four numbers are added up among
-// themselves before they meet the sum of all numbers before, which is what the next four wait for;
-// compilers make no vector code of it (measured: 1 ns less a pixel than one chain of additions).
-inline double prefix_of_fours(const double* row, int64_t n, double* sums) {
-#ifdef __AVX2__
-    const __m256d zero = _mm256_setzero_pd();
-    __m256d total = zero;
-    for (int64_t x = 0; x < n; x += 4) {
-        const __m256d one = _mm256_loadu_pd(row + x);
-        const __m256d two =
-            _mm256_add_pd(one, _mm256_blend_pd(_mm256_permute4x64_pd(one, 0x90), zero, 1));
-        const __m256d four = _mm256_add_pd(two, _mm256_permute2f128_pd(two, two, 0x08));
-        _mm256_storeu_pd(sums + x, _mm256_add_pd(total, four));
-        total = _mm256_add_pd(total, _mm256_permute4x64_pd(four, 0xFF));
-    }
-    return _mm256_cvtsd_f64(total);
-#else
-    double total = 0.0;
-    for (int64_t x = 0; x < n; x += 4) {
-        const double* v = row + x;
-        const double two[] = {v[0] + 0.0, v[1] + v[0], v[2] + v[1], v[3] + v[2]};
-        const double four[] = {two[0] + 0.0, two[1] + 0.0, two[2] + two[0], two[3] + two[1]};
-        for (int i = 0; i < 4; ++i) sums[x + i] = total + four[i];
-        total += four[3];
-    }
-    return total;
-#endif
-}
-
 // What sums of squares of C are held in: wide enough that E[x^2] - m^2 may cancel.
 template <class C>
 struct Wider {
@@ -81,10 +49,13 @@ struct Wider<double> {
 // Column sums of x and x^2 over the window's rows run down the image, prefix sums along the row
 // turn them into window sums. All sums are made in one order on every instruction set.
 //
-// A running sum never recovers from a NaN or Inf, and keeps the rounding of large numbers after
-// they have left. Rows that hold a NaN, an Inf, or a number so large that its rounding would show
-// next to `eps` are therefore summed directly while they are in the window, at a cost that grows
-// with it.
+// A running sum keeps the rounding of large numbers after they have left. Where rows of the window
+// hold numbers so large that the rounding of sums of their squares would show next to `eps`, column
+// sums run in two parts, and sums along the row are made from numbers of the window alone: three
+// times the cost, for any window. Whole numbers, as of a sensor's counts, round nothing: as long as
+// all rows in the window hold nothing else, they are taken as any other. And a running sum never
+// recovers from a NaN, an Inf or a number beyond what two parts hold: rows with one are summed
+// anew while they are in the window, at a cost that grows with it.
 template <class C>
 class WindowRows {
     using Sum = typename Wider<C>::Type;
@@ -92,7 +63,7 @@ class WindowRows {
   public:
     static int64_t scratch_bytes(int64_t width, int64_t window) {
         const int64_t padded = width + 2 * radius(width, window) + 1;
-        return int64_t(sizeof(Sum)) * (4 * width + 2 * padded) +
+        return int64_t(sizeof(Sum)) * (6 * width + 2 * padded) +
                int64_t(sizeof(double) + 6 * sizeof(C)) * width;
     }
 
@@ -104,7 +75,9 @@ class WindowRows {
         const int64_t width = plane.width, padded = width + 2 * rx_ + 1;
         column_s_ = reinterpret_cast<Sum*>(scratch);
         column_q_ = column_s_ + width;
-        direct_s_ = column_q_ + width;
+        rest_s_ = column_q_ + width;
+        rest_q_ = rest_s_ + width;
+        direct_s_ = rest_q_ + width;
         direct_q_ = direct_s_ + width;
         prefix_s_ = direct_q_ + width;
         prefix_q_ = prefix_s_ + padded;
@@ -118,9 +91,15 @@ class WindowRows {
         centre_row_ = rows + 5 * width;
         for (int64_t x = 0; x < width; ++x) zeros_[x] = C(0);
         for (int64_t x = 0; x <= rx_; ++x) prefix_s_[x] = prefix_q_[x] = Sum(0);
-        // What x leaves behind in a variance is below 2^-51 x^2 for float: at most 2 eps here, and
-        // nothing in images of bytes or of 16-bit numbers, whose sums are exact.
-        limit_ = plane.memory.element == kUInt8 ? C(255) : C(67108864.0 * __builtin_sqrt(eps));
+        // A sum over `side` columns or rows of windows leaves an error of about 2^-53 side x^2 in
+        // each mean of squares; up to here it is below a thousandth of eps (measured to a side of
+        // 4096). Twin: running_limit in simmim_kernels/backends/_window.py.
+        const double side = double(max_of(plane.width, plane.height));
+        limit_ =
+            plane.memory.element == kUInt8 ? C(255) : C(33554432.0 * __builtin_sqrt(eps / side));
+        const double tall = double(min_of(2 * ry_ + 1, plane.height));
+        whole_limit_ =
+            C(min_of(4194304.0, __builtin_sqrt(9007199254740992.0 / (tall * double(plane.width)))));
     }
 
     // Makes row `y` the current one.
@@ -164,7 +143,10 @@ class WindowRows {
     static float root(float v) { return __builtin_sqrtf(v); }
     static double root(double v) { return __builtin_sqrt(v); }
 
-    bool direct() const { return bad_ >= y_ - ry_; }
+    // Whether sums over windows are made from numbers of the window alone, ...
+    bool direct() const { return max_of(large_, bad_) >= y_ - ry_; }
+    // ... those over its rows too.
+    bool anew() const { return bad_ >= y_ - ry_; }
 
     const C* row(int64_t y, C* buffer) const {
         const int64_t offset = plane_.offset + y * plane_.sy;
@@ -174,39 +156,83 @@ class WindowRows {
         return buffer;
     }
 
-    // The row that enters the window, marked where a running sum can't take it.
-    const C* entering(int64_t y) {
+    // Row `y`, which enters the window that begins with row `first`, marked where a plain running
+    // sum can't take it.
+    const C* entering(int64_t first, int64_t y) {
         const C* x = row(y, entering_row_);
-        int beyond = 0;
-        for (int64_t i = 0; i < plane_.width; ++i) beyond |= !(x[i] <= limit_ && x[i] >= -limit_);
-        if (beyond) bad_ = y;
+        if (!counts_ && is_within(x, limit_)) return x;
+        bool exact = is_whole(x);
+        for (int64_t i = y - 1; exact && !counts_ && i >= first; --i)
+            exact = is_whole(row(i, leaving_row_));
+        counts_ = true;
+        if (exact) return x;
+        large_ = y;
+        if (!is_within(x, max_of(limit_ * C(67108864), C(1073741824)))) bad_ = y;
         return x;
+    }
+
+    bool is_within(const C* x, C limit) const {
+        int beyond = 0;
+        for (int64_t i = 0; i < plane_.width; ++i) beyond |= !(x[i] <= limit && x[i] >= -limit);
+        return !beyond;
+    }
+
+    // Whether sums of these numbers and of their squares, over all that is ever summed, are exact.
+    bool is_whole(const C* x) const {
+        constexpr C rounder = sizeof(C) == 4 ? C(12582912.0) : C(6755399441055744.0);
+        int other = 0;
+        for (int64_t i = 0; i < plane_.width; ++i) {
+            const C whole = (x[i] + rounder) - rounder;
+            other |= !(x[i] == whole && x[i] <= whole_limit_ && x[i] >= -whole_limit_);
+        }
+        return !other;
     }
 
     // Sums for row `y` from nothing but the rows of its window.
     void start(int64_t y) {
         y_ = y;
-        bad_ = -1 - plane_.height;
-        for (int64_t x = 0; x < plane_.width; ++x) column_s_[x] = column_q_[x] = Sum(0);
+        large_ = bad_ = -1 - plane_.height;
+        counts_ = false;
+        for (int64_t x = 0; x < plane_.width; ++x)
+            column_s_[x] = column_q_[x] = rest_s_[x] = rest_q_[x] = Sum(0);
+        const int64_t first = max_of<int64_t>(0, y - ry_);
         const int64_t last = min_of(plane_.height - 1, y + ry_);
-        for (int64_t i = max_of<int64_t>(0, y - ry_); i <= last; ++i) {
-            const C* x = entering(i);
+        for (int64_t i = first; i <= last; ++i) {
+            const C* x = entering(first, i);
+            if (direct()) {
+                run_in_parts(x, Sum(1));
+                continue;
+            }
             for (int64_t j = 0; j < plane_.width; ++j) {
                 column_s_[j] += Sum(x[j]);
                 column_q_[j] += Sum(x[j]) * Sum(x[j]);
             }
         }
-        run(zeros_, zeros_);
+        if (!direct()) run(zeros_, zeros_);
     }
 
     void advance() {
-        const bool was_direct = direct();
+        const bool was_anew = anew(), was_direct = direct();
         const int64_t enters = y_ + 1 + ry_, leaves = y_ - ry_;
         ++y_;
-        const C* in = enters < plane_.height ? entering(enters) : zeros_;
-        if (was_direct || direct()) return start(y_);
+        const int64_t first = max_of<int64_t>(0, leaves + 1);
+        const C* in = enters < plane_.height ? entering(first, enters) : zeros_;
+        if (was_anew || anew() || (was_direct && !direct())) return start(y_);
         const C* out = leaves >= 0 ? row(leaves, leaving_row_) : zeros_;
-        if (in != out) run(in, out);
+        if (in == out) return;
+        if (!direct()) return run(in, out);
+        run_in_parts(in, Sum(1));
+        run_in_parts(out, Sum(-1));
+    }
+
+    // Column sums with a row added (`sign` 1) or taken away (-1); what rounding takes off a sum is
+    // kept beside it (Knuth's two-sum).
+    void run_in_parts(const C* __restrict row, Sum sign) {
+        for (int64_t x = 0; x < plane_.width; ++x) {
+            const Sum v = row[x];
+            add_in_parts(sign * v, column_s_[x], rest_s_[x]);
+            add_in_parts(sign * v * v, column_q_[x], rest_q_[x]);
+        }
     }
 
     // Column sums with row `in` added and row `out` taken away, and their prefix sums.
@@ -249,27 +275,22 @@ class WindowRows {
     }
 
     void sum_directly() {
-        for (int64_t x = 0; x < plane_.width; ++x) {
-            const int64_t last = min_of(plane_.width - 1, x + rx_);
-            Sum s = 0, q = 0;
-            for (int64_t i = max_of<int64_t>(0, x - rx_); i <= last; ++i) {
-                s += column_s_[i];
-                q += column_q_[i];
-            }
-            direct_s_[x] = s;
-            direct_q_[x] = q;
-        }
+        sum_windows(column_s_, rest_s_, plane_.width, rx_, direct_s_);
+        sum_windows(column_q_, rest_q_, plane_.width, rx_, direct_q_);
     }
 
     Plane plane_;
     int64_t ry_, rx_;
     double eps_;
-    C limit_;
-    int64_t y_ = -1;    // the current row
-    int64_t rows_ = 0;  // rows in its windows
-    int64_t bad_ = -1;  // the last row taken in that no running sum can hold
+    C limit_, whole_limit_;
+    bool counts_ = false;  // whether the sums hold numbers beyond the limit, whole ones or not
+    int64_t y_ = -1;       // the current row
+    int64_t rows_ = 0;     // rows in its windows
+    int64_t large_ = -1;   // the last row taken in that needs sums in parts
+    int64_t bad_ = -1;     // the last one that no running sum can hold
     const C* centre_ = nullptr;
-    Sum *column_s_, *column_q_, *direct_s_, *direct_q_, *prefix_s_, *prefix_q_;
+    Sum *column_s_, *column_q_, *rest_s_, *rest_q_;  // the sums and what rounding took off them
+    Sum *direct_s_, *direct_q_, *prefix_s_, *prefix_q_;
     double* count_;
     C *bessel_, *eps_n2_, *zeros_, *entering_row_, *leaving_row_, *centre_row_;
 };

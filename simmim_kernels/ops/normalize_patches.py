@@ -45,7 +45,7 @@ def normalize_patches(
         out = (x - m) / sqrt(v + eps),  m = mean(patch),  v = sum((x - m)^2) / (n - 1)
 
     with `n = C * patch * patch`. Where `n` is 1 the variance of the sample is undefined; `v` is 0
-    there, so `out` is 0. The image stays an image: nothing is rearranged.
+    there, so `out` is 0, or NaN with `eps=0`. The image stays an image: nothing is rearranged.
 
     Args:
         image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is

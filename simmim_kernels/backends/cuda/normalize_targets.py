@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels
 
 _COLUMNS = 292  # that one block's windows may see, where its sums lie in shared memory
@@ -40,8 +41,7 @@ def window_normalized(
         blocks = columns * -(-height // band)
         scratch = torch.empty(blocks * 6 * (width + 1), dtype=torch.float64, device=image.device)
     std = None if std is None else std.contiguous()
-    # The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
-    limit = 255.0 if image.dtype == torch.uint8 else 2.0**22 * eps**0.5
+    limit = running_limit(image, eps)
     device, stream = device_and_stream(image)
     kernels.normalize_targets(
         device,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 
 _PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
@@ -141,8 +142,7 @@ def window_normalized(
     block = power_of_two(width, 1 << 20)
     radius = window // 2
     grid_h, grid_w = (height, width) if mask is None else mask.shape[1:]
-    # The rounding of x^2 is 2^-53 x^2: kept below 2^-9 eps. Sums of bytes are exact.
-    limit = 255.0 if image.dtype == torch.uint8 else 2.0**22 * eps**0.5
+    limit = running_limit(image, eps)
     if image.dtype == torch.float64:  # no type of a GPU is wide enough for running sums
         limit = -1.0
     with on_device_of(image):

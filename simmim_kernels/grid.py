@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,14 @@ def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int
     return fine // coarse
 
 
+def whole_root(n: int) -> int:
+    """The root of a square number; of another the whole number next to it.
+
+    Not `math.isqrt`, which can't be traced where the number is symbolic.
+    """
+    return int(n**0.5 + 0.5)
+
+
 def token_grid(tokens: int, grid_h: int, grid_w: int) -> tuple[int, int]:
     """The token grid `(h, w)` of a flat row of tokens, from the mask grid's shape.
 
@@ -28,8 +35,7 @@ def token_grid(tokens: int, grid_h: int, grid_w: int) -> tuple[int, int]:
     knows the token grid must not ask: 16 tokens under a mask of 1 x 4 may be 4 x 4 as well as 2 x 8.
     """
     units = grid_h * grid_w
-    # Not math.isqrt, which can't be traced where the number of tokens is symbolic.
-    scale = int((tokens // units) ** 0.5 + 0.5) if units and tokens > 0 else 0
+    scale = whole_root(tokens // units) if units and tokens > 0 else 0
     if scale < 1 or scale * scale * units != tokens:
         raise ValueError(
             f"{tokens} tokens do not form a grid that is a whole multiple of the mask grid "
@@ -59,7 +65,7 @@ def prediction_patch(shape: Sequence[int], image: Sequence[int]) -> int:
     tokens `(B, L, C*p*p)` or `(R, C*p*p)`. 0 where there is no such number."""
     if len(shape) == 4:
         return 1 if tuple(shape) == tuple(image) else image[2] // max(shape[2], 1)
-    return math.isqrt(shape[-1] // image[1])
+    return whole_root(shape[-1] // image[1])
 
 
 def prediction_strides(

@@ -91,6 +91,30 @@ def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
     return loss.sum(dims) / (pixels.sum(dims) + eps) / image.shape[1]
 
 
+def window_target(image, window, eps):
+    """Swin-Transformer's `norm_targets` in float64: means over squares cut at the border."""
+    window = min(window, 2 * max(image.shape[2:]) - 1)
+    pad = window // 2
+    size = image.new_ones(1, 1, *image.shape[2:])
+
+    def box(x):
+        x = F.pad(x, (pad,) * 4)
+        return F.avg_pool2d(x, window, 1) * window**2
+
+    n = box(size)
+    mean, square = box(image) / n, box(image.square()) / n
+    var = (square - mean.square()) * torch.where(n > 1, n / (n - 1), 0.0)
+    return (image - mean) / torch.sqrt(var.clamp(min=0) + eps)
+
+
+def patch_target(image, patch, eps):
+    """MAE's `norm_pix_loss` in float64, over pixels and channels of a patch."""
+    rows = F.unfold(image, patch, stride=patch).transpose(1, 2)
+    mean, var = rows.mean(-1, keepdim=True), rows.var(-1, keepdim=True)
+    rows = (rows - mean) / torch.sqrt(var + eps)
+    return F.fold(rows.transpose(1, 2), image.shape[2:], patch, stride=patch)
+
+
 def problem(batch, channels, grid, unit, patch, layout, dtype, target_dtype, seed=1):
     """Prediction and target no closer than 0.02, so that rounding turns no sign of theirs."""
     height, width = grid[0] * unit, grid[1] * unit

@@ -159,3 +159,11 @@ def test_results_are_laid_out_as_the_fake_kernels_say(backend):
         tokens = sk.mask_tokens(mixed, MASK, torch.zeros(48))
         image = ops.gather_patches_backward(rows, MASK.mask, None, 3, 2, 2, 4, 4, torch.float32)
     assert tokens.is_contiguous() and image.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("masked_mse", "eps"), ("normalize_targets", "eps")]
+)
+def test_a_number_that_no_float_holds_is_named(name, argument):
+    with pytest.raises(ValueError, match=f"{argument} is beyond the range of a float"):
+        getattr(sk, name)(**{**CALLS[name], argument: 10**400})

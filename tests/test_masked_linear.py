@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
-from tests.loss_cases import BETA, LOSSES, MEAN, STD, as_image, normalised, published
+from tests.loss_cases import (
+    BETA,
+    LOSSES,
+    MEAN,
+    STD,
+    as_image,
+    normalised,
+    patch_target,
+    published,
+    window_target,
+)
 
 OURS = {
     "l1": sk.masked_linear_l1,
@@ -27,18 +37,19 @@ def head_problem(batch, channels, grid, unit, patch, width, dtype, bias=True):
     return tokens, weight, offset, target, sk.random_mask(batch, grid, 0.6, seed=2)
 
 
-def dense(kind, tokens, weight, bias, target, mask, order, reduction="mean"):
+def dense(kind, tokens, weight, bias, target, mask, order, reduction="mean", eps=1e-5):
     """The published computation: every token, every pixel."""
     patch = int((weight.shape[0] // target.shape[1]) ** 0.5)
     image = as_image(F.linear(tokens, weight, bias), target, patch, order)
     mask = mask.mask if isinstance(mask, sk.PatchMask) else mask
-    return published(kind, image, target, mask, reduction=reduction)
+    return published(kind, image, target, mask, eps, reduction)
 
 
 def with_gradients(function, *inputs):
     leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
     loss = function(*leaves)
-    return loss, *torch.autograd.grad(loss.sum(), [leaf for leaf in leaves if leaf is not None])
+    weight = torch.arange(1, loss.numel() + 1, dtype=loss.dtype).view(loss.shape)
+    return loss, *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None], weight)
 
 
 def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction="mean"):
@@ -101,17 +112,30 @@ def test_empty_batch(backend):
     assert not any(x.any() for x in found)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", LOSSES)
-def test_equals_the_loss_of_the_dense_head(kind):
-    tokens, weight, bias, _, mask = head_problem(2, 3, (2, 3), 8, 4, 16, torch.float64)
+@pytest.mark.parametrize("order", ["cyx", "yxc"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "norm", [None, sk.WindowNorm(5, 0.3), sk.PatchNorm(0.3)], ids=["plain", "window", "patch"]
+)
+def test_equals_the_loss_of_the_dense_head(backend, kind, order, reduction, norm):
+    *head, _, mask = head_problem(2, 3, (2, 3), 8, 4, 16, torch.float64)
     target = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     pixels = normalised(target, MEAN, STD, torch.float64)
-    found = with_gradients(
-        lambda *head: OURS[kind](*head, target, mask, mean=MEAN, std=STD), tokens, weight, bias
-    )
-    expected = with_gradients(
-        lambda *head: dense(kind, *head, pixels, mask, "cyx"), tokens, weight, bias
-    )
+    if isinstance(norm, sk.WindowNorm):
+        pixels = window_target(pixels, norm.window, norm.eps)
+    elif norm is not None:
+        pixels = patch_target(pixels, 4, norm.eps)
+    options = {"order": order, "reduction": reduction, "eps": 2.0}
+    with sk.backend(backend):
+        found = with_gradients(
+            lambda *h: OURS[kind](
+                *h, target, mask, target_norm=norm, mean=MEAN, std=STD, **options
+            ),
+            *head,
+        )
+    expected = with_gradients(lambda *h: dense(kind, *h, pixels, mask, **options), *head)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -157,18 +181,38 @@ def test_gradcheck(backend):
         )
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("plain", [False, True])
-def test_compiles_in_one_graph(plain):
+def test_compiles_in_one_graph(plain, dynamic):
     tokens, weight, bias, target, mask = head_problem(2, 3, (2, 2), 8, 4, 8, torch.float32)
     mask = mask.mask if plain else mask
 
     def step(t, w, b, mask):
         return sk.masked_linear_mse(t, w, b, target, mask)
 
-    compiled = torch.compile(step, fullgraph=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
     found = with_gradients(lambda *h: compiled(*h, mask), tokens, weight, bias)
     expected = with_gradients(lambda *h: step(*h, mask), tokens, weight, bias)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_second_derivative_is_refused():
+    tokens, weight, bias, target, mask = head_problem(2, 3, (2, 2), 8, 4, 8, torch.float32)
+    weight.requires_grad_()
+    loss = sk.masked_linear_mse(tokens, weight, bias, target, mask)
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (loss + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("argument", ["weight", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types_that_do_not_meet_are_named(argument, dtype):
+    tokens, weight, bias, target, mask = head_problem(2, 3, (2, 2), 8, 4, 8, torch.float32)
+    head = {"weight": weight, "bias": bias}
+    head[argument] = head[argument].to(dtype)
+    with pytest.raises(TypeError, match=f"{argument} has dtype .*; allowed: float32"):
+        sk.masked_linear_l1(tokens, head["weight"], head["bias"], target, mask)
 
 
 def test_autocast_runs_the_product_in_its_type():

@@ -138,6 +138,19 @@ def test_all_or_none_masked(backend, masked, reduction, eps):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["image", "cyx", "units"])
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_eps_is_added_to_the_count(backend, layout, kind, reduction):
+    pred, target, mask, _ = problem(2, 3, (2, 3), 4, 2, layout, torch.float32, torch.float32)
+    weight = torch.rand(2) + 0.5 if reduction == "none" else None
+    with sk.backend(backend):
+        check_against_published(
+            kind, pred, target, mask, 2, layout, weight, {}, reduction=reduction, eps=2.0
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (0, 4, 48)])
 def test_empty_batch(backend, reduction, shape):

@@ -118,6 +118,11 @@ def test_second_derivative_and_transforms_are_refused():
         torch.autograd.grad(grad.sum(), pred, allow_unused=True, retain_graph=True)
     with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
         grad.sum().backward()
+    # the loss itself as root: its gradient is a constant, and the penalty must not be lost
+    loss = sk.masked_mse(pred, target, mask)
+    (grad,) = torch.autograd.grad(loss, pred, create_graph=True)
+    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
+        (loss + grad.square().sum()).backward()
     with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
         torch.func.vmap(lambda p: sk.masked_mse(p, target, mask))(pred[None])
     with torch.autograd.forward_ad.dual_level():

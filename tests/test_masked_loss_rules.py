@@ -104,12 +104,14 @@ def test_forked_worker(monkeypatch):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("layout", ["image", "cyx", "units"])
-def test_compiles_in_one_graph(dynamic, layout):
+@pytest.mark.parametrize("norm", [None, sk.PatchNorm(), sk.WindowNorm(5)])
+def test_compiles_in_one_graph(dynamic, layout, norm):
     pred, target, mask, stats = problem(2, 3, (2, 3), 8, 4, layout, torch.bfloat16, torch.uint8)
 
     def step(p, t, m):
-        return ours("smooth_l1", p * 1.0, t, m, layout, **stats) * 3.0
+        return ours("smooth_l1", p * 1.0, t, m, layout, target_norm=norm, **stats) * 3.0
 
+    torch._dynamo.reset()  # else all cases together meet the limit of recompilations
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
     pairs = []
     for function in (step, compiled):
@@ -278,9 +280,9 @@ def test_modules(kind):
     module = {"l1": nn.MaskedL1Loss, "mse": nn.MaskedMSELoss, "smooth_l1": nn.MaskedSmoothL1Loss}
     pred, target, mask, stats = problem(2, 3, (2, 2), 8, 4, "yxc", torch.float32, torch.uint8)
     extra = {"beta": 0.5} if kind == "smooth_l1" else {}
-    loss = module[kind](order="yxc", reduction="sum", **stats, **extra)
-    assert "order='yxc'" in repr(loss) and "reduction='sum'" in repr(loss)
-    expected = ours(kind, pred, target, mask, "yxc", reduction="sum", **stats, **extra)
+    loss = module[kind](order="yxc", reduction="none", eps=2.0, **stats, **extra)
+    assert "order='yxc'" in repr(loss) and "reduction='none'" in repr(loss)
+    expected = ours(kind, pred, target, mask, "yxc", reduction="none", eps=2.0, **stats, **extra)
     assert torch.equal(loss(pred, target, mask), expected)
     normed = module[kind](order="yxc", target_norm=sk.PatchNorm(), **extra)
     assert "PatchNorm" in repr(normed)

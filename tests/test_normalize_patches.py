@@ -50,9 +50,10 @@ def exact(image, patch, eps=1e-6):
     dtype=st.sampled_from([*FLOATS, torch.uint8]),
     layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
     statistics=st.booleans(),
+    eps=st.sampled_from([1e-6, 0.5]),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics):
+def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics, eps):
     height, width = grid[0] * patch, grid[1] * patch
     image = {
         "contiguous": lambda: pixels((batch, channels, height, width), dtype),
@@ -67,10 +68,10 @@ def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics)
     mean = [0.1 * (c + 1) for c in range(channels)] if statistics else None
     std = [0.2 + 0.1 * c for c in range(channels)] if statistics else None
     with sk.backend(backend):
-        out = sk.normalize_patches(image, patch, mean=mean, std=std)
+        out = sk.normalize_patches(image, patch, eps, mean=mean, std=std)
     assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
     x = floats(image, mean, std)
-    assert_within_budget(out, published(x.to(out.dtype), patch), exact(x, patch))
+    assert_within_budget(out, published(x.to(out.dtype), patch, eps), exact(x, patch, eps))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

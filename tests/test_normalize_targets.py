@@ -61,12 +61,12 @@ def floats(image, mean=None, std=None):
     return (x - mean) / std
 
 
-def assert_matches(out, image, window, mean=None, std=None):
+def assert_matches(out, image, window, mean=None, std=None, eps=1e-6):
     x = floats(image, mean, std)
-    plain = published(x.to(out.dtype), window) if image.numel() else x
+    plain = published(x.to(out.dtype), window, eps) if image.numel() else x
     if window == 1:
         plain = torch.zeros_like(plain)  # 0 * inf in the published form
-    assert_within_budget(out, plain, exact(x, window))
+    assert_within_budget(out, plain, exact(x, window, eps))
 
 
 @given(
@@ -78,9 +78,10 @@ def assert_matches(out, image, window, mean=None, std=None):
     dtype=st.sampled_from([*FLOATS, torch.uint8]),
     layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
     statistics=st.booleans(),
+    eps=st.sampled_from([1e-6, 0.5]),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_value(backend, batch, channels, height, width, window, dtype, layout, statistics):
+def test_value(backend, batch, channels, height, width, window, dtype, layout, statistics, eps):
     image = {
         "contiguous": lambda: pixels((batch, channels, height, width), dtype),
         "channels_last": lambda: pixels((batch, height, width, channels), dtype).permute(
@@ -96,9 +97,9 @@ def test_value(backend, batch, channels, height, width, window, dtype, layout, s
         else (None, None)
     )
     with sk.backend(backend):
-        out = sk.normalize_targets(image, window, mean=mean, std=std)
+        out = sk.normalize_targets(image, window, eps, mean=mean, std=std)
     assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
-    assert_matches(out, image, window, mean, std)
+    assert_matches(out, image, window, mean, std, eps)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

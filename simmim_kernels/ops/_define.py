@@ -127,18 +127,23 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *grads)
         with torch.no_grad(), nullcontext() if forced is None else backends.backend(forced):
             results = backward(ctx, *grads)
-        wanted = [g for g in grads if isinstance(g, Tensor) and g.requires_grad]
-        if not wanted:
+        if not torch.is_grad_enabled():
             return results
+        wanted = [g for g in grads if isinstance(g, Tensor) and g.requires_grad]
         name = type(ctx).__name__.strip("_").removesuffix("Backward")
         message = f"simmim_kernels: {name} has no second derivative"
         # With the incoming gradients among its inputs the error stands on the way to whatever they
-        # came from, so that `torch.autograd.grad` meets it too.
+        # came from, so that `torch.autograd.grad` meets it too. The results want a gradient even
+        # where those do not, as that of a loss itself: the derivative left out would be missed.
         refuse = torch._C._functions.DelayedError(message.encode(), 1 + len(wanted))
-        return tuple(
-            refuse(result, *wanted)[0] if isinstance(result, Tensor) else result
-            for result in results
-        )
+
+        def refused(result: Any) -> Any:
+            if not isinstance(result, Tensor):
+                return result
+            result = refuse(result.detach().requires_grad_(), *wanted)
+            return result[0] if wanted else result
+
+        return tuple(map(refused, results))
 
     return staticmethod(wrapper)
 

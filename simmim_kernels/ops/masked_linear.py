@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_kernels.grid import whole_scale
+from simmim_kernels.grid import whole_root, whole_scale
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
@@ -53,18 +51,22 @@ def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Ten
     """The side of a patch."""
     is_tensor("tokens", tokens, FLOATS)
     has_dims("tokens", tokens, {3: "(B, h*w, D)"})
-    is_tensor("weight", weight, FLOATS)
+    # autocast brings these together, and what follows; otherwise a product takes one type
+    kind = tokens.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    allowed = FLOATS if autocast else (tokens.dtype,)
+    is_tensor("weight", weight, allowed)
     has_dims("weight", weight, {2: "(C*p*p, D)"})
     is_tensor("target", target, PIXELS)
     has_dims("target", target, {4: "(B, C, H, W)"})
     batch, channels, height, width = target.shape
-    patch = math.isqrt(weight.shape[0] // max(channels, 1))
+    patch = whole_root(weight.shape[0] // max(channels, 1))
     if patch < 1 or weight.shape != (channels * patch * patch, tokens.shape[2]):
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; allowed: ({channels}*p*p, {tokens.shape[2]})"
         )
     if bias is not None:
-        is_tensor("bias", bias, FLOATS)
+        is_tensor("bias", bias, allowed)
         if bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"bias has shape {tuple(bias.shape)}; allowed: ({weight.shape[0]},), None"

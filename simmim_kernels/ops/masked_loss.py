@@ -156,8 +156,15 @@ def _norm_arguments(
         raise TypeError(
             f"target_norm is {type(target_norm).__name__}; allowed: WindowNorm, PatchNorm, None"
         )
-    patch = prediction_patch(pred.shape, target.shape)
-    return "patch", target.shape[2] // mask.shape[1] if patch == 1 else patch, target_norm.eps
+    if pred.shape != target.shape:
+        return "patch", prediction_patch(pred.shape, target.shape), target_norm.eps
+    unit = target.shape[2] // mask.shape[1], target.shape[3] // mask.shape[2]
+    if unit[0] != unit[1]:
+        raise ValueError(
+            f"the mask's units are {unit[0]} x {unit[1]} pixels, and PatchNorm normalises an image's "
+            "target by them; allowed: square units, or a prediction of tokens"
+        )
+    return "patch", unit[0], target_norm.eps
 
 
 def loss_of(

@@ -69,3 +69,21 @@ def test_fused_into_the_loss(compare, shape, batch):
         "normalize_targets, then the loss": apart,
     }
     compare(row, contenders, inputs, tolerance=None)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
+def test_large_numbers(compare, shape):
+    """Fractions beyond what plain running sums can hold, whole numbers of that size, small ones."""
+    size = (BATCHES[0], shape.channels, shape.size, shape.size)
+
+    def inputs():
+        counts = torch.randint(0, 65536, size).float()
+        return 1e4 * torch.randn(size), counts, torch.randn(size)
+
+    row = Row("large_numbers", f"{shape.name} x{BATCHES[0]} float32", "forward", 0)
+    contenders = {
+        "ours": lambda fractions, counts, small: ours(fractions),
+        "whole numbers": lambda fractions, counts, small: ours(counts),
+        "small numbers": lambda fractions, counts, small: ours(small),
+    }
+    compare(row, contenders, inputs, tolerance=None)

@@ -57,6 +57,13 @@ def ratio(row: dict, peer: str) -> float | None:
     return row["timings"][peer]["median"] / row["timings"]["ours"]["median"]
 
 
+def peers_of(row: dict, kind: tuple[str, ...]) -> tuple[str, ...]:
+    """The peers of `EAGER` or `COMPILED` in a row: one that compiles all contenders has no eager one."""
+    if not row["what"].startswith("compiled"):
+        return kind
+    return () if kind == EAGER else (*kind, *EAGER) if kind == COMPILED else kind
+
+
 def spread(row: dict) -> float:
     """Half the distance of the quartiles of our own timings, over the median."""
     ours = row["timings"]["ours"]
@@ -134,7 +141,7 @@ def plot(folder: Path) -> Path:
         points = [
             (min(r for r in found), y)
             for y, (_, row) in enumerate(rows)
-            if (found := [r for p in peers if (r := ratio(row, p)) is not None])
+            if (found := [r for p in peers_of(row, peers) if (r := ratio(row, p)) is not None])
         ]
         if points:
             axes.plot(*zip(*points, strict=True), marker, label=label, markersize=5)
@@ -205,7 +212,9 @@ def summary(folder: Path) -> str:
         rows = [row for row in content["rows"] if "timings" in row]
 
         def span(*peers: str, rows: list[dict] = rows, form: str = "{:.3g}x") -> str:
-            values = [v for row in rows for p in peers if (v := ratio(row, p)) is not None]
+            values = [
+                v for row in rows for p in peers_of(row, peers) if (v := ratio(row, p)) is not None
+            ]
             if not values:
                 return ""
             low, high = form.format(min(values)), form.format(max(values))

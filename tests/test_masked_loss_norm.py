@@ -154,6 +154,9 @@ def test_bad_norms_are_named():
     pred, target, mask, _ = problem(1, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
     with pytest.raises(TypeError, match="target_norm is int"):
         sk.masked_l1(pred, target, mask, target_norm=47)
+    options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", "patch", 5, 1e-6, False)
+    with pytest.raises(ValueError, match="does not fit"):
+        torch.ops.simmim_kernels.masked_loss(pred, target, mask.mask, None, *options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

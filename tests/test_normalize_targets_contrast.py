@@ -1,4 +1,5 @@
-"""normalize_targets where almost flat areas lie beside numbers whose squares swallow them."""
+"""normalize_targets where almost flat areas lie beside numbers whose squares swallow them: within
+the 2e-3 that the specification allows there, and the 1e-5 that it allows elsewhere."""
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_numbers_of_any_size_everywhere(backend, kind):
     eps = 0.0 if kind == "no eps" else 1e-6
     with sk.backend(backend):
         out = sk.normalize_targets(image, WINDOW, eps)
-    assert (out.double() - exact(image, WINDOW, eps)).abs().max() <= 2e-5
+    assert (out.double() - exact(image, WINDOW, eps)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -90,4 +91,4 @@ def test_the_loss_normalises_alike(backend):
         loss = sk.masked_mse(pred, image, mask, target_norm=sk.WindowNorm(WINDOW))
     hidden = mask.on_grid(SHAPE[2:]).mask[:, None]
     expected = (pred - exact(image, WINDOW))[hidden].square().mean()
-    assert abs(loss.item() / expected.item() - 1) < 1e-4
+    assert abs(loss.item() / expected.item() - 1) < 1e-5

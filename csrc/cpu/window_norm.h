@@ -52,10 +52,10 @@ struct Wider<double> {
 // A running sum keeps the rounding of large numbers after they have left. Where rows of the window
 // hold numbers so large that the rounding of sums of their squares would show next to `eps`, column
 // sums run in two parts, and sums along the row are made from numbers of the window alone: three
-// times the cost, for any window. Whole numbers, as of a sensor's counts, round nothing: as long as
-// all rows in the window hold nothing else, they are taken as any other. And a running sum never
-// recovers from a NaN, an Inf or a number beyond what two parts hold: rows with one are summed
-// anew while they are in the window, at a cost that grows with it.
+// to four times the cost, for any window. Whole numbers, as of a sensor's counts, round nothing: as
+// long as all rows in the window hold nothing else, they are taken as any other. And a running sum
+// never recovers from a NaN, an Inf or a number beyond what two parts hold: rows with one are
+// summed anew while they are in the window, at a cost that grows with it.
 template <class C>
 class WindowRows {
     using Sum = typename Wider<C>::Type;

@@ -88,16 +88,12 @@ class TimmEncoder(integration.MaskedEncoder):
             raise UserError(
                 f"timm cannot build encoder {name!r} this way: {first_line(error)}"
             ) from error
-        if arguments.get("patch_drop_rate"):
-            raise UserError(
-                f"encoder {name!r}: patch_drop_rate drops patches that must be predicted: leave it out"
-            )
-        if integration.family_of(backbone) is None:
-            raise UserError(_wrong_family(name))
         try:
             super().__init__(backbone, mean=mean, std=std)
         except ValueError as error:
             raise UserError(f"encoder {name!r}: {error}") from error
+        if self.family is None:
+            raise UserError(_wrong_family(name))
         self.plain = False
         check_divides("encoder stride", self.stride, img_size)
 
@@ -119,7 +115,7 @@ class TimmEncoder(integration.MaskedEncoder):
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         if not self.plain:
             return super()._patches(images, mask)
-        grid = images.shape[2] // self.patch, images.shape[3] // self.patch
+        grid = self._patch_grid(images)
         embed, pos = self.backbone.patch_embed, self.family.pos_embed(grid)
         x = embed(published.normalized(images, self.mean, self.std))
         x = x.flatten(1, 2) if x.dim() == 4 else x

@@ -48,7 +48,7 @@ def normalize_targets(
     The cost per pixel does not depend on `window`. Sums are held in float64, so that flat regions,
     where E[x^2] - m^2 cancels, keep their digits, beside numbers of any size too: where an image
     holds fractions beyond `2^25 sqrt(eps / side)` (2200 for 224 pixels), CPUs keep sums in two parts
-    at three times the cost, and GPUs add such numbers one by one, at a cost that grows with the
+    at three to four times the cost, and GPUs add such numbers one by one, at a cost that grows with the
     window. A NaN or Inf makes NaN of the pixels whose square holds it and leaves all others as they
     are.
 

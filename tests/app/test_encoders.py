@@ -132,7 +132,7 @@ def test_cnn_is_the_tutorials():
         ("vit_tiny_patch16_224", (64, 100), {}, "use 64x96"),
         ("swin_tiny_patch4_window7_224", (48, 64), {}, "encoder stride, 32 pixels"),
         ("vit_tiny_patch16_224", SIZE, {"dept": 2}, "dept"),
-        ("vit_tiny_patch16_224", SIZE, {"patch_drop_rate": 0.5}, "patch_drop_rate drops patches"),
+        ("vit_tiny_patch16_224", SIZE, {"patch_drop_rate": 0.5}, "build it with patch_drop_rate=0"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(name, size, arguments, words):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from simmim_kernels._numbers import to_float, to_int
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.patch_mask import PatchMask
@@ -37,8 +38,8 @@ class MaskToken(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.prefix_tokens, self.keep_dtype = prefix_tokens, keep_dtype
-        self.token = nn.Parameter(torch.empty((1, 1, width), device=device, dtype=dtype))
+        self.prefix_tokens, self.keep_dtype = to_int("prefix_tokens", prefix_tokens), keep_dtype
+        self.token = nn.Parameter(torch.empty((1, 1, to_int("width", width)), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,10 +78,11 @@ class _MaskedLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.order, self.eps, self.reduction = order, eps, reduction
+        self.order, self.eps, self.reduction = order, to_float("eps", eps), reduction
         self.target_norm = target_norm
-        self.mean = None if mean is None else tuple(mean)
-        self.std = None if std is None else tuple(std)
+        # Numbers and no buffers: a cast of the module leaves them alone.
+        self.mean = None if mean is None else tuple(to_float("mean", value) for value in mean)
+        self.std = None if std is None else tuple(to_float("std", value) for value in std)
 
     def options(self) -> dict[str, object]:
         """The keyword arguments of the function."""
@@ -92,21 +94,21 @@ class _MaskedLoss(nn.Module):
 
 
 class MaskedL1Loss(_MaskedLoss):
-    """`masked_l1` with its configuration; `mean` and `std` serve uint8 targets."""
+    """`masked_l1` with its configuration."""
 
     def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return masked_l1(pred, target, mask, **self.options())
 
 
 class MaskedMSELoss(_MaskedLoss):
-    """`masked_mse` with its configuration; `mean` and `std` serve uint8 targets."""
+    """`masked_mse` with its configuration."""
 
     def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return masked_mse(pred, target, mask, **self.options())
 
 
 class MaskedSmoothL1Loss(_MaskedLoss):
-    """`masked_smooth_l1` with its configuration; `mean` and `std` serve uint8 targets.
+    """`masked_smooth_l1` with its configuration.
 
     Args:
         beta: where the parabola ends, >= 0.
@@ -114,7 +116,7 @@ class MaskedSmoothL1Loss(_MaskedLoss):
 
     def __init__(self, *, beta: float = 1.0, **options) -> None:
         super().__init__(**options)
-        self.beta = beta
+        self.beta = to_float("beta", beta)
 
     def options(self) -> dict[str, object]:
         return {"beta": self.beta, **super().options()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import to_sides
 from simmim_kernels.grid import whole_scale
 
 
@@ -34,13 +36,18 @@ class PatchMask(NamedTuple):
         """The same mask on a finer grid `(h, w)`, for instance that of the encoder's tokens.
 
         Needs no synchronisation. Raises `ValueError` where `h` or `w` is no whole multiple of
-        this mask's own grid.
+        this mask's own grid, where the finer grid has 2^31 units or more, or where this mask's parts
+        disagree.
         """
+        h, w = to_sides("grid", grid)
+        check_parts(self)
         own = self.mask.shape[1:]
-        scale_y = whole_scale("grid height", grid[0], "mask grid height", own[0])
-        scale_x = whole_scale("grid width", grid[1], "mask grid width", own[1])
+        scale_y = whole_scale("grid height", h, "mask grid height", own[0])
+        scale_x = whole_scale("grid width", w, "mask grid width", own[1])
         if scale_y == scale_x == 1:
             return self
+        if h * w >= 1 << 31:
+            raise ValueError(f"grid is {h} x {w}; allowed: up to 2^31 - 1 units")
         fine = self.mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
         count = self.masked.shape[1] * scale_y * scale_x
         order = torch.argsort(~fine.flatten(1), dim=1, stable=True).int()
@@ -48,5 +55,88 @@ class PatchMask(NamedTuple):
 
 
 def mask_grid(mask: PatchMask | Tensor) -> Tensor:
-    """The bool grid of a `PatchMask`, or the plain tensor itself."""
-    return mask.mask if isinstance(mask, PatchMask) else mask
+    """The bool grid of a `PatchMask`, whose parts are checked, or the plain tensor itself."""
+    if isinstance(mask, PatchMask):
+        check_parts(mask)
+        return mask.mask
+    return mask
+
+
+def check_parts(mask: PatchMask) -> None:
+    """Checks that the index lists of `mask` can be those of its grid.
+
+    Types, devices and shapes are checked always; the positions where they lie in the CPU's memory,
+    once for one `PatchMask`. On a GPU reading them would be a synchronisation: there the kernels
+    take no position that lies outside the grid.
+
+    Raises `TypeError` for parts that are no tensors or of another type, `RuntimeError` for parts on
+    different devices, and `ValueError` where the parts disagree.
+    """
+    grid = mask.mask
+    for name, dtype in (("mask", torch.bool), ("masked", torch.int32), ("visible", torch.int32)):
+        part = getattr(mask, name)
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(part).__name__}")
+        if part.dtype != dtype:
+            kinds = (str(kind).removeprefix("torch.") for kind in (part.dtype, dtype))
+            raise TypeError("{} has dtype {}; allowed: {}".format(name, *kinds))
+        if part.device != grid.device:
+            raise RuntimeError(f"{name} is on {part.device}, but mask is on {grid.device}")
+    if grid.dim() != 3:
+        raise ValueError(f"mask has shape {tuple(grid.shape)}; allowed: (B, gh, gw)")
+    batch, units = grid.shape[0], grid.shape[1] * grid.shape[2]
+    masked, visible = mask.masked, mask.visible
+    if (
+        masked.dim() != 2
+        or visible.dim() != 2
+        or masked.shape[0] != batch
+        or visible.shape[0] != batch
+        or masked.shape[1] + visible.shape[1] != units
+    ):
+        raise ValueError(
+            f"masked has shape {tuple(masked.shape)} and visible {tuple(visible.shape)}; allowed for a "
+            f"mask of shape {tuple(grid.shape)}: ({batch}, K) and ({batch}, {units} - K)"
+        )
+    if not torch.compiler.is_compiling() and grid.device.type == "cpu" and not _is_known(mask):
+        _check_positions(mask)
+
+
+def _check_positions(mask: PatchMask) -> None:
+    if type(mask.mask) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return  # of a fake tensor there is nothing to read
+    units = mask.mask.flatten(1)
+    for name, positions, value in (("masked", mask.masked, True), ("visible", mask.visible, False)):
+        if not positions.numel():
+            continue
+        least, most = (int(limit) for limit in positions.aminmax())
+        if least < 0 or most >= units.shape[1]:
+            raise ValueError(
+                f"{name} names unit {least if least < 0 else most}; allowed for a mask of shape "
+                f"{tuple(mask.mask.shape)}: 0 to {units.shape[1] - 1}"
+            )
+        if not (positions[:, 1:] > positions[:, :-1]).all():
+            raise ValueError(f"{name} names a unit twice, or units in another order than ascending")
+        if not (units.gather(1, positions.long()) == value).all():
+            raise ValueError(
+                f"{name} names a unit that mask has {'visible' if value else 'masked'}; the index lists "
+                "of a PatchMask must be those of its mask"
+            )
+    _remember(mask)
+
+
+# What was checked last: weak references to the parts, and how often each had been written to.
+_known: tuple = ()
+
+
+def _is_known(mask: PatchMask) -> bool:
+    known = _known
+    return len(known) == 3 and all(
+        part() is tensor and version == tensor._version
+        for (part, version), tensor in zip(known, mask, strict=True)
+    )
+
+
+def _remember(mask: PatchMask) -> None:
+    global _known
+    if not any(part.is_inference() for part in mask):  # which do not count what is written to them
+        _known = tuple((weakref.ref(part), part._version) for part in mask)

@@ -6,21 +6,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from simmim_kernels._numbers import is_number, is_whole
+from simmim_kernels._numbers import to_float, to_int
 
 
-def check_window(window: int) -> None:
-    """`ValueError` unless `window` is an odd number of pixels, 1 or more."""
-    is_whole("window", window)
+def check_window(window: int) -> int:
+    """`window` as a Python integer; `ValueError` unless it is an odd number of pixels, 1 or more."""
+    window = to_int("window", window)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is {window}; allowed: an odd number of pixels, 1 or more")
+    return window
 
 
-def check_eps(eps: float) -> None:
-    """`ValueError` unless `eps` is finite and not negative."""
-    is_number("eps", eps)
+def check_eps(eps: float) -> float:
+    """`eps` as a Python float; `ValueError` unless it is finite and not negative."""
+    eps = to_float("eps", eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps is {eps}; allowed: finite, 0 or more")
+    return eps
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class WindowNorm:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_window(self.window)
-        check_eps(self.eps)
+        object.__setattr__(self, "window", check_window(self.window))
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PatchNorm:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
 
 TargetNorm = WindowNorm | PatchNorm | None

@@ -60,15 +60,13 @@ def as_image(pred, like, patch, layout, mask=None):
 
 
 def normalised(target, mean=None, std=None, dtype=torch.float32):
-    """A uint8 image as the published transforms make it."""
-    if target.dtype != torch.uint8:
+    """An image as the published transforms make it: uint8 divided by 255, then `mean` and `std`."""
+    if target.dtype == torch.uint8:
+        target = target.to(dtype) / 255
+    if mean is None:
         return target
-    pixels = target.to(dtype) / 255
-    if mean is not None:
-        pixels = pixels - torch.tensor(mean, dtype=dtype)[:, None, None]
-    if std is not None:
-        pixels = pixels / torch.tensor(std, dtype=dtype)[:, None, None]
-    return pixels
+    mean, std = (torch.tensor(values, dtype=dtype)[:, None, None] for values in (mean, std))
+    return (target - mean) / std
 
 
 def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
@@ -115,7 +113,9 @@ def patch_target(image, patch, eps):
     return F.fold(rows.transpose(1, 2), image.shape[2:], patch, stride=patch)
 
 
-def problem(batch, channels, grid, unit, patch, layout, dtype, target_dtype, seed=1):
+def problem(
+    batch, channels, grid, unit, patch, layout, dtype, target_dtype, seed=1, normalized=None
+):  # fmt: skip
     """Prediction and target no closer than 0.02, so that rounding turns no sign of theirs."""
     height, width = grid[0] * unit, grid[1] * unit
     mask = sk.random_mask(batch, grid, 0.6, seed=seed)
@@ -125,8 +125,13 @@ def problem(batch, channels, grid, unit, patch, layout, dtype, target_dtype, see
     statistics = {}
     if target_dtype == torch.uint8:
         target = torch.randint(0, 256, target.shape, dtype=torch.uint8)
-        if channels == 3:
-            statistics = {"mean": MEAN, "std": STD}
+    if normalized is None:
+        normalized = target_dtype == torch.uint8 and channels == 3
+    if normalized:
+        statistics = {
+            name: (values * (channels // 3 + 1))[:channels]
+            for name, values in (("mean", MEAN), ("std", STD))
+        }
     target = target if target_dtype == torch.uint8 else target.to(target_dtype)
     wide = normalised(target, *statistics.values(), dtype=torch.float64).double()
     away = torch.randn(target.shape, dtype=torch.float64)

@@ -52,18 +52,20 @@ def with_gradients(function, *inputs):
     return loss, *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None], weight)
 
 
-def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction="mean"):
+def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction="mean", **stats):
     found = with_gradients(
-        lambda t, w, b: OURS[kind](t, w, b, target, mask, order=order, reduction=reduction),
+        lambda t, w, b: OURS[kind](t, w, b, target, mask, order=order, reduction=reduction, **stats),
         tokens,
         weight,
         bias,
     )
     plain = with_gradients(
-        lambda t, w, b: dense(kind, t, w, b, target, mask, order, reduction), tokens, weight, bias
+        lambda t, w, b: dense(kind, t, w, b, normalised(target, **stats), mask, order, reduction),
+        *(tokens, weight, bias),
     )
+    wide = normalised(target.double(), **stats, dtype=torch.float64)
     exact = with_gradients(
-        lambda t, w, b: dense(kind, t, w, b, target.double(), mask, order, reduction),
+        lambda t, w, b: dense(kind, t, w, b, wide, mask, order, reduction),
         *(None if x is None else x.double() for x in (tokens, weight, bias)),
     )
     names = ("loss", "gradient of tokens", "gradient of weight", "gradient of bias")
@@ -81,14 +83,16 @@ def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction=
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     sizes=st.sampled_from([(4, 4), (4, 2), (8, 2)]),
     bias=st.booleans(),
+    normalized=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_and_gradients(
-    backend, kind, order, reduction, dtype, batch, channels, grid, sizes, bias
+    backend, kind, order, reduction, dtype, batch, channels, grid, sizes, bias, normalized
 ):
     problem = head_problem(batch, channels, grid, *sizes, 8, dtype, bias)
+    stats = {"mean": [0.4] * channels, "std": [0.3] * channels} if normalized else {}
     with sk.backend(backend):
-        check_case(kind, *problem, order=order, reduction=reduction)
+        check_case(kind, *problem, order=order, reduction=reduction, **stats)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -64,17 +64,19 @@ def check_against_published(kind, pred, target, mask, patch, layout, weight, sta
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     sizes=st.sampled_from([(8, 8), (8, 4), (8, 2), (4, 8), (2, 8), (1, 4), (6, 1), (16, 16)]),
     weighted=st.booleans(),
+    normalized=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_and_gradient(
-    backend, kind, layout, reduction, dtype, target_dtype, batch, channels, grid, sizes, weighted
-):
+    backend, kind, layout, reduction, dtype, target_dtype, batch, channels, grid, sizes, weighted,
+    normalized,
+):  # fmt: skip
     unit, patch = sizes
     if unit < patch:  # a mask finer than the tokens
         grid = (grid[0] * (patch // unit), grid[1] * (patch // unit))
         layout = "cyx" if layout == "units" else layout
     pred, target, mask, stats = problem(
-        batch, channels, grid, unit, patch, layout, dtype, target_dtype
+        batch, channels, grid, unit, patch, layout, dtype, target_dtype, normalized=normalized
     )
     weight = None
     if weighted or reduction == "none":

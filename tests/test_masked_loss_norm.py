@@ -24,8 +24,10 @@ from tests.loss_cases import (
 )
 
 
-def check_norm(kind, norm, layout, dtype, target_dtype, grid, unit, patch, reduction, make):
-    pred, target, mask, stats = problem(2, 3, grid, unit, patch, layout, dtype, target_dtype)
+def check_norm(kind, norm, layout, dtype, target_dtype, grid, unit, patch, reduction, normalized, make):
+    pred, target, mask, stats = problem(
+        2, 3, grid, unit, patch, layout, dtype, target_dtype, normalized=normalized
+    )
     wide = make(normalised(target, *stats.values(), dtype=torch.float64).double())
     pred = lay_out((torch.randn(target.shape) * 2).to(dtype), patch, layout, mask)
     leaf = pred.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -58,13 +60,17 @@ def check_norm(kind, norm, layout, dtype, target_dtype, grid, unit, patch, reduc
     reduction=st.sampled_from(["mean", "sum", "none"]),
     eps=st.sampled_from([1e-6, 0.3]),
     window=st.sampled_from([3, 7, 47]),
+    normalized=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_window(backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps, window):
+def test_window(
+    backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps, window, normalized
+):
     with sk.backend(backend):
         check_norm(
             *(kind, sk.WindowNorm(window, eps), layout, dtype, target_dtype, grid, *sizes),
             reduction,
+            normalized,
             lambda image: window_target(image, window, eps),
         )
 
@@ -78,15 +84,19 @@ def test_window(backend, kind, layout, dtype, target_dtype, grid, sizes, reducti
     sizes=st.sampled_from([(8, 8), (8, 4), (16, 4)]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
     eps=st.sampled_from([1e-6, 0.3]),
+    normalized=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_patch(backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps):
+def test_patch(
+    backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps, normalized
+):
     unit, patch = sizes
     side = unit if layout in ("image", "channels_last") else patch
     with sk.backend(backend):
         check_norm(
             *(kind, sk.PatchNorm(eps), layout, dtype, target_dtype, grid, *sizes),
             reduction,
+            normalized,
             lambda image: patch_target(image, side, eps),
         )
 

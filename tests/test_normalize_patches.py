@@ -64,7 +64,6 @@ def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics,
         "transposed": lambda: pixels((batch, channels, width, height), dtype).mT,
         "expanded": lambda: pixels((1, channels, height, width), dtype).expand(batch, -1, -1, -1),
     }[layout]()
-    statistics = statistics and dtype == torch.uint8
     mean = [0.1 * (c + 1) for c in range(channels)] if statistics else None
     std = [0.2 + 0.1 * c for c in range(channels)] if statistics else None
     with sk.backend(backend):

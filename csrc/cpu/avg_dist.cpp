@@ -80,7 +80,7 @@ void avg_dist(Address mask, int64_t batch, int64_t grid_h, int64_t grid_w, int64
         }
     });
     int64_t masked = 0;
-    for (int64_t i = 0; i < batch * units; ++i) masked += grid.mask[i];
+    for (int64_t i = 0; i < batch * units; ++i) masked += grid.mask[i] != 0;
     double total = 0;
     for (int64_t band = 0; band < bands; ++band) total += sum[band];  // always in this order
     sum[0] = masked ? total / double(masked * unit * unit) : 0.0;

@@ -109,7 +109,8 @@ void normalize_patches(Address image, int element, int64_t i_sb, int64_t i_sc, i
 
 // Bytes of scratch that one thread needs.
 int64_t normalize_patches_scratch(int64_t width, int element);
-// Returns the first row of `list` that names no token or one that was named before, or -1.
+// Returns the first row of `list` that names no token or one that was named before, or -1; or -2,
+// and does nothing, where a code of an option is unknown.
 // `layout` is what one shape, one set of strides and one set of types determine: the numbers of
 // `struct Layout` in masked_loss.cpp.
 int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,

@@ -1,5 +1,5 @@
 // Masked units of an image become one colour: out = where(masked, fill, image), where a uint8 image
-// is divided by 255 and normalised on the way; and the gradient of the colour.
+// is divided by 255 and any image is normalised on the way; and the gradient of the colour.
 #include "cpu/address.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
@@ -44,16 +44,18 @@ void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_
     }
 }
 
+// Whether the numbers of an image are never taken as they are stored: bytes.
 template <class In>
-constexpr bool kNormalized = false;
+constexpr bool kAlwaysScaled = false;
 template <>
-constexpr bool kNormalized<uint8_t> = true;
+constexpr bool kAlwaysScaled<uint8_t> = true;
 
 // What is done to the elements of one plane of the output: constants, the same for all of them.
 template <class C, class Out>
 struct Plane {
     C offset, scale;
     Out fill;
+    bool scaled;  // offset and scale are not 0 and 1
 
     static constexpr int64_t period = INT64_MAX;
     C offset_at(int64_t) const { return offset; }
@@ -66,6 +68,7 @@ template <class C, class Out>
 struct Interleaved {
     C offset[kRow], scale[kRow];
     Out fill[kRow];
+    bool scaled;
     int64_t period;  // how many elements of the arrays are in use: whole pixels
 
     C offset_at(int64_t i) const { return offset[i]; }
@@ -73,21 +76,31 @@ struct Interleaved {
     Out fill_at(int64_t i) const { return fill[i]; }
 };
 
-template <class C, class In, class Out, class Constants>
+template <bool kScaled, class C, class In, class Out, class Constants>
 inline Out shown(In value, const Constants& constants, int64_t i) {
     C v = C(widen(value));
-    if (kNormalized<In>) v = (v - constants.offset_at(i)) * constants.scale_at(i);
+    if (kScaled) v = (v - constants.offset_at(i)) * constants.scale_at(i);
     return Narrow<Out>::from(v);
+}
+
+template <bool kScaled, class C, class In, class Out, class Constants>
+void show_as(const In* in, int64_t in_step, Out* out, int64_t out_step, int64_t n,
+             const Constants& constants) {
+    if (in_step == 1 && out_step == 1) {
+        for (int64_t i = 0; i < n; ++i) out[i] = shown<kScaled, C, In, Out>(in[i], constants, i);
+    } else {
+        for (int64_t i = 0; i < n; ++i)
+            out[i * out_step] = shown<kScaled, C, In, Out>(in[i * in_step], constants, i);
+    }
 }
 
 template <class C, class In, class Out, class Constants>
 void show(const In* in, int64_t in_step, Out* out, int64_t out_step, int64_t n,
           const Constants& constants) {
-    if (in_step == 1 && out_step == 1) {
-        for (int64_t i = 0; i < n; ++i) out[i] = shown<C, In, Out>(in[i], constants, i);
+    if (kAlwaysScaled<In> || constants.scaled) {
+        show_as<true, C>(in, in_step, out, out_step, n, constants);
     } else {
-        for (int64_t i = 0; i < n; ++i)
-            out[i * out_step] = shown<C, In, Out>(in[i * in_step], constants, i);
+        show_as<kAlwaysScaled<In>, C>(in, in_step, out, out_step, n, constants);
     }
 }
 
@@ -100,20 +113,31 @@ void hide(Out* out, int64_t out_step, int64_t n, const Constants& constants) {
     }
 }
 
-template <class C, class In, class Out, class Constants>
-void select(const uint8_t* __restrict__ masked, const In* __restrict__ in, int64_t in_step,
-            Out* __restrict__ out, int64_t out_step, int64_t n, const Constants& constants) {
+template <bool kScaled, class C, class In, class Out, class Constants>
+void select_as(const uint8_t* __restrict__ masked, const In* __restrict__ in, int64_t in_step,
+               Out* __restrict__ out, int64_t out_step, int64_t n, const Constants& constants) {
     if (in_step == 1 && out_step == 1) {
         for (int64_t i = 0; i < n; ++i) {
-            const Out value = shown<C, In, Out>(in[i], constants, i), fill = constants.fill_at(i);
+            const Out value = shown<kScaled, C, In, Out>(in[i], constants, i);
+            const Out fill = constants.fill_at(i);
             out[i] = masked[i] ? fill : value;
         }
     } else {
         for (int64_t i = 0; i < n; ++i) {
-            const Out value = shown<C, In, Out>(in[i * in_step], constants, i);
+            const Out value = shown<kScaled, C, In, Out>(in[i * in_step], constants, i);
             const Out fill = constants.fill_at(i);
             out[i * out_step] = masked[i] ? fill : value;
         }
+    }
+}
+
+template <class C, class In, class Out, class Constants>
+void select(const uint8_t* masked, const In* in, int64_t in_step, Out* out, int64_t out_step,
+            int64_t n, const Constants& constants) {
+    if (kAlwaysScaled<In> || constants.scaled) {
+        select_as<true, C>(masked, in, in_step, out, out_step, n, constants);
+    } else {
+        select_as<kAlwaysScaled<In>, C>(masked, in, in_step, out, out_step, n, constants);
     }
 }
 
@@ -160,6 +184,7 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
 struct Colours {
     Memory fill, mean, std;  // one number a channel each, or absent
     double value;            // the fill where there is no tensor of it
+    double unit;             // what a stored number is divided by: 255 for bytes
 
     static double at(const Memory& memory, int64_t channel, double absent) {
         double number = absent;
@@ -167,11 +192,13 @@ struct Colours {
         return number;
     }
 
-    // (v / 255 - mean) / std = (v - 255 * mean) * (1 / (255 * std))
+    bool scaled() const { return unit != 1.0 || std.base; }
+
+    // (v / unit - mean) / std = (v - unit * mean) * (1 / (unit * std))
     template <class C, class Out>
     Plane<C, Out> channel(int64_t c) const {
-        return {C(255 * at(mean, c, 0)), C(1 / (255 * at(std, c, 1))),
-                Narrow<Out>::from(C(at(fill, c, value)))};
+        return {C(unit * at(mean, c, 0)), C(1 / (unit * at(std, c, 1))),
+                Narrow<Out>::from(C(at(fill, c, value))), scaled()};
     }
 };
 
@@ -187,6 +214,7 @@ void write_image(const Bands& bands, const In* image, Out* out, bool channels_la
     };
     if (channels_last && channels <= kRow) {
         Interleaved<C, Out> constants;
+        constants.scaled = colours.scaled();
         constants.period = kRow / channels * channels;
         for (int64_t i = 0; i < constants.period; ++i) {
             const auto one = colours.channel<C, Out>(i % channels);
@@ -304,7 +332,8 @@ void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, 
     const Colours colours{{fill.as<char>(), fill_element},
                           {mean.as<char>(), mean_element},
                           {std.as<char>(), std_element},
-                          value};
+                          value,
+                          element == kUInt8 ? 255.0 : 1.0};
     const auto run = element == kFloat32    ? write_from<float>
                      : element == kFloat64  ? write_from<double>
                      : element == kBFloat16 ? write_from<BFloat16>

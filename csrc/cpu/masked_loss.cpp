@@ -14,15 +14,20 @@ constexpr int64_t kSumsOnStack = 256;
 
 enum Reduction : int { kMean = 0, kSum = 1, kNone = 2 };
 
+// What `masked_loss` returns where it knows no such loss, reduction or normalisation.
+constexpr int64_t kUnknownOption = -2;
+
 // Denominators, and the quotients that loss and gradient are.
 struct Weights {
     int reduction;
     double eps, unit_pixels, channels;
 
+    // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
     double denominator(double masked_units) const {
-        return reduction == kSum ? 1.0 : (masked_units * unit_pixels + eps) * channels;
+        if (reduction == kSum) return 1.0;
+        return masked_units == 0.0 ? 0.0 : (masked_units * unit_pixels + eps) * channels;
     }
-    // Nothing masked and no eps: 0.
+    // Nothing masked: 0.
     static double over(double a, double b) { return b == 0.0 ? 0.0 : a / b; }
 };
 
@@ -147,6 +152,9 @@ int64_t masked_loss(Address layout, Address pred, Address grad, Address target, 
                     double norm_eps, int kind, double beta, double eps, int reduction, Address loss,
                     Address scale, Address sums, Address scratch, int threads) {
     const Layout& of = *layout.as<const Layout>();
+    if (kind < kL1 || kind > kSmoothL1 || reduction < kMean || reduction > kNone ||
+        of.norm < kNoNorm || of.norm > kPatchNorm)
+        return kUnknownOption;
     const TokenList tokens{list.as<int32_t>(), list_rows, rows_per_sample};
     if (tokens.position) {
         grid_h = of.height / of.p;

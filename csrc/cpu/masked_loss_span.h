@@ -176,8 +176,10 @@ SpanLoop<C> span_of(int loss, bool grad) {
             return span_with<C, P, L1>(grad);
         case kMSE:
             return span_with<C, P, SquaredError>(grad);
-        default:
+        case kSmoothL1:
             return span_with<C, P, SmoothL1>(grad);
+        default:
+            return nullptr;
     }
 }
 

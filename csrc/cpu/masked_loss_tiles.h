@@ -32,13 +32,16 @@ struct Prediction {
     }
 };
 
-// What a channel's stored numbers are multiplied by and what is added; only uint8 needs it.
+// A channel's pixel value is (stored number - offset) * scale: the difference comes first, for of
+// large numbers, which need not be bytes, it keeps the digits.
 template <class C>
 struct Affine {
-    C scale, shift;
+    C offset, scale;
+
+    C operator()(C stored) const { return (stored - offset) * scale; }
 };
 
-// The target image; pixels of uint8 become (u / 255 - mean) / std.
+// The target image; pixels u become (u - mean) / std, those of uint8 (u / 255 - mean) / std.
 struct Target {
     Memory memory;
     int64_t sb, sc, sy, sx;
@@ -51,13 +54,13 @@ struct Target {
     // Pixels that can be used where they lie.
     template <class C>
     bool in_place() const {
-        return memory.element == kElement<C> && sx == 1;
+        return memory.element == kElement<C> && sx == 1 && !std;
     }
 
     template <class C>
     Affine<C> affine(int64_t c) const {
-        const double deviation = std ? std[c] : 1.0;
-        return {C(1.0 / (255.0 * deviation)), C(mean ? -mean[c] / deviation : 0.0)};
+        const double unit = memory.element == kUInt8 ? 255.0 : 1.0;
+        return {C(mean ? unit * mean[c] : 0.0), C(1.0 / (unit * (std ? std[c] : 1.0)))};
     }
 
     // n pixels from `offset`, put `step` apart.
@@ -66,20 +69,22 @@ struct Target {
         if (memory.element == kUInt8) {
             const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
             if (sx == 1 && step == 1) {
-                for (int64_t i = 0; i < n; ++i) row[i] = C(p[i]) * of.scale + of.shift;
+                for (int64_t i = 0; i < n; ++i) row[i] = of(C(p[i]));
             } else {
-                for (int64_t i = 0; i < n; ++i) row[i * step] = C(p[i * sx]) * of.scale + of.shift;
+                for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(p[i * sx]));
             }
         } else if (in_place<C>()) {
             const C* p = reinterpret_cast<const C*>(memory.at(offset));
             for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
         } else if (step == 1) {
             memory.load(offset, sx, n, row);
+            for (int64_t i = 0; std && i < n; ++i) row[i] = of(row[i]);
         } else {
             C side[kRow];
             for (int64_t i = 0; i < n; i += kRow) {
                 const int64_t m = min_of(kRow, n - i);
                 memory.load(offset + i * sx, sx, m, side);
+                for (int64_t j = 0; std && j < m; ++j) side[j] = of(side[j]);
                 for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
             }
         }
@@ -98,8 +103,7 @@ struct Target {
         } else if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
             const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
             for (int64_t k = 0; k < lines; ++k) {
-                for (int64_t i = 0; i < 16; ++i)
-                    out[16 * k + i] = C(p[k * sy + i]) * of.scale + of.shift;
+                for (int64_t i = 0; i < 16; ++i) out[16 * k + i] = of(C(p[k * sy + i]));
             }
         } else {
             for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n, 1);

@@ -113,10 +113,11 @@ struct Problem {
         return SmoothL1::slope(d, C(inverse_beta));
     }
 
-    // Bytes are (x / 255 - mean) / std; `affine` holds the factors, then the shifts.
+    // The pixel value (stored - offset) * scale; `affine` holds the scales, then the offsets, and is
+    // null where numbers are taken as they are.
     template <class C>
     __device__ __forceinline__ C wanted(C stored, int32_t channel) const {
-        return affine ? stored * C(affine[channel]) - C(affine[channels + channel]) : stored;
+        return affine ? (stored - C(affine[channels + channel])) * C(affine[channel]) : stored;
     }
 
     __device__ __forceinline__ double factor(int64_t sample) const {

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
 // the mask, or the rows of the list that belong to it.
 __global__ void __launch_bounds__(kThreads)
     scales_kernel(LossScale scaling, LossList list, const uint8_t* mask, const int64_t* counts,
-                  int64_t n, bool bytes) {
+                  int64_t n) {
     const int64_t result = blockIdx.x;
     int64_t count = 0;
     if (scaling.reduction != kSum) {
@@ -41,18 +41,20 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) {
         double denominator = 1.0;
         if (scaling.reduction != kSum) {
-            denominator = (double(total * scaling.pixels) + scaling.eps) * double(scaling.channels);
+            // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+            denominator = total ? double(total * scaling.pixels) + scaling.eps : 0.0;
+            denominator *= double(scaling.channels);
         }
         const double scale = denominator == 0.0 ? 0.0 : 1.0 / denominator;
         scaling.scale[result] = scale;
         if (scaling.out.base) scaling.out.store(result, scale);
     }
-    if (!bytes || result != 0) return;
+    if (!scaling.affine || result != 0) return;
     for (int64_t c = threadIdx.x; c < scaling.channels; c += blockDim.x) {
         const double std = scaling.std.base ? scaling.std.load(c) : 1.0;
         const double mean = scaling.mean.base ? scaling.mean.load(c) : 0.0;
-        scaling.affine[c] = 1.0 / 255.0 / std;
-        scaling.affine[scaling.channels + c] = mean / std;
+        scaling.affine[c] = 1.0 / (scaling.unit * std);
+        scaling.affine[scaling.channels + c] = scaling.unit * mean;
     }
 }
 
@@ -89,7 +91,7 @@ int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, 
 }
 
 int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* mask, int64_t batch,
-                int64_t units, int64_t* counts, bool bytes, Address stream) {
+                int64_t units, int64_t* counts, Address stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
     int64_t n = list.index ? list.rows : (each ? units : batch * units);
@@ -101,7 +103,7 @@ int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* m
         n = chunks;
     }
     return launch(scales_kernel, results, dim3(kThreads), stream, scaling, list, mask,
-                  many ? counts : nullptr, n, bytes);
+                  many ? counts : nullptr, n);
 }
 
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,

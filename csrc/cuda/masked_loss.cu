@@ -200,6 +200,8 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
                 Address affine, Address counts, Address partial, int64_t batch, int64_t channels,
                 int64_t height, int64_t width, int64_t patch, int64_t threads, int64_t tiles,
                 Address stream) {
+    if (kind < kL1 || kind > kSmoothL1) return cudaErrorInvalidValue;
+    if (reduction < kMean || reduction > kEach) return cudaErrorInvalidValue;
     const int64_t h = height / patch, w = width / patch;
     const bool listed = index.as<int32_t>() != nullptr;
     Problem problem{};
@@ -232,7 +234,9 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
     problem.patch = patch;
     problem.units_in_row = w;
     problem.scale = scale.as<double>();
-    problem.affine = target_element == kUInt8 ? affine.as<double>() : nullptr;
+    const bool bytes = target_element == kUInt8;
+    double* const scales = bytes || std ? affine.as<double>() : nullptr;
+    problem.affine = scales;
     problem.partial = partial.as<double>();
     problem.inverse_beta = 1.0 / beta;
     problem.channels = channels;
@@ -244,13 +248,14 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
                             {scale_out.as<void>(), loss_element},
                             {mean.as<void>(), mean_element},
                             {std.as<void>(), std_element},
-                            affine.as<double>(),
+                            scales,
+                            bytes ? 255.0 : 1.0,
                             listed ? patch * patch : problem.unit_h * problem.unit_w,
                             channels,
                             eps,
                             reduction};
     int code = loss_scales(scaling, problem.list, problem.mask, batch, problem.units,
-                           counts.as<int64_t>(), problem.affine != nullptr, stream);
+                           counts.as<int64_t>(), stream);
     if (code != cudaSuccess) return code;
     const Array from{pred.as<void>(), pred_element}, to{grad.as<void>(), pred_element};
     const Array wanted{target.as<void>(), target_element};

@@ -35,9 +35,9 @@ struct Window {
     int32_t channels, height, width, band, strip, radius_y, radius_x;
     double eps, limit;
     double* scratch;
-
-    __device__ __forceinline__ bool fits(double x) const { return x <= limit && x >= -limit; }
 };
+
+__device__ __forceinline__ bool fits(double limit, double x) { return x <= limit && x >= -limit; }
 
 // A row of column sums: of x and x^2 of the numbers that running sums can take; of `bad` ones, how
 // many the windows' rows hold.
@@ -98,12 +98,12 @@ struct Column {
     double sum, square;
     int32_t bad;
 
-    __device__ __forceinline__ void add(const Window& w, double value, int sign) {
-        const bool fits = w.fits(value);
-        const double kept = fits ? value : 0.0;
+    __device__ __forceinline__ void add(double limit, double value, int sign) {
+        const bool taken = fits(limit, value);
+        const double kept = taken ? value : 0.0;
         sum += sign * kept;
         square += sign * (kept * kept);
-        bad += fits ? 0 : sign;
+        bad += taken ? 0 : sign;
     }
     __device__ __forceinline__ void take(double value) {
         sum += value;
@@ -157,7 +157,8 @@ struct Sums<T, 1> {
 template <class T>
 __device__ __forceinline__ void write_row(const Window& w, const T* image, int64_t b, int64_t to,
                                           int32_t y, int32_t left_column, int32_t x0, int32_t x1,
-                                          const Row& row, double eps, uint32_t lane) {
+                                          const Row& row, double eps, double limit,
+                                          uint32_t lane) {
     const int32_t begin = max_of(0, y - w.radius_y), end = min_of(w.height, y + w.radius_y + 1);
     const uint8_t* units =
         w.mask ? w.mask + b * w.units + int64_t(y / w.unit_h) * w.grid_w : nullptr;
@@ -181,7 +182,7 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
 #pragma unroll 1
                 for (int32_t u = left_column + left; u < left_column + right; ++u) {
                     const double value = double(widen(image[v * w.i_y + u * w.i_x]));
-                    if (w.fits(value)) continue;
+                    if (fits(limit, value)) continue;
                     s += value;
                     q += value * value;
                 }
@@ -218,6 +219,8 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
     double unit = std::is_same<T, uint8_t>::value ? 255.0 : 1.0;
     if (w.std.base) unit *= w.std.load(c);
     const double eps = w.eps * unit * unit;
+    // `limit` of bytes is that of any byte, that of other numbers holds for a deviation of 1.
+    const double limit = std::is_same<T, uint8_t>::value ? w.limit : w.limit * unit;
 
     Sums<T, ROWS> sums(w.scratch, columns);
     const int32_t first = max_of(0, top - w.radius_y), last = min_of(w.height, top + w.radius_y);
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
         sums.each(columns, [&](int32_t x, Column& column) {
 #pragma unroll 4
             for (int32_t y = first; y < last; ++y) {
-                column.add(w, double(widen(image[y * w.i_y + (left + x) * w.i_x])), 1);
+                column.add(limit, double(widen(image[y * w.i_y + (left + x) * w.i_x])), 1);
             }
         });
     }
@@ -259,8 +262,8 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
                 }
 #pragma unroll
                 for (int r = 0; r < ROWS; ++r) {
-                    column.add(w, double(widen(leaves[r])), -1);
-                    column.add(w, double(widen(enters[r])), 1);
+                    column.add(limit, double(widen(leaves[r])), -1);
+                    column.add(limit, double(widen(enters[r])), 1);
                     const Row row = sums.row(r, columns);
                     row.sums[x] = column.sum;
                     row.squares[x] = column.square;
@@ -272,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
         if (int32_t(warp) < rows) {
             const Row row = sums.row(int32_t(warp), columns);
             if (!kAnew<T>) prefix(row, columns, lane);
-            write_row(w, image, b, to, start + int32_t(warp), left, x0, x1, row, eps, lane);
+            write_row(w, image, b, to, start + int32_t(warp), left, x0, x1, row, eps, limit, lane);
         }
         __syncthreads();
     }

@@ -117,7 +117,7 @@ class TimmEncoder(integration.MaskedEncoder):
             return super()._patches(images, mask)
         grid = self._patch_grid(images)
         embed, pos = self.backbone.patch_embed, self.family.pos_embed(grid)
-        x = embed(published.normalized(images, self.mean, self.std))
+        x = embed(published.normalized(images, self.mean, self.std).to(self.mask_token.dtype))
         x = x.flatten(1, 2) if x.dim() == 4 else x
         x = published.mask_tokens(x, mask, self.mask_token, grid)
         return x if pos is None else x + pos

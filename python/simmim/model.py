@@ -23,6 +23,7 @@ from simmim_kernels import (
     masked_mse,
     masked_smooth_l1,
 )
+from simmim_kernels.channel_statistics import ChannelStatistics
 
 LOSSES = {"l1": masked_l1, "mse": masked_mse, "smooth_l1": masked_smooth_l1}
 HEAD_AND_LOSSES = {
@@ -46,7 +47,7 @@ def channel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, .
     ) * channels
 
 
-class SimMIM(nn.Module):
+class SimMIM(ChannelStatistics):
     """Masked image modelling as in the SimMIM paper: ``forward`` gives the loss.
 
     The head is one linear map a token, to ``C * stride^2`` numbers in ``"cyx"`` order: the same
@@ -88,9 +89,7 @@ class SimMIM(nn.Module):
         self.sigmoid = sigmoid
         self.target_norm = target_norm
         self.loss = loss
-        for name, values in (("mean", mean), ("std", std)):
-            tensor = None if values is None else torch.tensor(values)
-            self.register_buffer(name, tensor, persistent=False)
+        self._keep_statistics(mean, std, self.head.weight)
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
         """Loss on the hidden pixels of ``uint8 (B, C, H, W)`` images: a scalar, or ``(B,)``."""

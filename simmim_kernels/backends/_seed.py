@@ -12,7 +12,15 @@ BLOCK_STREAM = 0x82000000
 
 def drawn(seed: int | None) -> int:
     """`seed` as an unsigned 64-bit number; where it is None, one drawn from PyTorch's default CPU
-    generator. Drawn when the op runs, so that compiled code draws anew at every call."""
+    generator. Drawn when the op runs, so that compiled code draws anew at every call.
+
+    Raises `RuntimeError` while a CUDA graph is captured, which would replay this one seed.
+    """
     if seed is None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "seed is None while a CUDA graph is captured, and every replay would repeat one mask; "
+                "pass seed=, or make the mask outside the graph and copy it into a tensor of the graph"
+            )
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
     return seed & 0xFFFFFFFFFFFFFFFF

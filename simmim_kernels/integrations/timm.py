@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simmim_kernels.channel_statistics import ChannelStatistics
 from simmim_kernels.integrations.instance import is_changed
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.timm_families import family_of
@@ -21,7 +22,7 @@ from simmim_kernels.patch_mask import PatchMask
 _STAGES = ("patch_embed", "stem")
 
 
-class MaskedEncoder(nn.Module):
+class MaskedEncoder(ChannelStatistics):
     """A timm model whose hidden patches are replaced by a learnt mask token.
 
         encoder = MaskedEncoder(timm.create_model("swin_tiny_patch4_window7_224"))
@@ -38,8 +39,8 @@ class MaskedEncoder(nn.Module):
         backbone: of timm, owns its parameters as before; its classifier is not run.
         img_size: `(H, W)` in pixels; by default that of the model's patch embedding or its
             pretrained configuration.
-        mean, std: normalisation of uint8 images divided by 255, one number a channel, both or
-            neither.
+        mean, std: normalisation of the images, one number a channel, both or neither; uint8 images
+            are divided by 255 first. They keep their digits whatever the encoder is cast to.
         stage: name of the module that turns pixels into patches, where it is neither `patch_embed`
             nor `stem`.
 
@@ -95,9 +96,7 @@ class MaskedEncoder(nn.Module):
         like = next(backbone.parameters())
         self.mask_token = nn.Parameter(like.new_empty(1, 1, token_width))
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        for name, values in (("mean", mean), ("std", std)):
-            values = None if values is None else torch.as_tensor(values, dtype=torch.float32)
-            self.register_buffer(name, values, persistent=False)
+        self._keep_statistics(mean, std, like)
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
@@ -165,11 +164,13 @@ class _Stage:
         modules = dict(backbone.named_modules())
         found = next((n for n in names if isinstance(modules.get(n), nn.Module)), None)
         if found is None:
-            raise TypeError(
-                f"MaskedEncoder: {cls} has no {' or '.join(names)}; pass stage=, the name of the "
-                "module that turns pixels into patches"
-            )
+            raise TypeError(f"MaskedEncoder: {cls} has no {' or '.join(names)}; {_advice(backbone)}")
         module = modules[found]
+        if not _convolves(module):
+            raise TypeError(
+                f"MaskedEncoder: {found} of {cls} has no convolution that turns pixels into patches; "
+                f"{_advice(backbone)}"
+            )
         if is_changed(module):
             raise ValueError(f"MaskedEncoder: {found} of this {cls} was changed already: undo that")
         self.backbone, self.module = backbone, module
@@ -232,6 +233,24 @@ def _substituting(theirs: Callable[..., Any]) -> Callable[..., Any]:
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
     return forward
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def _advice(backbone: nn.Module) -> str:
+    """What to do about a model whose stage of patches was not found."""
+    stages = [name for name, module in backbone.named_children() if _convolves(module)]
+    if stages:
+        return (
+            "pass stage=, the name of the module whose convolutions turn pixels into patches; this "
+            f"model has convolutions in {', '.join(stages)}"
+        )
+    return (
+        "this model embeds patches without a convolution, which is not supported; use one that does, "
+        "as the ViT of a fixed size with the same weights (vit_base_patch16_224)"
+    )
 
 
 def _first(out: Any) -> Tensor:

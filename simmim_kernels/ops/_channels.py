@@ -1,4 +1,6 @@
-"""The `mean` and `std` of an image's channels, which several ops apply on the way in."""
+"""The `mean` and `std` of an image's channels, which every op that takes an image applies on the way
+in: a uint8 image is divided by 255, an image of any other type is taken as the numbers it holds, and
+then `(value - mean) / std` per channel where the two are given."""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from simmim_kernels.ops._check import is_tensor
+from simmim_kernels._numbers import to_float
+from simmim_kernels.ops._check import FLOATS, is_tensor
 
 Channels = Sequence[float] | Tensor | None
 
@@ -17,33 +20,42 @@ Channels = Sequence[float] | Tensor | None
 def channel_stats(
     image: Tensor, mean: Channels, std: Channels
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`mean` and `std` as tensors on `image`'s device; tensors pass as they are.
+    """`mean` and `std` as float32 or float64 tensors: listed numbers on `image`'s device, in float64;
+    tensors where they are, 16-bit ones widened.
 
-    Raises `ValueError` where only one of them is given, or a listed `std` is not positive, and
-    `TypeError` where something else than numbers is listed.
+    Raises `ValueError` where only one of them is given, or a listed number is not finite, a listed
+    `std` not positive, and `TypeError` where something else than numbers is listed.
     """
     if mean is None and std is None:
         return None, None
     if mean is None or std is None:
         raise ValueError("mean and std go together: give both or neither")
-    if not isinstance(std, Tensor):
-        std = _listed("std", std)
-        if not all(0.0 < value < math.inf for value in std):
-            raise ValueError(f"std is {std}; allowed: positive numbers")
-        std = _tensor(std, image.device)
-    if not isinstance(mean, Tensor):
-        mean = _tensor(_listed("mean", mean), image.device)
-    return mean, std
+    return _as_tensor("mean", mean, image), _as_tensor("std", std, image)
+
+
+def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        is_tensor(name, values, FLOATS)
+        return values.float() if values.dtype.itemsize == 2 else values
+    listed = _listed(name, values)
+    least = 0.0 if name == "std" else -math.inf
+    if not all(least < value < math.inf for value in listed):
+        allowed = "positive" if name == "std" else "finite"
+        raise ValueError(f"{name} is {listed}; allowed: {allowed} numbers")
+    return _tensor(listed, image.device)
 
 
 def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    allowed = f"{name} is {values!r}; allowed: one number a channel"
+    if isinstance(values, str):
+        raise TypeError(allowed)
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} is {values!r}; allowed: one number a channel") from error
+        return tuple(to_float(name, value) for value in values)
+    except TypeError as error:
+        raise TypeError(allowed) from error
 
 
-def is_channels(name: str, value: Tensor | None, channels: int) -> None:
+def check_channels(name: str, value: Tensor | None, channels: int) -> None:
     """Checks one number a channel: None, or a float32 or float64 tensor `(C,)`."""
     if value is None:
         return
@@ -52,19 +64,12 @@ def is_channels(name: str, value: Tensor | None, channels: int) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: ({channels},)")
 
 
-def are_channel_stats(name: str, image: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
-    """Checks the `mean` and `std` that normalise `image`: both or neither, for uint8 only."""
-    if mean is None and std is None:
-        return
-    if mean is None or std is None:
+def check_channel_stats(image: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
+    """Checks the `mean` and `std` that normalise `image`: both or neither, one number a channel."""
+    if (mean is None) != (std is None):
         raise ValueError("mean and std go together: give both or neither")
-    if image.dtype != torch.uint8:
-        raise ValueError(
-            "mean and std normalise a uint8 image; "
-            f"{name} has dtype {str(image.dtype).removeprefix('torch.')} and is taken as it is"
-        )
-    is_channels("mean", mean, image.shape[1])
-    is_channels("std", std, image.shape[1])
+    check_channels("mean", mean, image.shape[1])
+    check_channels("std", std, image.shape[1])
 
 
 def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:

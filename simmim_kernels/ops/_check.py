@@ -14,6 +14,9 @@ def is_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None
     """`TypeError` unless `value` is a tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} has layout {layout}; allowed: a dense tensor (strided)")
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         came = str(value.dtype).removeprefix("torch.")

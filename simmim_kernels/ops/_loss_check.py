@@ -1,4 +1,4 @@
-"""What stands between the arguments of the masked losses and a wild pointer."""
+"""Argument checks of the masked losses."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import is_number
+from simmim_kernels.backends._loss_options import check_options
 from simmim_kernels.grid import prediction_patch, whole_scale
-from simmim_kernels.ops._channels import are_channel_stats
+from simmim_kernels.ops._channels import check_channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.target_norm import check_eps, check_window
-
-KINDS = ("l1", "mse", "smooth_l1")
-ORDERS = ("cyx", "yxc")
-REDUCTIONS = ("mean", "sum", "none")
-NORMS = ("none", "window", "patch")
 
 PREDICTIONS = {2: "(R, C*p*p)", 3: "(B, L, C*p*p)", 4: "(B, C, H, W) or (B, C*p*p, h, w)"}
 SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
@@ -43,19 +38,12 @@ def check(
     height, width = target.shape[2:]
     unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
     unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}; allowed: 'cyx', 'yxc'")
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; allowed: 'mean', 'sum', 'none'")
-    is_number("eps", eps)
+    check_options(kind, order, reduction, norm)
     if not 0.0 <= eps < math.inf:
         raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
-    is_number("beta", beta)
     if not SMALLEST_BETA <= beta < math.inf:
         raise ValueError(f"beta is {beta}; allowed: a finite number >= {SMALLEST_BETA}")
-    are_channel_stats("target", target, mean, std)
+    check_channel_stats(target, mean, std)
     if index is None:
         _check_dense(pred, target)
     else:
@@ -75,8 +63,6 @@ def check_tensors(pred: Tensor, target: Tensor, mask: Tensor) -> None:
 
 
 def _check_norm(target: Tensor, norm: str, side: int, eps: float) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; allowed: {', '.join(NORMS)}")
     if norm == "none":
         return
     check_eps(eps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import is_whole
+from simmim_kernels._numbers import to_int
 from simmim_kernels.ops._check import is_mask, is_tensor
 from simmim_kernels.ops._define import define
 from simmim_kernels.patch_mask import PatchMask, mask_grid
@@ -16,7 +16,6 @@ _LARGEST = 1 << 30
 def _check(mask: Tensor, unit: int) -> None:
     is_tensor("mask", mask, (torch.bool,))
     is_mask(mask, mask.shape[0] if mask.dim() else 0)
-    is_whole("unit", unit)
     if not 1 <= unit * max(mask.shape[1:]) < _LARGEST or unit < 1:
         raise ValueError(f"unit is {unit}; allowed: 1 or more pixels, image sides below 2^30")
 
@@ -26,7 +25,7 @@ def _fake(mask, unit):
 
 
 _avg_dist = define(
-    "avg_dist(Tensor mask, int unit) -> Tensor", room="avg_dist", check=_check, fake=_fake
+    "avg_dist(Tensor mask, SymInt unit) -> Tensor", room="avg_dist", check=_check, fake=_fake
 )
 
 
@@ -46,8 +45,12 @@ def avg_dist(mask: PatchMask | Tensor, unit: int) -> float:
 
     Raises:
         TypeError: a mask that is not bool.
+        RuntimeError: a mask on `meta`.
         ValueError: a unit below 1, an empty grid, an image side of 2^30 pixels or more.
 
     Source: AvgDist in SimMIM (Xie et al., CVPR 2022), which finds accuracy highest for 10 to 20.
     """
-    return _avg_dist(mask_grid(mask), unit).item()
+    grid = mask_grid(mask)
+    if isinstance(grid, Tensor) and grid.is_meta:
+        raise RuntimeError("mask is on meta, where a tensor has no values to measure")
+    return _avg_dist(grid, to_int("unit", unit)).item()

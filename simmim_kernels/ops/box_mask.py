@@ -7,7 +7,9 @@ from torch import Tensor
 
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import (
+    TAGS,
     check_sampling,
+    checked_epoch,
     checked_ratio,
     empty_lists,
     sample_ids,
@@ -39,12 +41,12 @@ def _fake(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch):
 
 
 _box_mask = define(
-    "box_mask(Tensor ids, int grid_h, int grid_w, int box_h, int box_w, bool center, int? seed,"
-    " int epoch) -> (Tensor mask, Tensor masked, Tensor visible)",
+    "box_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt box_h, SymInt box_w, bool center,"
+    " SymInt? seed, SymInt epoch) -> (Tensor mask, Tensor masked, Tensor visible)",
     room="box_mask",
     check=_check,
     fake=_fake,
-    tags=(torch.Tag.nondeterministic_seeded,),
+    tags=TAGS,
 )
 
 
@@ -88,6 +90,7 @@ def box_mask(
     Raises:
         TypeError: ids that are not int64; other numbers of the wrong type.
         ValueError: a size, ratio, seed or epoch out of range.
+        RuntimeError: no seed while a CUDA graph is captured.
 
     Source: SimMIM's square mask (Xie et al., CVPR 2022) with `center`; without it the single random
     box of inpainting tutorials.
@@ -96,4 +99,5 @@ def box_mask(
     part = checked_ratio(ratio)
     box = int(grid_h * part), int(grid_w * part)
     ids = sample_ids(n_or_ids, device)
-    return PatchMask(*_box_mask(ids, grid_h, grid_w, *box, center, signed_seed(seed), epoch))
+    seed, epoch = signed_seed(seed), checked_epoch(epoch)
+    return PatchMask(*_box_mask(ids, grid_h, grid_w, *box, bool(center), seed, epoch))

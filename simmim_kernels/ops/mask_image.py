@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import is_number
+from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._elements import memory_format
 from simmim_kernels.grid import whole_scale
-from simmim_kernels.ops._channels import Channels, channel_stats, is_channels
+from simmim_kernels.ops._channels import (
+    Channels,
+    channel_stats,
+    check_channel_stats,
+    check_channels,
+)
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.patch_mask import PatchMask, mask_grid
@@ -40,15 +45,7 @@ def _check_forward(
             raise ValueError(
                 f"fill has shape {tuple(fill.shape)}; allowed: a number, or ({channels},)"
             )
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together: give both or neither")
-    if mean is not None and image.dtype != torch.uint8:
-        raise ValueError(
-            "mean and std normalise a uint8 image; "
-            f"image has dtype {str(image.dtype).removeprefix('torch.')} and is taken as it is"
-        )
-    is_channels("mean", mean, channels)
-    is_channels("std", std, channels)
+    check_channel_stats(image, mean, std)
     if dtype not in FLOATS:
         raise TypeError(f"dtype is {dtype}; allowed: float32, float64, bfloat16, float16")
     same_device(image=image, fill=fill, mean=mean, std=std)
@@ -63,14 +60,17 @@ def _fake_forward(image, mask, fill, value, mean, std, dtype):
 def _check_backward(
     grad: Tensor,
     mask: Tensor,
+    std: Tensor | None,
     image_dtype: torch.dtype | None,
     fill_dtype: torch.dtype | None,
 ) -> None:
     is_tensor("grad", grad, FLOATS)
     _check_units("grad", grad, mask)
+    check_channels("std", std, grad.shape[1])
+    same_device(grad=grad, std=std)
 
 
-def _fake_backward(grad, mask, image_dtype, fill_dtype):
+def _fake_backward(grad, mask, std, image_dtype, fill_dtype):
     if image_dtype is None:
         image = grad.new_empty((0,), dtype=image_dtype)
     else:
@@ -90,7 +90,7 @@ _forward = define(
 
 # A dtype of None asks for no gradient of that input; its place is then an empty tensor.
 _backward = define(
-    "mask_image_backward(Tensor grad, Tensor mask, ScalarType? image_dtype,"
+    "mask_image_backward(Tensor grad, Tensor mask, Tensor? std, ScalarType? image_dtype,"
     " ScalarType? fill_dtype) -> (Tensor, Tensor)",
     room="mask_image",
     check=_check_backward,
@@ -101,18 +101,19 @@ _backward = define(
 class _MaskImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, mask, fill, value, mean, std, dtype):
-        ctx.save_for_backward(mask)
+        ctx.save_for_backward(mask, std)
         ctx.image_dtype = image.dtype
         ctx.fill_dtype = None if fill is None else fill.dtype
         return _forward(image, mask, fill, value, mean, std, dtype)
 
     @first_order
     def backward(ctx, grad):
-        (mask,) = ctx.saved_tensors
+        mask, std = ctx.saved_tensors
         wants_image, _, wants_fill, *_ = ctx.needs_input_grad
         d_image, d_fill = _backward(
             grad,
             mask,
+            std,
             ctx.image_dtype if wants_image else None,
             ctx.fill_dtype if wants_fill else None,
         )
@@ -135,8 +136,10 @@ def mask_image(
 ) -> Tensor:
     """Give the masked units of an image one colour, for encoders that see pixels.
 
-        out = where(masked, fill, image)                              floating-point image
-        out = where(masked, fill, (image / 255 - mean) / std)         uint8 image
+        out = where(masked, fill, (value - mean) / std)
+
+    where `value` is `image / 255` of a uint8 image and `image` itself of any other, and `mean` and
+    `std` are left out where they are not given.
 
     It selects and does not multiply: a NaN or Inf in a masked pixel is gone, in the value and in
     every gradient. The image is never changed in place.
@@ -146,21 +149,20 @@ def mask_image(
         mask: `PatchMask` or `bool (B, gh, gw)` on a grid of which the image is a whole multiple;
             the pixel grid is one.
         fill: the colour: a number, or a learnable `(C,)` tensor. It is not normalised.
-        mean, std: one number a channel, `std` positive, for a uint8 image divided by 255; sequences
-            or float32 or float64 tensors `(C,)`; both or neither. Without them pixels stay in
-            `[0, 1]`.
+        mean, std: one number a channel, `std` positive; sequences or float tensors `(C,)`; both or
+            neither.
         dtype: floating type of the result; default: that of `image`, float32 for uint8. Autocast
             does not change it.
 
     Returns:
         A tensor of `image`'s shape, channels-last where `image` is, else contiguous.
 
-    Gradients: for `image`, zero where masked; for a tensor `fill`, the sum over the masked pixels
+    Gradients: for `image`, divided by `std`, zero where masked; for a tensor `fill`, the sum over the masked pixels
     of each channel, in float64 and in a fixed order.
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that don't fit; `mean` and `std` with a floating-point image.
+        ValueError: shapes that don't fit; one of `mean` and `std` without the other.
         RuntimeError: tensors on different devices; a second derivative.
 
     Source: SimMIM (Xie et al., CVPR 2022) masks tokens; masked pixels are what the same objective
@@ -170,8 +172,7 @@ def mask_image(
     if isinstance(fill, Tensor):
         colour, value = fill, 0.0
     else:
-        is_number("fill", fill)
-        colour, value = None, float(fill)
+        colour, value = None, to_float("fill", fill)
     mean, std = channel_stats(image, mean, std)
     if dtype is None:
         dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import is_whole
+from simmim_kernels._numbers import to_int
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
@@ -40,7 +40,6 @@ def check(
         raise ValueError(
             f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
         )
-    is_whole("prefix_tokens", prefix_tokens)
     if prefix_tokens < 0 or (x.dim() == 4 and prefix_tokens != 0):
         raise ValueError(
             f"prefix_tokens is {prefix_tokens}; allowed: 0 or more, 0 for (B, h, w, D)"
@@ -189,8 +188,13 @@ def mask_tokens(
 
     Source: SimMIM, `x * (1 - w) + mask_token * w` in the published encoders.
     """
+    # Before autograd looks at their types.
+    is_tensor("x", x, FLOATS)
+    is_tensor("token", token, FLOATS)
+    if pos_embed is not None:
+        is_tensor("pos_embed", pos_embed, FLOATS)
     grid = mask_grid(mask)
-    args = (x, grid, token, pos_embed, prefix_tokens, keep_dtype)
+    args = (x, grid, token, pos_embed, to_int("prefix_tokens", prefix_tokens), bool(keep_dtype))
     if needs_grad(x, token, pos_embed):
         return differentiate(_MaskTokens, *args)
     return _forward(*args)

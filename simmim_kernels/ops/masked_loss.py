@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels import backends
-from simmim_kernels._numbers import is_number
+from simmim_kernels._numbers import to_float
 from simmim_kernels.grid import prediction_patch
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
@@ -189,7 +189,7 @@ def loss_of(
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     if kind == "smooth_l1":
-        is_number("beta", beta)
+        beta = to_float("beta", beta)
         if not 0.0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
         kind, beta = ("l1", 1.0) if beta < SMALLEST_BETA else (kind, beta)
@@ -199,7 +199,8 @@ def loss_of(
     if mean is not None or std is not None:
         is_tensor("target", target, PIXELS)
         mean, std = channel_stats(target, mean, std)
-    args = (pred, target, grid, index, order, mean, std, kind, beta, eps, reduction)
+    args = (pred, target, grid, index, order, mean, std, kind, beta)
+    args = (*args, to_float("eps", eps), reduction)
     norm = ("none", 0, 0.0)
     if target_norm is not None:
         check_tensors(pred, target, grid)
@@ -238,8 +239,8 @@ def masked_l1(
             a map `(B, C*p*p, H/p, W/p)`, the head's output before PixelShuffle;
             the masked units only, `(B, K, C*p*p)` in the order of `PatchMask.masked`, `p` being the
             mask unit (for predictions on a finer grid pass `mask.on_grid((h, w))`).
-        target: the image `(B, C, H, W)`, any strides; a float type, or uint8, whose pixels become
-            `(u / 255 - mean) / std` in the kernel.
+        target: the image `(B, C, H, W)`, any strides; a float type, or uint8, which is divided by
+            255.
         mask: a `PatchMask`, or `bool (B, gh, gw)`, `True` = masked, on any grid that divides the
             image; a plain tensor may mask a different number in every sample.
         order: how a token's numbers follow each other: `"cyx"` (channel, dy, dx), as `Conv2d` heads
@@ -248,7 +249,8 @@ def masked_l1(
             `normalize_targets` or `normalize_patches`, where it is scored and nowhere else. It is
             computed from visible pixels too, which therefore are read. A patch of `PatchNorm` is a
             token of `pred`, or a mask unit where `pred` is an image.
-        mean, std: one number a channel, with a uint8 target only, both or neither.
+        mean, std: one number a channel, `std` positive; sequences or float tensors `(C,)`, both or
+            neither: the target is `(value - mean) / std`, made in the kernel.
         eps: added to the number of masked pixels. With `eps=0` and nothing masked the loss is 0.
         reduction: `"mean"` as above; `"sum"`, the numerator; `"none"`, one value a sample, `(B,)`,
             its own numerator over its own denominator.

@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simmim_kernels.grid import whole_scale
-from simmim_kernels.ops._channels import Channels, channel_stats, is_channels
+from simmim_kernels.ops._channels import (
+    Channels,
+    channel_stats,
+    check_channel_stats,
+    check_channels,
+)
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops.place_tokens import check_grid, place_tokens
@@ -37,8 +42,7 @@ def _check_gather(
     has_dims("image", image, {4: "(B, C, H, W)"})
     is_tensor("mask", mask, (torch.bool,))
     check_grid(mask, image.shape[0], *_token_grid(image, patch_h, patch_w), count)
-    is_channels("mean", mean, image.shape[1])
-    is_channels("std", std, image.shape[1])
+    check_channel_stats(image, mean, std)
     if dtype not in FLOATS:
         raise TypeError(f"dtype is {dtype}; allowed: floating types")
     same_device(image=image, mask=mask, mean=mean, std=std)
@@ -67,7 +71,7 @@ def _check_gather_backward(
         raise ValueError(
             f"grad has rows of {grad.shape[1]}, not {channels} x {patch_h} x {patch_w}"
         )
-    is_channels("std", std, channels)
+    check_channels("std", std, channels)
     if dtype not in FLOATS:
         raise TypeError(f"dtype is {dtype}; allowed: floating types")
     same_device(grad=grad, mask=mask, std=std)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from simmim_kernels._numbers import is_whole
+from simmim_kernels._numbers import to_int
 from simmim_kernels.grid import whole_scale
-from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
+from simmim_kernels.ops._channels import Channels, channel_stats, check_channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops._target import fake_target, refuse_gradient
@@ -16,16 +16,15 @@ from simmim_kernels.target_norm import check_eps
 def check(image: Tensor, patch: int, eps: float, mean: Tensor | None, std: Tensor | None) -> None:
     is_tensor("image", image, PIXELS)
     has_dims("image", image, {4: "(B, C, H, W)"})
-    is_whole("patch", patch)
     whole_scale("image height", image.shape[2], "patch", patch)
     whole_scale("image width", image.shape[3], "patch", patch)
     check_eps(eps)
-    are_channel_stats("image", image, mean, std)
+    check_channel_stats(image, mean, std)
     same_device(image=image, mean=mean, std=std)
 
 
 _normalize_patches = define(
-    "normalize_patches(Tensor image, int patch, float eps, Tensor? mean, Tensor? std) -> Tensor",
+    "normalize_patches(Tensor image, SymInt patch, float eps, Tensor? mean, Tensor? std) -> Tensor",
     room="normalize_patches",
     check=check,
     fake=fake_target,
@@ -49,11 +48,11 @@ def normalize_patches(
 
     Args:
         image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is
-            divided by 255 and normalised by `mean` and `std`, where given, first.
+            divided by 255 first.
         patch: side of the square patches in pixels; divides `H` and `W`.
         eps: added to the variance.
-        mean, std: for a uint8 image, one number a channel: sequences or float32 or float64 tensors
-            `(C,)`, `std` positive. Both or neither.
+        mean, std: one number a channel, `std` positive: sequences or float tensors `(C,)`, applied
+            first. Both or neither.
 
     Returns:
         A tensor of `image`'s shape and type, float32 for uint8; channels-last where `image` is.
@@ -71,4 +70,4 @@ def normalize_patches(
     if mean is not None or std is not None:
         is_tensor("image", image, PIXELS)
         mean, std = channel_stats(image, mean, std)
-    return _normalize_patches(image, patch, eps, mean, std)
+    return _normalize_patches(image, to_int("patch", patch), check_eps(eps), mean, std)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from simmim_kernels.ops._channels import Channels, are_channel_stats, channel_stats
+from simmim_kernels.ops._channels import Channels, channel_stats, check_channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops._target import fake_target, refuse_gradient
 from simmim_kernels.target_norm import check_eps, check_window
+
+_WIDEST = (1 << 31) - 1  # no image is as large, and a window gains nothing past its ends
 
 
 def check(image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None) -> None:
@@ -16,12 +18,12 @@ def check(image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tens
     has_dims("image", image, {4: "(B, C, H, W)"})
     check_window(window)
     check_eps(eps)
-    are_channel_stats("image", image, mean, std)
+    check_channel_stats(image, mean, std)
     same_device(image=image, mean=mean, std=std)
 
 
 _normalize_targets = define(
-    "normalize_targets(Tensor image, int window, float eps, Tensor? mean, Tensor? std) -> Tensor",
+    "normalize_targets(Tensor image, SymInt window, float eps, Tensor? mean, Tensor? std) -> Tensor",
     room="normalize_targets",
     check=check,
     fake=fake_target,
@@ -54,11 +56,11 @@ def normalize_targets(
 
     Args:
         image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is
-            divided by 255 and normalised by `mean` and `std`, where given, first.
+            divided by 255 first.
         window: side of the square in pixels, odd; may be larger than the image.
         eps: added to the variance.
-        mean, std: for a uint8 image, one number a channel: sequences or float32 or float64 tensors
-            `(C,)`, `std` positive. Both or neither.
+        mean, std: one number a channel, `std` positive: sequences or float tensors `(C,)`, applied
+            first. Both or neither.
 
     Returns:
         A tensor of `image`'s shape and type, float32 for uint8; channels-last where `image` is.
@@ -75,4 +77,5 @@ def normalize_targets(
     if mean is not None or std is not None:
         is_tensor("image", image, PIXELS)
         mean, std = channel_stats(image, mean, std)
-    return _normalize_targets(image, window, eps, mean, std)
+    window = min(check_window(window), _WIDEST)
+    return _normalize_targets(image, window, check_eps(eps), mean, std)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import to_int, to_sides
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
@@ -16,6 +17,8 @@ def check_grid(mask: Tensor, batch: int, h: int, w: int, count: int) -> None:
     is_mask(mask, batch)
     whole_scale("token grid height", h, "mask grid height", mask.shape[1])
     whole_scale("token grid width", w, "mask grid width", mask.shape[2])
+    if h * w >= 1 << 31:
+        raise ValueError(f"grid is {h} x {w} tokens; allowed: up to 2^31 - 1")
     if not 0 <= count <= batch * h * w:
         raise ValueError(f"{count} rows came for {batch} samples of {h} x {w} tokens")
 
@@ -188,8 +191,11 @@ def place_tokens(
     """
     is_tensor("rows", rows, FLOATS)
     is_tensor("token", token, FLOATS)
+    if pos_embed is not None:
+        is_tensor("pos_embed", pos_embed, FLOATS)
     dtype = rows.dtype if keep_dtype else torch.promote_types(rows.dtype, token.dtype)
     args = (rows, mask_grid(mask), token, pos_embed)
+    grid = to_sides("grid", grid)
     if needs_grad(rows, token, pos_embed):
         return differentiate(_PlaceTokens, *args, *grid, dtype)
     return _place(*args, 0, *grid, dtype)
@@ -200,7 +206,8 @@ def take_tokens(
 ) -> Tensor:
     """`(count, D)`: the tokens of `x` `(B, L, D)` that `mask` leaves visible, in ascending order,
     sample after sample; surplus rows are zeros."""
-    args = (x, mask, prefix_tokens, *grid, count)
+    args = (x, mask, to_int("prefix_tokens", prefix_tokens))
+    args = (*args, *to_sides("grid", grid), to_int("count", count))
     if needs_grad(x):
         return differentiate(_TakeTokens, *args)
     return _take(*args, x.dtype, None, None)[0]
@@ -235,8 +242,9 @@ def take_masked_tokens(
     is_tensor("x", x, FLOATS)
     has_dims("x", x, {3: "(B, L, D)"})
     batch, length, width = x.shape
+    prefix_tokens = to_int("prefix_tokens", prefix_tokens)
     units = mask.mask.shape[1:]
-    h, w = token_grid(length - prefix_tokens, *units) if grid is None else grid
+    h, w = token_grid(length - prefix_tokens, *units) if grid is None else to_sides("grid", grid)
     per_unit = whole_scale("token grid height", h, "mask grid height", units[0])
     per_unit *= whole_scale("token grid width", w, "mask grid width", units[1])
     tokens = mask.masked.shape[1] * per_unit

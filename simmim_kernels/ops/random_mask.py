@@ -7,7 +7,9 @@ from torch import Tensor
 
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import (
+    TAGS,
     check_count,
+    checked_epoch,
     empty_lists,
     masked_count,
     sample_ids,
@@ -22,12 +24,12 @@ def _fake(ids, grid_h, grid_w, count, seed, epoch):
 
 
 _random_mask = define(
-    "random_mask(Tensor ids, int grid_h, int grid_w, int count, int? seed, int epoch)"
+    "random_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
     room="random_mask",
     check=check_count,
     fake=_fake,
-    tags=(torch.Tag.nondeterministic_seeded,),
+    tags=TAGS,
 )
 
 
@@ -63,10 +65,12 @@ def random_mask(
     Raises:
         TypeError: ids that are not int64; other numbers of the wrong type.
         ValueError: a size, ratio, seed or epoch out of range.
+        RuntimeError: no seed while a CUDA graph is captured.
 
     Source: SimMIM (Xie et al., CVPR 2022) for the strategy; Salmon et al., SC'11, for Philox.
     """
     grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
     ids = sample_ids(n_or_ids, device)
-    return PatchMask(*_random_mask(ids, grid_h, grid_w, count, signed_seed(seed), epoch))
+    seed, epoch = signed_seed(seed), checked_epoch(epoch)
+    return PatchMask(*_random_mask(ids, grid_h, grid_w, count, seed, epoch))

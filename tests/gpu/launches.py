@@ -52,7 +52,7 @@ def mask_image(backend) -> dict[str, Callable]:
             image.to(torch.uint8), mask, torch.zeros(3), 0.0, *stats, BF16
         ),
         "channels_last": lambda: op.mask_image_forward(last, mask, None, 0.5, None, None, F32),
-        "backward": lambda: op.mask_image_backward(image, mask, F32, F32),
+        "backward": lambda: op.mask_image_backward(image, mask, None, F32, F32),
     }
 
 

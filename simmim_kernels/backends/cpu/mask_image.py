@@ -71,13 +71,14 @@ def mask_image_forward(
 def mask_image_backward(
     grad: Tensor,
     mask: Tensor,
+    std: Tensor | None,
     image_dtype: torch.dtype | None,
     fill_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    mask = mask.contiguous()
+    mask, std = mask.contiguous(), None if std is None else std.contiguous()
     d_image, d_fill = grad.new_empty((0,)), grad.new_empty((0,))
     if image_dtype:
-        d_image = _write(grad, mask, None, 0.0, None, None, image_dtype)
+        d_image = _write(grad, mask, None, 0.0, None, std, image_dtype)
     if fill_dtype:
         bands = max(mask.shape[0] * mask.shape[1], 1)
         sums = torch.zeros((bands, grad.shape[1]), dtype=torch.float64, device="cpu")

@@ -9,12 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._loss_options import KINDS, NORMS, REDUCTIONS, check_options
 from simmim_kernels.backends.cpu import address, element, kernels, threads
 from simmim_kernels.grid import prediction_patch, prediction_strides
 
-_KINDS = {"l1": 0, "mse": 1, "smooth_l1": 2}
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
-_NORMS = {"none": 0, "window": 1, "patch": 2}
 _SUMS_ON_STACK = 256  # twin: kSumsOnStack in csrc/cpu/masked_loss.cpp
 
 
@@ -48,7 +46,7 @@ def _plan(
     slopes = (0,) * 6
     if grad_strides is not None:
         slopes = prediction_strides(grad_strides, channels, patch, in_row, order)
-    numbers = (*image, patch, *elements, _NORMS[norm], norm_side, *strides, *slopes, *image_strides)
+    numbers = (*image, patch, *elements, NORMS[norm], norm_side, *strides, *slopes, *image_strides)
     memory = array("q", numbers)
     layout = memory.buffer_info()[0]
     sums = kernels.masked_loss_scratch(layout, True) * batch + 2 * max(batch, 1)
@@ -73,6 +71,7 @@ def masked_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_options(kind, order, reduction, norm)
     batch, _, height, width = target.shape
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     shape = (batch,) if reduction == "none" else ()
@@ -93,6 +92,7 @@ def masked_loss(
         slopes = grad.view(numbers.shape) if with_grad else grad
         index = index.contiguous()
         rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0
+        index = index if rows else index.new_zeros(1)  # no address would mean that there is no list
     team = threads()
     plan = _plan(
         numbers.shape,
@@ -134,16 +134,18 @@ def masked_loss(
         address(row_of),
         address(present),
         norm_eps,
-        _KINDS[kind],
+        KINDS[kind],
         beta,
         eps,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         loss.data_ptr(),
         scale.data_ptr() if unscaled else None,
         address(sums),
         address(scratch),
         team,
     )
+    if wrong == -2:
+        raise ValueError("masked_loss: a kind, reduction or norm that the kernel does not know")
     if wrong >= 0:
         raise ValueError(f"row {wrong} of index names no mask unit, or one named before")
     return loss, grad, scale

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._loss_options import KINDS, REDUCTIONS, check_options
 from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
 from simmim_kernels.grid import prediction_patch, prediction_strides
 
-_KINDS = {"l1": 0, "mse": 1, "smooth_l1": 2}
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 _NO_STRIDES = (0,) * 6
 _NUMBERS = 32  # of a row of the prediction, in each thread
 _COUNTED = 1 << 15  # mask units that a block counts
@@ -58,6 +57,7 @@ def masked_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_options(kind, order, reduction, norm)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
     patch, place, mask = prediction_patch(pred.shape, target.shape), pred.device, mask.contiguous()
@@ -69,8 +69,9 @@ def masked_loss(
         target = window_normalized(target, norm_side, norm_eps, std, dtype, scored)
     elif norm == "patch":
         target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, scored)
-    bytes_in = target.dtype == torch.uint8
-    mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
+    if norm != "none":  # done already
+        mean = std = None
+    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
     shape = (batch,) if reduction == "none" else ()
     loss = torch.empty(shape, dtype=dtype, device=place)
     if grad is None:
@@ -86,10 +87,11 @@ def masked_loss(
         numbers = pred.reshape(-1, pred.shape[-1])
         slopes = grad.view(numbers.shape) if with_grad else grad
         rows, per_sample = index.numel(), index.shape[1] if index.dim() == 2 else 0
+        index = index if rows else index.new_zeros(1)  # no address would mean that there is no list
         tokens_in_row, row_length = 0, numbers.shape[1]
     threads, tiles = _pieces(row_length)
     results, counts = loss.numel(), -(-mask.numel() // _COUNTED)
-    # Factors of the results, of bytes, and partial sums; masked units counted in pieces.
+    # Factors of the results, of pixels, and partial sums; masked units counted in pieces.
     sums = torch.empty(results + 2 * channels + rows * tiles, dtype=torch.float64, device=place)
     counted = torch.empty(counts, dtype=torch.int64, device=place) if counts > 1 else None
     scale = sums.data_ptr()
@@ -119,10 +121,10 @@ def masked_loss(
         address(index),
         rows,
         per_sample,
-        _KINDS[kind],
+        KINDS[kind],
         beta,
         eps,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         loss.data_ptr(),
         element(loss),
         scale_out.data_ptr() if unscaled else None,

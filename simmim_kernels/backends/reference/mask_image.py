@@ -37,13 +37,18 @@ def mask_image_forward(
 def mask_image_backward(
     grad: Tensor,
     mask: Tensor,
+    std: Tensor | None,
     image_dtype: torch.dtype | None,
     fill_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     masked = _pixel_mask(grad, mask)
     d_image, d_fill = (grad.new_empty((0,), dtype=dtype) for dtype in (image_dtype, fill_dtype))
     if image_dtype:
-        d_image = grad.masked_fill(masked, 0).to(image_dtype)
+        d_image = grad.masked_fill(masked, 0)
+        if std is not None:
+            compute = torch.float64 if torch.float64 in (grad.dtype, image_dtype) else torch.float32
+            d_image = d_image.to(compute) / std.to(compute)[:, None, None]
+        d_image = d_image.to(image_dtype)
         d_image = d_image.contiguous(memory_format=memory_format(grad))
     if fill_dtype:
         d_fill = grad.double().masked_fill(~masked, 0).sum((0, 2, 3)).to(fill_dtype)

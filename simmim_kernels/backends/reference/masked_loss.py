@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._loss_options import check_options
 from simmim_kernels.backends.reference.normalize_patches import normalize_patches
 from simmim_kernels.backends.reference.normalize_targets import (
     normalize_targets,
@@ -90,6 +91,7 @@ def masked_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_options(kind, order, reduction, norm)
     image = target.shape
     batch, channels, height, width = image
     patch = prediction_patch(pred.shape, image)
@@ -120,7 +122,10 @@ def masked_loss(
         count = torch.bincount(sample[place >= 0], minlength=batch).double() * patch**2
     if reduction != "none":
         value, count = value.sum(), count.sum()
-    denominator = torch.ones_like(count) if reduction == "sum" else (count + eps) * channels
+    # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+    denominator = torch.where(count == 0, 0, (count + eps) * channels)
+    if reduction == "sum":
+        denominator = torch.ones_like(count)
     scale = torch.where(denominator == 0, 0, 1 / denominator)
     loss = torch.where(denominator == 0, 0, value / denominator).to(dtype)
     if not with_grad:

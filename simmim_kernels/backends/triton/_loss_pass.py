@@ -19,6 +19,7 @@ def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
         value = tl.abs(d)
         slope = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)).to(d.dtype)
     else:
+        tl.static_assert(KIND == "smooth_l1", "unknown loss")
         u = d / BETA
         size = tl.abs(u)
         value = tl.where(size < 1, 0.5 * u * u, size - 0.5) * BETA
@@ -33,7 +34,7 @@ def loss_pass(
     target, t_b, t_c, t_y, t_x,
     affine, mask, index, scale, partial,
     height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces,
-    LAYOUT: tl.constexpr, YXC: tl.constexpr, KIND: tl.constexpr, BETA: tl.constexpr,
+    LAYOUT: tl.constexpr, YXC: tl.constexpr, AFFINE: tl.constexpr, KIND: tl.constexpr, BETA: tl.constexpr,
     WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
     EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
     COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
@@ -102,9 +103,9 @@ def loss_pass(
     target_at = sample * t_b + c * t_c + y.to(tl.int64) * t_y + x.to(tl.int64) * t_x
     value = tl.load(pred + pred_at, mask=at, other=0.0).to(COMPUTE)
     wanted = tl.load(target + target_at, mask=at, other=0).to(COMPUTE)
-    if target.dtype.element_ty == tl.uint8:
+    if AFFINE:
         channel = tl.minimum(c, CHANNELS - 1)
-        wanted = wanted * tl.load(affine + channel) - tl.load(affine + CHANNELS + channel)
+        wanted = (wanted - tl.load(affine + CHANNELS + channel)) * tl.load(affine + channel)
     value, slope = _value_and_slope(tl.where(at, value - wanted, 0.0), KIND, BETA)
     if WITH_GRAD:
         if SCALED:
@@ -112,6 +113,10 @@ def loss_pass(
             slope = slope * factor.to(COMPUTE)
         if grad.dtype.element_ty != tl.float64:
             slope = slope.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
+        if LAYOUT == 3:
+            # The gradient may take the place of the prediction, and where a row has fewer numbers than
+            # the block has threads, several load what one of them overwrites.
+            tl.debug_barrier()
         grad_at += c * g_c + ty * g_ty + dy * g_y + tx * g_tx + dx * g_x
         tl.store(grad + grad_at, slope.to(grad.dtype.element_ty), mask=here & inside)
     total = tl.sum(tl.sum(tl.sum(value, 2), 1), 0)

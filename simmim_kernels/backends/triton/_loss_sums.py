@@ -48,14 +48,15 @@ def scales(
     counts, index, scale, scale_out, mean, std, affine,
     n, known, batch, per_sample, units, pixels,
     LISTED: tl.constexpr, EACH: tl.constexpr, COUNTS: tl.constexpr, MEAN: tl.constexpr,
-    EPS: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, BYTES: tl.constexpr,
-    STATS: tl.constexpr, BLOCK: tl.constexpr,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, AFFINE: tl.constexpr,
+    UNIT: tl.constexpr, STATS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Result r's factor 1 / ((masked pixels + eps) * channels), or 0 where that divides by 0.
+    """Result r's factor 1 / ((masked pixels + eps) * channels), or 0 where nothing is masked.
 
     Of masked units there are `known`, plus the sum of `counts[r * n : (r + 1) * n]`, or as many as
-    of the `n` rows of the list belong to sample r. For BYTES the first program also leaves what a
-    byte of each channel is multiplied by, then what is subtracted, so that no pixel is divided.
+    of the `n` rows of the list belong to sample r. With AFFINE the first program also leaves what
+    makes (x - offset) * scale of a stored number x, (x / UNIT - mean) / std: the scale of each
+    channel, then the offsets, so that no pixel is divided.
     """
     result = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK).to(tl.int64)
@@ -73,23 +74,24 @@ def scales(
                 total += tl.load(counts + result * n + at, mask=at < n, other=0).to(tl.int64)
     denominator = tl.full((), 1.0, tl.float64)
     if MEAN:
-        denominator = (tl.sum(total, 0).to(tl.float64) * pixels + EPS) * CHANNELS
+        # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+        masked = tl.sum(total, 0).to(tl.float64)
+        denominator = tl.where(masked == 0, 0.0, (masked * pixels + EPS) * CHANNELS)
     factor = tl.where(denominator == 0, 0.0, 1.0 / denominator)
     tl.store(scale + result, factor)
     if STORE:
         tl.store(scale_out + result, factor.to(scale_out.dtype.element_ty))
-    if BYTES:
+    if AFFINE:
         for start in range(0, CHANNELS, BLOCK):
             channel = start + lane
             mine = channel < tl.where(result == 0, CHANNELS, 0)
-            slope = tl.full((BLOCK,), 1 / 255, tl.float64)
-            shift = tl.zeros((BLOCK,), tl.float64)
+            spread = tl.full((BLOCK,), UNIT, tl.float64)
+            offset = tl.zeros((BLOCK,), tl.float64)
             if STATS:
-                spread = tl.load(std + channel, mask=mine, other=1.0).to(tl.float64)
-                slope = slope / spread
-                shift = tl.load(mean + channel, mask=mine, other=0.0).to(tl.float64) / spread
-            tl.store(affine + channel, slope.to(affine.dtype.element_ty), mask=mine)
-            tl.store(affine + CHANNELS + channel, shift.to(affine.dtype.element_ty), mask=mine)
+                offset = spread * tl.load(mean + channel, mask=mine, other=0.0).to(tl.float64)
+                spread = spread * tl.load(std + channel, mask=mine, other=1.0).to(tl.float64)
+            tl.store(affine + channel, (1 / spread).to(affine.dtype.element_ty), mask=mine)
+            tl.store(affine + CHANNELS + channel, offset.to(affine.dtype.element_ty), mask=mine)
 
 
 @triton.jit(do_not_specialize=["n", "each", "batch", "per_sample", "units"])

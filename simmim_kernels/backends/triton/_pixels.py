@@ -7,14 +7,15 @@ import triton.language as tl
 
 
 @triton.jit
-def normalised(x, mean, std, channel, inside, BYTES: tl.constexpr, STATS: tl.constexpr):
+def normalised(x, mean, std, channel, inside, BYTES: tl.constexpr, MEAN: tl.constexpr,
+               STD: tl.constexpr):  # fmt: skip
     """Pixels in the compute type: bytes divided by 255, then `(x - mean) / std`."""
     if BYTES:
         x = x / 255
-    if STATS:
-        shift = tl.load(mean + channel, mask=inside, other=0.0).to(x.dtype)
-        spread = tl.load(std + channel, mask=inside, other=1.0).to(x.dtype)
-        x = (x - shift) / spread
+    if MEAN:
+        x = x - tl.load(mean + channel, mask=inside, other=0.0).to(x.dtype)
+    if STD:
+        x = x / tl.load(std + channel, mask=inside, other=1.0).to(x.dtype)
     return x
 
 

@@ -21,15 +21,14 @@ def _token_places(
     before = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, sample * units, BLOCK):
         at = start + lane
-        before += (tl.load(mask + at, mask=at < sample * units, other=1 - MASKED) == MASKED).to(
-            tl.int64
-        )
+        here = (tl.load(mask + at, mask=at < sample * units, other=1 - MASKED) != 0) == MASKED
+        before += here.to(tl.int64)
     place = tl.sum(before, 0) * sy * sx
     for start in range(0, length, BLOCK):
         token = start + lane
         cell = token // w // sy * grid_w + token % w // sx
         here = tl.load(mask + sample * units + cell, mask=token < length, other=1 - MASKED)
-        here = here == MASKED
+        here = (here != 0) == MASKED
         at = place + tl.cumsum(here.to(tl.int32), 0) - 1
         if PLACES:
             tl.store(places + sample * length + token, tl.where(here, at, -1), mask=token < length)

@@ -41,7 +41,7 @@ def _mask_image(
     image, i_b, i_c, i_y, i_x, mask, fill, mean, std, out, o_b, o_c, o_y, o_x,
     height, width, unit_h, unit_w, grid_h, grid_w, pieces,
     CHANNELS: tl.constexpr, VALUE: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
-    STATS: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
+    MEAN: tl.constexpr, STD: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -58,7 +58,7 @@ def _mask_image(
         source = sample * i_b + c * i_c + y * i_y + x * i_x
         place = sample * o_b + c * o_c + y * o_y + x * o_x
     value = tl.load(image + source, mask=kept, other=0)
-    value = normalised(value.to(COMPUTE), mean, std, c, kept, BYTES, STATS)
+    value = normalised(value.to(COMPUTE), mean, std, c, kept, BYTES, MEAN, STD)
     if FILL:
         colour = tl.load(fill + c, mask=inside, other=0.0).to(COMPUTE)
     else:
@@ -119,7 +119,7 @@ def mask_image_forward(
         _mask_image[(batch * pieces,)](
             image, *image.stride(), mask.contiguous(), fill, mean, std, out, *out.stride(),
             *_grid(image, mask), pieces, CHANNELS=channels, VALUE=value, FILL=fill is not None,
-            BYTES=image.dtype == torch.uint8, STATS=std is not None, LAST=last,
+            BYTES=image.dtype == torch.uint8, MEAN=mean is not None, STD=std is not None, LAST=last,
             COMPUTE=compute_type(image.dtype, dtype), R=rows, BLOCK=block, num_warps=4, **OPTIONS,
         )  # fmt: skip
     return out
@@ -128,13 +128,14 @@ def mask_image_forward(
 def mask_image_backward(
     grad: Tensor,
     mask: Tensor,
+    std: Tensor | None,
     image_dtype: torch.dtype | None,
     fill_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = grad.shape
     d_image = torch.empty((0,), dtype=image_dtype, device=grad.device)
     if image_dtype:
-        d_image = mask_image_forward(grad, mask, None, 0.0, None, None, image_dtype)
+        d_image = mask_image_forward(grad, mask, None, 0.0, None, std, image_dtype)
     d_fill = torch.empty(channels if fill_dtype else 0, dtype=fill_dtype, device=grad.device)
     if d_fill.numel():
         rows, block, tiles = _tile(width, height)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._loss_options import check_options
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
@@ -76,6 +77,7 @@ def masked_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_options(kind, order, reduction, norm)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
     patch, device, each = (
@@ -92,8 +94,11 @@ def masked_loss(
         target = window_normalized(target, norm_side, norm_eps, std, dtype, scored)
     elif norm == "patch":
         target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, scored)
+    if norm != "none":  # done already
+        mean = std = None
+    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
     bytes_in = target.dtype == torch.uint8
-    mean, std = (None if t is None or not bytes_in else t.contiguous() for t in (mean, std))
+    is_affine = bytes_in or std is not None
     shape, results = ((batch,), batch) if each else ((), 1)
     scaled = with_grad and pred.dtype != torch.float16
     loss = torch.empty(shape, dtype=dtype, device=device)
@@ -105,7 +110,7 @@ def masked_loss(
         grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
     scale_out = torch.empty(shape if with_grad and not scaled else (0,), dtype=dtype, device=device)
     scale = torch.empty(results, dtype=torch.float64, device=device)
-    affine = torch.empty(2 * channels if bytes_in else 0, dtype=dtype, device=device)
+    affine = torch.empty(2 * channels if is_affine else 0, dtype=dtype, device=device)
     unit = height // mask.shape[1], width // mask.shape[2]
     units = mask.shape[1] * mask.shape[2]
     layout, rows, per_sample, tokens_in_row = TOKENS, batch, 0, width // patch
@@ -132,8 +137,8 @@ def masked_loss(
                 counts, index, scale, scale_out, mean, std, affine,
                 n, known, batch, per_sample, units, unit[0] * unit[1],
                 LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=reduction != "sum", EPS=eps,
-                CHANNELS=channels, STORE=scale_out.numel() > 0, BYTES=bytes_in,
-                STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
+                CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
+                UNIT=255.0 if bytes_in else 1.0, STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if partial.numel():
             strides = (
@@ -144,7 +149,7 @@ def masked_loss(
                 numbers, *next(strides), slopes, *next(strides), target, *target.stride(),
                 affine, mask, index, scale, partial,
                 height, width, *unit, width // unit[1], batch, per_sample, units, pieces,
-                LAYOUT=layout, YXC=order == "yxc", KIND=kind, BETA=beta,
+                LAYOUT=layout, YXC=order == "yxc", AFFINE=is_affine, KIND=kind, BETA=beta,
                 WITH_GRAD=with_grad, SCALED=scaled, EACH=int(each),
                 COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
                 CHANNELS=channels, P=patch,

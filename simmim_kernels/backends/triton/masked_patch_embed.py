@@ -46,7 +46,7 @@ def _patches(
         store(image + at, value, here)
     else:
         value = tl.load(image + at, mask=here, other=0).to(COMPUTE)
-        value = normalised(value, mean, std, c, c >= 0, BYTES, STATS)
+        value = normalised(value, mean, std, c, c >= 0, BYTES, STATS, STATS)
         store(rows + place, tl.where(here, value, 0.0), inside & (row < count))
 
 

@@ -22,11 +22,11 @@ _LEAST_ROWS = 32
 
 
 @triton.jit
-def _row(image, y, i_y, i_x, lane, width, LIMIT: tl.constexpr):
+def _row(image, y, i_y, i_x, lane, width, limit):
     """A row in float64: the numbers that running sums can take, and the others, which they can't."""
     x = tl.load(image + y.to(tl.int64) * i_y + lane.to(tl.int64) * i_x, mask=lane < width, other=0)
     x = x.to(tl.float64)
-    bad = (tl.abs(x) <= LIMIT) == 0
+    bad = (tl.abs(x) <= limit) == 0
     return tl.where(bad, 0.0, x), tl.where(bad, x, 0.0)
 
 
@@ -39,12 +39,12 @@ def _across(column_sums, first, last):
 
 
 @triton.jit
-def _directly(image, begin, end, i_y, i_x, lane, width, first, last, LIMIT: tl.constexpr):
+def _directly(image, begin, end, i_y, i_x, lane, width, first, last, limit):
     """Each lane's sums of bad numbers and of their squares, one by one: nothing of a number stays
     in a window that it has left."""
     sums, squares = tl.zeros_like(lane).to(tl.float64), tl.zeros_like(lane).to(tl.float64)
     for step in range(end - begin):
-        _, bad = _row(image, begin + step, i_y, i_x, lane, width, LIMIT)
+        _, bad = _row(image, begin + step, i_y, i_x, lane, width, limit)
         sums, squares = sums + bad, squares + bad * bad
     across, across_squares = tl.zeros_like(sums), tl.zeros_like(sums)
     for step in range(tl.max(last - first, 0) + 1):
@@ -71,10 +71,13 @@ def _normalize_window(
     out += b * o_b + c * o_c
     # Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
     unit = tl.full((), 1.0, tl.float64)
-    if image.dtype.element_ty == tl.uint8:
-        unit = unit * 255
+    limit = tl.full((), LIMIT, tl.float64)
     if STD:
         unit = unit * tl.load(std + c).to(tl.float64)
+    if image.dtype.element_ty == tl.uint8:
+        unit = unit * 255
+    else:
+        limit = limit * unit  # LIMIT is that for a deviation of 1
     eps = unit * unit * EPS
     lane = tl.arange(0, BLOCK)
     last = tl.minimum(tl.minimum(lane + radius_x, width - 1), BLOCK - 1)
@@ -84,12 +87,12 @@ def _normalize_window(
     lost = tl.zeros((BLOCK,), tl.int32)
     begin = tl.maximum(top - radius_y, 0)
     for step in range(tl.minimum(top + radius_y, height) - begin):
-        x, bad = _row(image, begin + step, i_y, i_x, lane, width, LIMIT)
+        x, bad = _row(image, begin + step, i_y, i_x, lane, width, limit)
         sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
     for step in range(tl.minimum(band, height - top)):
         y = top + step
         if y + radius_y < height:
-            x, bad = _row(image, y + radius_y, i_y, i_x, lane, width, LIMIT)
+            x, bad = _row(image, y + radius_y, i_y, i_x, lane, width, limit)
             sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
         end = tl.minimum(y + radius_y, height - 1) + 1
         begin = tl.maximum(y - radius_y, 0)
@@ -97,7 +100,7 @@ def _normalize_window(
         q = _across(squares, first, last)
         if tl.max(lost, 0) > 0:
             more, more_squares = _directly(
-                image, begin, end, i_y, i_x, lane, width, first, last, LIMIT
+                image, begin, end, i_y, i_x, lane, width, first, last, limit
             )
             s, q = s + more, q + more_squares
         # Everything times n and k = n - 1, without a division: for one pixel n q - s^2 is 0 (or NaN).
@@ -105,7 +108,7 @@ def _normalize_window(
         k = tl.maximum(n - 1, 1.0)
         v = n * q - s * s
         v = tl.where(v < 0, 0.0, v)  # a NaN stays
-        good, bad = _row(image, y, i_y, i_x, lane, width, LIMIT)
+        good, bad = _row(image, y, i_y, i_x, lane, width, limit)
         result = (n * (good + bad) - s) * k * tl.rsqrt(k * n * (v + eps * n * k))
         if out.dtype.element_ty != tl.float64:
             result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
@@ -116,7 +119,7 @@ def _normalize_window(
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
         if y - radius_y >= 0:
-            x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, LIMIT)
+            x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, limit)
             sums, squares, lost = sums - x, squares - x * x, lost - (bad != 0).to(tl.int32)
 
 

@@ -1,13 +1,15 @@
 // The Python module `_cpu`: picks the instruction set when it is loaded and binds every kernel.
-// Tensors arrive as addresses and sizes; no PyTorch header is needed, so one build serves all.
+// Tensors arrive through DLPack; no PyTorch header is needed, so one build serves all.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "address_caster.h"
+#include "tensor_caster.h"
 
 #define SIMMIM_ISA baseline
 #include "cpu/kernels.h"
@@ -22,6 +24,13 @@
 #endif
 
 namespace py = pybind11;
+
+namespace simmim {
+
+void* allocate(int64_t bytes) { return ::operator new(size_t(bytes), std::align_val_t(64)); }
+void release(void* memory) { ::operator delete(memory, std::align_val_t(64)); }
+
+}  // namespace simmim
 
 namespace {
 
@@ -75,8 +84,11 @@ const Kernels& choose() {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     const Kernels& kernels = choose();
+    m.def("connect", simmim::dlpack::connect,
+          "Find DLPack's functions in torch.Tensor, before any kernel is called.");
+    m.def("describe", simmim::describe, "What kernels are told about a tensor.");
     m.attr("isa") = kernels.isa;
 #ifdef _OPENMP
     m.attr("openmp") = true;

@@ -1,5 +1,5 @@
 // The Python module `_cuda`: every launcher, on a device and a stream that Python names. Tensors
-// arrive as addresses and sizes; no PyTorch header is needed, so one build serves all.
+// arrive through DLPack; no PyTorch header is needed, so one build serves all.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -7,6 +7,7 @@
 
 #include "address_caster.h"
 #include "cuda/kernels.h"
+#include "tensor_caster.h"
 
 namespace py = pybind11;
 
@@ -51,6 +52,16 @@ struct Bind<int (*)(Arguments...)> {
     }
 };
 
+// Where the first argument is a tensor, it lies on the device.
+template <class... Arguments>
+struct Bind<int (*)(const simmim::Tensor&, Arguments...)> {
+    template <int (*launcher)(const simmim::Tensor&, Arguments...)>
+    static void call(const simmim::Tensor& first, Arguments... arguments) {
+        const OnDevice on(first.device);
+        OnDevice::check(launcher(first, arguments...));
+    }
+};
+
 std::string why_not(int device) {
     try {
         const OnDevice on(device);
@@ -63,12 +74,18 @@ std::string why_not(int device) {
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     m.attr("device_type") = SIMMIM_DEVICE_TYPE;
+    m.def("connect", simmim::dlpack::connect,
+          "Find DLPack's functions in torch.Tensor, before any kernel is called.");
+    m.def("describe", simmim::describe, "What kernels are told about a tensor.");
     m.def("why_not", why_not, "Why the kernels can't run on a device; empty where they can.");
 #define X(kernel)                                                                       \
     m.def(#kernel, &Bind<decltype(&simmim::cuda::kernel)>::call<&simmim::cuda::kernel>, \
           py::call_guard<py::gil_scoped_release>());
     SIMMIM_CUDA_KERNELS(X)
+#undef X
+#define X(size) m.def(#size, &simmim::cuda::size);
+    SIMMIM_CUDA_SIZES(X)
 #undef X
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "tensor.h"
+
 // The same sources are compiled once for each instruction set. Everything that they define,
 // headers included, lives in a namespace of that set, so that the linker can never hand the
 // AVX-512 copy of a helper to the baseline code.
@@ -24,16 +26,16 @@
 
 SIMMIM_BEGIN
 
-// Codes that Python passes for torch.dtype; `ELEMENT` in backends/_elements.py is their twin.
-enum Element : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3, kUInt8 = 4 };
-
 SIMMIM_HD int64_t element_size(int element) {
     switch (element) {
         case kFloat64:
+        case kInt64:
             return 8;
         case kFloat32:
+        case kInt32:
             return 4;
         case kUInt8:
+        case kBool:
             return 1;
         default:
             return 2;

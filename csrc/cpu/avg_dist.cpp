@@ -1,8 +1,9 @@
 // The mean distance from a masked pixel to the nearest visible one, by an exact distance transform
 // in two passes: how far the nearest visible pixel of each column is, then the best over columns.
 // All pixels of a unit share their columns' distances, so the second pass looks at units only.
-#include "cpu/address.h"
+#include "common/grid.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 SIMMIM_BEGIN
 
@@ -66,24 +67,27 @@ double band_sum(const Grid& grid, const uint8_t* sample, int64_t row, int64_t* s
 
 }  // namespace
 
-void avg_dist(Address mask, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t unit,
-              Address sums, Address scratch, int threads) {
-    const Grid grid{mask.as<uint8_t>(), grid_h, grid_w, unit};
-    const int64_t bands = batch * grid_h, units = grid_h * grid_w;
+double avg_dist(const Tensor& mask, int64_t unit, int threads) {
+    const Extent units = extent_from(mask, 1);
+    const Grid grid{mask.as<uint8_t>(), units.height, units.width, unit};
+    const int64_t batch = mask.size(0), bands = batch * units.height, cells = units.cells();
+    const int64_t own_numbers = (unit + 2) * units.width;
+    const Scratch sums(bands * int64_t(sizeof(double)));
+    const Scratch scratch(threads * own_numbers * int64_t(sizeof(int64_t)));
     double* sum = sums.as<double>();
     // One slice of scratch for each of `threads` contiguous ranges of bands.
-    parallel_for(threads, batch * units * unit * unit * grid_w, threads, [&](int64_t part) {
-        int64_t* own = scratch.as<int64_t>() + part * (unit + 2) * grid_w;
+    parallel_for(threads, batch * cells * unit * unit * units.width, threads, [&](int64_t part) {
+        int64_t* own = scratch.as<int64_t>() + part * own_numbers;
         for (int64_t band = bands * part / threads; band < bands * (part + 1) / threads; ++band) {
-            const uint8_t* sample = grid.mask + band / grid_h * units;
-            sum[band] = band_sum(grid, sample, band % grid_h, own);
+            const uint8_t* sample = grid.mask + band / units.height * cells;
+            sum[band] = band_sum(grid, sample, band % units.height, own);
         }
     });
     int64_t masked = 0;
-    for (int64_t i = 0; i < batch * units; ++i) masked += grid.mask[i] != 0;
+    for (int64_t i = 0; i < batch * cells; ++i) masked += grid.mask[i] != 0;
     double total = 0;
     for (int64_t band = 0; band < bands; ++band) total += sum[band];  // always in this order
-    sum[0] = masked ? total / double(masked * unit * unit) : 0.0;
+    return masked ? total / double(masked * unit * unit) : 0.0;
 }
 
 SIMMIM_END

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "common/block.h"
-#include "cpu/address.h"
+#include "common/grid.h"
 #include "cpu/index_lists.h"
 #include "cpu/parallel.h"
 
@@ -21,10 +21,12 @@ void take(uint8_t* units, int64_t n, int64_t& wanting) {
 
 }  // namespace
 
-void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t count,
-                int64_t least, int64_t widest, Address root_aspect, uint64_t seed, uint32_t epoch,
-                Address mask, Address masked, Address visible, int threads) {
-    const int64_t units = grid_h * grid_w;
+void block_mask(const Tensor& ids, const Tensor& root_aspect, int64_t least, int64_t widest,
+                uint64_t seed, uint32_t epoch, const Tensor& mask, const Tensor& masked,
+                const Tensor& visible, int threads) {
+    const int64_t batch = mask.size(0), count = masked.size(1);
+    const Extent grid = extent_from(mask, 1);
+    const int64_t units = grid.cells();
     parallel_for(batch, 8 * batch * units, threads, [&](int64_t b) {
         const uint64_t id = uint64_t(ids.as<int64_t>()[b]);
         uint8_t* row = mask.as<uint8_t>() + b * units;
@@ -35,10 +37,10 @@ void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int6
                 philox(kBlockStream + uint32_t(attempt), epoch, uint32_t(id), uint32_t(id >> 32),
                        uint32_t(seed), uint32_t(seed >> 32));
             const int64_t room = min_of(wanting, widest);
-            const Block block = draw_block(random, least, room > least ? room : least, grid_h,
-                                           grid_w, root_aspect.as<int64_t>());
+            const Block block = draw_block(random, least, room > least ? room : least, grid.height,
+                                           grid.width, root_aspect.as<int64_t>());
             for (int64_t y = block.top; y < block.top + block.h; ++y) {
-                take(row + y * grid_w + block.left, block.w, wanting);
+                take(row + y * grid.width + block.left, block.w, wanting);
             }
         }
         take(row, units, wanting);

@@ -1,6 +1,7 @@
 // The CPU entry points, declared once for each instruction set (so: no include guard).
 // Addresses and sizes only; strides and offsets count elements. Kernels never allocate.
 #include "cpu/address.h"
+#include "tensor.h"
 
 #undef SIMMIM_CPU_KERNELS
 #define SIMMIM_CPU_KERNELS(X)    \
@@ -27,20 +28,18 @@
 namespace simmim {
 namespace SIMMIM_ISA {
 
-void random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
-                 uint32_t epoch, Address mask, Address masked, Address visible, Address scratch,
-                 int threads);
+void random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
+                 const Tensor& masked, const Tensor& visible, int threads);
 
-void block_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t count,
-                int64_t least, int64_t widest, Address root_aspect, uint64_t seed, uint32_t epoch,
-                Address mask, Address masked, Address visible, int threads);
+void block_mask(const Tensor& ids, const Tensor& root_aspect, int64_t least, int64_t widest,
+                uint64_t seed, uint32_t epoch, const Tensor& mask, const Tensor& masked,
+                const Tensor& visible, int threads);
 
-void box_mask(Address ids, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t box_h,
-              int64_t box_w, bool center, uint64_t seed, uint32_t epoch, Address mask,
-              Address masked, Address visible, int threads);
+void box_mask(const Tensor& ids, int64_t box_h, int64_t box_w, bool center, uint64_t seed,
+              uint32_t epoch, const Tensor& mask, const Tensor& masked, const Tensor& visible,
+              int threads);
 
-void avg_dist(Address mask, int64_t batch, int64_t grid_h, int64_t grid_w, int64_t unit,
-              Address sums, Address scratch, int threads);
+double avg_dist(const Tensor& mask, int64_t unit, int threads);
 
 void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
                 Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,
@@ -53,17 +52,13 @@ void mask_image_fill_gradient(Address grad, int element, int64_t sb, int64_t sc,
                               int64_t unit_h, int64_t unit_w, int64_t batch, int64_t channels,
                               Address sums, int threads);
 
-void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
-                         int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,
-                         int token_element, Address pos, int pos_element, int64_t pos_skip,
-                         Address out, int out_element, int64_t batch, int64_t prefix, int64_t h,
-                         int64_t w, int64_t width, int threads);
+void mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
+                         const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
+                         int threads);
 
-void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
-                          int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
-                          int x_element, Address token, Address pos, int pos_element,
-                          int64_t pos_skip, Address scratch, int64_t block, int64_t batch,
-                          int64_t prefix, int64_t h, int64_t w, int64_t width, int threads);
+void mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
+                          const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
+                          int threads);
 
 void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
                        int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
@@ -88,17 +83,13 @@ int64_t gather_patches_backward(Address grad, int grad_element, Address mask, in
                                 int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
                                 int threads);
 
-int64_t place_tokens(Address rows, int rows_element, int64_t r_sr, int64_t r_sd, Address mask,
-                     int64_t grid_h, int64_t grid_w, Address starts, Address token,
-                     int token_element, Address pos, int pos_element, Address out, int out_element,
-                     int64_t count, int64_t batch, int64_t prefix, int64_t h, int64_t w,
-                     int64_t width, int threads);
+int64_t place_tokens(const Tensor& rows, const Tensor& mask, const Tensor& token,
+                     const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens, int64_t h,
+                     int64_t w, int threads);
 
-int64_t take_tokens(Address x, int x_element, int64_t x_sb, int64_t x_st, int64_t x_sd,
-                    Address mask, int64_t grid_h, int64_t grid_w, Address starts, Address rows,
-                    int rows_element, Address token, Address pos, int64_t block, int64_t count,
-                    int64_t batch, int64_t prefix, int64_t h, int64_t w, int64_t width,
-                    int threads);
+int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, const Tensor& token,
+                    const Tensor& pos_embed, int64_t prefix_tokens, int64_t h, int64_t w,
+                    int64_t count, int threads);
 
 void normalize_patches(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
                        int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
@@ -123,8 +114,7 @@ int64_t masked_loss(Address layout, Address pred, Address grad, Address target, 
 int64_t masked_loss_scratch(Address layout, bool pieces);
 
 // Returns the number of masked tokens; where that is more than `count`, it does nothing else.
-int64_t masked_tokens(Address mask, int64_t grid_h, int64_t grid_w, Address list, int64_t count,
-                      int64_t batch, int64_t h, int64_t w);
+int64_t masked_tokens(const Tensor& mask, int64_t h, int64_t w, const Tensor& positions);
 
 }  // namespace SIMMIM_ISA
 }  // namespace simmim

@@ -1,40 +1,35 @@
 // Mask-token substitution: out = where(masked, token, x) + pos, and its gradients in one pass.
 #include "common/grid.h"
-#include "cpu/address.h"
 #include "cpu/parallel.h"
 #include "cpu/runs.h"
+#include "cpu/scratch.h"
 #include "cpu/token_rows.h"
 
 SIMMIM_BEGIN
 
 namespace {
 
-// Where the tokens of x (or of its gradient) lie: element (b, t, d) of the prefix tokens and of the
-// h x w grid that follows them; and the mask over that grid.
-struct Tokens {
-    Memory memory;
-    int64_t sb, sy, sx, sd;
-    int64_t batch, prefix, h, w, width;
-    const uint8_t* mask;
-    int64_t grid_h, grid_w;
+// Samples in one partial sum of the token's gradient.
+constexpr int64_t kBlock = 8;
 
-    int64_t length() const { return prefix + h * w; }
-    int64_t elements() const { return batch * length() * width; }
+// The tokens of x, or of its gradient, and the mask over them.
+struct Tokens : TokenLayout {
+    Memory memory;
+    MaskGrid mask;
+
+    Tokens(const Tensor& x, const Tensor& mask, int64_t prefix)
+        : TokenLayout(token_layout(x, mask, prefix)),
+          memory(memory_of(x)),
+          mask(mask_over(mask, grid)) {}
+
     bool streams(const Memory& output) const {
         return output.base && is_streamed(elements() * element_size(output.element));
     }
-    int64_t prefix_row(int64_t b, int64_t t) const { return b * sb + t * sx; }
-    int64_t grid_row(int64_t b, int64_t y, int64_t x) const {
-        return b * sb + prefix * sx + y * sy + x * sx;
-    }
-    // Whether neighbours in a row of tokens follow each other without a gap.
-    bool dense() const { return sx == width && sd == 1; }
 
     // Calls run(x0, x1, masked) along token row y of sample b.
     template <class Run>
     void for_each_run_of(int64_t b, int64_t y, const Run& run) const {
-        const uint8_t* units = mask + (b * grid_h + y / (h / grid_h)) * grid_w;
-        for_each_run(units, grid_w, w / grid_w, run);
+        for_each_run(mask.row(b, 0, y), mask.units.width, mask.scale.width, run);
     }
 };
 
@@ -51,7 +46,7 @@ void forward_row(const Tokens& x, const Memory& token, const Memory& pos, int64_
     x.for_each_run_of(b, y, [&](int64_t x0, int64_t x1, bool masked) {
         const int64_t step = !masked && x.dense() ? x1 - x0 : 1;  // tokens moved at once
         for (int64_t column = x0; column < x1; column += step) {
-            const int64_t t = x.prefix + y * x.w + column;
+            const int64_t t = x.prefix + y * x.grid.width + column;
             write_row<C>(masked ? token : x.memory, masked ? 0 : x.grid_row(b, y, column),
                          masked ? 1 : x.sd, pos, (t - pos_skip) * width, out, (base + t) * width,
                          step * width, stream);
@@ -77,7 +72,7 @@ void backward_row(const Tokens& grad, const Memory& dx, bool stream, double* tok
     };
     grad.for_each_run_of(b, y, [&](int64_t x0, int64_t x1, bool masked) {
         const int64_t from = grad.grid_row(b, y, x0);
-        const int64_t to = (base + grad.prefix + y * grad.w + x0) * width;
+        const int64_t to = (base + grad.prefix + y * grad.grid.width + x0) * width;
         if (masked) {
             if (dx.base) dx.zero(to, 1, (x1 - x0) * width, stream);
             for (int64_t x = 0; x < x1 - x0; ++x) {
@@ -101,7 +96,7 @@ void backward_row(const Tokens& grad, const Memory& dx, bool stream, double* tok
 template <class C>
 void add_positions(const Tokens& grad, int64_t pos_skip, double* sum, int64_t first, int64_t last,
                    int64_t y) {
-    const int64_t width = grad.width, step = grad.dense() ? grad.w : 1;
+    const int64_t width = grad.width, step = grad.dense() ? grad.grid.width : 1;
     const auto add = [&](int64_t row, int64_t n, double* to) {
         int64_t rows[kGroup];
         for (int64_t b = first; b < last; ++b) rows[b - first] = row + b * grad.sb;
@@ -109,7 +104,7 @@ void add_positions(const Tokens& grad, int64_t pos_skip, double* sum, int64_t fi
     };
     for (int64_t t = pos_skip; y == 0 && t < grad.prefix; ++t)
         add(grad.prefix_row(0, t), width, sum + t * width);
-    for (int64_t x = 0; x < grad.w; x += step)
+    for (int64_t x = 0; x < grad.grid.width; x += step)
         add(grad.grid_row(0, y, x), step * width, sum + (grad.prefix + x) * width);
 }
 
@@ -127,7 +122,7 @@ void backward_piece(const Tokens& grad, const Memory& dx, const Sums& sums, doub
     const bool stream = grad.streams(dx);
     const int64_t width = grad.width;
     if (sums.pos.base) {
-        std::memset(scratch, 0, size_t((grad.prefix + grad.w) * width) * sizeof(double));
+        std::memset(scratch, 0, size_t((grad.prefix + grad.grid.width) * width) * sizeof(double));
     }
     for (int64_t b = first; b < last; b += kGroup) {
         const int64_t stop = min_of(last, b + kGroup);
@@ -138,55 +133,48 @@ void backward_piece(const Tokens& grad, const Memory& dx, const Sums& sums, doub
     }
     if (!sums.pos.base) return;
     const int64_t from = y == 0 ? sums.pos_skip : grad.prefix;
-    const int64_t to = grad.prefix + y * grad.w - sums.pos_skip - (grad.prefix - from);
-    sums.pos.store(scratch + from * width, (grad.prefix - from + grad.w) * width, to * width, 1);
+    const int64_t to = grad.prefix + y * grad.grid.width - sums.pos_skip - (grad.prefix - from);
+    sums.pos.store(scratch + from * width, (grad.prefix - from + grad.grid.width) * width,
+                   to * width, 1);
 }
 
 }  // namespace
 
-void mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
-                         int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,
-                         int token_element, Address pos, int pos_element, int64_t pos_skip,
-                         Address out, int out_element, int64_t batch, int64_t prefix, int64_t h,
-                         int64_t w, int64_t width, int threads) {
-    const Tokens tokens{
-        {x.as<char>(), x_element}, x_sb,   x_sy,  x_sx, x_sd, batch, prefix, h, w, width,
-        mask.as<uint8_t>(),        grid_h, grid_w};
-    const Memory source{token.as<char>(), token_element}, added{pos.as<char>(), pos_element};
-    const Memory target{out.as<char>(), out_element};
-    const auto run = out_element == kFloat64 ? forward_row<double> : forward_row<float>;
+void mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
+                         const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
+                         int threads) {
+    const Tokens tokens(x, mask, prefix_tokens);
+    const Memory source = memory_of(token), pos = memory_of(pos_embed), target = memory_of(out);
+    const int64_t pos_skip =
+        pos_embed && tokens.width ? tokens.length() - pos_embed.numel() / tokens.width : 0;
+    const auto run = out.element == kFloat64 ? forward_row<double> : forward_row<float>;
     const bool stream = tokens.streams(target);
-    parallel_for(batch * h, tokens.elements(), threads, [&](int64_t piece) {
-        run(tokens, source, added, pos_skip, target, stream, piece / h, piece % h);
+    const int64_t h = tokens.grid.height;
+    parallel_for(tokens.batch * h, tokens.elements(), threads, [&](int64_t piece) {
+        run(tokens, source, pos, pos_skip, target, stream, piece / h, piece % h);
         if (stream) finish_streams();
     });
 }
 
-void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
-                          int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
-                          int x_element, Address token, Address pos, int pos_element,
-                          int64_t pos_skip, Address scratch, int64_t block, int64_t batch,
-                          int64_t prefix, int64_t h, int64_t w, int64_t width, int threads) {
-    const Tokens tokens{{grad.as<char>(), grad_element},
-                        g_sb,
-                        g_sy,
-                        g_sx,
-                        g_sd,
-                        batch,
-                        prefix,
-                        h,
-                        w,
-                        width,
-                        mask.as<uint8_t>(),
-                        grid_h,
-                        grid_w};
-    const Memory dx{x.as<char>(), x_element};
-    const Sums sums{token.as<double>(), {pos.as<char>(), pos_element}, pos_skip};
-    const auto run = grad_element == kFloat64 ? backward_piece<double> : backward_piece<float>;
+void mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
+                          const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
+                          int threads) {
+    const Tokens tokens(grad, mask, prefix_tokens);
+    const int64_t batch = tokens.batch, width = tokens.width, h = tokens.grid.height;
+    // Sums over the batch must meet in one place, so they are not cut into blocks of samples.
+    const int64_t block = pos_embed ? max_of<int64_t>(batch, 1) : kBlock;
     const int64_t pieces = (batch + block - 1) / block * h;
+    const Memory dx = memory_of(x);
+    const Scratch token_rows(token ? max_of<int64_t>(pieces, 1) * width * 8 : 0);
+    const int64_t pos_row = pos_embed ? (tokens.prefix + tokens.grid.width) * width : 0;
+    const Scratch pos_rows(threads * pos_row * 8);
+    Sums sums{token_rows.as<double>(), memory_of(pos_embed), 0};
+    if (pos_embed) sums.pos_skip = tokens.length() - pos_embed.size(0);
+    for (int64_t i = 0; token && i < max_of<int64_t>(pieces, 1) * width; ++i) sums.token[i] = 0;
+    const auto run = grad.element == kFloat64 ? backward_piece<double> : backward_piece<float>;
     // One slice of scratch for each of `threads` contiguous ranges of pieces.
     parallel_for(threads, tokens.elements(), threads, [&](int64_t part) {
-        double* own = scratch.as<double>() + part * (prefix + w) * width;
+        double* own = pos_rows.as<double>() + part * pos_row;
         for (int64_t piece = pieces * part / threads; piece < pieces * (part + 1) / threads;
              ++piece) {
             const int64_t first = piece / h * block;
@@ -195,10 +183,11 @@ void mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t 
         }
         if (tokens.streams(dx)) finish_streams();
     });
-    if (!sums.token) return;
+    if (!token) return;
     for (int64_t piece = 1; piece < pieces; ++piece) {  // always in this order
         for (int64_t d = 0; d < width; ++d) sums.token[d] += sums.token[piece * width + d];
     }
+    memory_of(token).store(sums.token, width, 0, 1);
 }
 
 SIMMIM_END

@@ -122,15 +122,15 @@ void each_line(const Image& image, const VisibleRows& visible, const Patches& pa
                int64_t y, const Line& line) {
     const uint8_t* units = visible.units(b, y);
     int64_t row = visible.first(b, y);
-    for (int64_t unit = 0; unit < visible.grid_w; ++unit) {
+    for (int64_t unit = 0; unit < visible.mask.units.width; ++unit) {
         const int64_t start = unit;
-        while (unit < visible.grid_w && !units[unit]) ++unit;
-        const int64_t n = (unit - start) * visible.sx;
+        while (unit < visible.mask.units.width && !units[unit]) ++unit;
+        const int64_t n = (unit - start) * visible.mask.scale.width;
         if (n == 0) continue;
         for (int64_t c = 0; c < patches.channels; ++c) {
             for (int64_t dy = 0; dy < patches.h; ++dy) {
                 line(b * image.sb + c * image.sc + (y * patches.h + dy) * image.sy +
-                         start * visible.sx * patches.w * image.sx,
+                         start * visible.mask.scale.width * patches.w * image.sx,
                      c, row * patches.width() + (c * patches.h + dy) * patches.w, n);
             }
         }
@@ -174,8 +174,9 @@ int64_t gather_patches(Address image, int image_element, int64_t i_sb, int64_t i
                        Address mean, Address std, Address table, Address out, int out_element,
                        int64_t count, int64_t batch, int64_t channels, int64_t h, int64_t w,
                        int64_t patch_h, int64_t patch_w, int threads) {
-    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
-                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
+    const Extent units{1, grid_h, grid_w};
+    const VisibleRows visible{{mask.as<uint8_t>(), units, scale_of({1, h, w}, units)},
+                              starts.as<int64_t>()};
     const int64_t found = visible.count(batch);
     if (found > count) return found;
     const Image source{{image.as<char>(), image_element}, i_sb, i_sc, i_sy, i_sx};
@@ -191,8 +192,9 @@ int64_t gather_patches_backward(Address grad, int grad_element, Address mask, in
                                 int image_element, int64_t count, int64_t batch, int64_t channels,
                                 int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
                                 int threads) {
-    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
-                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
+    const Extent units{1, grid_h, grid_w};
+    const VisibleRows visible{{mask.as<uint8_t>(), units, scale_of({1, h, w}, units)},
+                              starts.as<int64_t>()};
     const int64_t found = visible.count(batch);
     if (found > count) return found;
     const int64_t height = h * patch_h, width = w * patch_w;

@@ -1,7 +1,7 @@
 // Compact rows of visible tokens to their places with the token elsewhere, and back with the sums
 // over the places of the token and over the batch.
-#include "cpu/address.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/token_rows.h"
 #include "cpu/visible_rows.h"
 
@@ -9,31 +9,27 @@ SIMMIM_BEGIN
 
 namespace {
 
+constexpr int64_t kBlock = 8;  // samples in one partial sum of the token's gradient
+
 struct Rows {
     Memory memory;
     int64_t sr, sd;
 };
 
-struct Tokens {
-    Memory memory;
-    int64_t sb, st, sd, prefix;
-
-    int64_t offset(int64_t b, int64_t t) const { return b * sb + t * st; }
-};
-
 // One token row y of sample b.
 template <class C>
 void place_piece(const Rows& rows, const VisibleRows& visible, const Memory& token,
-                 const Memory& pos, const Memory& out, int64_t prefix, int64_t b, int64_t y,
-                 int64_t h, int64_t w, int64_t width) {
+                 const Memory& pos, const Memory& out, const TokenLayout& to, int64_t b,
+                 int64_t y) {
     const Memory none{nullptr, kFloat32};
-    const int64_t base = (b * (prefix + h * w)) * width;
+    const int64_t width = to.width, prefix = to.prefix, w = to.grid.width;
+    const int64_t base = b * to.length() * width;
     if (y == 0) out.zero(base, 1, prefix * width);
     const uint8_t* units = visible.units(b, y);
     int64_t row = visible.first(b, y);
     for (int64_t x = 0; x < w; ++x) {
         const int64_t t = y * w + x, target = base + (prefix + t) * width;
-        const bool masked = units[x / visible.sx];
+        const bool masked = units[x / visible.mask.scale.width];
         if (!masked) {
             write_row<C>(rows.memory, row++ * rows.sr, rows.sd, pos, t * width, out, target, width,
                          false);
@@ -47,69 +43,76 @@ void place_piece(const Rows& rows, const VisibleRows& visible, const Memory& tok
 }
 
 template <class C>
-void take_piece(const Tokens& x, const VisibleRows& visible, const Memory& rows, double* token,
-                double* pos, int64_t b, int64_t y, int64_t w, int64_t width) {
+void take_piece(const Memory& x, const TokenLayout& from, const VisibleRows& visible,
+                const Memory& rows, double* token, double* pos, int64_t b, int64_t y) {
     const Memory none{nullptr, kFloat32};
+    const int64_t width = from.width, w = from.grid.width;
     const uint8_t* units = visible.units(b, y);
     int64_t row = visible.first(b, y);
     for (int64_t column = 0; column < w; ++column) {
-        const int64_t t = y * w + column, source = x.offset(b, x.prefix + t);
-        const bool masked = units[column / visible.sx];
+        const int64_t t = y * w + column, source = from.grid_row(b, y, column);
+        const bool masked = units[column / visible.mask.scale.width];
         if (!masked && rows.base)
-            write_row<C>(x.memory, source, x.sd, none, 0, rows, row++ * width, width, false);
-        if (masked && token) add_row<C>(x.memory, source, x.sd, width, token);
-        if (pos) add_row<C>(x.memory, source, x.sd, width, pos + t * width);
+            write_row<C>(x, source, from.sd, none, 0, rows, row++ * width, width, false);
+        if (masked && token) add_row<C>(x, source, from.sd, width, token);
+        if (pos) add_row<C>(x, source, from.sd, width, pos + t * width);
     }
 }
 
 }  // namespace
 
-int64_t place_tokens(Address rows, int rows_element, int64_t r_sr, int64_t r_sd, Address mask,
-                     int64_t grid_h, int64_t grid_w, Address starts, Address token,
-                     int token_element, Address pos, int pos_element, Address out, int out_element,
-                     int64_t count, int64_t batch, int64_t prefix, int64_t h, int64_t w,
-                     int64_t width, int threads) {
-    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
-                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
-    const int64_t found = visible.count(batch);
-    if (found > count) return found;
-    const Rows source{{rows.as<char>(), rows_element}, r_sr, r_sd};
-    const auto run = out_element == kFloat64 ? place_piece<double> : place_piece<float>;
-    parallel_for(batch * h, batch * (prefix + h * w) * width, threads, [&](int64_t piece) {
-        run(source, visible, {token.as<char>(), token_element}, {pos.as<char>(), pos_element},
-            {out.as<char>(), out_element}, prefix, piece / h, piece % h, h, w, width);
+int64_t place_tokens(const Tensor& rows, const Tensor& mask, const Tensor& token,
+                     const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens, int64_t h,
+                     int64_t w, int threads) {
+    const TokenLayout tokens = flat_tokens(out, prefix_tokens, {1, h, w});
+    const Scratch starts(VisibleRows::scratch_bytes(mask));
+    const VisibleRows visible{mask_over(mask, tokens.grid), starts.as<int64_t>()};
+    const int64_t found = visible.count(tokens.batch);
+    if (found > rows.size(0)) return found;
+    const Rows source{memory_of(rows), rows.stride(0), rows.stride(1)};
+    const auto run = out.element == kFloat64 ? place_piece<double> : place_piece<float>;
+    parallel_for(tokens.batch * h, tokens.elements(), threads, [&](int64_t piece) {
+        run(source, visible, memory_of(token), memory_of(pos_embed), memory_of(out), tokens,
+            piece / h, piece % h);
     });
     return found;
 }
 
-int64_t take_tokens(Address x, int x_element, int64_t x_sb, int64_t x_st, int64_t x_sd,
-                    Address mask, int64_t grid_h, int64_t grid_w, Address starts, Address rows,
-                    int rows_element, Address token, Address pos, int64_t block, int64_t count,
-                    int64_t batch, int64_t prefix, int64_t h, int64_t w, int64_t width,
-                    int threads) {
-    const VisibleRows visible{mask.as<uint8_t>(), grid_h,     grid_w,
-                              h / grid_h,         w / grid_w, starts.as<int64_t>()};
-    const int64_t found = visible.count(batch);
+int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, const Tensor& token,
+                    const Tensor& pos_embed, int64_t prefix_tokens, int64_t h, int64_t w,
+                    int64_t count, int threads) {
+    const TokenLayout tokens = flat_tokens(x, prefix_tokens, {1, h, w});
+    const Scratch starts(VisibleRows::scratch_bytes(mask));
+    const VisibleRows visible{mask_over(mask, tokens.grid), starts.as<int64_t>()};
+    const int64_t found = visible.count(tokens.batch);
     if (found > count) return found;
-    const Tokens source{{x.as<char>(), x_element}, x_sb, x_st, x_sd, prefix};
-    const Memory target{rows.as<char>(), rows_element};
-    const auto run = x_element == kFloat64 ? take_piece<double> : take_piece<float>;
-    double* sums = token.as<double>();
+    const int64_t batch = tokens.batch, width = tokens.width;
+    // Sums over the batch must meet in one place, so they are not cut into blocks of samples.
+    const int64_t block = pos_embed ? max_of<int64_t>(batch, 1) : kBlock;
     const int64_t blocks = (batch + block - 1) / block;
+    const int64_t token_sums = token ? max_of<int64_t>(blocks * h, 1) * width : 0;
+    const int64_t pos_sums = pos_embed ? h * w * width : 0;
+    const Scratch sums((token_sums + pos_sums) * int64_t(sizeof(double)));
+    double *token_sum = sums.as<double>(), *pos_sum = token_sum + token_sums;
+    for (int64_t i = 0; i < token_sums + pos_sums; ++i) token_sum[i] = 0;
+    const auto run = x.element == kFloat64 ? take_piece<double> : take_piece<float>;
     // One piece: a token row of the samples of one block, so that a position's sum over the batch
     // is made in one place when a block holds them all.
     parallel_for(blocks * h, batch * h * w * width, threads, [&](int64_t piece) {
         const int64_t first = piece / h * block;
         for (int64_t b = first; b < min_of(batch, first + block); ++b) {
-            run(source, visible, target, sums ? sums + piece * width : nullptr, pos.as<double>(), b,
-                piece % h, w, width);
+            run(memory_of(x), tokens, visible, memory_of(rows),
+                token ? token_sum + piece * width : nullptr, pos_embed ? pos_sum : nullptr, b,
+                piece % h);
         }
     });
-    if (rows) target.zero(found * width, 1, (count - found) * width);
-    if (!sums) return found;
+    if (rows) memory_of(rows).zero(found * width, 1, (count - found) * width);
+    if (pos_embed) memory_of(pos_embed).store(pos_sum, pos_sums, 0, 1);
+    if (!token) return found;
     for (int64_t piece = 1; piece < blocks * h; ++piece) {  // always in this order
-        for (int64_t d = 0; d < width; ++d) sums[d] += sums[piece * width + d];
+        for (int64_t d = 0; d < width; ++d) token_sum[d] += token_sum[piece * width + d];
     }
+    memory_of(token).store(token_sum, width, 0, 1);
     return found;
 }
 

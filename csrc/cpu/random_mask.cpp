@@ -1,9 +1,10 @@
 // Exactly `count` of `units` cells per sample: those with the smallest (score, position), where the
 // scores are Philox words of (seed, epoch, sample id, position).
-#include "cpu/address.h"
+#include "common/grid.h"
 #include "cpu/index_lists.h"
 #include "cpu/parallel.h"
 #include "cpu/philox_lanes.h"
+#include "cpu/scratch.h"
 
 SIMMIM_BEGIN
 
@@ -73,10 +74,12 @@ void write_mask(const uint32_t* scores, int64_t units, const Threshold& threshol
 
 }  // namespace
 
-void random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
-                 uint32_t epoch, Address mask, Address masked, Address visible, Address scratch,
-                 int threads) {
+void random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
+                 const Tensor& masked, const Tensor& visible, int threads) {
+    const int64_t batch = mask.size(0), units = extent_from(mask, 1).cells();
+    const int64_t count = masked.size(1);
     const int64_t padded = (units + kPhiloxWords - 1) / kPhiloxWords * kPhiloxWords;
+    const Scratch scratch(threads * padded * int64_t(sizeof(uint32_t)));
     // One slice of scratch for each of `threads` contiguous ranges of samples. A unit costs as much
     // as several copied elements.
     parallel_for(threads, 4 * batch * units, threads, [&](int64_t part) {

@@ -84,4 +84,6 @@ struct Memory {
     }
 };
 
+inline Memory memory_of(const Tensor& tensor) { return {tensor.as<char>(), tensor.element}; }
+
 SIMMIM_END

@@ -2,36 +2,39 @@
 // sample. A token row of the grid fills consecutive rows.
 #pragma once
 
-#include "common/types.h"
+#include "common/grid.h"
 
 SIMMIM_BEGIN
 
 struct VisibleRows {
-    const uint8_t* mask;  // batch x grid_h x grid_w, nonzero = masked
-    int64_t grid_h, grid_w;
-    int64_t sy, sx;   // tokens in a mask unit
-    int64_t* starts;  // visible units before each row of units; batch * grid_h + 1 numbers
+    MaskGrid mask;
+    int64_t* starts;  // visible units before each row of units; a number for each, and one
+
+    static int64_t scratch_bytes(const Tensor& mask) {
+        return (mask.size(0) * extent_from(mask, 1).rows() + 1) * int64_t(sizeof(int64_t));
+    }
 
     // Fills `starts`; the number of visible tokens.
     int64_t count(int64_t batch) const {
+        const int64_t rows = batch * mask.units.rows(), width = mask.units.width;
         int64_t units = 0;
-        for (int64_t r = 0; r < batch * grid_h; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             starts[r] = units;
-            for (int64_t x = 0; x < grid_w; ++x) units += mask[r * grid_w + x] == 0;
+            for (int64_t x = 0; x < width; ++x) units += mask.mask[r * width + x] == 0;
         }
-        starts[batch * grid_h] = units;
-        return units * sy * sx;
+        starts[rows] = units;
+        return units * mask.scale.cells();
     }
 
     // The row of the first visible token in token row y of sample b.
     int64_t first(int64_t b, int64_t y) const {
-        const int64_t r = b * grid_h + y / sy;
-        return (starts[r] * sy + (starts[r + 1] - starts[r]) * (y % sy)) * sx;
+        const int64_t r = b * mask.units.rows() + y / mask.scale.height;
+        const int64_t within = y % mask.scale.height;
+        return (starts[r] * mask.scale.height + (starts[r + 1] - starts[r]) * within) *
+               mask.scale.width;
     }
 
-    const uint8_t* units(int64_t b, int64_t y) const {
-        return mask + (b * grid_h + y / sy) * grid_w;
-    }
+    const uint8_t* units(int64_t b, int64_t y) const { return mask.row(b, 0, y); }
 };
 
 SIMMIM_END

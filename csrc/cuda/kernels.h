@@ -16,28 +16,27 @@
     X(normalize_patches)       \
     X(normalize_targets)
 
+// Bytes or numbers of scratch that a launcher needs, which PyTorch's allocator gives.
+#define SIMMIM_CUDA_SIZES(X) X(mask_tokens_scratch)
+
 SIMMIM_BEGIN
 
 // cudaSuccess where the current device can run this build's machine code.
 int probe();
 
-int random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
-                uint32_t epoch, Address mask, Address masked, Address visible, Address stream);
+int random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
+                const Tensor& masked, const Tensor& visible, Address stream);
 
-int mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
-                        int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,
-                        int token_element, Address pos, int pos_element, int64_t pos_skip,
-                        Address out, int out_element, int64_t batch, int64_t prefix, int64_t h,
-                        int64_t w, int64_t width, Address stream);
+int mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
+                        const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
+                        Address stream);
 
-// `token_sums` and `pos_sums` are scratch for sums over `run` samples each: a row of `width` for
-// each run and each 32 tokens, and a row for each run and position, all doubles.
-int mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
-                         int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
-                         int x_element, Address token, int token_element, Address token_sums,
-                         Address pos, int pos_element, Address pos_sums, int64_t pos_rows,
-                         int64_t run, int64_t batch, int64_t prefix, int64_t h, int64_t w,
-                         int64_t width, Address stream);
+// `x`, `token` and `pos_embed` are the gradients that are wanted; doubles of scratch.
+int64_t mask_tokens_scratch(const Tensor& grad, const Tensor& mask, const Tensor& token,
+                            const Tensor& pos_embed, int64_t prefix_tokens);
+int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
+                         const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
+                         const Tensor& scratch, Address stream);
 
 // Strides of prediction and gradient: sample, channel, token row, row in the token, token column,
 // column in the token. With `index`, `per_sample` rows a sample or, where that is 0, flat

@@ -22,9 +22,9 @@ __global__ void __launch_bounds__(kThreads)
         const int32_t t = tile.token + k * int32_t(blockDim.y);
         masked[k] = true;
         if (t >= tokens.length) continue;
-        int64_t cell;
-        const int64_t offset = tokens.offset(t, &cell);
-        masked[k] = tokens.masked(tile.piece, cell);
+        int64_t unit;
+        const int64_t offset = tokens.offset(t, &unit);
+        masked[k] = tokens.masked(tile.piece, unit);
         if (!masked[k]) {
             packs[k] = load_pack<In, kVector>(x + tile.piece * tokens.sb + offset + tile.feature);
         }
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kTokens; ++k) {
         const int32_t t = tile.token + k * int32_t(blockDim.y);
         if (t >= tokens.length) return;
-        int64_t cell;
-        const int64_t offset = tokens.offset(t, &cell);
-        double value = tokens.masked(tile.piece, cell)
+        int64_t unit;
+        const int64_t offset = tokens.offset(t, &unit);
+        double value = tokens.masked(tile.piece, unit)
                            ? token.load(tile.feature)
                            : x.load(tile.piece * tokens.sb + offset + tile.feature * tokens.sd);
         if (pos.base && t >= pos_skip) {
@@ -84,19 +84,18 @@ int start_forward(const Problem& p, const Array& x, const Array& token, const Ar
 
 }  // namespace
 
-int mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, int64_t x_sx,
-                        int64_t x_sd, Address mask, int64_t grid_h, int64_t grid_w, Address token,
-                        int token_element, Address pos, int pos_element, int64_t pos_skip,
-                        Address out, int out_element, int64_t batch, int64_t prefix, int64_t h,
-                        int64_t w, int64_t width, Address stream) {
-    if (batch * (prefix + h * w) * width == 0) return cudaSuccess;
-    const Problem p{tokens_of(x_sb, x_sy, x_sx, x_sd, mask, grid_h, grid_w, prefix, h, w), width,
-                    batch, stream};
-    const Array source{x.pointer, x_element}, shared{token.pointer, token_element},
-        added{pos.pointer, pos_element}, target{out.pointer, out_element};
-    if (tokens_pack(source, p.tokens, width) && either(shared, x_element, width) &&
-        either(added, x_element, width) && packs(out.pointer, out_element, width)) {
-        switch (pair(x_element, out_element)) {
+int mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
+                        const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
+                        Address stream) {
+    const Problem p = problem_of(x, mask, prefix_tokens, stream);
+    const int64_t width = p.width;
+    if (x.numel() == 0) return cudaSuccess;
+    const int64_t pos_skip = pos_embed ? p.tokens.length - pos_embed.numel() / width : 0;
+    const Array source = array_of(x), shared = array_of(token), added = array_of(pos_embed);
+    const Array target = array_of(out);
+    if (tokens_pack(source, p.tokens, width) && either(shared, x.element, width) &&
+        either(added, x.element, width) && packs(out.data, out.element, width)) {
+        switch (pair(x.element, out.element)) {
             case pair(kFloat32, kFloat32):
                 return start_forward<float, float>(p, source, shared, added, pos_skip, target);
             case pair(kBFloat16, kBFloat16):
@@ -110,8 +109,8 @@ int mask_tokens_forward(Address x, int x_element, int64_t x_sb, int64_t x_sy, in
                 return start_forward<Float16, float>(p, source, shared, added, pos_skip, target);
         }
     }
-    return start(forward_narrow, 1, batch, p.tokens, width, stream, source, p.tokens, shared, added,
-                 pos_skip, target);
+    return start(forward_narrow, 1, p.batch, p.tokens, width, stream, source, p.tokens, shared,
+                 added, pos_skip, target);
 }
 
 SIMMIM_END

@@ -34,13 +34,13 @@ __global__ void __launch_bounds__(kThreads)
                   int64_t pos_rows, int64_t run, int64_t batch, int32_t tiles, int64_t width) {
     const Tile tile = tile_of<kVector>(tiles, width);
     const bool inside = tile.feature < width;
-    int64_t offsets[kTokens], cells[kTokens];
+    int64_t offsets[kTokens], units[kTokens];
     float token_sum[kVector] = {}, pos_sum[POS ? kTokens : 1][kVector] = {};
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
         const int32_t t = tile.token + k * int32_t(blockDim.y);
-        cells[k] = -1;
-        offsets[k] = t < tokens.length ? tokens.offset(t, &cells[k]) : 0;
+        units[k] = -1;
+        offsets[k] = t < tokens.length ? tokens.offset(t, &units[k]) : 0;
     }
     const int64_t first = tile.piece * run, last = min_of(first + run, batch);
     for (int64_t sample = first; inside && sample < last; ++sample) {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = 0; k < kTokens; ++k) {
             masked[k] = false;
             if (tile.token + k * int32_t(blockDim.y) >= tokens.length) continue;
-            masked[k] = tokens.masked(sample, cells[k]);
+            masked[k] = tokens.masked(sample, units[k]);
             // Where only dx is wanted, a masked row is not read.
             if (POS || token_sums || !masked[k]) {
                 packs[k] =
@@ -101,11 +101,11 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kTokens; ++k) {
         const int32_t t = tile.token + k * int32_t(blockDim.y);
         if (t >= tokens.length || tile.feature >= width) break;
-        int64_t cell;
-        const int64_t offset = tokens.offset(t, &cell) + tile.feature * tokens.sd;
+        int64_t unit;
+        const int64_t offset = tokens.offset(t, &unit) + tile.feature * tokens.sd;
         double pos_sum = 0;
         for (int64_t sample = first; sample < last; ++sample) {
-            const bool masked = tokens.masked(sample, cell);
+            const bool masked = tokens.masked(sample, unit);
             const double value = grad.load(sample * tokens.sb + offset);
             if (dx.base) {
                 dx.store((sample * tokens.length + t) * width + tile.feature, masked ? 0 : value);
@@ -124,69 +124,98 @@ __global__ void __launch_bounds__(kThreads)
         width);
 }
 
+constexpr int64_t kTileTokens = 32;  // fewest tokens whose sum over a run of samples a block leaves
+constexpr int64_t kFeatures = 256;   // that a block covers where the width allows
+constexpr int64_t kBlocks =
+    1024;  // two full waves on 132 multiprocessors before blocks loop longer
+constexpr int64_t kLeastRun = 16;  // samples for each partial row of position sums
+
+// The samples are cut into runs. Partial sums, in doubles: a row for each run and each tile of
+// tokens, and a row for each run and position.
+struct Runs {
+    int64_t run, runs, token_numbers, pos_numbers;
+};
+
+Runs runs_of(const TokenLayout& tokens, const Tensor& token, const Tensor& pos_embed) {
+    const int64_t tiles = ceil_div(tokens.length(), kTileTokens);
+    const int64_t blocks = tokens.batch * tiles * ceil_div(tokens.width, kFeatures);
+    const int64_t run = max_of(ceil_div(blocks, kBlocks), pos_embed ? kLeastRun : int64_t(1));
+    const int64_t runs = ceil_div(tokens.batch, run);
+    return {run, runs, token ? runs * tiles * tokens.width : 0,
+            pos_embed ? runs * pos_embed.numel() : 0};
+}
+
+// Where partial sums go; null where nobody asks for them.
+struct Partial {
+    void *token, *pos;
+    int64_t pos_rows, run;
+};
+
 template <class In, class Out>
-int start_backward(const Problem& p, const Array& grad, const Array& dx, Address token_sums,
-                   Address pos_sums, int64_t pos_rows, int64_t run) {
-    const auto kernel = pos_sums ? backward_wide<In, Out, true> : backward_wide<In, Out, false>;
-    return start(kernel, kVector, ceil_div(p.batch, run), p.tokens, p.width, p.stream,
+int start_backward(const Problem& p, const Array& grad, const Array& dx, const Partial& partial) {
+    const auto kernel = partial.pos ? backward_wide<In, Out, true> : backward_wide<In, Out, false>;
+    return start(kernel, kVector, ceil_div(p.batch, partial.run), p.tokens, p.width, p.stream,
                  static_cast<const In*>(grad.base), p.tokens, static_cast<Out*>(dx.base),
-                 token_sums.as<float>(), pos_sums.as<float>(), pos_rows, run, p.batch);
+                 static_cast<float*>(partial.token), static_cast<float*>(partial.pos),
+                 partial.pos_rows, partial.run, p.batch);
 }
 
 }  // namespace
 
-int mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g_sy, int64_t g_sx,
-                         int64_t g_sd, Address mask, int64_t grid_h, int64_t grid_w, Address x,
-                         int x_element, Address token, int token_element, Address token_sums,
-                         Address pos, int pos_element, Address pos_sums, int64_t pos_rows,
-                         int64_t run, int64_t batch, int64_t prefix, int64_t h, int64_t w,
-                         int64_t width, Address stream) {
-    const Problem p{tokens_of(g_sb, g_sy, g_sx, g_sd, mask, grid_h, grid_w, prefix, h, w), width,
-                    batch, stream};
-    const Array incoming{grad.pointer, grad_element}, dx{x.pointer, x_element};
+int64_t mask_tokens_scratch(const Tensor& grad, const Tensor& mask, const Tensor& token,
+                            const Tensor& pos_embed, int64_t prefix_tokens) {
+    const Runs runs = runs_of(token_layout(grad, mask, prefix_tokens), token, pos_embed);
+    return runs.token_numbers + runs.pos_numbers;
+}
+
+int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
+                         const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
+                         const Tensor& scratch, Address stream) {
+    const Problem p = problem_of(grad, mask, prefix_tokens, stream);
+    const Runs runs = runs_of(token_layout(grad, mask, prefix_tokens), token, pos_embed);
+    const int64_t width = p.width;
+    double* sums = scratch.as<double>();
+    const Partial partial{token ? sums : nullptr, pos_embed ? sums + runs.token_numbers : nullptr,
+                          pos_embed ? pos_embed.size(0) : 0, runs.run};
+    const Array incoming = array_of(grad), dx = array_of(x);
     int kind = -1;  // the narrow kernel
-    if (tokens_pack(incoming, p.tokens, width) && (!x || packs(x.pointer, x_element, width))) {
-        kind = pair(grad_element, x ? x_element : grad_element);
+    if (tokens_pack(incoming, p.tokens, width) && (!x || packs(x.data, x.element, width))) {
+        kind = pair(grad.element, x ? x.element : grad.element);
     }
     int code = cudaSuccess, sum_element = kFloat32;
     switch (width == 0 ? -2 : kind) {
         case -2:
             break;
         case pair(kFloat32, kFloat32):
-            code =
-                start_backward<float, float>(p, incoming, dx, token_sums, pos_sums, pos_rows, run);
+            code = start_backward<float, float>(p, incoming, dx, partial);
             break;
         case pair(kFloat32, kBFloat16):
-            code = start_backward<float, BFloat16>(p, incoming, dx, token_sums, pos_sums, pos_rows,
-                                                   run);
+            code = start_backward<float, BFloat16>(p, incoming, dx, partial);
             break;
         case pair(kFloat32, kFloat16):
-            code = start_backward<float, Float16>(p, incoming, dx, token_sums, pos_sums, pos_rows,
-                                                  run);
+            code = start_backward<float, Float16>(p, incoming, dx, partial);
             break;
         case pair(kBFloat16, kBFloat16):
-            code = start_backward<BFloat16, BFloat16>(p, incoming, dx, token_sums, pos_sums,
-                                                      pos_rows, run);
+            code = start_backward<BFloat16, BFloat16>(p, incoming, dx, partial);
             break;
         case pair(kFloat16, kFloat16):
-            code = start_backward<Float16, Float16>(p, incoming, dx, token_sums, pos_sums, pos_rows,
-                                                    run);
+            code = start_backward<Float16, Float16>(p, incoming, dx, partial);
             break;
         default:
             sum_element = kFloat64;
-            code = start(backward_narrow, 1, ceil_div(batch, run), p.tokens, width, stream,
-                         incoming, p.tokens, dx, Array{token_sums.pointer, kFloat64},
-                         Array{pos_sums.pointer, kFloat64}, pos_rows, run, batch);
+            code = start(backward_narrow, 1, runs.runs, p.tokens, width, stream, incoming, p.tokens,
+                         dx, Array{partial.token, kFloat64}, Array{partial.pos, kFloat64},
+                         partial.pos_rows, runs.run, p.batch);
     }
     const dim3 block = block_of(width, sum_element == kFloat32 ? kVector : 1);
-    const int64_t runs = ceil_div(batch, run), tiles = tiles_of(p.tokens.length, block);
+    const int64_t tiles = tiles_of(p.tokens.length, block);
     if (code == cudaSuccess && token) {
-        code = add_rows(token_sums.pointer, sum_element, runs * tiles, width,
-                        {token.pointer, token_element}, stream);
+        code =
+            add_rows(partial.token, sum_element, runs.runs * tiles, width, array_of(token), stream);
     }
-    if (code == cudaSuccess && pos) {
-        code = add_rows(pos_sums.pointer, sum_element, runs, pos_rows * width,
-                        {pos.pointer, pos_element}, stream);
+    if (code == cudaSuccess && pos_embed) {
+        code = add_rows(partial.pos, sum_element, runs.runs, pos_embed.numel(), array_of(pos_embed),
+                        stream);
     }
     return code;
 }

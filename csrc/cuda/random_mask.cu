@@ -1,5 +1,6 @@
 // Exactly `count` of `units` cells per sample: those with the smallest (score, position), where the
 // scores are Philox words of (seed, epoch, sample id, position). One team of warps a sample.
+#include "common/grid.h"
 #include "common/philox.h"
 #include "cuda/kernels.h"
 #include "cuda/team.h"
@@ -114,8 +115,10 @@ __global__ void __launch_bounds__(WARPS* kWarp)
 
 }  // namespace
 
-int random_mask(Address ids, int64_t batch, int64_t units, int64_t count, uint64_t seed,
-                uint32_t epoch, Address mask, Address masked, Address visible, Address stream) {
+int random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
+                const Tensor& masked, const Tensor& visible, Address stream) {
+    const int64_t batch = mask.size(0), units = extent_from(mask, 1).cells();
+    const int64_t count = masked.size(1);
     const auto start = [&](auto* kernel, int warps) {
         return launch(kernel, batch, dim3(unsigned(warps * kWarp)), stream, ids.as<int64_t>(),
                       units, count, seed, epoch, mask.as<uint8_t>(), masked.as<int32_t>(),

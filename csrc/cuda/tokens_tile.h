@@ -22,22 +22,21 @@ constexpr int kTokens = 4;
 struct Tokens {
     int64_t sb, sy, sx, sd;
     int32_t prefix, w, length;
-    CoarseGrid grid;
-    int64_t cells;
-    const uint8_t* mask;
+    MaskGrid grid;
+    int64_t units;  // of a sample
 
-    // Offset of token t within its sample; its cell of the mask grid, or -1 for a prefix token.
-    __device__ __forceinline__ int64_t offset(int32_t t, int64_t* cell) const {
+    // Offset of token t within its sample; its mask unit, or -1 for a prefix token.
+    __device__ __forceinline__ int64_t offset(int32_t t, int64_t* unit) const {
         if (t < prefix) {
-            *cell = -1;
+            *unit = -1;
             return t * sx;
         }
         const int32_t patch = t - prefix, y = patch / w, x = patch - y * w;
-        *cell = grid.cell32(y, x);
+        *unit = grid.unit32(0, y, x);
         return prefix * sx + y * sy + x * sx;
     }
-    __device__ __forceinline__ bool masked(int64_t sample, int64_t cell) const {
-        return cell >= 0 && mask[sample * cells + cell];
+    __device__ __forceinline__ bool masked(int64_t sample, int64_t unit) const {
+        return unit >= 0 && grid.mask[sample * units + unit];
     }
 };
 
@@ -85,7 +84,7 @@ int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t w
                   arguments..., int32_t(tiles), width);
 }
 
-// Every forward and backward launcher's arguments, whatever the element types.
+// What every launcher needs, whatever the element types.
 struct Problem {
     Tokens tokens;
     int64_t width, batch;
@@ -94,19 +93,19 @@ struct Problem {
 
 constexpr int pair(int in, int out) { return in * 8 + out; }
 
-inline Tokens tokens_of(int64_t sb, int64_t sy, int64_t sx, int64_t sd, Address mask,
-                        int64_t grid_h, int64_t grid_w, int64_t prefix, int64_t h, int64_t w) {
-    const CoarseGrid grid{grid_w, h / grid_h, w / grid_w};
-    return {sb,
-            sy,
-            sx,
-            sd,
-            int32_t(prefix),
-            int32_t(w),
-            int32_t(prefix + h * w),
-            grid,
-            grid_h * grid_w,
-            mask.as<uint8_t>()};
+inline Problem problem_of(const Tensor& x, const Tensor& mask, int64_t prefix, Address stream) {
+    const TokenLayout of = token_layout(x, mask, prefix);
+    const MaskGrid grid = mask_over(mask, of.grid);
+    const Tokens tokens{of.sb,
+                        of.sy,
+                        of.sx,
+                        of.sd,
+                        int32_t(of.prefix),
+                        int32_t(of.grid.width),
+                        int32_t(of.length()),
+                        grid,
+                        grid.units.cells()};
+    return {tokens, of.width, of.batch, stream};
 }
 
 }  // namespace tokens_tile

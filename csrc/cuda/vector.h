@@ -70,6 +70,8 @@ struct Array {
     }
 };
 
+inline Array array_of(const Tensor& tensor) { return {tensor.data, tensor.element}; }
+
 // Neighbours of a tensor whose elements are either T or float.
 template <class T, int V>
 __device__ __forceinline__ void load_either(const Array& array, int64_t offset, float* values) {

@@ -1,4 +1,4 @@
-"""The ops in C++ (`csrc/cpu`), over addresses and sizes."""
+"""The ops in C++ (`csrc/cpu`): each function allocates its results and calls one kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ devices = ("cpu",)
 try:
     from simmim_kernels import _cpu as kernels
 
+    kernels.connect(torch.Tensor)
     unavailable = None
+except RuntimeError as error:
+    kernels = None
+    unavailable = str(error)
 except ImportError as error:
     kernels = None
     unavailable = f"the compiled module does not load: {error}"
@@ -41,6 +45,10 @@ def threads() -> int:
     """As many threads as PyTorch uses; one in a forked child, where the parent's OpenMP team is
     gone and waiting for it would never end."""
     return 1 if _forked else torch.get_num_threads()
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple([None if t is None else t.contiguous() for t in tensors])
 
 
 def address(tensor: Tensor | None) -> int | None:

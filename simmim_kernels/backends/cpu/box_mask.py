@@ -19,24 +19,11 @@ def box_mask(
     seed: int | None,
     epoch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ids = ids.contiguous()
     batch, units, count = ids.shape[0], grid_h * grid_w, box_h * box_w
     mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device="cpu")
     masked = torch.empty((batch, count), dtype=torch.int32, device="cpu")
     visible = torch.empty((batch, units - count), dtype=torch.int32, device="cpu")
-    kernels.box_mask(
-        ids.data_ptr(),
-        batch,
-        grid_h,
-        grid_w,
-        box_h,
-        box_w,
-        center,
-        0 if center else drawn(seed),
-        epoch,
-        mask.data_ptr(),
-        masked.data_ptr(),
-        visible.data_ptr(),
-        threads(),
-    )
-    return mask, masked, visible
+    seed = 0 if center else drawn(seed)
+    outputs = mask, masked, visible
+    kernels.box_mask(ids.contiguous(), box_h, box_w, center, seed, epoch, *outputs, threads())
+    return outputs

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends.cpu import address, element, kernels, threads
-from simmim_kernels.backends.cpu.place_tokens import hold, starts
+from simmim_kernels.backends.cpu.place_tokens import check_found
+
+
+def starts(mask: Tensor) -> Tensor:
+    """Scratch for the number of visible units before each row of units."""
+    return torch.empty(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64, device="cpu")
 
 
 def gather_patches(
@@ -50,7 +55,7 @@ def gather_patches(
         patch_w,
         threads(),
     )
-    hold(found, count)
+    check_found(found, count)
     return out
 
 
@@ -88,5 +93,5 @@ def gather_patches_backward(
         patch_w,
         threads(),
     )
-    hold(found, grad.shape[0])
+    check_found(found, grad.shape[0])
     return image

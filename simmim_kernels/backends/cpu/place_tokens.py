@@ -5,23 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends.cpu import address, element, kernels, threads
-
-_BLOCK = 8  # samples in one partial sum of the token
+from simmim_kernels.backends.cpu import contiguous, kernels, threads
 
 
-def hold(found: int, count: int) -> None:
+def check_found(found: int, count: int) -> None:
     """`ValueError` where the mask has more visible tokens than it was said to have."""
     if found > count:
         raise ValueError(
             f"mask has {found} visible tokens, but {count} rows were expected; "
             "the index lists of a PatchMask must be those of its mask"
         )
-
-
-def starts(mask: Tensor) -> Tensor:
-    """Scratch for the number of visible units before each row of units."""
-    return torch.empty(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64, device="cpu")
 
 
 def place_tokens(
@@ -34,33 +27,11 @@ def place_tokens(
     w: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    batch, width, count = mask.shape[0], rows.shape[1], rows.shape[0]
-    out = torch.empty((batch, prefix_tokens + h * w, width), dtype=dtype, device="cpu")
-    mask, scratch = mask.contiguous(), starts(mask)
-    token = None if token is None else token.contiguous()
-    pos_embed = None if pos_embed is None else pos_embed.contiguous()
-    found = kernels.place_tokens(
-        rows.data_ptr(),
-        element(rows),
-        *rows.stride(),
-        mask.data_ptr(),
-        *mask.shape[1:],
-        scratch.data_ptr(),
-        address(token),
-        element(token),
-        address(pos_embed),
-        element(pos_embed),
-        out.data_ptr(),
-        element(out),
-        count,
-        batch,
-        prefix_tokens,
-        h,
-        w,
-        width,
-        threads(),
-    )
-    hold(found, count)
+    shape = mask.shape[0], prefix_tokens + h * w, rows.shape[1]
+    out = torch.empty(shape, dtype=dtype, device="cpu")
+    mask, token, pos_embed = contiguous(mask, token, pos_embed)
+    found = kernels.place_tokens(rows, mask, token, pos_embed, out, prefix_tokens, h, w, threads())
+    check_found(found, rows.shape[0])
     return out
 
 
@@ -75,39 +46,24 @@ def take_tokens(
     token_dtype: torch.dtype | None,
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, width = x.shape
-    # Sums over the batch must meet in one place, so they are not cut into blocks of samples.
-    block = max(batch, 1) if pos_dtype else _BLOCK
-    pieces = max((batch + block - 1) // block, 1) * h
-    rows = torch.empty((count, width), dtype=rows_dtype, device="cpu") if rows_dtype else None
-    token = torch.zeros((pieces, width), dtype=torch.float64, device="cpu") if token_dtype else None
-    pos = torch.zeros((h * w, width), dtype=torch.float64, device="cpu") if pos_dtype else None
-    mask, scratch = mask.contiguous(), starts(mask)
+    width = x.shape[2]
+    # Without a dtype a result is empty, and not computed.
+    rows = torch.empty(
+        (count, width) if rows_dtype else 0, dtype=rows_dtype or x.dtype, device="cpu"
+    )
+    token = torch.empty(width if token_dtype else 0, dtype=token_dtype or x.dtype, device="cpu")
+    pos = torch.empty((h * w, width) if pos_dtype else 0, dtype=pos_dtype or x.dtype, device="cpu")
     found = kernels.take_tokens(
-        x.data_ptr(),
-        element(x),
-        *x.stride(),
-        mask.data_ptr(),
-        *mask.shape[1:],
-        scratch.data_ptr(),
-        address(rows),
-        element(rows),
-        address(token),
-        address(pos),
-        block,
-        count,
-        batch,
+        x,
+        mask.contiguous(),
+        rows if rows_dtype else None,
+        token if token_dtype else None,
+        pos if pos_dtype else None,
         prefix_tokens,
         h,
         w,
-        width,
+        count,
         threads(),
     )
-    hold(found, count)
-    return (
-        torch.empty(0, dtype=rows_dtype, device="cpu") if rows is None else rows,
-        torch.empty(0, dtype=token_dtype, device="cpu")
-        if token is None
-        else token[0].to(token_dtype),
-        torch.empty(0, dtype=pos_dtype, device="cpu") if pos is None else pos.to(pos_dtype),
-    )
+    check_found(found, count)
+    return rows, token, pos

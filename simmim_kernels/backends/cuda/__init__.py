@@ -1,4 +1,5 @@
-"""The ops in CUDA C++ (`csrc/cuda`), over addresses and sizes, on PyTorch's current stream."""
+"""The ops in CUDA C++ (`csrc/cuda`), on PyTorch's current stream: each function allocates its
+results and scratch, and calls one launcher."""
 
 from __future__ import annotations
 
@@ -23,15 +24,28 @@ devices = ("cuda",)
 try:
     from simmim_kernels import _cuda as kernels
 
+    kernels.connect(torch.Tensor)
     # The tests also build these sources for the host, to run them on CPU tensors.
     devices = (kernels.device_type,)
     if kernels.device_type == "cuda" and not torch.cuda.is_available():
         unavailable = "PyTorch sees no GPU"
     else:
         unavailable = kernels.why_not(0) or None
+except RuntimeError as error:
+    kernels = None
+    unavailable = str(error)
 except ImportError as error:
     kernels = None
     unavailable = _not_built(error)
+
+
+def stream(tensor: Tensor) -> int:
+    """PyTorch's current stream on the GPU of `tensor`."""
+    return torch._C._cuda_getCurrentRawStream(tensor.device.index) if tensor.is_cuda else 0
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple([None if t is None else t.contiguous() for t in tensors])
 
 
 def device_and_stream(tensor: Tensor) -> tuple[int, int]:

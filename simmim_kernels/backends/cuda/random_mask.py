@@ -6,29 +6,16 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._seed import drawn
-from simmim_kernels.backends.cuda import device_and_stream, kernels
+from simmim_kernels.backends.cuda import kernels, stream
 
 
 def random_mask(
     ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
     masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
     visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
-    device, stream = device_and_stream(ids)
-    kernels.random_mask(
-        device,
-        ids.data_ptr(),
-        batch,
-        units,
-        count,
-        drawn(seed),
-        epoch,
-        mask.data_ptr(),
-        masked.data_ptr(),
-        visible.data_ptr(),
-        stream,
-    )
-    return mask, masked, visible
+    outputs = mask, masked, visible
+    kernels.random_mask(ids.contiguous(), drawn(seed), epoch, *outputs, stream(ids))
+    return outputs

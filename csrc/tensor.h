@@ -1,5 +1,5 @@
-// A PyTorch tensor as the kernels see it. `tensor_caster.h` fills it from the Python object, so that
-// kernels take tensors in their signatures and need no header and no library of PyTorch.
+// A PyTorch tensor as the kernels see it. `tensor_caster.h` fills it from the Python object, so
+// that kernels take tensors in their signatures and need no header and no library of PyTorch.
 #pragma once
 
 #include <cstdint>

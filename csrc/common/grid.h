@@ -76,6 +76,24 @@ inline TokenLayout token_layout(const Tensor& x, const Tensor& mask, int64_t pre
             x.stride(3)};
 }
 
+// Where the pixels of an image (B, C, H, W) lie. Strides by sample, channel, row and column.
+struct ImageLayout {
+    int64_t batch, channels;
+    Extent size;
+    int64_t sb, sc, sy, sx;
+
+    SIMMIM_HD int64_t elements() const { return batch * channels * size.cells(); }
+    SIMMIM_HD int64_t at(int64_t b, int64_t c, int64_t y, int64_t x) const {
+        return b * sb + c * sc + y * sy + x * sx;
+    }
+};
+
+inline ImageLayout image_layout(const Tensor& image) {
+    return {image.size(0),   image.size(1),   {1, image.size(2), image.size(3)},
+            image.stride(0), image.stride(1), image.stride(2),
+            image.stride(3)};
+}
+
 // The mask (nonzero: masked) of a batch on its grid of units, seen from a finer grid of tokens or
 // pixels.
 struct MaskGrid {

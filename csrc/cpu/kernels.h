@@ -4,25 +4,23 @@
 #include "tensor.h"
 
 #undef SIMMIM_CPU_KERNELS
-#define SIMMIM_CPU_KERNELS(X)    \
-    X(random_mask)               \
-    X(block_mask)                \
-    X(box_mask)                  \
-    X(avg_dist)                  \
-    X(mask_tokens_forward)       \
-    X(mask_tokens_backward)      \
-    X(normalize_targets)         \
-    X(normalize_targets_scratch) \
-    X(normalize_patches)         \
-    X(normalize_patches_scratch) \
-    X(mask_image)                \
-    X(mask_image_fill_gradient)  \
-    X(gather_patches)            \
-    X(gather_patches_backward)   \
-    X(place_tokens)              \
-    X(take_tokens)               \
-    X(masked_loss)               \
-    X(masked_loss_scratch)       \
+#define SIMMIM_CPU_KERNELS(X)   \
+    X(random_mask)              \
+    X(block_mask)               \
+    X(box_mask)                 \
+    X(avg_dist)                 \
+    X(mask_tokens_forward)      \
+    X(mask_tokens_backward)     \
+    X(normalize_targets)        \
+    X(normalize_patches)        \
+    X(mask_image)               \
+    X(mask_image_fill_gradient) \
+    X(gather_patches)           \
+    X(gather_patches_backward)  \
+    X(place_tokens)             \
+    X(take_tokens)              \
+    X(masked_loss)              \
+    X(masked_loss_scratch)      \
     X(masked_tokens)
 
 namespace simmim {
@@ -60,28 +58,17 @@ void mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& 
                           const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
                           int threads);
 
-void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
-                       int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
-                       int64_t o_sy, int64_t o_sx, int64_t batch, int64_t channels, int64_t height,
-                       int64_t width, int64_t window, double eps, Address std, int std_element,
-                       Address scratch, int64_t scratch_bytes, int threads);
-
-// Bytes of scratch that one thread needs.
-int64_t normalize_targets_scratch(int64_t width, int64_t window, int element);
+void normalize_targets(const Tensor& image, const Tensor& std, const Tensor& out, int64_t window,
+                       double eps, int threads);
 
 // Each returns the number of visible tokens that the mask has. Where that is more than `count`, the
 // rows that the caller has room for, it does nothing else.
-int64_t gather_patches(Address image, int image_element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
-                       int64_t i_sx, Address mask, int64_t grid_h, int64_t grid_w, Address starts,
-                       Address mean, Address std, Address table, Address out, int out_element,
-                       int64_t count, int64_t batch, int64_t channels, int64_t h, int64_t w,
-                       int64_t patch_h, int64_t patch_w, int threads);
+int64_t gather_patches(const Tensor& image, const Tensor& mask, const Tensor& mean,
+                       const Tensor& std, const Tensor& out, int64_t patch_h, int64_t patch_w,
+                       int threads);
 
-int64_t gather_patches_backward(Address grad, int grad_element, Address mask, int64_t grid_h,
-                                int64_t grid_w, Address starts, Address std, Address image,
-                                int image_element, int64_t count, int64_t batch, int64_t channels,
-                                int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
-                                int threads);
+int64_t gather_patches_backward(const Tensor& grad, const Tensor& mask, const Tensor& std,
+                                const Tensor& image, int64_t patch_h, int64_t patch_w, int threads);
 
 int64_t place_tokens(const Tensor& rows, const Tensor& mask, const Tensor& token,
                      const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens, int64_t h,
@@ -91,17 +78,9 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
                     const Tensor& pos_embed, int64_t prefix_tokens, int64_t h, int64_t w,
                     int64_t count, int threads);
 
-void normalize_patches(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
-                       int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
-                       int64_t o_sy, int64_t o_sx, int64_t batch, int64_t channels, int64_t height,
-                       int64_t width, int64_t patch, double eps, Address mean, int mean_element,
-                       Address std, int std_element, Address scratch, int64_t scratch_bytes,
-                       int threads);
-
-// Bytes of scratch that one thread needs.
-int64_t normalize_patches_scratch(int64_t width, int element);
-// Returns the first row of `list` that names no token or one that was named before, or -1; or -2,
-// and does nothing, where a code of an option is unknown.
+void normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
+                       const Tensor& out, int64_t patch, double eps, int threads);
+// Returns the first row of `list` that names no token or one that was named before, or -1.
 // `layout` is what one shape, one set of strides and one set of types determine: the numbers of
 // `struct Layout` in masked_loss.cpp.
 int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,

@@ -1,22 +1,24 @@
 // The visible patches of an image as rows of a matrix, in the layout of convolution weights
 // (channel, dy, dx), normalised on the way; and the gradient's way back.
-#include "cpu/address.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
+#include "cpu/scratch.h"
 #include "cpu/visible_rows.h"
 
 SIMMIM_BEGIN
 
 namespace {
 
-struct Image {
+struct Image : ImageLayout {
     Memory memory;
-    int64_t sb, sc, sy, sx;
+
+    explicit Image(const Tensor& image)
+        : ImageLayout(image_layout(image)), memory(memory_of(image)) {}
 };
 
 struct Patches {
     Memory memory;
-    int64_t channels, h, w;
+    int64_t channels, h, w;  // h x w pixels
 
     int64_t width() const { return channels * h * w; }
 };
@@ -44,8 +46,13 @@ inline void copy_line(char* target, const char* source, int64_t bytes) {
 // The published (x - mean) / std; the scale of its gradient is 1 / std.
 template <class C>
 struct Statistics {
-    const C* mean;
-    const C* std;
+    const C *mean, *std;  // null where the pixels are taken as they are
+
+    Statistics(const Tensor& mean_of, const Tensor& std_of, int64_t channels, C* numbers)
+        : mean(std_of ? numbers : nullptr), std(std_of ? numbers + channels : nullptr) {
+        if (mean_of) memory_of(mean_of).load(0, 1, channels, numbers);
+        if (std_of) memory_of(std_of).load(0, 1, channels, numbers + channels);
+    }
 };
 
 // table[256 * channel + byte]: the value of a uint8 pixel, from the published (u / 255 - mean) /
@@ -139,70 +146,72 @@ void each_line(const Image& image, const VisibleRows& visible, const Patches& pa
 }
 
 template <class C>
-void gather(const Image& image, const VisibleRows& visible, Address mean, Address std,
-            Address table, const Patches& patches, int64_t batch, int64_t h, int64_t w,
-            int threads) {
-    const C* values = table.as<C>();
-    const Statistics<C> by{mean.as<C>(), std.as<C>()};
-    if (values) fill_table(by, patches.channels, table.as<C>());
-    parallel_for(batch * h, batch * h * w * patches.width(), threads, [&](int64_t piece) {
-        each_line(image, visible, patches, piece / h, piece % h,
-                  [&](int64_t offset, int64_t c, int64_t target, int64_t n) {
-                      gather_line<C>(image, offset, values ? values + c * 256 : nullptr, by, c,
-                                     patches, target, n);
-                  });
-    });
+void gather(const Image& image, const VisibleRows& visible, const Tensor& mean, const Tensor& std,
+            const Patches& patches, const Extent& tokens, int threads) {
+    const bool bytes = image.memory.element == kUInt8;
+    const int64_t channels = image.channels;
+    const Scratch numbers((2 + (bytes ? 256 : 0)) * channels * int64_t(sizeof(C)));
+    const Statistics<C> by(mean, std, channels, numbers.as<C>());
+    // A byte has 256 values: normalised once each, whatever the number of pixels.
+    C* values = bytes ? numbers.as<C>() + 2 * channels : nullptr;
+    if (values) fill_table(by, channels, values);
+    parallel_for(image.batch * tokens.height, image.batch * tokens.cells() * patches.width(),
+                 threads, [&](int64_t piece) {
+                     each_line(
+                         image, visible, patches, piece / tokens.height, piece % tokens.height,
+                         [&](int64_t offset, int64_t c, int64_t target, int64_t n) {
+                             gather_line<C>(image, offset, values ? values + c * 256 : nullptr, by,
+                                            c, patches, target, n);
+                         });
+                 });
 }
 
 template <class C>
-void scatter(const Patches& patches, const VisibleRows& visible, Address std, const Image& image,
-             int64_t batch, int64_t h, int64_t w, int threads) {
-    const C* scale = std.as<C>();
-    parallel_for(batch * h, batch * h * w * patches.width(), threads, [&](int64_t piece) {
-        each_line(image, visible, patches, piece / h, piece % h,
-                  [&](int64_t offset, int64_t c, int64_t source, int64_t n) {
-                      scatter_line<C>(patches, source, scale ? scale + c : nullptr, image, offset,
-                                      n);
-                  });
-    });
+void scatter(const Patches& patches, const VisibleRows& visible, const Tensor& std,
+             const Image& image, const Extent& tokens, int threads) {
+    const Scratch numbers(2 * image.channels * int64_t(sizeof(C)));
+    const Statistics<C> by(Tensor{}, std, image.channels, numbers.as<C>());
+    parallel_for(image.batch * tokens.height, image.batch * tokens.cells() * patches.width(),
+                 threads, [&](int64_t piece) {
+                     each_line(image, visible, patches, piece / tokens.height,
+                               piece % tokens.height,
+                               [&](int64_t offset, int64_t c, int64_t source, int64_t n) {
+                                   scatter_line<C>(patches, source, by.std ? by.std + c : nullptr,
+                                                   image, offset, n);
+                               });
+                 });
 }
 
 }  // namespace
 
-int64_t gather_patches(Address image, int image_element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
-                       int64_t i_sx, Address mask, int64_t grid_h, int64_t grid_w, Address starts,
-                       Address mean, Address std, Address table, Address out, int out_element,
-                       int64_t count, int64_t batch, int64_t channels, int64_t h, int64_t w,
-                       int64_t patch_h, int64_t patch_w, int threads) {
-    const Extent units{1, grid_h, grid_w};
-    const VisibleRows visible{{mask.as<uint8_t>(), units, scale_of({1, h, w}, units)},
-                              starts.as<int64_t>()};
-    const int64_t found = visible.count(batch);
+int64_t gather_patches(const Tensor& image, const Tensor& mask, const Tensor& mean,
+                       const Tensor& std, const Tensor& out, int64_t patch_h, int64_t patch_w,
+                       int threads) {
+    const Image source(image);
+    const Extent tokens = scale_of(source.size, {1, patch_h, patch_w});
+    const Scratch starts(VisibleRows::scratch_bytes(mask));
+    const VisibleRows visible{mask_over(mask, tokens), starts.as<int64_t>()};
+    const int64_t found = visible.count(source.batch), count = out.size(0);
     if (found > count) return found;
-    const Image source{{image.as<char>(), image_element}, i_sb, i_sc, i_sy, i_sx};
-    const Patches patches{{out.as<char>(), out_element}, channels, patch_h, patch_w};
-    const auto run = out_element == kFloat64 ? gather<double> : gather<float>;
-    run(source, visible, mean, std, table, patches, batch, h, w, threads);
+    const Patches patches{memory_of(out), source.channels, patch_h, patch_w};
+    const auto run = out.element == kFloat64 ? gather<double> : gather<float>;
+    run(source, visible, mean, std, patches, tokens, threads);
     patches.memory.zero(found * patches.width(), 1, (count - found) * patches.width());
     return found;
 }
 
-int64_t gather_patches_backward(Address grad, int grad_element, Address mask, int64_t grid_h,
-                                int64_t grid_w, Address starts, Address std, Address image,
-                                int image_element, int64_t count, int64_t batch, int64_t channels,
-                                int64_t h, int64_t w, int64_t patch_h, int64_t patch_w,
+int64_t gather_patches_backward(const Tensor& grad, const Tensor& mask, const Tensor& std,
+                                const Tensor& image, int64_t patch_h, int64_t patch_w,
                                 int threads) {
-    const Extent units{1, grid_h, grid_w};
-    const VisibleRows visible{{mask.as<uint8_t>(), units, scale_of({1, h, w}, units)},
-                              starts.as<int64_t>()};
-    const int64_t found = visible.count(batch);
-    if (found > count) return found;
-    const int64_t height = h * patch_h, width = w * patch_w;
-    const Image target{
-        {image.as<char>(), image_element}, channels * height * width, height * width, width, 1};
-    const Patches patches{{grad.as<char>(), grad_element}, channels, patch_h, patch_w};
-    const auto run = image_element == kFloat64 ? scatter<double> : scatter<float>;
-    run(patches, visible, std, target, batch, h, w, threads);
+    const Image target(image);
+    const Extent tokens = scale_of(target.size, {1, patch_h, patch_w});
+    const Scratch starts(VisibleRows::scratch_bytes(mask));
+    const VisibleRows visible{mask_over(mask, tokens), starts.as<int64_t>()};
+    const int64_t found = visible.count(target.batch);
+    if (found > grad.size(0)) return found;
+    const Patches patches{memory_of(grad), target.channels, patch_h, patch_w};
+    const auto run = image.element == kFloat64 ? scatter<double> : scatter<float>;
+    run(patches, visible, std, target, tokens, threads);
     return found;
 }
 

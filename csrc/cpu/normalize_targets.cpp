@@ -1,6 +1,7 @@
 // Sliding-window normalisation of a whole image.
-#include "cpu/address.h"
+#include "common/grid.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/window_norm.h"
 
 SIMMIM_BEGIN
@@ -12,19 +13,21 @@ namespace {
 constexpr int64_t kBandRows = 256;
 
 struct Job {
-    Plane image, out;  // channel 0 of sample 0
-    int64_t image_sb, image_sc, out_sb, out_sc;
-    Memory std;
-    int64_t channels, window;
+    Memory image, out, std;
+    ImageLayout from, to;
+    int64_t window;
     double eps;
+
+    static Plane plane(const Memory& memory, const ImageLayout& of, int64_t b, int64_t c) {
+        return {memory, of.at(b, c, 0, 0), of.sy, of.sx, of.size.height, of.size.width};
+    }
 };
 
 template <class C>
 void normalize_band(const Job& job, int64_t plane, int64_t first, int64_t last, char* scratch) {
-    const int64_t b = plane / job.channels, c = plane % job.channels;
-    Plane image = job.image, out = job.out;
-    image.offset += b * job.image_sb + c * job.image_sc;
-    out.offset += b * job.out_sb + c * job.out_sc;
+    const int64_t b = plane / job.from.channels, c = plane % job.from.channels;
+    const Plane image = Job::plane(job.image, job.from, b, c);
+    const Plane out = Job::plane(job.out, job.to, b, c);
     WindowRows<C> rows(image, job.window, stored_eps(job.eps, image.memory.element, job.std, c),
                        scratch);
     C* row = reinterpret_cast<C*>(scratch + WindowRows<C>::scratch_bytes(image.width, job.window));
@@ -41,39 +44,40 @@ void normalize_band(const Job& job, int64_t plane, int64_t first, int64_t last, 
     }
 }
 
-}  // namespace
-
-int64_t normalize_targets_scratch(int64_t width, int64_t window, int element) {
-    return whole_lines(element == kFloat64
-                           ? WindowRows<double>::scratch_bytes(width, window) + 8 * width
-                           : WindowRows<float>::scratch_bytes(width, window) + 4 * width);
-}
-
-void normalize_targets(Address image, int element, int64_t i_sb, int64_t i_sc, int64_t i_sy,
-                       int64_t i_sx, Address out, int out_element, int64_t o_sb, int64_t o_sc,
-                       int64_t o_sy, int64_t o_sx, int64_t batch, int64_t channels, int64_t height,
-                       int64_t width, int64_t window, double eps, Address std, int std_element,
-                       Address scratch, int64_t scratch_bytes, int threads) {
-    const Job job{{{image.as<char>(), element}, 0, i_sy, i_sx, height, width},
-                  {{out.as<char>(), out_element}, 0, o_sy, o_sx, height, width},
-                  i_sb,
-                  i_sc,
-                  o_sb,
-                  o_sc,
-                  {std.as<char>(), std_element},
-                  channels,
-                  window,
-                  eps};
-    const auto run = element == kFloat64 ? normalize_band<double> : normalize_band<float>;
-    const int64_t rows = max_of(kBandRows, min_of(window, 2 * height));
-    const int64_t bands = (height + rows - 1) / rows, pieces = batch * channels * bands;
-    parallel_for(threads, batch * channels * height * width, threads, [&](int64_t part) {
-        char* own = scratch.as<char>() + part * scratch_bytes;
+template <class C>
+void normalize(const Job& job, int threads) {
+    const int64_t height = job.from.size.height, width = job.from.size.width;
+    const int64_t rows = max_of(kBandRows, min_of(job.window, 2 * height));
+    const int64_t bands = (height + rows - 1) / rows;
+    const int64_t pieces = job.from.batch * job.from.channels * bands;
+    const int64_t own =
+        whole_lines(WindowRows<C>::scratch_bytes(width, job.window) + int64_t(sizeof(C)) * width);
+    const Scratch scratch(threads * own);
+    parallel_for(threads, job.from.elements(), threads, [&](int64_t part) {
         for (int64_t i = pieces * part / threads; i < pieces * (part + 1) / threads; ++i) {
             const int64_t first = i % bands * rows;
-            run(job, i / bands, first, min_of(height, first + rows), own);
+            normalize_band<C>(job, i / bands, first, min_of(height, first + rows),
+                              scratch.as<char>() + part * own);
         }
     });
+}
+
+}  // namespace
+
+void normalize_targets(const Tensor& image, const Tensor& std, const Tensor& out, int64_t window,
+                       double eps, int threads) {
+    const Job job{memory_of(image),
+                  memory_of(out),
+                  memory_of(std),
+                  image_layout(image),
+                  image_layout(out),
+                  window,
+                  eps};
+    if (image.element == kFloat64) {
+        normalize<double>(job, threads);
+    } else {
+        normalize<float>(job, threads);
+    }
 }
 
 SIMMIM_END

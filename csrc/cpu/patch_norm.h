@@ -9,6 +9,7 @@
 // serves one caller at a time; nothing else is written.
 #pragma once
 
+#include "common/grid.h"
 #include "cpu/rows.h"
 
 SIMMIM_BEGIN
@@ -20,6 +21,12 @@ struct Channels {
     int64_t offset, sc, sy, sx, count;
     Memory mean, std;
 };
+
+// Those of sample 0 of an image.
+inline Channels channels_of(const Tensor& image, const Tensor& mean, const Tensor& std) {
+    const ImageLayout of = image_layout(image);
+    return {memory_of(image), 0, of.sc, of.sy, of.sx, of.channels, memory_of(mean), memory_of(std)};
+}
 
 // Two passes, the second over deviations from the mean, so that nothing cancels. The sums of a
 // patch's columns are made side by side, then those columns are added up.

@@ -58,16 +58,12 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
 int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, int64_t units,
                 Address marks, Address stream);
 
-// In place, row by row; `step` from a row's factor to the next one's. Rows follow each other.
-int scale_gradient(Address grad, int grad_element, Address factor, int factor_element, int64_t step,
-                   int64_t rows, int64_t numbers, Address stream);
+// In place, row by row: a factor for each. Rows follow each other.
+int scale_gradient(const Tensor& grad, const Tensor& factor, Address stream);
 
 // With `mask`, only masked pixels are written. Fewer than 2^32 numbers in a patch.
-int normalize_patches(Address image, int image_element, int64_t i_b, int64_t i_c, int64_t i_y,
-                      int64_t i_x, Address out, int out_element, int64_t o_b, int64_t o_c,
-                      int64_t o_y, int64_t o_x, int64_t batch, int64_t channels, int64_t height,
-                      int64_t width, int64_t side, double eps, Address mean, int mean_element,
-                      Address std, int std_element, Address mask, int64_t grid_h, int64_t grid_w,
+int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
+                      const Tensor& mask, const Tensor& out, int64_t patch, double eps,
                       Address stream);
 
 // A block takes `band` rows by `strip` columns. Without `scratch` at most 292 columns may lie in

@@ -1,6 +1,7 @@
 // Per-patch normalisation: one block a patch, which it reads three times, from memory once.
 #include <cmath>
 
+#include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/loss_sums.h"
 
@@ -12,7 +13,7 @@ constexpr int kMostThreads = 256;
 
 struct Patches {
     Array image, out, mean, std;
-    int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;
+    ImageLayout from, to;
     const uint8_t* mask;  // of units, where only masked pixels are wanted
     int64_t units;
     uint32_t grid_w, unit_h, unit_w;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
         *c = k / area;
         *y = top + k % area / p.side;
         *x = left + k % p.side;
-        double value = p.image.load(sample * p.i_b + *c * p.i_c + *y * p.i_y + *x * p.i_x);
+        double value = p.image.load(p.from.at(sample, *c, *y, *x));
         if (p.image.element == kUInt8) value /= 255.0;
         if (p.std.base) value = (value - p.mean.load(*c)) / p.std.load(*c);
         return value;
@@ -54,42 +55,36 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
     for (uint32_t k = threadIdx.x; k < n; k += blockDim.x) {
         const double value = pixel(k, &c, &y, &x);
         if (units && !whole && !masked(y, x)) continue;
-        p.out.store(sample * p.o_b + c * p.o_c + y * p.o_y + x * p.o_x, (value - mean) / spread);
+        p.out.store(p.to.at(sample, c, y, x), (value - mean) / spread);
     }
 }
 
 }  // namespace
 
-int normalize_patches(Address image, int image_element, int64_t i_b, int64_t i_c, int64_t i_y,
-                      int64_t i_x, Address out, int out_element, int64_t o_b, int64_t o_c,
-                      int64_t o_y, int64_t o_x, int64_t batch, int64_t channels, int64_t height,
-                      int64_t width, int64_t side, double eps, Address mean, int mean_element,
-                      Address std, int std_element, Address mask, int64_t grid_h, int64_t grid_w,
+int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
+                      const Tensor& mask, const Tensor& out, int64_t patch, double eps,
                       Address stream) {
-    const Patches patches{{image.as<void>(), image_element},
-                          {out.as<void>(), out_element},
-                          {mean.as<void>(), mean_element},
-                          {std.as<void>(), std_element},
-                          i_b,
-                          i_c,
-                          i_y,
-                          i_x,
-                          o_b,
-                          o_c,
-                          o_y,
-                          o_x,
+    const ImageLayout from = image_layout(image);
+    const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
+    const Extent unit = scale_of(from.size, units), cells = scale_of(from.size, {1, patch, patch});
+    const Patches patches{array_of(image),
+                          array_of(out),
+                          array_of(mean),
+                          array_of(std),
+                          from,
+                          image_layout(out),
                           mask.as<uint8_t>(),
-                          grid_h * grid_w,
-                          uint32_t(grid_w),
-                          uint32_t(height / grid_h),
-                          uint32_t(width / grid_w),
-                          uint32_t(height / side),
-                          uint32_t(width / side),
-                          uint32_t(channels),
-                          uint32_t(side),
+                          units.cells(),
+                          uint32_t(units.width),
+                          uint32_t(unit.height),
+                          uint32_t(unit.width),
+                          uint32_t(cells.height),
+                          uint32_t(cells.width),
+                          uint32_t(from.channels),
+                          uint32_t(patch),
                           eps};
-    const int threads = max_of(kWarp, power_of_two(channels * side * side, kMostThreads));
-    return launch(normalize_patch, batch * patches.h * patches.w, dim3(unsigned(threads)), stream,
+    const int threads = max_of(kWarp, power_of_two(from.channels * patch * patch, kMostThreads));
+    return launch(normalize_patch, from.batch * cells.cells(), dim3(unsigned(threads)), stream,
                   patches);
 }
 

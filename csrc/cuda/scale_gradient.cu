@@ -51,10 +51,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-int scale_gradient(Address grad, int grad_element, Address factor, int factor_element, int64_t step,
-                   int64_t rows, int64_t numbers, Address stream) {
-    const Array factors{factor.as<void>(), factor_element};
-    const bool wide = packs(grad.pointer, grad_element, rows > 1 ? numbers : 0);
+int scale_gradient(const Tensor& grad, const Tensor& factor, Address stream) {
+    const Array factors = array_of(factor);
+    const int64_t rows = factor.numel(), step = factor.dims ? factor.stride(0) : 0;
+    const int64_t numbers = grad.numel() / max_of<int64_t>(rows, 1);
+    const bool wide = packs(grad.data, grad.element, rows > 1 ? numbers : 0);
     const int64_t groups = wide ? numbers / kVector : 0;
     const int64_t pieces = min_of(ceil_div(numbers, kThreads * kVector * kGroups),
                                   max_of<int64_t>(kBlocks / max_of<int64_t>(rows, 1), 1));
@@ -63,7 +64,7 @@ int scale_gradient(Address grad, int grad_element, Address factor, int factor_el
         return launch(scale_rows<T>, rows * pieces, dim3(kThreads), stream, base, factors, step,
                       numbers, pieces, groups);
     };
-    switch (grad_element) {
+    switch (grad.element) {
         case kFloat64:
             return start(grad.as<double>());
         case kBFloat16:

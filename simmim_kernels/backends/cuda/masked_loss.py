@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from simmim_kernels.backends._loss_options import KINDS, REDUCTIONS, check_options
 from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels
+=======
+from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels, stream
+>>>>>>> 70fd6f5 (Hand tensors to the kernels of patches and targets)
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
 from simmim_kernels.grid import prediction_patch, prediction_strides
@@ -25,7 +29,7 @@ def _pieces(numbers: int) -> tuple[int, int]:
 def _scored(index: Tensor, batch: int, h: int, w: int) -> Tensor:
     """`bool (B, h, w)`: the units that a list names."""
     scored = torch.zeros((batch, h, w), dtype=torch.bool, device=index.device)
-    device, stream = device_and_stream(index)
+    device, queue = device_and_stream(index)
     kernels.mark_listed(
         device,
         index.data_ptr(),
@@ -34,7 +38,7 @@ def _scored(index: Tensor, batch: int, h: int, w: int) -> Tensor:
         batch,
         h * w,
         scored.data_ptr(),
-        stream,
+        queue,
     )
     return scored
 
@@ -96,7 +100,7 @@ def masked_loss(
     counted = torch.empty(counts, dtype=torch.int64, device=place) if counts > 1 else None
     scale = sums.data_ptr()
     affine = scale + 8 * results
-    device, stream = device_and_stream(pred)
+    device, queue = device_and_stream(pred)
     kernels.masked_loss(
         device,
         numbers.data_ptr(),
@@ -139,7 +143,7 @@ def masked_loss(
         patch,
         threads,
         tiles,
-        stream,
+        queue,
     )
     return loss, grad, scale_out
 
@@ -153,16 +157,4 @@ def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
 
 def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
     """csrc/cuda/scale_gradient.cu"""
-    rows = factor.numel()
-    device, stream = device_and_stream(grad)
-    kernels.scale_gradient(
-        device,
-        grad.data_ptr(),
-        element(grad),
-        factor.data_ptr(),
-        element(factor),
-        factor.stride(0) if factor.dim() else 0,
-        rows,
-        grad.numel() // max(rows, 1),
-        stream,
-    )
+    kernels.scale_gradient(grad, factor, stream(grad))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._elements import memory_format, target_dtype
-from simmim_kernels.backends.cuda import address, device_and_stream, element, kernels
+from simmim_kernels.backends.cuda import contiguous, kernels, stream
 
 
 def patch_normalized(
@@ -22,27 +22,8 @@ def patch_normalized(
     pixel is written."""
     layout = memory_format(image)
     out = torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
-    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
-    device, stream = device_and_stream(image)
-    kernels.normalize_patches(
-        device,
-        image.data_ptr(),
-        element(image),
-        *image.stride(),
-        out.data_ptr(),
-        element(out),
-        *out.stride(),
-        *image.shape,
-        patch,
-        eps,
-        address(mean),
-        element(mean),
-        address(std),
-        element(std),
-        address(mask),
-        *((1, 1) if mask is None else mask.shape[1:]),
-        stream,
-    )
+    mean, std = contiguous(mean, std)
+    kernels.normalize_patches(image, mean, std, mask, out, patch, eps, stream(image))
     return out
 
 

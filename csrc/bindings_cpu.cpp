@@ -9,6 +9,7 @@
 #include <string>
 
 #include "address_caster.h"
+#include "loss_spec_caster.h"
 #include "tensor_caster.h"
 
 #define SIMMIM_ISA baseline

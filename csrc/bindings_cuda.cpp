@@ -7,6 +7,7 @@
 
 #include "address_caster.h"
 #include "cuda/kernels.h"
+#include "loss_spec_caster.h"
 #include "tensor_caster.h"
 
 namespace py = pybind11;

@@ -3,6 +3,8 @@
 // Sizes and offsets are 64 bits wide.
 #pragma once
 
+#include <cmath>
+
 #include "common/types.h"
 
 SIMMIM_BEGIN
@@ -25,13 +27,13 @@ inline Extent extent_from(const Tensor& tensor, int axis) {
     return {tensor.dims - axis == 3 ? tensor.size(-3) : 1, tensor.size(-2), tensor.size(-1)};
 }
 
-// The largest whole number whose `power`-th power is at most n.
-inline int64_t root_below(int64_t n, int power) {
-    for (int64_t root = 1;; ++root) {
-        int64_t product = 1;
-        for (int i = 0; i < power; ++i) product *= root;
-        if (product > n) return root - 1;
-    }
+// The largest whole number whose square is at most n; with `power` 3, whose cube is.
+inline int64_t root_below(int64_t n, int power = 2) {
+    const auto raised = [power](int64_t x) { return power == 3 ? x * x * x : x * x; };
+    auto root = int64_t(power == 3 ? std::cbrt(double(n)) : std::sqrt(double(n)));
+    while (raised(root) > n) --root;
+    while (raised(root + 1) <= n) ++root;
+    return root;
 }
 
 // The grid of a flat row of tokens: as many times finer than the grid of `mask` along each axis.
@@ -94,6 +96,42 @@ inline ImageLayout image_layout(const Tensor& image) {
             image.stride(3)};
 }
 
+// Where the numbers of a prediction of an image lie. Pixel (ty * patch + dy, tx * patch + dx) of
+// channel c is at b * sb + c * sc + ty * sty + dy * sdy + tx * stx + dx * sdx; of listed units row r
+// begins at r * stx.
+struct PredictionLayout {
+    int64_t sb, sc, sty, sdy, stx, sdx;
+};
+
+// Pixels in the side of a token of a prediction: an image (1), a map (B, C*p*p, h, w), or tokens
+// (B, L, C*p*p) or (R, C*p*p).
+inline int64_t prediction_patch(const Tensor& pred, const ImageLayout& image) {
+    if (pred.dims != 4) return root_below(pred.size(-1) / image.channels);
+    const bool same = pred.size(1) == image.channels && pred.size(2) == image.size.height &&
+                      pred.size(3) == image.size.width;
+    return same ? 1 : image.size.height / max_of<int64_t>(pred.size(2), 1);
+}
+
+// Of listed units `tokens_in_row` is 0. `interleaved`: a token's numbers are (dy, dx, channel), else
+// (channel, dy, dx).
+inline PredictionLayout prediction_layout(const Tensor& pred, int64_t channels, int64_t patch,
+                                          int64_t tokens_in_row, bool interleaved) {
+    const int64_t* s = pred.strides;
+    if (pred.dims == 4 && patch == 1) return {s[0], s[1], s[2], 0, s[3], 0};
+    PredictionLayout of{s[0], 0, pred.stride(-2), 0, pred.stride(-1), 0};
+    int64_t number = s[1];
+    if (pred.dims < 4) {
+        number = pred.stride(-1);
+        of.stx = pred.stride(-2);
+        of.sty = tokens_in_row * of.stx;
+        if (pred.dims == 2) of.sb = 0;
+    }
+    of.sc = interleaved ? number : patch * patch * number;
+    of.sdx = interleaved ? channels * number : number;
+    of.sdy = patch * of.sdx;
+    return of;
+}
+
 // The mask (nonzero: masked) of a batch on its grid of units, seen from a finer grid of tokens or
 // pixels.
 struct MaskGrid {
@@ -118,18 +156,6 @@ struct MaskGrid {
     // The units that row (z, y) of the finer grid goes through.
     SIMMIM_HD const uint8_t* row(int64_t b, int64_t z, int64_t y) const {
         return sample(b) + unit(z, y, 0);
-    }
-};
-
-// Which cell of a coarse grid holds position (y, x) of a grid that is `sy` by `sx` times finer.
-struct CoarseGrid {
-    int64_t width;  // cells in a row of the coarse grid
-    int64_t sy, sx;
-
-    SIMMIM_HD int64_t cell(int64_t y, int64_t x) const { return (y / sy) * width + x / sx; }
-
-    SIMMIM_HD int32_t cell32(int32_t y, int32_t x) const {
-        return (y / int32_t(sy)) * int32_t(width) + x / int32_t(sx);
     }
 };
 

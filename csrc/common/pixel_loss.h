@@ -2,12 +2,10 @@
 // float type or a vector of one.
 #pragma once
 
+#include "common/loss_spec.h"
 #include "common/types.h"
 
 SIMMIM_BEGIN
-
-// Codes of `KINDS` in simmim_kernels/ops/masked_loss.py.
-enum Loss : int { kL1 = 0, kMSE = 1, kSmoothL1 = 2 };
 
 struct L1 {
     template <class C>

@@ -1,6 +1,7 @@
 // The CPU entry points, declared once for each instruction set (so: no include guard).
 // Addresses and sizes only; strides and offsets count elements. Kernels never allocate.
 #include "cpu/address.h"
+#include "common/loss_spec.h"
 #include "tensor.h"
 
 #undef SIMMIM_CPU_KERNELS
@@ -20,7 +21,6 @@
     X(place_tokens)             \
     X(take_tokens)              \
     X(masked_loss)              \
-    X(masked_loss_scratch)      \
     X(masked_tokens)
 
 namespace simmim {
@@ -80,17 +80,12 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
 
 void normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                        const Tensor& out, int64_t patch, double eps, int threads);
-// Returns the first row of `list` that names no token or one that was named before, or -1.
-// `layout` is what one shape, one set of strides and one set of types determine: the numbers of
-// `struct Layout` in masked_loss.cpp.
-int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,
-                    Address std, Address mask, int64_t grid_h, int64_t grid_w, Address list,
-                    int64_t list_rows, int64_t rows_per_sample, Address row_of, Address present,
-                    double norm_eps, int kind, double beta, double eps, int reduction, Address loss,
-                    Address scale, Address sums, Address scratch, int threads);
-
-// Partial sums of one sample, or bytes of scratch that one thread needs.
-int64_t masked_loss_scratch(Address layout, bool pieces);
+// `grad` and `scale` are written where they are present. Returns the first row of `index` that names
+// no token or one that was named before, or -1.
+int64_t masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask,
+                    const Tensor& index, const Tensor& mean, const Tensor& std,
+                    const LossSpec& spec, const Tensor& loss, const Tensor& grad,
+                    const Tensor& scale, int threads);
 
 // Returns the number of masked tokens; where that is more than `count`, it does nothing else.
 int64_t masked_tokens(const Tensor& mask, int64_t h, int64_t w, const Tensor& positions);

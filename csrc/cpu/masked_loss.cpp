@@ -1,25 +1,16 @@
 // Masked losses: the loss and its gradient in one pass over the masked pixels. What is visible is
 // not read; its gradient is zero and written once.
-#include "cpu/address.h"
 #include "cpu/masked_loss_walk.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 SIMMIM_BEGIN
 
 namespace {
 
-// Partial sums of so small a batch that memory for them costs a share of the call; twin:
-// _SUMS_ON_STACK in simmim_kernels/backends/cpu/masked_loss.py.
-constexpr int64_t kSumsOnStack = 256;
-
-enum Reduction : int { kMean = 0, kSum = 1, kNone = 2 };
-
-// What `masked_loss` returns where it knows no such loss, reduction or normalisation.
-constexpr int64_t kUnknownOption = -2;
-
 // Denominators, and the quotients that loss and gradient are.
 struct Weights {
-    int reduction;
+    Reduction reduction;
     double eps, unit_pixels, channels;
 
     // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
@@ -75,10 +66,10 @@ template <class C>
 void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums, char* scratch,
          C* loss, C* scale_out, int threads) {
     const int64_t per_sample = walk.pieces_per_sample(), pieces = walk.batch * per_sample;
-    const bool apart = weights.reduction == kNone;
+    const bool apart = weights.reduction == kEach;
     double *partial = sums, *denominator = sums + pieces, *sum = denominator + walk.batch;
     for (int64_t b = 0; b < walk.batch; ++b) {
-        denominator[b] = double(count_masked(walk.mask + b * walk.cells, walk.cells));
+        denominator[b] = double(count_masked(walk.grid.sample(b), walk.grid.units.cells()));
         sum[b] = 0.0;
         if (!apart && b > 0) denominator[0] += denominator[b];
     }
@@ -107,104 +98,98 @@ void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums,
     }
 }
 
-// How a loss's tensors lie; twin: _plan in simmim_kernels/backends/cpu/masked_loss.py. Strides of
-// prediction and gradient: sample, channel, token row, row, token, pixel.
-struct Layout {
-    int64_t batch, channels, height, width, p;
-    int64_t pred_element, target_element, loss_element;
-    int64_t norm, norm_side;
-    int64_t pred[6], grad[6];
-    int64_t target[4];  // sample, channel, row, pixel
+struct Call {
+    const Tensor &pred, &target, &mask, &index, &mean, &std, &loss, &grad, &scale;
+    const LossSpec& spec;
+    int threads;
 };
 
-template <class C>
-Walk<C> walk_of(const Layout& of, double norm_eps) {
-    Walk<C> walk = {};
-    walk.scorer.channels = of.channels;
-    walk.scorer.p = of.p;
-    walk.scorer.h = of.height / of.p;
-    walk.scorer.w = of.width / of.p;
-    walk.norm = {int(of.norm), of.norm_side, norm_eps};
-    walk.batch = of.batch;
-    walk.height = of.height;
-    walk.width = of.width;
-    return walk;
+// Strides of listed units are those of a list, whose rows are no rows of the image.
+Prediction prediction(const Tensor& of, const ImageLayout& image, int64_t patch, const Call& call) {
+    const int64_t in_row = call.index ? 0 : image.size.width / patch;
+    return {prediction_layout(of, image.channels, patch, in_row, call.spec.order == kInterleaved),
+            memory_of(of)};
 }
 
-Prediction prediction(char* base, int64_t element, const int64_t* s) {
-    return {{base, int(element)}, s[0], s[1], s[2], s[3], s[4], s[5]};
+// `mean` or `std` as double, in `numbers`; null where it is absent.
+const double* channel_numbers(const Tensor& values, double* numbers) {
+    if (!values) return nullptr;
+    memory_of(values).load(0, 1, values.size(0), numbers);
+    return numbers;
+}
+
+// Rows of a list that predict no token: nobody has written their gradient.
+void zero_padding(const Prediction& grad, const TokenList& list, int64_t numbers) {
+    for (int64_t r = 0; r < list.rows; ++r) {
+        if (list.position[r] == -1)
+            grad.memory.zero(r * grad.stx, min_of(grad.sc, grad.sdx), numbers);
+    }
+}
+
+template <class C>
+int64_t serve(const Call& call) {
+    const LossSpec& spec = call.spec;
+    const ImageLayout image = image_layout(call.target);
+    const int64_t p = prediction_patch(call.pred, image), channels = image.channels;
+    const Extent tokens = scale_of(image.size, {1, p, p});
+    const int64_t cells = call.index ? image.batch * tokens.cells() : 0;
+
+    Walk<C> walk = {};
+    walk.norm = spec.norm;
+    walk.norm_side = spec.norm_side;
+    walk.norm_eps = spec.norm_eps;
+    walk.batch = image.batch;
+    walk.height = image.size.height;
+    walk.width = image.size.width;
+    walk.grid = mask_over(call.mask, image.size);
+    Scorer<C>& scorer = walk.scorer;
+    scorer.channels = channels;
+    scorer.p = p;
+    scorer.h = tokens.height;
+    scorer.w = tokens.width;
+    const int64_t sums = walk.pieces_per_sample() * image.batch + 2 * max_of<int64_t>(image.batch, 1);
+    const Scratch numbers((sums + 2 * channels) * int64_t(sizeof(double)));
+    const Scratch each(call.threads * whole_lines(walk.scratch_bytes()));
+    const Scratch rows(cells * int64_t(sizeof(int32_t) + 1));
+
+    const TokenList list{call.index.as<int32_t>(), call.index ? call.index.numel() : 0,
+                         call.index.dims == 2 ? call.index.size(1) : 0};
+    if (call.index) {
+        int32_t* row_of = rows.as<int32_t>();
+        uint8_t* present = reinterpret_cast<uint8_t*>(row_of + cells);
+        const int64_t wrong = list.invert(image.batch, tokens.cells(), row_of, present);
+        if (wrong >= 0) return wrong;
+        scorer.row_of = row_of;
+        walk.grid = {present, tokens, {1, p, p}};
+    }
+    double* const statistics = numbers.as<double>() + sums;
+    scorer.pred = prediction(call.pred, image, p, call);
+    scorer.grad = scorer.pred;
+    scorer.grad.memory.base = nullptr;
+    if (call.grad) scorer.grad = prediction(call.grad, image, p, call);
+    scorer.target = {image, memory_of(call.target), channel_numbers(call.mean, statistics),
+                     channel_numbers(call.std, statistics + channels)};
+    scorer.direct = span_for<C>(call.pred.element, spec.kind, bool(call.grad));
+    scorer.buffered = span_for<C>(kElement<C>, spec.kind, bool(call.grad));
+    scorer.inverse_beta = C(1.0 / spec.beta);
+    scorer.stream = call.grad && call.grad.data != call.pred.data &&
+                    is_streamed(image.elements() * element_size(call.pred.element));
+    const Weights weights{spec.reduction, spec.eps, double(walk.grid.scale.cells()),
+                          double(channels)};
+    run(walk, weights, spec.kind == kSmoothL1 ? spec.beta : 1.0, numbers.as<double>(),
+        each.as<char>(), call.loss.as<C>(), call.scale.as<C>(), call.threads);
+    if (call.grad) zero_padding(scorer.grad, list, channels * p * p);
+    return -1;
 }
 
 }  // namespace
 
-int64_t masked_loss_scratch(Address layout, bool pieces) {
-    const Layout& of = *layout.as<const Layout>();
-    const auto ask = [&](auto compute) {
-        const auto walk = walk_of<decltype(compute)>(of, 0.0);
-        return pieces ? walk.pieces_per_sample() : whole_lines(walk.scratch_bytes());
-    };
-    return of.loss_element == kFloat64 ? ask(double()) : ask(float());
-}
-
-int64_t masked_loss(Address layout, Address pred, Address grad, Address target, Address mean,
-                    Address std, Address mask, int64_t grid_h, int64_t grid_w, Address list,
-                    int64_t list_rows, int64_t rows_per_sample, Address row_of, Address present,
-                    double norm_eps, int kind, double beta, double eps, int reduction, Address loss,
-                    Address scale, Address sums, Address scratch, int threads) {
-    const Layout& of = *layout.as<const Layout>();
-    if (kind < kL1 || kind > kSmoothL1 || reduction < kMean || reduction > kNone ||
-        of.norm < kNoNorm || of.norm > kPatchNorm)
-        return kUnknownOption;
-    const TokenList tokens{list.as<int32_t>(), list_rows, rows_per_sample};
-    if (tokens.position) {
-        grid_h = of.height / of.p;
-        grid_w = of.width / of.p;
-        const int64_t wrong =
-            tokens.invert(of.batch, grid_h * grid_w, row_of.as<int32_t>(), present.as<uint8_t>());
-        if (wrong >= 0) return wrong;
-    }
-    const CoarseGrid grid{grid_w, of.height / grid_h, of.width / grid_w};
-    const Weights weights{reduction, eps, double(grid.sy * grid.sx), double(of.channels)};
-    const auto serve = [&](auto compute) {
-        using C = decltype(compute);
-        Walk<C> walk = walk_of<C>(of, norm_eps);
-        Scorer<C>& scorer = walk.scorer;
-        scorer.pred = prediction(pred.as<char>(), of.pred_element, of.pred);
-        scorer.grad = prediction(grad.as<char>(), of.pred_element, grad ? of.grad : of.pred);
-        const int64_t* t = of.target;
-        scorer.target = {{target.as<char>(), int(of.target_element)},
-                         t[0],
-                         t[1],
-                         t[2],
-                         t[3],
-                         mean.as<double>(),
-                         std.as<double>()};
-        scorer.direct = span_for<C>(int(of.pred_element), kind, bool(grad));
-        scorer.buffered = span_for<C>(kElement<C>, kind, bool(grad));
-        scorer.inverse_beta = C(1.0 / beta);
-        scorer.stream = grad && grad.pointer != pred.pointer &&
-                        is_streamed(of.batch * of.channels * of.height * of.width *
-                                    element_size(int(of.pred_element)));
-        scorer.row_of = tokens.position ? row_of.as<int32_t>() : nullptr;
-        walk.mask = tokens.position ? present.as<uint8_t>() : mask.as<uint8_t>();
-        walk.grid = grid;
-        walk.cells = grid_h * grid_w;
-        double few[kSumsOnStack];
-        run(walk, weights, kind == kSmoothL1 ? beta : 1.0, sums ? sums.as<double>() : few,
-            scratch.as<char>(), loss.as<C>(), scale.as<C>(), threads);
-        // Rows that predict no token: nobody has written their gradient.
-        const int64_t numbers = of.channels * of.p * of.p, *step = of.grad;
-        for (int64_t r = 0; grad && r < list_rows; ++r) {
-            if (tokens.position[r] == -1)
-                scorer.grad.memory.zero(r * step[4], min_of(step[1], step[5]), numbers);
-        }
-    };
-    if (of.loss_element == kFloat64) {
-        serve(double());
-    } else {
-        serve(float());
-    }
-    return -1;
+int64_t masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask,
+                    const Tensor& index, const Tensor& mean, const Tensor& std,
+                    const LossSpec& spec, const Tensor& loss, const Tensor& grad,
+                    const Tensor& scale, int threads) {
+    const Call call{pred, target, mask, index, mean, std, loss, grad, scale, spec, threads};
+    return loss.element == kFloat64 ? serve<double>(call) : serve<float>(call);
 }
 
 SIMMIM_END

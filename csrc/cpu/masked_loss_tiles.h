@@ -21,9 +21,8 @@ const C* numbers(const Memory& memory, int64_t offset) {
 }
 
 // A prediction or its gradient. Pixel (y, x) is pixel (dy, dx) of token (ty, tx), y = ty * p + dy.
-struct Prediction {
+struct Prediction : PredictionLayout {
     Memory memory;
-    int64_t sb, sc, sty, sdy, stx, sdx;
 
     // A token's numbers lie side by side, in order "cyx" or "yxc".
     bool is_planar(int64_t p) const { return sdx == 1 && sdy == p && sc == p * p; }
@@ -42,14 +41,9 @@ struct Affine {
 };
 
 // The target image; pixels u become (u - mean) / std, those of uint8 (u / 255 - mean) / std.
-struct Target {
+struct Target : ImageLayout {
     Memory memory;
-    int64_t sb, sc, sy, sx;
     const double *mean, *std;  // null: 0 and 1
-
-    int64_t at(int64_t b, int64_t c, int64_t y, int64_t x) const {
-        return b * sb + c * sc + y * sy + x * sx;
-    }
 
     // Pixels that can be used where they lie.
     template <class C>

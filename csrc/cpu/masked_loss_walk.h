@@ -10,16 +10,16 @@ SIMMIM_BEGIN
 
 // The mask of one sample over its pixels.
 struct PixelMask {
-    const uint8_t* cells;
-    CoarseGrid grid;
+    const uint8_t* units;
+    MaskGrid grid;
 
-    bool at(int64_t y, int64_t x) const { return cells[grid.cell(y, x)]; }
+    bool at(int64_t y, int64_t x) const { return units[grid.unit(0, y, x)]; }
 
     // Where the run of equal cells that holds pixel (y, x) ends, at most at `end`.
     int64_t run_end(int64_t y, int64_t x, int64_t end) const {
-        const uint8_t* row = cells + grid.cell(y, 0);
-        const int64_t last = (end - 1) / grid.sx;
-        int64_t cell = x / grid.sx;
+        const uint8_t* row = units + grid.unit(0, y, 0);
+        const int64_t last = (end - 1) / grid.scale.width;
+        int64_t cell = x / grid.scale.width;
         const bool value = row[cell];
         const uint64_t eight = value ? 0x0101010101010101u : 0;
         for (++cell; cell <= last;) {
@@ -29,7 +29,7 @@ struct PixelMask {
             } else if (bool(row[cell]) == value) {
                 ++cell;
             } else {
-                return cell * grid.sx;
+                return cell * grid.scale.width;
             }
         }
         return end;
@@ -38,54 +38,46 @@ struct PixelMask {
     // 1 where the whole square of pixels is masked, 0 where it is visible, -1 where it is mixed.
     int square(int64_t y, int64_t x, int64_t size) const {
         const bool value = at(y, x);
-        if (grid.sy % size == 0 && grid.sx % size == 0) return value;
-        for (int64_t row = y; row < y + size; row = (row / grid.sy + 1) * grid.sy) {
+        if (grid.scale.height % size == 0 && grid.scale.width % size == 0) return value;
+        for (int64_t row = y; row < y + size; row = (row / grid.scale.height + 1) * grid.scale.height) {
             if (at(row, x) != value || run_end(row, x, x + size) < x + size) return -1;
         }
         return value;
     }
 };
 
-enum Norm : int { kNoNorm = 0, kWindowNorm = 1, kPatchNorm = 2 };
-
-// What is done to the target: `side` is the window's, or the patch's.
-struct TargetNorm {
-    int kind;
-    int64_t side;
-    double eps;
-};
-
 template <class C>
 struct Walk {
     Scorer<C> scorer;
-    TargetNorm norm;
-    const uint8_t* mask;
-    CoarseGrid grid;
-    int64_t batch, cells, height, width;
+    Norm norm;
+    int64_t norm_side;
+    double norm_eps;
+    MaskGrid grid;
+    int64_t batch, height, width;
 
     // Pieces of the work; each makes one partial sum. `band` is the rows of pixels in one.
     int64_t band() const {
         const int64_t p = scorer.p;
-        if (norm.kind == kPatchNorm) return norm.side;
-        if (norm.kind == kWindowNorm) return max_of<int64_t>(256, min_of(norm.side, 2 * height));
+        if (norm == kPatchNorm) return norm_side;
+        if (norm == kWindowNorm) return max_of<int64_t>(256, min_of(norm_side, 2 * height));
         return p * max_of<int64_t>(1, 16 / p);
     }
     int64_t pieces_per_sample() const {
         const int64_t bands = (height + band() - 1) / band();
-        return norm.kind == kWindowNorm ? scorer.channels * bands : bands;
+        return norm == kWindowNorm ? scorer.channels * bands : bands;
     }
     int64_t scratch_bytes() const {
-        if (norm.kind == kWindowNorm) return WindowRows<C>::scratch_bytes(width, norm.side);
-        if (norm.kind == kNoNorm) return 0;
-        return PatchRows<C>::scratch_bytes(norm.side) + int64_t(sizeof(C)) * norm.side;
+        if (norm == kWindowNorm) return WindowRows<C>::scratch_bytes(width, norm_side);
+        if (norm == kNoNorm) return 0;
+        return PatchRows<C>::scratch_bytes(norm_side) + int64_t(sizeof(C)) * norm_side;
     }
 
     void piece(int64_t b, int64_t i, C scale, char* scratch, double* total) const {
         const int64_t bands = (height + band() - 1) / band();
         const int64_t y = i % bands * band(), y_end = min_of(height, y + band());
-        if (norm.kind == kWindowNorm) {
+        if (norm == kWindowNorm) {
             window_rows(b, i / bands, y, y_end, scale, scratch, total);
-        } else if (norm.kind == kPatchNorm) {
+        } else if (norm == kPatchNorm) {
             patches(b, y, scale, scratch, total);
         } else if (scorer.walks_tokens()) {
             for (int64_t ty = y / scorer.p; ty < y_end / scorer.p; ++ty)
@@ -96,7 +88,7 @@ struct Walk {
     }
 
   private:
-    PixelMask pixels(int64_t b) const { return {mask + b * cells, grid}; }
+    PixelMask pixels(int64_t b) const { return {grid.sample(b), grid}; }
 
     static constexpr int64_t kRuns = 64;  // found at a time, for all the rows that share them
 
@@ -117,7 +109,7 @@ struct Walk {
     void rows(int64_t b, int64_t y, int64_t y_end, int64_t x, int64_t x_end, C scale,
               double* total) const {
         while (y < y_end) {
-            const int64_t same = min_of(y_end, (y / grid.sy + 1) * grid.sy);
+            const int64_t same = min_of(y_end, (y / grid.scale.height + 1) * grid.scale.height);
             for (int64_t from = x; from < x_end;) {
                 Run runs[kRuns];
                 const int64_t count = find_runs(b, y, from, x_end, runs);
@@ -155,7 +147,7 @@ struct Walk {
         const Target& t = scorer.target;
         const Memory std{reinterpret_cast<char*>(const_cast<double*>(t.std)), kFloat64};
         const Plane plane{t.memory, t.at(b, c, 0, 0), t.sy, t.sx, height, width};
-        WindowRows<C> window(plane, norm.side, stored_eps(norm.eps, t.memory.element, std, c),
+        WindowRows<C> window(plane, norm_side, stored_eps(norm_eps, t.memory.element, std, c),
                              scratch);
         int64_t current = -1;
         const auto make = [&](int64_t row, int64_t x, int64_t n, C* to) {
@@ -168,7 +160,7 @@ struct Walk {
                 Run runs[kRuns];
                 const bool first = x == 0;
                 const int64_t count = find_runs(b, y, x, width, runs);
-                if (first && x == width) rows = min_of(y_end, (y / grid.sy + 1) * grid.sy) - y;
+                if (first && x == width) rows = min_of(y_end, (y / grid.scale.height + 1) * grid.scale.height) - y;
                 scorer.score_made(b, c, y, rows, runs, count, scale, total, make);
             }
         }
@@ -182,8 +174,8 @@ struct Walk {
         };
         const Channels image{t.memory,        t.at(b, 0, 0, 0), t.sc,          t.sy, t.sx,
                              scorer.channels, numbers(t.mean),  numbers(t.std)};
-        const int64_t side = norm.side;
-        PatchRows<C> patch(image, side, norm.eps, scratch);
+        const int64_t side = norm_side;
+        PatchRows<C> patch(image, side, norm_eps, scratch);
         C* own = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(side));
         for (int64_t x = 0; x < width; x += side) {
             if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
@@ -193,7 +185,7 @@ struct Walk {
                     std::memcpy(to, own + (first - x), size_t(n) * sizeof(C));
                 };
                 for (int64_t row = y, rows; row < y + side; row += rows) {
-                    rows = min_of(y + side, (row / grid.sy + 1) * grid.sy) - row;
+                    rows = min_of(y + side, (row / grid.scale.height + 1) * grid.scale.height) - row;
                     for (int64_t from = x; from < x + side;) {
                         Run runs[kRuns];
                         const int64_t count = find_runs(b, row, from, x + side, runs);

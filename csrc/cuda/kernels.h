@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "common/loss_spec.h"
 #include "common/types.h"
 #include "cpu/address.h"
 
@@ -17,7 +18,9 @@
     X(normalize_targets)
 
 // Bytes or numbers of scratch that a launcher needs, which PyTorch's allocator gives.
-#define SIMMIM_CUDA_SIZES(X) X(mask_tokens_scratch)
+#define SIMMIM_CUDA_SIZES(X) \
+    X(mask_tokens_scratch)   \
+    X(masked_loss_scratch)
 
 SIMMIM_BEGIN
 
@@ -38,25 +41,15 @@ int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x
                          const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
                          const Tensor& scratch, Address stream);
 
-// Strides of prediction and gradient: sample, channel, token row, row in the token, token column,
-// column in the token. With `index`, `per_sample` rows a sample or, where that is 0, flat
-// positions. Scratch: `scale` a double for each result, `affine` two for each channel (bytes, or with `std`),
-// `counts` an int64 for each 2^15 units, `partial` a double for each of `tiles` pieces of a row,
-// which `threads` threads handle, 32 numbers each.
-int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_t p_ty, int64_t p_y,
-                int64_t p_tx, int64_t p_x, Address grad, int64_t g_b, int64_t g_c, int64_t g_ty,
-                int64_t g_y, int64_t g_tx, int64_t g_x, Address target, int target_element,
-                int64_t t_b, int64_t t_c, int64_t t_y, int64_t t_x, Address mean, int mean_element,
-                Address std, int std_element, Address mask, int64_t grid_h, int64_t grid_w,
-                Address index, int64_t rows, int64_t per_sample, int kind, double beta, double eps,
-                int reduction, Address loss, int loss_element, Address scale_out, Address scale,
-                Address affine, Address counts, Address partial, int64_t batch, int64_t channels,
-                int64_t height, int64_t width, int64_t patch, int64_t threads, int64_t tiles,
-                Address stream);
+// `grad` and `scale` are written where they are present; doubles of scratch.
+int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tensor& mask,
+                            const Tensor& index, const LossSpec& spec);
+int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, const Tensor& index,
+                const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
+                const Tensor& grad, const Tensor& scale, const Tensor& scratch, Address stream);
 
-// Sets the marks, bytes of `batch` samples of `units`, of what the rows of masked_loss's list name.
-int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, int64_t units,
-                Address marks, Address stream);
+// Sets the marks (B, h, w) of what the rows of masked_loss's list name.
+int mark_listed(const Tensor& index, const Tensor& marks, Address stream);
 
 // In place, row by row: a factor for each. Rows follow each other.
 int scale_gradient(const Tensor& grad, const Tensor& factor, Address stream);

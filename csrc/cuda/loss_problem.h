@@ -7,7 +7,7 @@
 
 SIMMIM_BEGIN
 
-constexpr int kAxes = 5;
+constexpr int kLossAxes = 5;
 
 // One of channel, token row, row in the token, token column, column in the token: its length, and
 // what a step along it adds to each offset and to the pixel's place.
@@ -17,7 +17,7 @@ struct Axis {
 };
 
 struct Place {
-    int64_t at[kAxes];
+    int64_t at[kLossAxes];
     int64_t pred, grad, target;
     int32_t y, x, channel;
 };
@@ -29,10 +29,10 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
 }
 
 struct Problem {
-    Axis axis[kAxes];  // by falling stride of the prediction
+    Axis axis[kLossAxes];  // by falling stride of the prediction
     int64_t numbers, pred_batch, grad_batch, target_batch, target_y, target_x;
-    int64_t unit_h, unit_w, grid_w, units;
-    const uint8_t* mask;
+    MaskGrid grid;
+    int64_t units;  // of a sample
     LossList list;
     int64_t patch, units_in_row;
     const double *scale, *affine;
@@ -55,7 +55,7 @@ struct Problem {
     // The place of number i, from the place of number 0.
     __device__ __forceinline__ Place place(Place p, int64_t i) const {
 #pragma unroll
-        for (int a = kAxes - 1; a >= 0; --a) {
+        for (int a = kLossAxes - 1; a >= 0; --a) {
             const int64_t rest = a ? quotient(i, axis[a].size) : 0;
             p.at[a] = i - rest * axis[a].size;
             move(p, a, p.at[a]);
@@ -68,7 +68,7 @@ struct Problem {
     __device__ __forceinline__ void next(Place& p) const {
         bool carry = true;
 #pragma unroll
-        for (int a = kAxes - 1; a >= 0; --a) {
+        for (int a = kLossAxes - 1; a >= 0; --a) {
             if (!carry) continue;
             carry = p.at[a] + 1 == axis[a].size && a > 0;
             move(p, a, carry ? -p.at[a] : 1);
@@ -82,7 +82,7 @@ struct Problem {
         p.pred = row * pred_batch;
         p.grad = row * grad_batch;
         *sample = row;
-        if (list.index) {
+        if (list.given) {
             int64_t unit;
             *sample = list.sample(row, &unit);
             if (*sample >= 0) {
@@ -96,8 +96,8 @@ struct Problem {
     }
 
     __device__ __forceinline__ bool masked(int64_t sample, int32_t y, int32_t x) const {
-        if (list.index) return sample >= 0;
-        return mask[sample * units + CoarseGrid{grid_w, unit_h, unit_w}.cell32(y, x)];
+        if (list.given) return sample >= 0;
+        return grid.mask[sample * units + grid.unit32(0, y, x)];
     }
 
     template <class C>

@@ -1,3 +1,4 @@
+#include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/loss_sums.h"
 
@@ -6,8 +7,6 @@ SIMMIM_BEGIN
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kCounted =
-    1 << 15;  // units that a block counts; twin: _COUNTED in masked_loss.py
 
 __global__ void __launch_bounds__(kThreads)
     count_kernel(const uint8_t* mask, int64_t n, int64_t* counts) {
@@ -28,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
     int64_t count = 0;
     if (scaling.reduction != kSum) {
         for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-            if (list.index) {
+            if (list.given) {
                 int64_t unit;
                 const int64_t sample = list.sample(i, &unit);
                 count += sample >= 0 && (scaling.reduction == kMean || sample == result);
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
     results_kernel(LossScale scaling, LossList list, const double* partial, int64_t n,
                    int64_t tiles, double factor, Array loss) {
     const int64_t result = blockIdx.x;
-    const bool flat = list.index && !list.per_sample && scaling.reduction == kEach;
+    const bool flat = list.given && !list.per_sample && scaling.reduction == kEach;
     const int64_t first = flat ? 0 : result * n;
     double sum = 0;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
@@ -83,10 +82,9 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* 
 
 }  // namespace
 
-int mark_listed(Address index, int64_t rows, int64_t per_sample, int64_t batch, int64_t units,
-                Address marks, Address stream) {
-    const LossList list{index.as<int32_t>(), rows, per_sample, batch, units};
-    return launch(mark_kernel, ceil_div(rows, kThreads), dim3(kThreads), stream, list,
+int mark_listed(const Tensor& index, const Tensor& marks, Address stream) {
+    const LossList list = list_of(index, marks.size(0), extent_from(marks, 1).cells());
+    return launch(mark_kernel, ceil_div(list.rows, kThreads), dim3(kThreads), stream, list,
                   marks.as<uint8_t>());
 }
 
@@ -94,8 +92,8 @@ int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* m
                 int64_t units, int64_t* counts, Address stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
-    int64_t n = list.index ? list.rows : (each ? units : batch * units);
-    const bool many = !list.index && scaling.reduction == kMean && n > kCounted;
+    int64_t n = list.given ? list.rows : (each ? units : batch * units);
+    const bool many = !list.given && scaling.reduction == kMean && n > kCounted;
     if (many) {
         const int64_t chunks = ceil_div(n, kCounted);
         const int code = launch(count_kernel, chunks, dim3(kThreads), stream, mask, n, counts);
@@ -110,7 +108,7 @@ int loss_results(const LossScale& scaling, const LossList& list, const double* p
                  int64_t tiles, double factor, int64_t batch, Array loss, Address stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
-    const bool flat = list.index && !list.per_sample;
+    const bool flat = list.given && !list.per_sample;
     if (each && !flat && batch) n /= batch;
     return launch(results_kernel, results, dim3(kThreads), stream, scaling, list, partial, n, tiles,
                   factor, loss);

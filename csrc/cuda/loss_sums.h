@@ -1,19 +1,18 @@
 // What the masked losses count and add up: each result's factor, and its value.
 #pragma once
 
+#include "common/loss_spec.h"
 #include "cuda/launch.h"
 #include "cuda/vector.h"
 
 SIMMIM_BEGIN
-
-// Codes of `REDUCTIONS` in simmim_kernels/ops/masked_loss.py.
-enum Reduction : int { kMean = 0, kSum = 1, kEach = 2 };
 
 // Which unit each row of a listed prediction is: `per_sample` rows a sample, or, where that is 0,
 // positions (sample * units + unit) in any order, -1 for padding. Without `index` rows are samples.
 struct LossList {
     const int32_t* index;
     int64_t rows, per_sample, batch, units;
+    bool given;
 
     // The sample of a row and its unit; -1 where the list names none.
     __device__ __forceinline__ int64_t sample(int64_t row, int64_t* unit) const {
@@ -32,8 +31,15 @@ struct LossScale {
     double unit;               // what they are divided by first: 255 for bytes
     int64_t pixels, channels;  // pixels of a unit
     double eps;
-    int reduction;
+    Reduction reduction;
 };
+
+inline LossList list_of(const Tensor& index, int64_t batch, int64_t units) {
+    return {index.as<int32_t>(), index ? index.numel() : 0, index.dims == 2 ? index.size(1) : 0,
+            batch, units, bool(index)};
+}
+
+constexpr int64_t kCounted = 1 << 15;  // mask units that a block counts
 
 // The sum of all threads' values, in a fixed order, in every first thread of a block.
 template <class T>

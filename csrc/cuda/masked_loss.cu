@@ -144,7 +144,7 @@ bool groups_pack(const Problem& problem, int64_t Axis::* stride, const void* bas
     const auto whole = [&](int64_t step) { return step * element_size(element) % bytes == 0; };
     int64_t run = 1;
     bool fits = whole(batch) && reinterpret_cast<uintptr_t>(base) % uintptr_t(bytes) == 0;
-    for (int a = kAxes - 1; a >= 0; --a) {
+    for (int a = kLossAxes - 1; a >= 0; --a) {
         const Axis& axis = problem.axis[a];
         if (axis.size == 1) continue;
         if (run % kVector != 0 || run == 1) {
@@ -159,12 +159,12 @@ bool groups_pack(const Problem& problem, int64_t Axis::* stride, const void* bas
 
 // Whether a group of the prediction is a group of a row of the target, in one mask unit.
 bool along_rows(const Problem& problem, const void* base, int element) {
-    const Axis* inner = &problem.axis[kAxes - 1];
+    const Axis* inner = &problem.axis[kLossAxes - 1];
     while (inner->size == 1 && inner != problem.axis) --inner;
     const int64_t bytes = min_of<int64_t>(16, kVector * element_size(element));
     const auto whole = [&](int64_t step) { return step * element_size(element) % bytes == 0; };
     if (inner->x != 1 || inner->target != 1 || inner->size % kVector) return false;
-    if (problem.list.index ? problem.patch % kVector : problem.unit_w % kVector) return false;
+    if (problem.list.given ? problem.patch % kVector : problem.grid.scale.width % kVector) return false;
     if (!whole(problem.target_y) || !whole(problem.target_batch)) return false;
     for (const Axis& axis : problem.axis) {
         if (axis.size > 1 && &axis != inner && !whole(axis.target)) return false;
@@ -188,95 +188,139 @@ int start_wide(const Problem& problem, int64_t blocks, dim3 threads, Array pred,
     return launch(pass_wide<In, Array, Array>, blocks, threads, stream, problem, from, to, target);
 }
 
+// How a row of the prediction (a sample, or a row of a list) is cut, and where in the scratch what
+// is computed on the way lies: factors of the results, of channels, partial sums, counts.
+struct Pieces {
+    int64_t p, rows, tiles, results, channels, counts;
+    unsigned threads;
+
+    int64_t doubles() const { return results + 2 * channels + rows * tiles; }
+};
+
+Pieces pieces_of(const Tensor& pred, const ImageLayout& image, const Tensor& mask,
+                 const Tensor& index, const LossSpec& spec) {
+    Pieces of{};
+    of.p = prediction_patch(pred, image);
+    of.rows = index ? index.numel() : image.batch;
+    of.results = spec.reduction == kEach ? image.batch : 1;
+    of.channels = image.channels;
+    of.counts = ceil_div(mask.numel(), kCounted);
+    // Few idle threads in short rows.
+    const int64_t numbers =
+        index ? pred.size(-1) : image.channels * image.size.height * image.size.width;
+    of.threads = unsigned(max_of(kWarp, power_of_two(ceil_div(numbers, kNumbers), kMostThreads)));
+    of.tiles = ceil_div(numbers, int64_t(kNumbers) * of.threads);
+    return of;
+}
+
+// So that neighbours in memory come one after another.
+void sort_axes(Problem* problem) {
+    for (int i = 1; i < kLossAxes; ++i) {
+        const Axis moved = problem->axis[i];
+        int to = i;
+        for (; to > 0 && problem->axis[to - 1].pred < moved.pred; --to)
+            problem->axis[to] = problem->axis[to - 1];
+        problem->axis[to] = moved;
+    }
+}
+
+Problem problem_of(const Tensor& pred, const Tensor& grad, const ImageLayout& image,
+                   const LossList& list, const LossSpec& spec, int64_t p) {
+    const Extent tokens = scale_of(image.size, {1, p, p});
+    const int64_t in_row = list.given ? 0 : tokens.width;
+    const bool interleaved = spec.order == kInterleaved;
+    const PredictionLayout from = prediction_layout(pred, image.channels, p, in_row, interleaved);
+    PredictionLayout to{};
+    if (grad) to = prediction_layout(grad, image.channels, p, in_row, interleaved);
+    const int64_t h = list.given ? 1 : tokens.height, w = list.given ? 1 : tokens.width;
+    Problem problem{};
+    problem.list = list;
+    problem.axis[0] = {image.channels, from.sc, to.sc, image.sc, 0, 0, 1};
+    problem.axis[1] = {h, from.sty, to.sty, p * image.sy, int32_t(p), 0, 0};
+    problem.axis[2] = {p, from.sdy, to.sdy, image.sy, 1, 0, 0};
+    problem.axis[3] = {w, from.stx, to.stx, p * image.sx, 0, int32_t(p), 0};
+    problem.axis[4] = {p, from.sdx, to.sdx, image.sx, 0, 1, 0};
+    sort_axes(&problem);
+    problem.numbers = image.channels * h * w * p * p;
+    problem.pred_batch = list.given ? from.stx : from.sb;
+    problem.grad_batch = list.given ? to.stx : to.sb;
+    problem.target_batch = image.sb;
+    problem.target_y = image.sy;
+    problem.target_x = image.sx;
+    problem.patch = p;
+    problem.units_in_row = tokens.width;
+    problem.inverse_beta = 1.0 / spec.beta;
+    problem.channels = image.channels;
+    problem.kind = spec.kind;
+    problem.each = spec.reduction == kEach;
+    problem.scaled = pred.element != kFloat16;
+    return problem;
+}
+
+// The pass itself, by the widest kernel that fits.
+int start_pass(const Problem& problem, int64_t blocks, unsigned threads, const Tensor& pred,
+               const Tensor& grad, const Tensor& target, Address stream) {
+    const Array from = array_of(pred), wanted = array_of(target);
+    const Array to{grad.data, pred.element};
+    const bool wide =
+        pred.element != kFloat64 && target.element != kFloat64 &&
+        groups_pack(problem, &Axis::pred, from.base, pred.element, problem.pred_batch) &&
+        (!to.base || groups_pack(problem, &Axis::grad, to.base, pred.element, problem.grad_batch));
+    const dim3 block{threads};
+    if (!wide) return launch(pass_narrow, blocks, block, stream, problem, from, to, wanted);
+    const bool along = along_rows(problem, wanted.base, target.element);
+    auto* start = pred.element == kFloat32    ? start_wide<float>
+                  : pred.element == kBFloat16 ? start_wide<BFloat16>
+                                              : start_wide<Float16>;
+    return start(problem, blocks, block, from, to, wanted, along, stream);
+}
+
 }  // namespace
 
-int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_t p_ty, int64_t p_y,
-                int64_t p_tx, int64_t p_x, Address grad, int64_t g_b, int64_t g_c, int64_t g_ty,
-                int64_t g_y, int64_t g_tx, int64_t g_x, Address target, int target_element,
-                int64_t t_b, int64_t t_c, int64_t t_y, int64_t t_x, Address mean, int mean_element,
-                Address std, int std_element, Address mask, int64_t grid_h, int64_t grid_w,
-                Address index, int64_t rows, int64_t per_sample, int kind, double beta, double eps,
-                int reduction, Address loss, int loss_element, Address scale_out, Address scale,
-                Address affine, Address counts, Address partial, int64_t batch, int64_t channels,
-                int64_t height, int64_t width, int64_t patch, int64_t threads, int64_t tiles,
-                Address stream) {
-    if (kind < kL1 || kind > kSmoothL1) return cudaErrorInvalidValue;
-    if (reduction < kMean || reduction > kEach) return cudaErrorInvalidValue;
-    const int64_t h = height / patch, w = width / patch;
-    const bool listed = index.as<int32_t>() != nullptr;
-    Problem problem{};
-    problem.list = {index.as<int32_t>(), rows, per_sample, batch, h * w};
-    const int64_t own_h = listed ? 1 : h, own_w = listed ? 1 : w;
-    problem.axis[0] = {channels, p_c, g_c, t_c, 0, 0, 1};
-    problem.axis[1] = {own_h, p_ty, g_ty, patch * t_y, int32_t(patch), 0, 0};
-    problem.axis[2] = {patch, p_y, g_y, t_y, 1, 0, 0};
-    problem.axis[3] = {own_w, p_tx, g_tx, patch * t_x, 0, int32_t(patch), 0};
-    problem.axis[4] = {patch, p_x, g_x, t_x, 0, 1, 0};
-    for (int i = 1; i < kAxes; ++i) {  // so that neighbours in memory come one after another
-        const Axis moved = problem.axis[i];
-        int to = i;
-        for (; to > 0 && problem.axis[to - 1].pred < moved.pred; --to) {
-            problem.axis[to] = problem.axis[to - 1];
-        }
-        problem.axis[to] = moved;
-    }
-    problem.numbers = channels * own_h * own_w * patch * patch;
-    problem.pred_batch = listed ? p_tx : p_b;
-    problem.grad_batch = listed ? g_tx : g_b;
-    problem.target_batch = t_b;
-    problem.target_y = t_y;
-    problem.target_x = t_x;
-    problem.unit_h = height / grid_h;
-    problem.unit_w = width / grid_w;
-    problem.grid_w = grid_w;
-    problem.units = grid_h * grid_w;
-    problem.mask = mask.as<uint8_t>();
-    problem.patch = patch;
-    problem.units_in_row = w;
-    problem.scale = scale.as<double>();
-    const bool bytes = target_element == kUInt8;
-    double* const scales = bytes || std ? affine.as<double>() : nullptr;
-    problem.affine = scales;
-    problem.partial = partial.as<double>();
-    problem.inverse_beta = 1.0 / beta;
-    problem.channels = channels;
-    problem.tiles = tiles;
-    problem.kind = kind;
-    problem.each = reduction == kEach;
-    problem.scaled = pred_element != kFloat16;
-    const LossScale scaling{scale.as<double>(),
-                            {scale_out.as<void>(), loss_element},
-                            {mean.as<void>(), mean_element},
-                            {std.as<void>(), std_element},
-                            scales,
+int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tensor& mask,
+                            const Tensor& index, const LossSpec& spec) {
+    const Pieces pieces = pieces_of(pred, image_layout(target), mask, index, spec);
+    return pieces.doubles() + pieces.counts;
+}
+
+int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, const Tensor& index,
+                const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
+                const Tensor& grad, const Tensor& scale, const Tensor& scratch, Address stream) {
+    const ImageLayout image = image_layout(target);
+    const Pieces pieces = pieces_of(pred, image, mask, index, spec);
+    const int64_t p = pieces.p;
+    const LossList list = list_of(index, image.batch, scale_of(image.size, {1, p, p}).cells());
+    double* const scales = scratch.as<double>();
+    double* const affine = scales + pieces.results;
+    double* const partial = affine + 2 * pieces.channels;
+    int64_t* const counts = reinterpret_cast<int64_t*>(scales + pieces.doubles());
+    const bool bytes = target.element == kUInt8;
+
+    Problem problem = problem_of(pred, grad, image, list, spec, p);
+    problem.grid = mask_over(mask, image.size);
+    problem.units = problem.grid.units.cells();
+    problem.scale = scales;
+    problem.affine = bytes || std ? affine : nullptr;
+    problem.partial = partial;
+    problem.tiles = pieces.tiles;
+    const LossScale scaling{scales,
+                            array_of(scale),
+                            array_of(mean),
+                            array_of(std),
+                            bytes || std ? affine : nullptr,
                             bytes ? 255.0 : 1.0,
-                            listed ? patch * patch : problem.unit_h * problem.unit_w,
-                            channels,
-                            eps,
-                            reduction};
-    int code = loss_scales(scaling, problem.list, problem.mask, batch, problem.units,
-                           counts.as<int64_t>(), stream);
+                            index ? p * p : problem.grid.scale.cells(),
+                            image.channels,
+                            spec.eps,
+                            spec.reduction};
+    int code = loss_scales(scaling, list, problem.grid.mask, image.batch, problem.units, counts,
+                           stream);
     if (code != cudaSuccess) return code;
-    const Array from{pred.as<void>(), pred_element}, to{grad.as<void>(), pred_element};
-    const Array wanted{target.as<void>(), target_element};
-    const int64_t blocks = (listed ? rows : batch) * tiles;
-    const bool wide =
-        pred_element != kFloat64 && target_element != kFloat64 &&
-        groups_pack(problem, &Axis::pred, from.base, pred_element, problem.pred_batch) &&
-        (!to.base || groups_pack(problem, &Axis::grad, to.base, pred_element, problem.grad_batch));
-    const dim3 block{unsigned(threads)};
-    if (!wide) {
-        code = launch(pass_narrow, blocks, block, stream, problem, from, to, wanted);
-    } else {
-        const bool along = along_rows(problem, wanted.base, target_element);
-        auto* start = pred_element == kFloat32    ? start_wide<float>
-                      : pred_element == kBFloat16 ? start_wide<BFloat16>
-                                                  : start_wide<Float16>;
-        code = start(problem, blocks, block, from, to, wanted, along, stream);
-    }
+    const int64_t blocks = pieces.rows * pieces.tiles;
+    code = start_pass(problem, blocks, pieces.threads, pred, grad, target, stream);
     if (code != cudaSuccess) return code;
-    return loss_results(scaling, problem.list, partial.as<double>(), blocks, tiles,
-                        kind == kSmoothL1 ? beta : 1.0, batch, {loss.as<void>(), loss_element},
+    return loss_results(scaling, list, partial, blocks, pieces.tiles,
+                        spec.kind == kSmoothL1 ? spec.beta : 1.0, image.batch, array_of(loss),
                         stream);
 }
 

@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from simmim_kernels import backends
+from simmim_kernels.backends._loss_spec import LossSpec
 
 NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _KEYS = ("CPU", "CUDA")
 _PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # no mode overrides them
-_PLAIN = {type(None), bool, int, float, str}  # what other arguments may be without looking closer
+_PLAIN = {
+    type(None),
+    bool,
+    int,
+    float,
+    str,
+    LossSpec,
+}  # what other arguments may be without looking closer
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -33,21 +41,40 @@ class Op:
     subclasses it goes through the dispatcher, so that those see it."""
 
     def __init__(
-        self, name: str, room: str, check: Callable[..., None], fake: Callable[..., Any]
+        self,
+        name: str,
+        room: str,
+        check: Callable[..., None],
+        fake: Callable[..., Any],
+        spec_at: int | None,
     ) -> None:
         self.name = name
         self.room = room
         self.check = check
         self.fake = fake
+        self.spec_at = spec_at  # which argument is a LossSpec, whose fields the dispatcher sees
         self.overload = getattr(torch.ops.simmim_kernels, name).default
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
-            return self.overload(*args)
+            return self.overload(*self.flat(args))
         refuse_transforms(self, args)
         if _dispatch_modes() or not _are_plain(args):
-            return self.overload(*args)
+            return self.overload(*self.flat(args))
         return self.run(*args)
+
+    def flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of the registered schema."""
+        at = self.spec_at
+        return args if at is None else (*args[:at], *args[at], *args[at + 1 :])
+
+    def grouped(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inverse of `flat`."""
+        at = self.spec_at
+        if at is None:
+            return args
+        end = at + len(LossSpec._fields)
+        return (*args[:at], LossSpec(*args[at:end]), *args[end:])
 
     def run(self, *args: Any) -> Any:
         """Check the arguments and run the backend that serves the first tensor's device; tensors on
@@ -57,6 +84,17 @@ class Op:
         if device == "meta":
             return self.fake(*args)
         return backends.serve(self.room, self.name, device)(*args)
+
+
+def _expand(schema: str) -> tuple[str, int | None]:
+    """The schema with the fields of a LossSpec in place of `LossSpec spec`, and which argument that
+    is; None where it has none."""
+    before, found, after = schema.partition("LossSpec spec")
+    if not found:
+        return schema, None
+    kinds = {str: "str", float: "float", int: "SymInt"}
+    fields = [f"{kinds[kind]} {name}" for name, kind in get_type_hints(LossSpec).items()]
+    return before + ", ".join(fields) + after, before.count(",")
 
 
 def define(
@@ -70,20 +108,27 @@ def define(
     """Register the op of `schema`, whose first argument is a tensor.
 
     Args:
-        schema: the `torch.library` schema, without namespace and without defaults.
+        schema: the `torch.library` schema, without namespace and without defaults. An argument
+            `LossSpec spec` stands for its fields; `check`, `fake` and backends get one LossSpec.
         room: the file that holds the op in every backend, for instance `"mask_tokens"`.
         check: raises on bad arguments; runs before the backend and before the fake kernel.
         fake: allocates outputs of the right shape, type and strides from fake tensors.
     """
     name = schema.partition("(")[0]
+    schema, spec_at = _expand(schema)
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    op = Op(name, room, check, fake)
+    op = Op(name, room, check, fake, spec_at)
+
+    def run(*args: Any) -> Any:
+        return op.run(*op.grouped(args))
+
     for key in _KEYS:
-        _LIBRARY.impl(name, op.run, key)
+        _LIBRARY.impl(name, run, key)
     # Gradients are the autograd Functions' business, which call the op from outside.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def checked_fake(*args: Any) -> Any:
+        args = op.grouped(args)
         check(*args)
         return fake(*args)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._loss_options import check_options
+from simmim_kernels.backends._loss_spec import LossSpec, check_names
 from simmim_kernels.grid import prediction_patch, whole_scale
 from simmim_kernels.ops._channels import check_channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
@@ -22,33 +22,26 @@ def check(
     target: Tensor,
     mask: Tensor,
     index: Tensor | None,
-    order: str,
     mean: Tensor | None,
     std: Tensor | None,
-    kind: str,
-    beta: float,
-    eps: float,
-    reduction: str,
-    norm: str,
-    norm_side: int,
-    norm_eps: float,
+    spec: LossSpec,
     with_grad: bool,
 ) -> None:
     check_tensors(pred, target, mask)
     height, width = target.shape[2:]
     unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])
     unit_w = whole_scale("image width", width, "mask grid width", mask.shape[2])
-    check_options(kind, order, reduction, norm)
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps is {eps}; allowed: a finite number >= 0")
-    if not SMALLEST_BETA <= beta < math.inf:
-        raise ValueError(f"beta is {beta}; allowed: a finite number >= {SMALLEST_BETA}")
+    check_names(spec)
+    if not 0.0 <= spec.eps < math.inf:
+        raise ValueError(f"eps is {spec.eps}; allowed: a finite number >= 0")
+    if not SMALLEST_BETA <= spec.beta < math.inf:
+        raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= {SMALLEST_BETA}")
     check_channel_stats(target, mean, std)
     if index is None:
         _check_dense(pred, target)
     else:
         _check_listed(pred, target, index, unit_h, unit_w)
-    _check_norm(target, norm, norm_side, norm_eps)
+    _check_norm(target, spec.norm, spec.norm_side, spec.norm_eps)
     same_device(pred=pred, target=target, mask=mask, index=index, mean=mean, std=std)
 
 

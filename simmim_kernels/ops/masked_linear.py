@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import whole_root, whole_scale
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
@@ -83,14 +84,15 @@ def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Ten
 
 
 def _loss(
-    kind: str,
-    beta: float,
+    spec: LossSpec,
     tokens: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     mask: PatchMask | Tensor,
-    *options: object,
+    target_norm: TargetNorm,
+    mean: Channels,
+    std: Channels,
 ) -> Tensor:
     patch = _check_head(tokens, weight, bias, target)
     h, w = target.shape[2] // patch, target.shape[3] // patch
@@ -103,7 +105,7 @@ def _loss(
     # layer, and its backward sees no visible token and reads no prediction.
     pred = F.linear(rows, weight, bias)
     index = _masked_positions(grid, h, w, count)
-    return loss_of(kind, beta, pred, target, grid, *options, index=index, consume=True)
+    return loss_of(spec, pred, target, grid, target_norm, mean, std, index=index, consume=True)
 
 
 def masked_linear_l1(
@@ -148,8 +150,8 @@ def masked_linear_l1(
         ValueError: shapes that don't fit, a mask finer than the tokens, values out of range.
         RuntimeError: tensors on different devices; a second derivative.
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return _loss("l1", 1.0, tokens, weight, bias, target, mask, *options)
+    spec = LossSpec("l1", 1.0, order, eps, reduction)
+    return _loss(spec, tokens, weight, bias, target, mask, target_norm, mean, std)
 
 
 def masked_linear_mse(
@@ -170,8 +172,8 @@ def masked_linear_mse(
 
     Arguments, result, gradients and errors are those of `masked_linear_l1`.
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return _loss("mse", 1.0, tokens, weight, bias, target, mask, *options)
+    spec = LossSpec("mse", 1.0, order, eps, reduction)
+    return _loss(spec, tokens, weight, bias, target, mask, target_norm, mean, std)
 
 
 def masked_linear_smooth_l1(
@@ -194,5 +196,5 @@ def masked_linear_smooth_l1(
     Arguments, result, gradients and errors are those of `masked_linear_l1`, `beta` is that of
     `masked_smooth_l1`.
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return _loss("smooth_l1", beta, tokens, weight, bias, target, mask, *options)
+    spec = LossSpec("smooth_l1", beta, order, eps, reduction)
+    return _loss(spec, tokens, weight, bias, target, mask, target_norm, mean, std)

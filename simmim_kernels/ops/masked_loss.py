@@ -9,6 +9,7 @@ from torch import Tensor
 
 from simmim_kernels import backends
 from simmim_kernels._numbers import to_float
+from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import prediction_patch
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
@@ -21,10 +22,9 @@ _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
-def _fake(pred, target, mask, index, *options) -> tuple[Tensor, Tensor, Tensor]:
-    *_, reduction, _norm, _norm_side, _norm_eps, with_grad = options
+def _fake(pred, target, mask, index, mean, std, spec, with_grad) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    shape = (target.shape[0],) if reduction == "none" else ()
+    shape = (target.shape[0],) if spec.reduction == "none" else ()
     unscaled = with_grad and pred.dtype == torch.float16
     if not with_grad:
         grad = pred.new_empty((0,))
@@ -38,9 +38,8 @@ def _fake(pred, target, mask, index, *options) -> tuple[Tensor, Tensor, Tensor]:
 # by the denominator, which would leave it a few bits: it must still be multiplied by `scale`, of
 # the loss's shape; in every other type `scale` is empty. Without `with_grad` both are empty.
 _masked_loss = define(
-    "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, str order, Tensor? mean,"
-    " Tensor? std, str kind, float beta, float eps, str reduction, str norm, SymInt norm_side,"
-    " float norm_eps, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",
+    "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean, Tensor? std,"
+    " LossSpec spec, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",
     room="masked_loss",
     check=check,
     fake=_fake,
@@ -60,9 +59,8 @@ def _fake_in_place(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
 
 # The same, with a gradient that takes the place of the prediction.
 _masked_loss_in_place = define(
-    "masked_loss_(Tensor(a!) pred, Tensor target, Tensor mask, Tensor? index, str order,"
-    " Tensor? mean, Tensor? std, str kind, float beta, float eps, str reduction, str norm,"
-    " SymInt norm_side, float norm_eps) -> (Tensor loss, Tensor scale)",
+    "masked_loss_(Tensor(a!) pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean,"
+    " Tensor? std, LossSpec spec) -> (Tensor loss, Tensor scale)",
     room="masked_loss",
     check=_check_in_place,
     fake=_fake_in_place,
@@ -89,7 +87,7 @@ class _MaskedLoss(torch.autograd.Function):
         factor = grad_loss * scale if scale.numel() else grad_loss
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
-        return (_scaled(grad, factor, ctx.shared), *(None,) * 13)
+        return (_scaled(grad, factor, ctx.shared), *(None,) * 6)
 
 
 class _MaskedLossInPlace(_MaskedLoss):
@@ -143,74 +141,74 @@ def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tenso
     return mask.masked
 
 
-def _norm_arguments(
-    target_norm: TargetNorm, pred: Tensor, target: Tensor, mask: Tensor
-) -> tuple[str, int, float]:
-    """`norm`, `norm_side` and `norm_eps` of the op."""
-    if target_norm is None:
-        return "none", 0, 0.0
+def _with_norm(
+    spec: LossSpec, target_norm: TargetNorm, pred: Tensor, target: Tensor, mask: Tensor
+) -> LossSpec:
+    """`spec` with the normalisation that `target_norm` asks for."""
     if isinstance(target_norm, WindowNorm):
         # Past the image's other end a window gains nothing.
-        return "window", min(target_norm.window, 2 * max(target.shape[2:]) - 1), target_norm.eps
+        side = min(target_norm.window, 2 * max(target.shape[2:]) - 1)
+        return spec._replace(norm="window", norm_side=side, norm_eps=target_norm.eps)
     if not isinstance(target_norm, PatchNorm):
         raise TypeError(
             f"target_norm is {type(target_norm).__name__}; allowed: WindowNorm, PatchNorm, None"
         )
     if pred.shape != target.shape:
-        return "patch", prediction_patch(pred.shape, target.shape), target_norm.eps
+        side = prediction_patch(pred.shape, target.shape)
+        return spec._replace(norm="patch", norm_side=side, norm_eps=target_norm.eps)
     unit = target.shape[2] // mask.shape[1], target.shape[3] // mask.shape[2]
     if unit[0] != unit[1]:
         raise ValueError(
             f"the mask's units are {unit[0]} x {unit[1]} pixels, and PatchNorm normalises an image's "
             "target by them; allowed: square units, or a prediction of tokens"
         )
-    return "patch", unit[0], target_norm.eps
+    return spec._replace(norm="patch", norm_side=unit[0], norm_eps=target_norm.eps)
+
+
+def _with_numbers(spec: LossSpec) -> LossSpec:
+    """`spec` with Python's own numbers; smooth L1 without a parabola is L1."""
+    spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
+    if spec.kind != "smooth_l1" or (spec.beta >= SMALLEST_BETA and spec.beta < math.inf):
+        return spec
+    if not 0.0 <= spec.beta < math.inf:
+        raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= 0")
+    return spec._replace(kind="l1", beta=1.0)
 
 
 def loss_of(
-    kind: str,
-    beta: float,
+    spec: LossSpec,
     pred: Tensor,
     target: Tensor,
     mask: PatchMask | Tensor,
-    order: str,
     target_norm: TargetNorm,
     mean: Channels,
     std: Channels,
-    eps: float,
-    reduction: str,
     *,
     index: Tensor | None = None,
     consume: bool = False,
 ) -> Tensor:
-    """The masked loss `kind`, with its gradient, of a prediction of all tokens, of those in `index`
-    or of the units that a PatchMask lists. With `consume` the gradient may take the place of the
-    prediction's numbers."""
+    """The masked loss of `spec`, with its gradient, of a prediction of all tokens, of those in
+    `index` or of the units that a PatchMask lists. With `consume` the gradient may take the place
+    of the prediction's numbers."""
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
-    if kind == "smooth_l1":
-        beta = to_float("beta", beta)
-        if not 0.0 <= beta < math.inf:
-            raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
-        kind, beta = ("l1", 1.0) if beta < SMALLEST_BETA else (kind, beta)
+    spec = _with_numbers(spec)
     if index is None:
         index = _unit_index(pred, target, mask)
     grid = mask_grid(mask)
     if mean is not None or std is not None:
         is_tensor("target", target, PIXELS)
         mean, std = channel_stats(target, mean, std)
-    args = (pred, target, grid, index, order, mean, std, kind, beta)
-    args = (*args, to_float("eps", eps), reduction)
-    norm = ("none", 0, 0.0)
     if target_norm is not None:
         check_tensors(pred, target, grid)
         has_dims("pred", pred, PREDICTIONS)
-        norm = _norm_arguments(target_norm, pred, target, grid)
+        spec = _with_norm(spec, target_norm, pred, target, grid)
+    args = (pred, target, grid, index, mean, std, spec)
     if needs_grad(pred):
         # Compiled code reuses memory on its own.
         in_place = consume and pred.is_contiguous() and not torch.compiler.is_compiling()
-        return differentiate(_MaskedLossInPlace if in_place else _MaskedLoss, *args, *norm)
-    return _masked_loss(*args, *norm, False)[0]
+        return differentiate(_MaskedLossInPlace if in_place else _MaskedLoss, *args)
+    return _masked_loss(*args, False)[0]
 
 
 def masked_l1(
@@ -270,8 +268,8 @@ def masked_l1(
 
     Source: SimMIM (Xie et al., CVPR 2022).
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return loss_of("l1", 1.0, pred, target, mask, *options)
+    spec = LossSpec("l1", 1.0, order, eps, reduction)
+    return loss_of(spec, pred, target, mask, target_norm, mean, std)
 
 
 def masked_mse(
@@ -290,8 +288,8 @@ def masked_mse(
 
     Arguments, result, gradient and errors are those of `masked_l1`.
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return loss_of("mse", 1.0, pred, target, mask, *options)
+    spec = LossSpec("mse", 1.0, order, eps, reduction)
+    return loss_of(spec, pred, target, mask, target_norm, mean, std)
 
 
 def masked_smooth_l1(
@@ -315,5 +313,5 @@ def masked_smooth_l1(
 
     Other arguments, result, gradient and errors are those of `masked_l1`.
     """
-    options = order, target_norm, mean, std, eps, reduction
-    return loss_of("smooth_l1", beta, pred, target, mask, *options)
+    spec = LossSpec("smooth_l1", beta, order, eps, reduction)
+    return loss_of(spec, pred, target, mask, target_norm, mean, std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._loss_options import check_options
+from simmim_kernels.backends._loss_spec import LossSpec, check_names
 from simmim_kernels.backends.reference.normalize_patches import normalize_patches
 from simmim_kernels.backends.reference.normalize_targets import (
     normalize_targets,
@@ -39,21 +39,17 @@ def _as_prediction(pixels: Tensor, pred: Tensor, patch: int, order: str) -> Tens
     return tokens.transpose(1, 2).reshape(pred.shape) if pred.dim() == 4 else tokens
 
 
-def _value(d: Tensor, kind: str, beta: float) -> Tensor:
+def _smooth_l1(d: Tensor, beta: float) -> Tensor:
     size = d.abs()
-    if kind == "l1":
-        return size
-    if kind == "mse":
-        return d.square()
     return torch.where(size < beta, size.square() / (2 * beta), size - beta / 2)
 
 
-def _slope(d: Tensor, kind: str, beta: float) -> Tensor:
-    if kind == "l1":
-        return torch.sign(d)
-    if kind == "mse":
-        return 2 * d
-    return (d / beta).clamp(-1, 1)
+# What a pixel costs as a function of the difference and beta, and the derivative.
+_LOSSES = {
+    "l1": (lambda d, beta: d.abs(), lambda d, beta: torch.sign(d)),
+    "mse": (lambda d, beta: d.square(), lambda d, beta: 2 * d),
+    "smooth_l1": (_smooth_l1, lambda d, beta: (d / beta).clamp(-1, 1)),
+}
 
 
 def _listed(index: Tensor, batch: int, units: int) -> tuple[Tensor, Tensor]:
@@ -78,76 +74,70 @@ def masked_loss(
     target: Tensor,
     mask: Tensor,
     index: Tensor | None,
-    order: str,
     mean: Tensor | None,
     std: Tensor | None,
-    kind: str,
-    beta: float,
-    eps: float,
-    reduction: str,
-    norm: str,
-    norm_side: int,
-    norm_eps: float,
+    spec: LossSpec,
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_options(kind, order, reduction, norm)
+    check_names(spec)
+    cost, derivative = _LOSSES[spec.kind]
     image = target.shape
     batch, channels, height, width = image
     patch = prediction_patch(pred.shape, image)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     wanted = normalized_pixels(target, mean, std)
-    if norm == "window":
-        wanted = normalize_targets(wanted, norm_side, norm_eps, None, None)
-    elif norm == "patch":
-        wanted = normalize_patches(wanted, norm_side, norm_eps, None, None)
+    if spec.norm == "window":
+        wanted = normalize_targets(wanted, spec.norm_side, spec.norm_eps, None, None)
+    elif spec.norm == "patch":
+        wanted = normalize_patches(wanted, spec.norm_side, spec.norm_eps, None, None)
     wanted = wanted.to(dtype)
     scale_y, scale_x = height // mask.shape[1], width // mask.shape[2]
     if index is None:
         sample = None
         masked = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
-        difference = _as_image(pred.to(dtype), image, patch, order) - wanted
+        difference = _as_image(pred.to(dtype), image, patch, spec.order) - wanted
         difference = difference.masked_fill(~masked[:, None], 0)
-        value = _value(difference, kind, beta).flatten(1).sum(1, dtype=torch.float64)
+        value = cost(difference, spec.beta).flatten(1).sum(1, dtype=torch.float64)
         count = masked.flatten(1).sum(1, dtype=torch.float64)
     else:
         units = (height // patch) * (width // patch)
         sample, place = _listed(index, batch, units)
         rows = pred.new_empty((batch, units, pred.shape[-1]), device="meta")
-        wanted = _as_prediction(wanted, rows, patch, order)[sample, place.clamp(min=0)]
+        wanted = _as_prediction(wanted, rows, patch, spec.order)[sample, place.clamp(min=0)]
         difference = pred.to(dtype).reshape(wanted.shape) - wanted
         difference = difference.masked_fill((place < 0)[:, None], 0)
         value = torch.zeros(batch, dtype=torch.float64, device=pred.device)
-        value.index_add_(0, sample, _value(difference, kind, beta).sum(1, dtype=torch.float64))
+        value.index_add_(0, sample, cost(difference, spec.beta).sum(1, dtype=torch.float64))
         count = torch.bincount(sample[place >= 0], minlength=batch).double() * patch**2
-    if reduction != "none":
+    if spec.reduction != "none":
         value, count = value.sum(), count.sum()
-    # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
-    denominator = torch.where(count == 0, 0, (count + eps) * channels)
-    if reduction == "sum":
+    # 0 where nothing is masked: the reciprocal of a tiny spec.eps has no place in float32.
+    denominator = torch.where(count == 0, 0, (count + spec.eps) * channels)
+    if spec.reduction == "sum":
         denominator = torch.ones_like(count)
     scale = torch.where(denominator == 0, 0, 1 / denominator)
     loss = torch.where(denominator == 0, 0, value / denominator).to(dtype)
     if not with_grad:
         return loss, pred.new_empty((0,)), loss.new_empty((0,))
-    slope = _slope(difference, kind, beta)
+    slope = derivative(difference, spec.beta)
     scale = scale.to(dtype)
     unscaled = pred.dtype == torch.float16
-    if not unscaled and reduction == "none":
+    if not unscaled and spec.reduction == "none":
         each = scale if sample is None else scale[sample]
         slope = slope * each.view(-1, *(1,) * (slope.dim() - 1))
     elif not unscaled:
         slope = slope * scale
-    slope = slope if index is not None else _as_prediction(slope, pred, patch, order)
+    slope = slope if index is not None else _as_prediction(slope, pred, patch, spec.order)
     if grad is None:
         grad = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
     grad.copy_(slope.reshape(pred.shape))
     return loss, grad, scale if unscaled else scale.new_empty((0,))
 
 
-def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+def masked_loss_(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`."""
-    loss, _, scale = masked_loss(pred, *options, True, grad=pred)
+    loss, _, scale = masked_loss(pred, *args, True, grad=pred)
     return loss, scale
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._loss_options import check_options
+from simmim_kernels.backends._loss_spec import LossSpec, check_names
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
@@ -64,37 +64,30 @@ def masked_loss(
     target: Tensor,
     mask: Tensor,
     index: Tensor | None,
-    order: str,
     mean: Tensor | None,
     std: Tensor | None,
-    kind: str,
-    beta: float,
-    eps: float,
-    reduction: str,
-    norm: str,
-    norm_side: int,
-    norm_eps: float,
+    spec: LossSpec,
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_options(kind, order, reduction, norm)
+    check_names(spec)
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     batch, channels, height, width = target.shape
     patch, device, each = (
         prediction_patch(pred.shape, target.shape),
         pred.device,
-        reduction == "none",
+        spec.reduction == "none",
     )
     mask = mask.contiguous()
     index = None if index is None else index.contiguous()
     scored = mask
-    if norm != "none" and index is not None:  # a list may name units that the mask does not
+    if spec.norm != "none" and index is not None:  # a list may name units that the mask does not
         scored = listed_units(index, batch, height // patch, width // patch)
-    if norm == "window":
-        target = window_normalized(target, norm_side, norm_eps, std, dtype, scored)
-    elif norm == "patch":
-        target = patch_normalized(target, norm_side, norm_eps, mean, std, dtype, scored)
-    if norm != "none":  # done already
+    if spec.norm == "window":
+        target = window_normalized(target, spec.norm_side, spec.norm_eps, std, dtype, scored)
+    elif spec.norm == "patch":
+        target = patch_normalized(target, spec.norm_side, spec.norm_eps, mean, std, dtype, scored)
+    if spec.norm != "none":  # done already
         mean = std = None
     mean, std = (None if t is None else t.contiguous() for t in (mean, std))
     bytes_in = target.dtype == torch.uint8
@@ -122,7 +115,7 @@ def masked_loss(
         unit, units = (patch, patch), height // patch * (width // patch)
     elif pred.dim() == 4:
         layout = IMAGE if patch == 1 else MAP
-    r, g, v, pieces = _tile(layout, target, patch, unit, order == "yxc")
+    r, g, v, pieces = _tile(layout, target, patch, unit, spec.order == "yxc")
     partial = torch.empty(rows * pieces, dtype=torch.float64, device=device)
     listed_flat = layout == LISTED and not per_sample
     with on_device_of(pred):
@@ -130,26 +123,26 @@ def masked_loss(
         if layout == LISTED:
             n = rows if listed_flat else 0
             known = 0 if n else rows // max(results, 1)
-        elif reduction != "sum":
+        elif spec.reduction != "sum":
             counts, n = masked_units(mask, results)
         if results:
             scales[(results,)](
                 counts, index, scale, scale_out, mean, std, affine,
                 n, known, batch, per_sample, units, unit[0] * unit[1],
-                LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=reduction != "sum", EPS=eps,
+                LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=spec.reduction != "sum", EPS=spec.eps,
                 CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
                 UNIT=255.0 if bytes_in else 1.0, STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if partial.numel():
             strides = (
-                prediction_strides(t.stride(), channels, patch, tokens_in_row, order)
+                prediction_strides(t.stride(), channels, patch, tokens_in_row, spec.order)
                 for t in (numbers, slopes)
             )
             loss_pass[(rows * pieces,)](
                 numbers, *next(strides), slopes, *next(strides), target, *target.stride(),
                 affine, mask, index, scale, partial,
                 height, width, *unit, width // unit[1], batch, per_sample, units, pieces,
-                LAYOUT=layout, YXC=order == "yxc", AFFINE=is_affine, KIND=kind, BETA=beta,
+                LAYOUT=layout, YXC=spec.order == "yxc", AFFINE=is_affine, KIND=spec.kind, BETA=spec.beta,
                 WITH_GRAD=with_grad, SCALED=scaled, EACH=int(each),
                 COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
                 CHANNELS=channels, P=patch,
@@ -166,9 +159,9 @@ def masked_loss(
     return loss, grad, scale_out
 
 
-def masked_loss_(pred: Tensor, *options) -> tuple[Tensor, Tensor]:
+def masked_loss_(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`."""
-    loss, _, scale = masked_loss(pred, *options, True, grad=pred)
+    loss, _, scale = masked_loss(pred, *args, True, grad=pred)
     return loss, scale
 
 

@@ -7,18 +7,21 @@ PY := $(PYTHON)
 ENVIRONMENT :=
 endif
 
-# Rounds of every benchmark comparison, and the tests that exercise the compiled kernels.
+# Rounds of every benchmark comparison, hypothesis examples of `make check`, where the lowest versions
+# are installed, and the tests that exercise the compiled kernels.
 ROUNDS ?= 25
+EXAMPLES ?= 8
+LOWEST := build/lowest
 OUT ?= runs/gpu
 SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp))
 
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo learn test bench gpu-check sanitize lint format clean
+.PHONY: help install build demo learn check test test-lowest bench gpu-check sanitize lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -26,12 +29,25 @@ help: ## list the targets
 install: $(ENVIRONMENT) ## make .venv (unless PYTHON is given) and install the project with what its targets need
 	$(PY) -m pip install -q -e ".[train,test,bench]"
 
-build: ## compile the kernels in place, for an environment that has the build tools
+build: ## compile the kernels in place, for this machine
 	@mkdir -p build
 	flock build/.lock env PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) setup.py -q build_ext --inplace
 
+check: ## run the quick tests on what is built, before every commit (2 minutes on two cores)
+	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 -m "not slow"
+
 test: install ## install and run every test
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -n 2
+
+test-lowest: ## run the quick tests with the lowest versions that pyproject.toml admits (3 GB)
+	rm -rf $(LOWEST)/source && mkdir -p $(LOWEST)/source
+	git ls-files -z | xargs -0 cp --parents -t $(LOWEST)/source
+	test -x $(LOWEST)/venv/bin/python || $(if $(ENVIRONMENT),python3,$(PY)) -m venv $(LOWEST)/venv
+	cd $(LOWEST)/source && ../venv/bin/python -m tests.repo.lowest > ../constraints.txt
+	$(LOWEST)/venv/bin/python -m pip install -q -c $(LOWEST)/constraints.txt setuptools cmake ninja pybind11
+	cd $(LOWEST)/source && PATH="$(abspath $(LOWEST))/venv/bin:$$PATH" ../venv/bin/python -m pip install \
+		-q -c ../constraints.txt --no-build-isolation -e ".[train,hub,test,bench]"
+	cd $(LOWEST)/source && $(MAKE) check PYTHON=../venv/bin/python
 
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
 	$(PY) -m simmim pretrain --preset demo

@@ -1,11 +1,22 @@
 """Builds the compiled parts with CMake. PyTorch is not needed and never imported.
 
+A wheel holds the kernels for every instruction set and, where nvcc is found, for every GPU of the
+list. A build in place (`make build`, an editable install) is for this machine only: the widest
+instruction set that its processor runs, and CUDA where it has an NVIDIA GPU. These environment
+variables decide otherwise:
+
+    SIMMIM_ISAS        all, native, or a list of baseline, avx2, avx512
+    SIMMIM_CUDA        1 builds the CUDA module, 0 leaves it out
+    SIMMIM_CUDA_ARCHS  the GPUs to compile for, for instance 80;90
+    SIMMIM_SANITIZE    ON builds with AddressSanitizer and UBSan
+
 A part that cannot be built costs one plain line and is left out: the library then serves its ops
 with the next backend, and `python -m simmim_kernels.info` repeats the reason.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -13,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,6 +35,11 @@ INSTEAD = {
     "_cpu": "the ops run on their reference backend instead",
     "_cuda": "Triton serves GPUs instead",
 }
+ALL_GPUS = "80;90;100"
+
+
+class NotWanted(RuntimeError):
+    """Why a part is left out on purpose; recorded, but no line is printed."""
 
 
 class CMakeExtension(Extension):
@@ -37,6 +54,7 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         self.report: dict[str, str] = {}
+        self.for_this_machine = bool(self.inplace)  # setuptools clears `inplace` while it builds
         super().run()
         package = Path("simmim_kernels") if self.inplace else Path(self.build_lib, "simmim_kernels")
         package.mkdir(parents=True, exist_ok=True)
@@ -50,10 +68,11 @@ class CMakeBuild(build_ext):
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             reason = self.reason(error)
             self.report[module] = f"not built: {reason}"
-            print(
-                f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",
-                file=sys.stderr,
-            )
+            if not isinstance(error, NotWanted):
+                print(
+                    f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",
+                    file=sys.stderr,
+                )
 
     def compile(self, module: str, target: Path) -> str:
         """Build `module` to the path `target`; returns what is worth knowing about the build."""
@@ -68,6 +87,11 @@ class CMakeBuild(build_ext):
         options = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         if module == "_cuda":
             options += self.cuda_options(pybind11.get_include())
+        else:
+            isas = os.environ.get("SIMMIM_ISAS") or ("native" if self.for_this_machine else "all")
+            options.append(f"-DSIMMIM_ISAS={re.sub('[, ]+', ';', isas)}")
+        if ccache := shutil.which("ccache"):
+            options.append(f"-DCMAKE_CXX_COMPILER_LAUNCHER={ccache}")
         folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{module}"
         folder.mkdir(parents=True, exist_ok=True)
         configure = [
@@ -87,7 +111,7 @@ class CMakeBuild(build_ext):
         (folder / "CMakeCache.txt").unlink(missing_ok=True)
         self.call(configure)
         self.call([cmake, "--build", str(folder), "--target", module, "--parallel"])
-        built = next((folder / "lib").glob(f"{module}*.so"))
+        built = self.find_module(folder / "lib", module)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
         shutil.copyfile(built, partial)
@@ -95,11 +119,29 @@ class CMakeBuild(build_ext):
         return f"built with {compiler if module == '_cpu' else 'nvcc'}"
 
     @staticmethod
-    def cuda_options(pybind11_include: str) -> list[str]:
+    def find_module(folder: Path, module: str) -> Path:
+        """The newest file in `folder` that Python can import as `module`."""
+        suffixes = (".so", ".pyd", *EXTENSION_SUFFIXES)
+        built = [
+            path
+            for path in folder.rglob(f"{module}.*")
+            if path.is_file() and path.name.endswith(suffixes)
+        ]
+        if not built:
+            raise RuntimeError(f"CMake left no module named {module} in {folder}")
+        return max(built, key=lambda path: path.stat().st_mtime)
+
+    def cuda_options(self, pybind11_include: str) -> list[str]:
         """What CMake needs for the CUDA module: where nvcc is, and for which GPUs to compile."""
-        if os.environ.get("SIMMIM_CUDA") == "0":
-            raise RuntimeError("SIMMIM_CUDA is 0")
-        architectures = os.environ.get("SIMMIM_CUDA_ARCHS", "80;90;100")
+        wanted = os.environ.get("SIMMIM_CUDA", "")
+        if wanted == "0":
+            raise NotWanted("SIMMIM_CUDA is 0")
+        architectures = os.environ.get("SIMMIM_CUDA_ARCHS", "")
+        if self.for_this_machine and not wanted and not architectures:
+            architectures = ";".join(gpus_here())
+            if not architectures:
+                raise NotWanted("no NVIDIA GPU was found; SIMMIM_CUDA=1 builds it all the same")
+        architectures = architectures or ALL_GPUS
         if not re.fullmatch(r"\d+([;, ]\d+)*", architectures):
             raise RuntimeError(
                 f"SIMMIM_CUDA_ARCHS is {architectures!r}; allowed: a list like 80;90"
@@ -124,9 +166,30 @@ class CMakeBuild(build_ext):
     def reason(error: Exception) -> str:
         if isinstance(error, subprocess.CalledProcessError):
             output = f"{error.stdout}\n{error.stderr}"
-            lines = [line.strip() for line in output.splitlines() if "error" in line.lower()]
-            return lines[0] if lines else f"{error.cmd[0]} ended with status {error.returncode}"
+            for sign in ("error:", "error"):  # CMake's own heading, "CMake Error at", says nothing
+                for line in output.splitlines():
+                    if sign in line.lower():
+                        return line.strip()
+            return f"{error.cmd[0]} ended with status {error.returncode}"
         return str(error)
+
+
+def gpus_here() -> list[str]:
+    """The compute capabilities of this machine's GPUs, like 90, as the CUDA driver reports them."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count, number, found = ctypes.c_int(), ctypes.c_int(), set()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    for device in range(count.value):
+        digits = ""
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+            driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+            digits += str(number.value)
+        found.add(digits)
+    return sorted(found, key=int)
 
 
 setup(

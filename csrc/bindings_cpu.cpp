@@ -11,14 +11,19 @@
 #include "address_caster.h"
 #include "loss_spec_caster.h"
 #include "tensor_caster.h"
+#include "cpu/runs_here.h"
 
+#ifdef SIMMIM_HAS_BASELINE
 #define SIMMIM_ISA baseline
 #include "cpu/kernels.h"
 #undef SIMMIM_ISA
-#ifdef SIMMIM_X86
+#endif
+#ifdef SIMMIM_HAS_AVX2
 #define SIMMIM_ISA avx2
 #include "cpu/kernels.h"
 #undef SIMMIM_ISA
+#endif
+#ifdef SIMMIM_HAS_AVX512
 #define SIMMIM_ISA avx512
 #include "cpu/kernels.h"
 #undef SIMMIM_ISA
@@ -35,52 +40,61 @@ void release(void* memory) { ::operator delete(memory, std::align_val_t(64)); }
 
 namespace {
 
+#if defined(SIMMIM_HAS_BASELINE)
+namespace some = simmim::baseline;
+#elif defined(SIMMIM_HAS_AVX2)
+namespace some = simmim::avx2;
+#else
+namespace some = simmim::avx512;
+#endif
+
+/// The kernels of one instruction set; their types are the same in each.
 struct Kernels {
     const char* isa;
-#define X(kernel) decltype(&simmim::baseline::kernel) kernel;
+#define X(kernel) decltype(&some::kernel) kernel;
     SIMMIM_CPU_KERNELS(X)
 #undef X
 };
 
-#define X(kernel) &simmim::baseline::kernel,
-constexpr Kernels kBaseline{"baseline", SIMMIM_CPU_KERNELS(X)};
-#undef X
-#ifdef SIMMIM_X86
-#define X(kernel) &simmim::avx2::kernel,
-constexpr Kernels kAvx2{"avx2", SIMMIM_CPU_KERNELS(X)};
-#undef X
+// The instruction sets in this build, widest first.
+constexpr Kernels kSets[] = {
+#ifdef SIMMIM_HAS_AVX512
 #define X(kernel) &simmim::avx512::kernel,
-constexpr Kernels kAvx512{"avx512", SIMMIM_CPU_KERNELS(X)};
+    {"avx512", SIMMIM_CPU_KERNELS(X)},
 #undef X
 #endif
-
-bool runs_here(const std::string& isa) {
-    if (isa == "baseline") return true;
-#ifdef SIMMIM_X86
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == "avx2") return avx2;
-    if (isa == "avx512")
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef SIMMIM_HAS_AVX2
+#define X(kernel) &simmim::avx2::kernel,
+    {"avx2", SIMMIM_CPU_KERNELS(X)},
+#undef X
 #endif
-    return false;
+#ifdef SIMMIM_HAS_BASELINE
+#define X(kernel) &simmim::baseline::kernel,
+    {"baseline", SIMMIM_CPU_KERNELS(X)},
+#undef X
+#endif
+};
+
+std::string built_sets() {
+    std::string names;
+    for (const Kernels& kernels : kSets)
+        names += (names.empty() ? "" : ", ") + std::string(kernels.isa);
+    return names;
 }
 
 const Kernels& choose() {
     const char* forced = std::getenv("SIMMIM_KERNELS_ISA");
-#ifdef SIMMIM_X86
-    const Kernels* widest_first[] = {&kAvx512, &kAvx2, &kBaseline};
-#else
-    const Kernels* widest_first[] = {&kBaseline};
-#endif
-    for (const Kernels* kernels : widest_first) {
-        if ((!forced || !*forced || kernels->isa == std::string(forced)) && runs_here(kernels->isa))
-            return *kernels;
+    const bool free = !forced || !*forced;
+    for (const Kernels& kernels : kSets) {
+        if ((free || kernels.isa == std::string(forced)) && simmim::runs_here(kernels.isa))
+            return kernels;
     }
+    if (free)
+        throw std::runtime_error("this build holds the instruction sets " + built_sets() +
+                                 ", and this processor runs none of them; build it here again");
     throw std::runtime_error("SIMMIM_KERNELS_ISA=" + std::string(forced) +
-                             " is not available on this processor or in this build; use baseline, "
-                             "avx2 or avx512, or leave it unset");
+                             " is not available on this processor or in this build, which holds " +
+                             built_sets() + "; use one of these, or leave it unset");
 }
 
 }  // namespace
@@ -91,6 +105,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
           "Find DLPack's functions in torch.Tensor, before any kernel is called.");
     m.def("describe", simmim::describe, "What kernels are told about a tensor.");
     m.attr("isa") = kernels.isa;
+    m.attr("isas") = built_sets();
 #ifdef _OPENMP
     m.attr("openmp") = true;
 #else

@@ -110,6 +110,8 @@ class TimmEncoder(integration.MaskedEncoder):
         """How deep each parameter lies: 0 the embedding, n the n-th block."""
         matcher = self.backbone.group_matcher(coarse=False)
         layers = timm.models.group_parameters(self.backbone, matcher, reverse=True)
+        # timm's matchers forget some of these, up to 1.0.27 in a plain ViT: they then count as last.
+        layers |= {name: 0 for name in layers if name.startswith(("reg_token", "norm_pre."))}
         return {"mask_token": 0} | {f"backbone.{name}": layer for name, layer in layers.items()}
 
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import nn
 
+#: Exempt whether or not a model lists them: timm's ViT forgot its register tokens up to 1.0.27.
+ALWAYS_EXEMPT = ("relative_position_bias_table", "reg_token")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """Groups for AdamW: decayed and exempt, each with the learning rate of its depth.
@@ -32,7 +35,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim <= 1 or name in exempt or "relative_position_bias_table" in name
+        spared = parameter.ndim <= 1 or name in exempt or name.endswith(ALWAYS_EXEMPT)
         groups.setdefault((depths.get(name, deepest), spared), []).append(parameter)
     return [
         {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from simmim.build import build_model
+from simmim.encoders import build_encoder
 from simmim.optim import learning_rate, parameter_groups
 from simmim.presets import PRESETS
 
@@ -67,3 +68,24 @@ def test_position_embeddings_do_not_decay():
     names = {id(p): name for name, p in model.named_parameters()}
     free = {names[id(p)] for p in parameter_groups(model, 0.05)[1]["params"]}
     assert "encoder.backbone.pos_embed" in free
+
+
+def test_register_tokens_belong_to_the_embedding_and_do_not_decay():
+    encoder = build_encoder(
+        "vit_tiny_patch16_224",
+        img_size=(32, 32),
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        depth=2,
+        reg_tokens=2,
+    )
+    depths = encoder.depths()
+    assert depths["backbone.reg_token"] == depths["backbone.patch_embed.proj.weight"] == 0
+    model = torch.nn.Module()
+    model.encoder = encoder
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    embedding, tokens = (
+        next(group for group in groups if any(p is wanted for p in group["params"]))
+        for wanted in (encoder.backbone.patch_embed.proj.bias, encoder.backbone.reg_token)
+    )
+    assert tokens is embedding and tokens["weight_decay"] == 0

@@ -1,0 +1,78 @@
+"""What setup.py decides before and after CMake runs."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    for name in ("SIMMIM_CUDA", "SIMMIM_CUDA_ARCHS", "SIMMIM_ISAS"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("simmim_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def build(module):
+    command = module.CMakeBuild(setuptools.Distribution())
+    command.for_this_machine, command.build_lib = True, "build"
+    return command
+
+
+@pytest.mark.parametrize("name", ["_cpu.so", "_cpu.cp311-win_amd64.pyd", "Release/_cpu.pyd"])
+def test_a_module_is_found_whatever_its_suffix(build, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    (tmp_path / "_cpu.lib").touch()
+    assert build.find_module(tmp_path, "_cpu") == tmp_path / name
+
+
+def test_a_build_without_a_module_is_one_plain_line(build, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "call", lambda command: None)
+    monkeypatch.setattr("pybind11.get_cmake_dir", lambda: "")
+    monkeypatch.setattr(build, "get_ext_fullpath", lambda name: str(tmp_path / "_cpu.so"))
+    monkeypatch.setattr(build, "compile", lambda *_: build.find_module(tmp_path, "_cpu"))
+    build.report = {}
+    build.build_extension(setuptools.Extension("simmim_kernels._cpu", []))
+    assert "CMake left no module named _cpu" in build.report["_cpu"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
+    module, build, monkeypatch, capsys
+):
+    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: "/nvcc")
+    monkeypatch.setattr(module, "gpus_here", list)
+    with pytest.raises(module.NotWanted, match="no NVIDIA GPU was found"):
+        build.cuda_options("")
+    monkeypatch.setattr(module, "gpus_here", lambda: ["90"])
+    assert "-DSIMMIM_CUDA_ARCHS=90" in build.cuda_options("")
+    monkeypatch.setenv("SIMMIM_CUDA", "1")
+    assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("")
+    monkeypatch.setenv("SIMMIM_CUDA", "0")
+    build.report = {}
+    build.build_extension(setuptools.Extension("simmim_kernels._cuda", []))
+    assert build.report["_cuda"] == "not built: SIMMIM_CUDA is 0"
+    assert not capsys.readouterr().err
+    monkeypatch.delenv("SIMMIM_CUDA")
+    build.for_this_machine = False  # a wheel
+    assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("")
+
+
+def test_the_reason_of_a_failure_is_cmakes_own_words(build):
+    output = "CMake Error at CMakeLists.txt:9 (message):\n  error: SIMMIM_ISAS names sse9\n"
+    error = subprocess.CalledProcessError(1, ["cmake"], output, "")
+    assert build.reason(error) == "error: SIMMIM_ISAS names sse9"
+
+
+def test_this_machines_gpus_are_compute_capabilities(module):
+    assert all(found.isdecimal() for found in module.gpus_here())

@@ -53,7 +53,7 @@ demo: install ## train on a few photographs and draw what the model puts into th
 	$(PY) -m simmim pretrain --preset demo
 
 learn: install ## pre-train on digits, probe and fine-tune with few labels, write docs/learn
-	$(PY) -m benchmarks.learn
+	$(PY) -m experiments.learn
 
 bench: install ## run the CPU benchmarks, remake the tables of the README and the plots
 	$(PY) -m pytest benchmarks --rounds $(ROUNDS) -s -q --benchmark-disable-gc --benchmark-columns=rounds

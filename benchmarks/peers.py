@@ -16,13 +16,16 @@ def pixel_mask(mask: Tensor, unit: int) -> Tensor:
 
 
 def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, unit: int, loss: str) -> Tensor:
-    """The published loss of a full-size prediction; `mask` is the int64 one of the generator."""
+    """The published loss of a full-size prediction; `mask` is the int64 one of the generator.
+
+    The prediction is cast to the target's type: the gradient of `F.mse_loss` takes no mixed types.
+    """
     pixels = pixel_mask(mask, unit)
-    difference = PIXEL_LOSS[loss](pred, target, reduction="none")
+    difference = PIXEL_LOSS[loss](pred.to(target.dtype), target, reduction="none")
     return (difference * pixels).sum() / (pixels.sum() + 1e-5) / target.shape[1]
 
 
-def tokens_to_image(tokens: Tensor, channels: int, stride: int) -> Tensor:
+def tokens_to_image(tokens: Tensor, stride: int) -> Tensor:
     """Head output `(B, L, C*p*p)` to the full-size prediction, through PixelShuffle."""
     batch, length, width = tokens.shape
     side = int(length**0.5)
@@ -45,6 +48,29 @@ def mask_image(image: Tensor, mask: Tensor, unit: int, mean: Tensor, std: Tensor
     """A uint8 image normalised, then zero where masked."""
     pixels = (image.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     return pixels.masked_fill(pixel_mask(mask, unit), 0.0)
+
+
+def place_tokens(rows: Tensor, token: Tensor, restore: Tensor) -> Tensor:
+    """MAE's decoder input: mask tokens behind the visible rows, then all of them in their order.
+
+    Args:
+        rows: `(B, V, D)`, the visible tokens.
+        token: `(1, 1, D)`.
+        restore: `int64 (B, L)`, for each token its place among the visible ones, then the masked.
+    """
+    batch, visible, width = rows.shape
+    tokens = token.expand(batch, restore.shape[1] - visible, -1)
+    return torch.cat((rows, tokens), 1).gather(1, restore[..., None].expand(-1, -1, width))
+
+
+def normalize_patches(image: Tensor, patch: int) -> Tensor:
+    """MAE's targets, back in the image's layout: each patch by its own mean and variance."""
+    batch, channels, height, width = image.shape
+    x = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3)
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+    x = x.unflatten(3, (patch, patch, channels)).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(image.shape)
 
 
 def random_mask(batch: int, grid: int, ratio: float) -> Tensor:

@@ -40,6 +40,10 @@ COMPILED = (
 )
 
 
+# Names of our own timings: of the default backend, or of a GPU's backends, the default one first.
+OURS = ("ours", "cuda", "triton")
+
+
 def load(folder: Path) -> dict[str, dict]:
     """Op -> the content of its results file, in the order of `TARGETS`, then by name."""
     order = list(TARGETS)
@@ -47,14 +51,21 @@ def load(folder: Path) -> dict[str, dict]:
         folder.glob("*.json"),
         key=lambda f: (order.index(f.stem) if f.stem in order else len(order), f.stem),
     )
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    contents = {file.stem: json.loads(file.read_text()) for file in files}
+    return {op: content for op, content in contents.items() if "rows" in content}
+
+
+def ours_of(row: dict) -> str | None:
+    """Which timing is ours, that is what a user gets; None where it failed."""
+    return next((name for name in OURS if name in row["timings"]), None)
 
 
 def ratio(row: dict, peer: str) -> float | None:
     """How many times faster ours is; of `copy`, the part of its speed that ours reaches."""
-    if peer not in row["timings"]:
+    ours = ours_of(row)
+    if peer not in row["timings"] or ours is None:
         return None
-    return row["timings"][peer]["median"] / row["timings"]["ours"]["median"]
+    return row["timings"][peer]["median"] / row["timings"][ours]["median"]
 
 
 def peers_of(row: dict, kind: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,7 +77,7 @@ def peers_of(row: dict, kind: tuple[str, ...]) -> tuple[str, ...]:
 
 def spread(row: dict) -> float:
     """Half the distance of the quartiles of our own timings, over the median."""
-    ours = row["timings"]["ours"]
+    ours = row["timings"][ours_of(row)]
     return (ours["high"] - ours["low"]) / 2 / ours["median"]
 
 
@@ -79,8 +90,8 @@ def _cell(value: float | None, target: float | None, peer: str) -> str:
 
 def table(op: str, content: dict) -> str:
     """One op's rows as a Markdown table; a row that misses its target says so."""
-    rows, targets = content["rows"], TARGETS.get(op, {})
-    peers = list(dict.fromkeys(p for row in rows for p in row["timings"] if p != "ours"))
+    rows, targets = [row for row in content["rows"] if ours_of(row)], TARGETS.get(op, {})
+    peers = list(dict.fromkeys(p for row in rows for p in row["timings"] if p != ours_of(row)))
     peers = [p for p in peers if p != "copy"] + (["copy"] if "copy" in peers else [])
 
     def head(peer: str) -> str:
@@ -99,14 +110,40 @@ def table(op: str, content: dict) -> str:
         cells = [_cell(ratio(row, peer), goals.get(peer), peer) for peer in peers]
         what = [row["shape"], row["what"], *cells, f"± {spread(row):.0%}"]
         lines.append(f"| {' | '.join(what)} |")
+    failed = [
+        f"{row['shape']}: {name}: {note['error']}"
+        for row in content["rows"]
+        for name, note in row["notes"].items()
+        if "error" in note
+    ]
+    lines += ["", f"Failed: {'; '.join(failed)}"] if failed else []
+    missing = content.get("not measured")
+    lines += ["", f"Not measured, out of time: {', '.join(missing)}"] if missing else []
+    return "\n".join(lines)
+
+
+def gpu_notes(content: dict) -> str:
+    """Absolute times of a GPU's rows, what Python took to launch them, and peak memory."""
+    lines = ["| row | contender | microseconds | launch, microseconds | peak memory, MiB |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
+    for row in content["rows"]:
+        for name, timing in row["timings"].items():
+            note = row["notes"].get(name, {})
+            cells = [f"{note[key]:.1f}" if key in note else "" for key in ("launch_us", "peak_mib")]
+            lines.append(
+                f"| {row['shape']} | {name} | {timing['median']:.1f} | {' | '.join(cells)} |"
+            )
     return "\n".join(lines)
 
 
 def caption(content: dict) -> str:
     """The machine, versions and commit of a results file, in one line."""
     e = content["environment"]
+    machine = f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}"
+    if "gpu" in e:
+        machine = f"{e['gpu']}, CUDA {e['cuda']}, Triton {e['triton']}"
     return (
-        f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}; torch {e['torch']}, "
+        f"{machine}; torch {e['torch']}, "
         f"simmim-kernels {e['simmim_kernels']} at {e['commit']}, {e['date']}"
     )
 
@@ -116,6 +153,8 @@ def tables(folder: Path) -> Iterator[str]:
     for op, content in load(folder).items():
         if content["rows"] and "timings" in content["rows"][0]:
             yield f"{table(op, content)}\n\n{caption(content)}"
+        if "gpu" in content["environment"]:
+            yield gpu_notes(content)
         if op == "step":
             yield f"{step_notes(content)}\n\n![where the time goes](steps.png)"
 
@@ -174,7 +213,10 @@ def plot_steps(folder: Path) -> Path | None:
         for row in content["rows"]
         if "window" not in row["shape"]  # there the published pooling leaves room for nothing else
         for name, n in row["notes"].items()
+        if "milliseconds" in n
     ]
+    if not bars:
+        return None
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.28 * len(bars)), layout="constrained")
     left = [0.0] * len(bars)
     for part in bars[0][1]["milliseconds"]:
@@ -198,6 +240,8 @@ def step_notes(content: dict) -> str:
     lines.append("| --- | --- | ---: | ---: | --- |")
     for row in content["rows"]:
         for name, note in row["notes"].items():
+            if "images_per_second" not in note:
+                continue
             peak = f"{note['peak_mib']:.0f}" if "peak_mib" in note else ""
             cells = (f"{row['shape']}, {row['what']}", name, f"{note['images_per_second']:.1f}")
             lines.append(f"| {' | '.join(cells)} | {peak} | {note['attention']} |")
@@ -234,22 +278,27 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
 
 
+def write_page(folder: Path) -> None:
+    """Pictures and a page with all tables beside the results of one machine."""
+    plot(folder)
+    plot_steps(folder)
+    (folder / "README.md").write_text(
+        "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "
+        "this page. Ratios are medians of interleaved rounds of one run; `spread` is half the "
+        "distance of our own quartiles over the median. A copy moves the bytes that the op must "
+        "move, its allocation included.\n\n![ratios](ratios.png)\n\n"
+        + "\n\n".join(tables(folder))
+        + "\n"
+    )
+
+
 def main() -> int:
     folders = [f for f in sorted(RESULTS.iterdir()) if f.is_dir() and any(f.glob("*.json"))]
     readme = ROOT / "README.md"
     text = readme.read_text()
     for folder in folders:
-        print(plot(folder).relative_to(ROOT))
-        plot_steps(folder)
-        page = folder / "README.md"
-        page.write_text(
-            "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "
-            "this page. Ratios are medians of interleaved rounds of one run; `spread` is half the "
-            "distance of our own quartiles over the median. A copy moves the bytes that the op must "
-            "move, its allocation included.\n\n![ratios](ratios.png)\n\n"
-            + "\n\n".join(tables(folder))
-            + "\n"
-        )
+        write_page(folder)
+        print((folder / "README.md").relative_to(ROOT))
         text = fill(text, folder.name, summary(folder))
     readme.write_text(text)
     return 0

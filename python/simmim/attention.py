@@ -2,7 +2,7 @@
 
 timm's attention layers run either ``scaled_dot_product_attention`` ("sdpa") or plain products,
 softmax, products ("products"). Both compute the same; which is faster depends on the device, the
-type and whether a bias is added. The table below holds what ``benchmarks/bench_attention.py``
+type and whether a bias is added. The table below holds what ``benchmarks/rows/attention.py``
 measured. It is a table and not a trial at start-up, because the two round differently: a resumed
 run must take the path of the run that it continues.
 """

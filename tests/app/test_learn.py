@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import learn
+from experiments import learn
 from simmim.config import PretrainConfig
 from simmim.log import read_metrics
 from simmim.train import Trainer

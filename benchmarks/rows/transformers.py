@@ -1,0 +1,109 @@
+"""Training steps of transformers' own models, in bfloat16, with `apply_kernels` and without."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import simmim_kernels as sk
+from benchmarks.memory import peak_of_process
+from benchmarks.rows.common import Contest, Row, update
+from benchmarks.rows.shapes import RATIO, Setting
+
+SIZE, BATCH, UNIT = 192, 16, 32
+MODELS = {
+    "ViT": {
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "encoder_stride": 16,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "Swin": {"embed_dim": 48, "depths": [2, 2, 2, 2], "window_size": 6, "encoder_stride": 32},
+}
+# name -> (with kernels, PatchMask, compiled); compiled, ours leaves the reconstruction out
+CONTENDERS = {
+    "ours": (True, False, False),
+    "ours, PatchMask": (True, True, False),
+    "ours, compiled": (True, True, True),
+    "eager": (False, False, False),
+    "compiled": (False, False, True),
+}
+
+
+TINY = {"ViT": {"num_hidden_layers": 1}, "Swin": {"depths": [1, 1, 1, 1]}}
+
+
+def rows(setting: Setting) -> Iterator[Row]:
+    if setting.on_gpu:
+        return  # the same models as the rows of `step`, which time is short for
+    for family in MODELS:
+        shape, builder = (
+            f"{family}, {SIZE} px, batch {BATCH}, bfloat16",
+            partial(build, family, setting.tiny),
+        )
+        yield Row("transformers", shape, "training step", builder, needs=("transformers",))
+
+
+def make_model(family: str, tiny: bool = False) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    options = MODELS[family] | (TINY[family] if tiny else {})
+    config = getattr(transformers, f"{family}Config")(image_size=SIZE, **options)
+    return getattr(transformers, f"{family}ForMaskedImageModeling")(config).train()
+
+
+class Step:
+    """One update of a copy of `model` by the contender called `name`."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        kernels, self.units, compile = CONTENDERS[name]
+        self.model = copy.deepcopy(model)
+        if kernels:
+            sk.apply_kernels(self.model, reconstruction=not compile)
+        self.run = torch.compile(self.model, dynamic=False) if compile else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self, images: Tensor, mask: sk.PatchMask, tokens: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.run(images, bool_masked_pos=mask if self.units else tokens).loss
+        return update(self.model, self.optimizer, loss)
+
+
+def draw_batch(model: nn.Module, count: int) -> tuple[Tensor, sk.PatchMask, Tensor]:
+    side = SIZE // model.config.patch_size
+    mask = sk.random_mask(count, (SIZE // UNIT, SIZE // UNIT), RATIO)
+    return torch.randn(count, 3, SIZE, SIZE), mask, mask.on_grid((side, side)).mask.flatten(1)
+
+
+def make_alone(family: str, name: str) -> Callable[[], Any]:
+    """A contender with its batch, for a process of its own."""
+    model = make_model(family)
+    return partial(Step(model, name), *draw_batch(model, BATCH))
+
+
+def build(family: str, tiny: bool) -> Contest:
+    count = 2 if tiny else BATCH
+    model = make_model(family, tiny)
+    contenders, notes = {}, {}
+    for name, (_, _, compile) in CONTENDERS.items():
+        if compile and family == "Swin":
+            continue  # Inductor takes minutes for its windows
+        peak = not compile and not tiny
+        notes[name] = {"peak_mib": peak_of_process(make_alone, family, name)} if peak else {}
+        contenders[name] = Step(model, name)
+
+    def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
+        for name, median_us in medians.items():
+            notes[name]["images_per_second"] = count / median_us * 1e6
+
+    return Contest(
+        contenders, lambda: draw_batch(model, count), effort=0.36, notes=notes, finish=finish
+    )

@@ -50,7 +50,7 @@ test-lowest: ## run the quick tests with the lowest versions that pyproject.toml
 	cd $(LOWEST)/source && $(MAKE) check PYTHON=../venv/bin/python
 
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
-	$(PY) -m simmim pretrain --preset demo
+	$(PY) -m simmim pretrain --preset demo --overwrite
 
 learn: install ## pre-train on digits, probe and fine-tune with few labels, write docs/learn
 	$(PY) -m experiments.learn

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 from simmim.config import PretrainConfig, ReconstructConfig
+from simmim.conflicts import check_conflicts
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,
-    UnreadableImageError,
+    ProcessError,
     UserError,
     first_line,
     require,
@@ -21,40 +25,79 @@ from simmim.errors import (
 from simmim.exchange_config import ExportConfig, ImportConfig
 from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.memory import keep_freed_memory
+from simmim.numbers import check_numbers
 from simmim.presets import PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command.
 
-    0: done. 1: another process of the run has died. 2: a mistake in what was asked for, or something
-    that the system refuses, told in one line. 130, 143: Ctrl-C, SIGTERM, after saving a checkpoint.
+    Returns:
+        the exit status, as ``_STATUSES`` lists them.
+
+    Raises:
+        SystemExit: with status 0 after ``--help``, with 2 for a command line that cannot be read.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
     except (UserError, MissingPackageError) as error:
         # of several processes that all meet the same mistake, the first one speaks
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, UnreadableImageError):
-            print(f"simmim: {error}", file=sys.stderr)
+        if _is_first() or isinstance(error, ProcessError):
+            _print_error(str(error))
         return 2
     except LostProcessError:
         return 1
     except KeyboardInterrupt:
-        print("simmim: interrupted", file=sys.stderr)
+        _print_error("interrupted")
         return 130
     except BrokenPipeError:
-        # the reader of our output has gone; Python would complain again when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _print_error("stopped, since the reader of the output has gone")
+        return 128 + signal.SIGPIPE
     # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"simmim: {error.strerror or first_line(error)}{where}", file=sys.stderr)
+        _print_error(f"{error.strerror or first_line(error)}{where}")
         return 2
+    finally:
+        _give_up_broken_output()
+
+
+_STATUSES = """Exit status: 0 done; 1 another process of the run has died or failed; 2 a mistake in
+what was asked for, numbers that are no longer finite, or something that the system refuses, told in
+one line; 129, 130, 143 a closed terminal (SIGHUP), Ctrl-C, SIGTERM; 141 the reader of the output has
+gone. Whatever ends a training run early, its state is saved first where that is possible, and
+--resume goes on from there."""
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_error(text: str) -> None:
+    """Print one line to stderr, if that still takes any."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"simmim: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+def _give_up_broken_output() -> None:
+    """Send what cannot be written nowhere, or Python complains once more when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"simmim {version()}")
+        return 0
     tyro = require("tyro")
     pretrain = tyro.conf.subcommand(
         "pretrain", default=PRESETS[_preset(arguments)], prefix_name=False
@@ -68,9 +111,23 @@ def _run(arguments: list[str]) -> int:
         | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)],
         args=arguments,
         prog="simmim",
-        description="Masked image modelling: pre-train encoders on images alone.",
+        description="Masked image modelling: pre-train encoders on images alone. "
+        f"simmim --version prints the version. {' '.join(_STATUSES.split())}",
     )
+    if hasattr(config, "check"):
+        config.check()
+    else:
+        check_numbers(config)
+        check_conflicts(config)
     if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
+        if "torch" not in sys.modules and _is_first():
+            # PyTorch takes seconds to load, from a cold disk many
+            print(
+                f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, "
+                f"results in {config.out}; loading PyTorch",
+                file=sys.stderr,
+                flush=True,
+            )
         keep_freed_memory()
     if isinstance(config, PretrainConfig):
         return _pretrain(config)
@@ -86,13 +143,29 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def version() -> str:
+    """The version of the installed package, or of the source where nothing is installed."""
+    try:
+        return importlib.metadata.version("simmim-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _preset(arguments: list[str]) -> str:
-    """The preset named on the command line, needed before parsing: it sets the defaults."""
-    for here, after in itertools.pairwise([*arguments, ""]):
-        if here.partition("=")[0] == "--preset":
-            name = here.partition("=")[2] or after
-            return name if name in PRESETS else "none"
-    return "none"
+    """The preset named on the command line, needed before parsing: it sets the defaults.
+
+    Raises:
+        UserError: two different ones.
+    """
+    names = {
+        here.partition("=")[2] or after
+        for here, after in itertools.pairwise([*arguments, ""])
+        if here.partition("=")[0] == "--preset"
+    }
+    if len(names) > 1:
+        raise UserError(f"--preset is given more than once: {', '.join(sorted(names))}")
+    name = names.pop() if names else "none"
+    return name if name in PRESETS else "none"
 
 
 def _pretrain(config: PretrainConfig) -> int:

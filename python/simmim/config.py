@@ -52,7 +52,8 @@ class PretrainConfig(RunConfig):
     """Pixels a side of the squares that are hidden or shown as a whole."""
 
     mask_ratio: float = 0.6
-    """Hidden fraction of the units; for box, the hidden fraction of each side."""
+    """Hidden fraction of the units; for box, the hidden fraction of each side. At least one unit
+    must be hidden and one visible."""
 
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance between predicted and true pixels, over hidden pixels only."""
@@ -77,6 +78,11 @@ class PretrainConfig(RunConfig):
 
     picture: int = 0
     """Validation images in the reconstruction picture that is drawn at the end; 0 draws none."""
+
+    def _defaults(self) -> PretrainConfig | None:
+        from simmim.presets import PRESETS
+
+        return PRESETS.get(self.preset)
 
     def check(self) -> None:
         super().check()

@@ -10,12 +10,16 @@ class UserError(ValueError):
     """A mistake in what was asked for: the command line prints it alone and exits with status 2."""
 
 
-class UnreadableImageError(UserError):
-    """An image that this process, of several perhaps alone, was given and cannot read."""
+class ProcessError(UserError):
+    """A failure that this process, of several perhaps alone, has met: it prints it itself."""
+
+
+class UnreadableImageError(ProcessError):
+    """An image that this process was given and cannot read."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is gone; the log has been told."""
+    """Another process of the run is gone, or has failed and says itself why."""
 
 
 class MissingPackageError(ImportError):

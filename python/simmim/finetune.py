@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from simmim.classes import split_classes
 from simmim.classifier import Classifier, completed, start
+from simmim.counters import Counters
 from simmim.data import Batch, central_crops, training_crops, validation_batches
 from simmim.errors import require
 from simmim.labels_config import FinetuneConfig
-from simmim.loop import Counters, Loop
+from simmim.loop import Loop
 from simmim.optim import parameter_groups
 from simmim.plot import confusion_picture, loss_curve
 from simmim.report import print_trained, print_written, run_files, stopped

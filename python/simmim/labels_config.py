@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from simmim.conflicts import check_conflicts
 from simmim.numbers import check_numbers
 from simmim.run_config import RunConfig
 
@@ -42,8 +43,13 @@ class LabelledConfig:
     """Train on only this many images of each class, which --seed chooses; 0: on all."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense; raises ``UserError``."""
+        """Refuse numbers that make no sense and settings that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
         check_numbers(self)
+        check_conflicts(self)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,24 @@ class Masking:
         if not 0 <= self.ratio <= 1:
             raise UserError(f"the mask ratio lies between 0 and 1, not at {self.ratio}")
         check_divides("mask unit", self.unit, self.img_size)
+        units, hidden = self.grid[0] * self.grid[1], self.hidden
+        if hidden == 0:
+            raise UserError(
+                f"--mask-ratio {self.ratio:g} hides none of the {units} units, so there is nothing "
+                "to predict: raise it"
+            )
+        if hidden == units:
+            raise UserError(
+                f"--mask-ratio {self.ratio:g} hides all {units} units, so there is nothing to "
+                "predict from: lower it"
+            )
+
+    @property
+    def hidden(self) -> int:
+        """Units that are hidden in each image."""
+        if self.strategy == "box":
+            return int(self.grid[0] * self.ratio) * int(self.grid[1] * self.ratio)
+        return math.ceil(self.grid[0] * self.grid[1] * self.ratio)
 
     @property
     def grid(self) -> tuple[int, int]:

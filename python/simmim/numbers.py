@@ -1,12 +1,14 @@
 """Which numbers of a command's settings make sense.
 
-A NaN fails every comparison, so none of these conditions holds for it.
+A NaN fails every comparison, so none of these conditions holds for it; numbers without a rule must
+be finite.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from simmim.errors import UserError
@@ -26,7 +28,8 @@ _RULES = (
         lambda number: number >= 1,
         (
             *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
-            *("save_every", "keep", "neighbours"),
+            *("save_every", "keep", "neighbours", "count", "channels", "img_size", "mask_unit"),
+            *("target_window",),
         ),
     ),
     _Rule(
@@ -57,8 +60,9 @@ def check_numbers(config: object) -> None:
     """
     for words, holds, names in _RULES:
         for name in names:
-            if hasattr(config, name) and not holds(getattr(config, name)):
-                raise UserError(f"{flag(name)} must be {words}, not {getattr(config, name)}")
+            for value in _numbers(getattr(config, name, None)):
+                if not holds(value):
+                    raise UserError(f"{flag(name)} must be {words}, not {value}")
     for name, largest in _RANGES.items():
         if not hasattr(config, name):
             continue
@@ -69,6 +73,22 @@ def check_numbers(config: object) -> None:
                 f"{flag(name)} takes two numbers greater than 0{limit}, the smaller one first, "
                 f"not {low:g} {high:g}"
             )
+
+    for field in dataclasses.fields(config):
+        for value in _numbers(getattr(config, field.name)):
+            if not math.isfinite(value):
+                raise UserError(f"{flag(field.name)} must be finite, not {value}")
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The numbers in a setting: itself, or those of a tuple or a dictionary."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
 
 
 def flag(name: str) -> str:

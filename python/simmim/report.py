@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from simmim.loop import Loop, Summary
+from simmim.counters import Summary
+from simmim.loop import Loop
 
 
 def stopped(trainer: Loop, summary: Summary) -> int:
     """The exit status of a process that has nothing more to do; the first one says why."""
     if summary.signal and trainer.fabric.is_global_zero:
-        print(
-            f"stopped by signal {summary.signal} at update {summary.updates}; "
-            f"saved {summary.checkpoint}; go on with --resume"
-        )
+        # the terminal may be what has gone
+        with contextlib.suppress(OSError):
+            print(
+                f"stopped by signal {summary.signal} at update {summary.updates}; "
+                f"saved {summary.checkpoint}; go on with --resume",
+                flush=True,
+            )
     return 128 + summary.signal if summary.signal else 0
 
 

@@ -11,32 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from simmim.conflicts import check_conflicts
 from simmim.errors import UserError
-from simmim.numbers import check_numbers, flag
+from simmim.numbers import check_numbers
 
 Config = TypeVar("Config", bound="RunConfig")
 
-#: fields that the run that resumes may have otherwise than the one that was interrupted;
-#: of batch and accumulation only the product with the number of processes must stay
-_FREE_ON_RESUME = frozenset(
-    {
-        "data",
-        "out",
-        "resume",
-        "overwrite",
-        "val_data",
-        "on_bad_image",
-        "workers",
-        "cache",
-        "batch_size",
-        "accumulate",
-        "device",
-        "shard",
-        "save_every",
-        "keep",
-        "picture",
-    }
-)
 #: fields of types that JSON does not know
 _PATHS = ("data", "out", "val_data", "checkpoint")
 _PAIRS = ("img_size", "crop_scale", "crop_ratio")
@@ -54,7 +34,9 @@ class RunConfig:
 
     resume: bool = False
     """Continue the run in --out at the very step of its newest checkpoint; start it if there is
-    none. Give the same settings as before."""
+    none. Give the same settings as before; from that step on may change --epochs, --lr, --warmup-lr,
+    --min-lr, --warmup-epochs, --schedule, --clip, --precision and --attention, and at any time what
+    does not touch the weights."""
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""
@@ -88,7 +70,8 @@ class RunConfig:
 
     # optimisation
     epochs: int = 100
-    """Passes over the data."""
+    """Passes over the data. A run that is resumed with more follows, from there on, the schedule of
+    a run that had as many from the start: the learning rate goes up again."""
 
     batch_size: int = 128
     """Images in one forward and backward pass of one process; an update takes this many, times
@@ -152,14 +135,24 @@ class RunConfig:
     last."""
 
     save_every: int = 500
-    """Updates between two checkpoints; there is always one at the end and when interrupted."""
+    """Updates between two checkpoints; there is always one at the end and when the run ends
+    early (a signal, a full disk, images that cannot be read any more)."""
 
     keep: int = 2
     """Checkpoints to keep."""
 
     def check(self) -> None:
-        """Refuse numbers that make no sense; raises ``UserError``."""
+        """Refuse numbers that make no sense and settings that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
         check_numbers(self)
+        check_conflicts(self, self._defaults())
+
+    def _defaults(self) -> RunConfig | None:
+        """What the settings were before the command line, where that is not the class's defaults."""
+        return None
 
     def to_json(self) -> str:
         """The configuration as JSON, paths as strings."""
@@ -186,11 +179,3 @@ class RunConfig:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return cls(**values)
-
-    def differences(self, other: RunConfig) -> list[str]:
-        """Fields in which resuming would leave the run that ``other`` began, as ``--flag a, not b``."""
-        return [
-            f"{flag(f.name)} {getattr(other, f.name)}, not {getattr(self, f.name)}"
-            for f in dataclasses.fields(self)
-            if f.name not in _FREE_ON_RESUME and getattr(self, f.name) != getattr(other, f.name)
-        ]

@@ -1,4 +1,4 @@
-"""Leaving in order when asked to: Ctrl-C and SIGTERM."""
+"""End in order when asked to: Ctrl-C, SIGTERM, and SIGHUP from a terminal that closes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying; a second one takes its usual effect."""
+    """Collect SIGTERM, SIGINT and SIGHUP instead of dying; a second one takes its usual effect.
+
+    Only SIGHUP stays caught: where a terminal closes, the shell and the system send one each. A
+    signal that the process was started to ignore (SIGHUP under ``nohup``, SIGINT in the background
+    of a shell script) stays ignored.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -19,10 +26,12 @@ def caught_signals() -> Iterator[list[int]]:
 
     def note(number: int, _frame: object) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        if number != signal.SIGHUP:
+            signal.signal(number, before[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, note)
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
     try:
         yield caught
     finally:
@@ -30,10 +39,28 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def worker_deaths_reported_when_reading() -> Iterator[None]:
+    """Let a killed data-loader worker show only where a batch is asked for.
+
+    PyTorch's handler of SIGCHLD raises wherever the main thread happens to be, in the middle of the
+    optimiser's step too. Without it, asking for a batch finds the dead worker within 5 seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def leave_signals_to_parent(_worker: int) -> None:
     """In a data-loader worker: the parent finishes its update first and stops the workers then.
 
-    Ctrl-C reaches the whole process group, and so do the signals of some batch systems.
+    Ctrl-C and a closed terminal reach the whole process group, and so do the signals of some batch
+    systems.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simmim.build import build_masking, build_model
 from simmim.config import PretrainConfig
+from simmim.counters import Counters
 from simmim.data import (
     VALIDATION_SEED,
     Batch,
@@ -18,7 +19,7 @@ from simmim.data import (
     validation_batches,
     validation_crops,
 )
-from simmim.loop import Counters, Loop
+from simmim.loop import Loop
 from simmim.model import SimMIM, visible_mean_colour
 
 

@@ -169,8 +169,8 @@ def test_resume_asks_for_the_same_settings(photographs, tmp_path):
     again = dataclasses.replace(config, resume=True)
     with pytest.raises(UserError, match="4 images an update, not 8 "):
         Trainer(dataclasses.replace(again, batch_size=4))
-    with pytest.raises(UserError, match=r"--lr 0\.1, not 0\.2"):
-        Trainer(dataclasses.replace(again, lr=0.2))
+    with pytest.raises(UserError, match=r"--weight-decay 0\.05, not 0\.2"):
+        Trainer(dataclasses.replace(again, weight_decay=0.2))
     Trainer(dataclasses.replace(again, batch_size=4, accumulate=1))
     with pytest.raises(UserError, match="--resume"):
         Trainer(config)

@@ -34,7 +34,7 @@ test: install ## install and run every test
 	$(PY) -m pytest tests
 
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
-	$(PY) -m simmim pretrain --preset demo
+	$(PY) -m simmim pretrain --preset demo --overwrite
 
 learn: install ## pre-train on digits, probe and fine-tune with few labels, write docs/learn
 	$(PY) -m benchmarks.learn

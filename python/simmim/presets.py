@@ -55,7 +55,6 @@ PRESETS: dict[str, PretrainConfig] = {
     "demo": PretrainConfig(
         preset="demo",
         out=Path("runs/demo"),
-        overwrite=True,
         # windows are a prior for looking nearby: a plain ViT of this size is still worse than the
         # mean colour (0.70 against 0.65) after the images with which this one reaches 0.46
         encoder="swin_tiny_patch4_window7_224",

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,36 +100,3 @@ def manifests(out: Path) -> list[Manifest]:
 def events(out: Path) -> list[Path]:
     """TensorBoard's files in ``out``, whoever wrote them."""
     return sorted((out / "tensorboard").glob("*tfevents*"))
-
-
-def is_config_of(kind: str) -> Callable[[Path], bool]:
-    """A check of whether a file is the ``config.json`` of a run of ``kind``."""
-    telling = {"pretrain": "mask_ratio", "finetune": "layer_decay"}.get(kind, "")
-
-    def check(path: Path) -> bool:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return (
-            isinstance(values, dict) and {"out", "resume", "save_every", telling} <= values.keys()
-        )
-
-    return check
-
-
-def begins_with(path: Path, text: str) -> bool:
-    """Whether a file is there and begins with ``text``."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(text)) == text.encode()
-    except OSError:
-        return False
-
-
-def contains(path: Path, text: str) -> bool:
-    """Whether a file is there and contains ``text``."""
-    try:
-        return text.encode() in path.read_bytes()
-    except OSError:
-        return False

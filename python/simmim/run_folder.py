@@ -16,27 +16,10 @@ from simmim import checkpoint
 from simmim.errors import UserError
 from simmim.files import replacing
 from simmim.folder_lock import FolderLock
-from simmim.manifest import (
-    FOLDER,
-    Manifest,
-    begins_with,
-    contains,
-    events,
-    is_config_of,
-    manifests,
-)
+from simmim.manifest import FOLDER, Manifest, events, manifests
+from simmim.recognise import FILES, TRAINING, name_by_contents, recognise
 
-_TRAINING = ("pretrain", "finetune")
 _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
-#: what only files of TensorBoard contain that a probe, or a training run, wrote
-_OWN_NUMBER = ("probe/neighbours", "train/images_per_second")
-_RECORDS = ("config.json", "metrics.csv", "metrics.tmp")
-#: what each command writes besides checkpoints and TensorBoard's files
-_FILES = {
-    "pretrain": (*_RECORDS, "loss_curve.png", "reconstruction.png"),
-    "finetune": (*_RECORDS, "loss_curve.png", "confusion.png"),
-    "probe": ("probe.csv", "confusion.png"),
-}
 
 
 class RunFolder:
@@ -68,11 +51,11 @@ class RunFolder:
         self._created = not self.out.exists()
         inner = self.out / FOLDER
         inner.mkdir(parents=True, exist_ok=True)
-        name = "run" if self.kind in _TRAINING else self.kind
+        name = "run" if self.kind in TRAINING else self.kind
         self._lock = FolderLock(inner, name, self.out)
         try:
             self._lock.acquire()
-            self.manifest = Manifest.load(self.out, self.kind) or self._recognise()
+            self.manifest = Manifest.load(self.out, self.kind) or recognise(self.out, self.kind)
         except BaseException:
             self.release()
             raise
@@ -93,33 +76,6 @@ class RunFolder:
 
     def __exit__(self, *_error: object) -> None:
         self.release()
-
-    def _recognise(self) -> Manifest:
-        """What a version that kept no record has written here, by names and contents."""
-        found, config = Manifest(self.out, self.kind), self.out / "config.json"
-        for path in events(self.out):
-            if contains(path, _OWN_NUMBER[self.kind in _TRAINING]):
-                found.files.add(found.name(path))
-        if self.kind not in _TRAINING:
-            if begins_with(self.out / "probe.csv", "block,linear,neighbours"):
-                found.files |= set(_FILES["probe"])
-            return found
-        if begins_with(self.out / "metrics.csv", "update,epoch,split,loss"):
-            found.files.add("metrics.csv")
-        if is_config_of(self.kind)(config):
-            found.files.add("config.json")
-            # these carry no mark of their own
-            pictures = [name for name in _FILES[self.kind] if name.endswith(".png")]
-            found.files |= {name for name in pictures if (self.out / name).is_file()}
-            steps = checkpoint.numbered(self.checkpoints)
-            found.files |= {found.name(p) for p in steps if self._holds(p) in (None, p)}
-        last = self.checkpoints / checkpoint.LAST
-        if (
-            last.is_symlink()
-            and checkpoint.step_of(self.checkpoints / os.readlink(last)) is not None
-        ):
-            found.files.add(found.name(last))
-        return found
 
     def resume_from(self, check: Callable[[Path], object]) -> Path | None:
         """The newest checkpoint that is not damaged; every damaged one is named on stderr.
@@ -171,7 +127,7 @@ class RunFolder:
         if held and not (overwrite or (restart and not self._own_checkpoints())):
             raise UserError(
                 f"{self.out} already holds {self._what()} ({held[-1].name}): "
-                + ("continue it with --resume, " if self.kind in _TRAINING else "")
+                + ("continue it with --resume, " if self.kind in TRAINING else "")
                 + "replace it with --overwrite, or choose another --out"
             )
         self._check_in_the_way(resumed=False)
@@ -189,7 +145,7 @@ class RunFolder:
         self._begin()
 
     def _what(self) -> str:
-        return "a run" if self.kind in _TRAINING else f"the results of a {self.kind}"
+        return "a run" if self.kind in TRAINING else f"the results of a {self.kind}"
 
     def _results(self) -> list[Path]:
         """What would be lost if the earlier run were deleted."""
@@ -205,8 +161,8 @@ class RunFolder:
     def _begin(self) -> None:
         for path in self._leftovers():
             path.unlink(missing_ok=True)
-        self.manifest.files |= {n for n in _FILES[self.kind] if not n.endswith(".png")}
-        if self.kind in _TRAINING:
+        self.manifest.files |= {n for n in FILES[self.kind] if not n.endswith(".png")}
+        if self.kind in TRAINING:
             self.manifest.begin_session()
             self.checkpoints.mkdir(exist_ok=True)
             self.manifest.files.add(self.manifest.name(self.checkpoints / checkpoint.LAST))
@@ -214,8 +170,8 @@ class RunFolder:
 
     def _check_in_the_way(self, resumed: bool) -> None:
         """Refuse where files that this command did not write have names that it needs."""
-        needed = [self.out / name for name in _FILES[self.kind]]
-        if self.kind in _TRAINING:
+        needed = [self.out / name for name in FILES[self.kind]]
+        if self.kind in TRAINING:
             needed += [self.checkpoints / checkpoint.LAST, *checkpoint.numbered(self.checkpoints)]
         # nothing in these is replaced, but a new run's curves would be drawn among theirs
         if not resumed:
@@ -238,18 +194,7 @@ class RunFolder:
         machine. A run may go on from them, but does not delete them."""
         found = checkpoint.numbered(self.checkpoints)
         unknown = {path for path in found if not self.manifest.wrote(path)}
-        self._adopted = {path for path in unknown if self._holds(path) == path}
-
-    def _holds(self, path: Path) -> Path | None:
-        """The name that the contents of a checkpoint ask for, by which a copy under another number
-        is told from what a run wrote; ``None`` if it cannot be read."""
-        try:
-            return checkpoint.path_of(path.parent, checkpoint.read(path, self.kind)["update"])
-        except checkpoint.DamagedError:
-            return None
-        except UserError:
-            # of another command or version
-            return self.out
+        self._adopted = {path for path in unknown if name_by_contents(path, self.kind) == path}
 
     def _is_own(self, path: Path) -> bool:
         return self.manifest.wrote(path) or path in self._adopted

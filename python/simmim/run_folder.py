@@ -38,6 +38,7 @@ class RunFolder:
         self.newest: Path | None = None
         self.manifest = Manifest(out, kind)
         self._adopted: set[Path] = set()
+        self._other_events: set[Path] = set()
         self._lock: FolderLock | None = None
         self._created = False
 
@@ -161,6 +162,7 @@ class RunFolder:
     def _begin(self) -> None:
         for path in self._leftovers():
             path.unlink(missing_ok=True)
+        self._other_events = set(events(self.out))
         self.manifest.files |= {n for n in FILES[self.kind] if not n.endswith(".png")}
         if self.kind in TRAINING:
             self.manifest.begin_session()
@@ -220,12 +222,11 @@ class RunFolder:
         self.manifest.save()
 
     def claim_events(self) -> None:
-        """Note the files of TensorBoard that this process has created."""
+        """Note the files of TensorBoard that this process has created since the folder was
+        begun."""
         mine = f".{socket.gethostname()}.{os.getpid()}."
-        others = [manifest for manifest in manifests(self.out) if manifest.kind != self.kind]
-        for path in events(self.out):
-            if mine in path.name and not any(other.wrote(path) for other in others):
-                self.manifest.files.add(self.manifest.name(path))
+        new = {path for path in events(self.out) if mine in path.name} - self._other_events
+        self.manifest.files |= {self.manifest.name(path) for path in new}
         self.manifest.save()
 
     def save(self, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -1,121 +1,206 @@
-"""Checkpoints that survive being killed while they are written.
+"""The file of a checkpoint: written whole, read back, and checked before anything is made of it.
 
-A checkpoint is written to a temporary file, flushed to the disk, renamed, and the folder flushed
-too: at any moment the folder holds only complete ``step-*.pt`` files, besides at most one temporary
-file that nothing reads. ``last.pt`` is a link to the newest.
+A checkpoint is a dictionary in a file of ``torch.save``, or a model alone in a safetensors file. It
+holds a checksum of each of its parts; files of earlier versions, which have none, are read too.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from simmim.checksums import check_archive, checksums, damaged_parts
 from simmim.errors import UserError, first_line, require
+from simmim.field_types import wrong_fields
+from simmim.files import replacing
 from simmim.run_config import RunConfig
+
+__all__ = ["replacing"]
 
 VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
+_CHECKSUMS = "checksums"
 #: what every checkpoint holds, and what those from which a run goes on hold too
-_MODEL = {"config", "model"}
-_TRAINING = {"optimizer", "update", "global_batch", "loss_sum", "norm_sum", "counters", "data"}
+_MODEL = {"config": str, "model": dict}
+_TRAINING = {
+    "optimizer": dict,
+    "update": int,
+    "global_batch": int,
+    "loss_sum": float,
+    "norm_sum": float,
+    "counters": dict,
+    "data": dict,
+}
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` as the checkpoint of update ``step`` and delete all but the newest ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save({"version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _point_last_at(path)
-    _flush(folder)
-    for old in _complete(folder)[:-keep]:
-        old.unlink()
-    return path
+class DamagedError(UserError):
+    """A checkpoint that is not, or no longer, what a run wrote."""
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place once it is written whole.
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint of update ``step`` in ``folder``."""
+    return folder / f"step-{step:08d}.pt"
 
-    Raises:
-        UserError: it could not be written, for instance for want of room; what stood at ``path``
-            stays, and nothing else is left behind.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, Exception):
-            raise
-        # PyTorch tells what came of a failed write, and behind it what the system said
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(f"cannot write {path}: {first_line(cause)}") from error
+
+def step_of(path: Path) -> int | None:
+    """The update in the name of a checkpoint; ``None`` for every other name, those of copies too."""
+    found = re.fullmatch(r"step-(\d{8,})\.pt", path.name, re.ASCII)
+    if found is None or path != path_of(path.parent, int(found[1])):
+        return None
+    return int(found[1])
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The files in ``folder`` with a checkpoint's name, the newest last."""
+    found = [path for path in folder.glob("step-*.pt") if step_of(path) is not None]
+    return sorted((path for path in found if path.is_file()), key=step_of)
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step in ``folder``, or ``None``."""
-    found = _complete(folder)
+    """The checkpoint with the highest update in ``folder``, good or damaged, or ``None``."""
+    found = numbered(folder)
     return found[-1] if found else None
 
 
-def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path`` with its checksums, and read it back before it takes its place.
+
+    Raises:
+        UserError: it could not be written, or was not read back as it was written; what stood at
+            ``path`` stays.
+    """
+    contents = {"version": VERSION, **state}
+    contents[_CHECKSUMS] = checksums(contents)
+    with replacing(path, _check_archive_of_save) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)
+
+
+def _check_archive_of_save(path: Path) -> None:
+    try:
+        check_archive(path)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise OSError(None, f"the disk gives back something else ({first_line(error)})") from None
+
+
+def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without running code that it might contain.
 
     Args:
-        kind: the command whose checkpoint is expected.
+        kind: the command whose checkpoint is expected; ``None`` for any.
 
     Raises:
-        UserError: no such file, damaged, not a checkpoint of this version, or of another command.
+        UserError: no such file, damaged, not a checkpoint of this version, or of another command. If
+            it is damaged and an older one beside it is not, the message names that.
+    """
+    try:
+        return read(path, kind)
+    except DamagedError as error:
+        for other in reversed(numbered(path.parent)):
+            if not other.samefile(path) and _is_good(other, kind):
+                raise DamagedError(f"{error}; {other} is not damaged") from error
+        raise
+
+
+def read(path: Path, kind: str | None) -> dict[str, Any]:
+    """As ``load``, without looking for another checkpoint.
+
+    Raises:
+        DamagedError: it is damaged.
+        UserError: all else.
     """
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
+    model_only = path.suffix == SAFETENSORS
     try:
-        if path.suffix == SAFETENSORS:
+        if model_only:
             state = _read_safetensors(path)
         else:
+            check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint of simmim: {unreadable(error)}") from error
+        raise DamagedError(f"{path} is not a checkpoint of simmim: {unreadable(error)}") from error
     if not isinstance(state, dict) or "version" not in state:
-        raise UserError(
+        raise DamagedError(
             f"{path} is not a checkpoint of simmim: simmim import makes one of those of others"
         )
     version = state["version"]
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
-    if state.get("kind", "pretrain") != kind:
+    if kind is not None and state.get("kind", "pretrain") != kind:
         raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
-    lacking = (_MODEL if path.suffix == SAFETENSORS else _MODEL | _TRAINING) - state.keys()
-    if lacking:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
+    if _CHECKSUMS in state:
+        wrong = damaged_parts(state, state.pop(_CHECKSUMS))
+        if wrong:
+            raise DamagedError(
+                f"{path} is damaged: it does not hold what was written, in {some(wrong)}"
+            )
+    _check_parts(path, state, _MODEL if model_only else _MODEL | _TRAINING)
     return state
+
+
+def _check_parts(path: Path, state: dict[str, Any], parts: Mapping[str, type]) -> None:
+    lacking = parts.keys() - state.keys()
+    if lacking:
+        raise DamagedError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
+    for name, kind in parts.items():
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise DamagedError(
+                f"{path} is damaged: its {name} is a {type(state[name]).__name__}, no "
+                f"{kind.__name__}"
+            )
+    for name, value in state["model"].items():
+        if not isinstance(name, str) or not is_plain_tensor(value):
+            raise DamagedError(f"{path} is damaged: its model's {name} is no dense tensor")
+
+
+def is_plain_tensor(value: object) -> bool:
+    """Whether ``value`` is a dense, real tensor in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
+
+
+def _is_good(path: Path, kind: str | None) -> bool:
+    try:
+        read(path, kind)
+    except UserError:
+        return False
+    return True
 
 
 def settings(path: Path, state: Mapping[str, Any], kind: type[Config]) -> Config:
     """The configuration of the run that wrote ``state``, read from ``path``.
 
     Raises:
-        UserError: damaged, or of another version.
+        DamagedError: no settings, or values of other types than the fields have.
+        UserError: settings of another version.
     """
+    words = f"the settings in {path} cannot be used: "
     try:
-        return kind.from_json(state["config"])
+        config = kind.from_json(state["config"])
+    except UserError as error:
+        raise UserError(words + first_line(error)) from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"the settings in {path} cannot be used: {first_line(error)}") from error
+        raise DamagedError(words + first_line(error)) from error
+    wrong = wrong_fields(config)
+    if wrong:
+        raise DamagedError(words + some(wrong))
+    return config
 
 
 def unreadable(error: Exception) -> str:
@@ -162,17 +247,32 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def save_model(path: Path, config: str, model: dict[str, torch.Tensor]) -> None:
+def save_model(
+    path: Path, config: str, model: dict[str, torch.Tensor], kind: str = "pretrain"
+) -> None:
     """Write a model without the state of its training, as safetensors; ``load`` reads it.
 
     Args:
         config: the run's configuration as JSON.
+        kind: the command that trains such models.
+
+    Raises:
+        UserError: it could not be written; what stood at ``path`` stays.
     """
     safetensors = require("safetensors.torch")
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "version": str(VERSION), "config": config}
-    with replacing(path) as temporary:
-        safetensors.save_file({k: v.contiguous() for k, v in model.items()}, temporary, metadata)
+    model = {name: value.contiguous() for name, value in model.items()}
+    sums = checksums({"version": VERSION, "config": config, "kind": kind, "model": model})
+    metadata = {"format": "pt", "version": str(VERSION), "config": config, "kind": kind}
+    metadata[_CHECKSUMS] = json.dumps(sums)
+
+    def check(written: Path) -> None:
+        state = _read_safetensors(written)
+        if state.pop(_CHECKSUMS) != sums or checksums(state) != sums:
+            raise OSError(None, "the disk gives back something else")
+
+    with replacing(path, check) as temporary:
+        safetensors.save_file(model, temporary, metadata)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -180,34 +280,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
         if "version" not in metadata:
             return {}
-        model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {
-        "version": int(metadata["version"]),
-        "config": metadata["config"],
-        "model": model,
-    }
-
-
-def delete_all(folder: Path) -> None:
-    """Delete every checkpoint in ``folder``, and what an interrupted write left."""
-    for path in [*folder.glob("step-*.pt"), *folder.glob("*.tmp"), folder / LAST]:
-        path.unlink(missing_ok=True)
-
-
-def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"))
-
-
-def _point_last_at(path: Path) -> None:
-    link = path.with_name("last.tmp")
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    link.replace(path.with_name(LAST))
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        state = {
+            "version": int(metadata["version"]),
+            "config": metadata["config"],
+            "kind": metadata.get("kind", "pretrain"),
+            "model": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+        }
+    if _CHECKSUMS in metadata:
+        state[_CHECKSUMS] = json.loads(metadata[_CHECKSUMS])
+    return state

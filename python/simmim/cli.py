@@ -170,7 +170,7 @@ def _preset(arguments: list[str]) -> str:
 
 def _pretrain(config: PretrainConfig) -> int:
     from simmim.plot import loss_curve
-    from simmim.reconstruct import run
+    from simmim.reconstruct import draw
     from simmim.report import print_trained, print_written, run_files, stopped
     from simmim.train import Trainer
 
@@ -189,9 +189,11 @@ def _pretrain(config: PretrainConfig) -> int:
         )
         if config.picture:
             picture = config.out / "reconstruction.png"
-            run(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
+            trainer.run_folder.claim(picture)
+            draw(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
             written.append(("reconstruction", picture))
     curve = config.out / "loss_curve.png"
+    trainer.run_folder.claim(curve)
     loss_curve(config.out / "metrics.csv", curve, counters.baseline)
     written += [("loss curve", curve), *run_files(config.out)]
     print_written(*written)

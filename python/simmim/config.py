@@ -120,3 +120,6 @@ class ReconstructConfig:
 
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip passes over images that cannot be read; error stops at the first."""
+
+    overwrite: bool = False
+    """Replace the picture --out if it is there already."""

@@ -14,12 +14,16 @@ from simmim.build import build_model
 from simmim.config import PretrainConfig
 from simmim.errors import UserError, first_line, require
 from simmim.exchange_config import ExportConfig, ImportConfig
+from simmim.files import write_text
 from simmim.model import SimMIM
+from simmim.outputs import check_replaceable
 from simmim_kernels.integrations import checkpoints
 
 State = dict[str, Tensor]
 _PICKLES = (".pt", ".pth", ".bin")
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+#: what a folder of transformers' consists of
+_IN_FOLDER = ("model.safetensors", "config.json")
 #: under which key a project's pickles hold the tensors
 _HELD = {"microsoft": "model", "mmpretrain": "state_dict"}
 #: what classifiers have beyond the encoder
@@ -43,6 +47,7 @@ def import_model(config: ImportConfig) -> list[str]:
             of the encoder; nothing is written then.
     """
     _check_suffix(config.out)
+    check_replaceable(config.out, config.overwrite, config.source)
     theirs = read_tensors(config.source)
     trained = PretrainConfig(
         encoder=config.encoder,
@@ -82,6 +87,9 @@ def export_model(config: ExportConfig) -> list[str]:
         UserError: no checkpoint there, one with other tensors than its encoder has, or an encoder
             that the project does not have; nothing is written then.
     """
+    names = _IN_FOLDER if config.project == "transformers" else ("",)
+    for name in names:
+        check_replaceable(config.out / name, config.overwrite, config.checkpoint)
     state = checkpoint.load(config.checkpoint)
     trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
     with torch.device("meta"):
@@ -98,8 +106,9 @@ def export_model(config: ExportConfig) -> list[str]:
     elif config.project == "transformers":
         described = _describe(model, trained)
         config.out.mkdir(parents=True, exist_ok=True)
-        _write(config.out / "model.safetensors", theirs)
-        (config.out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        weights, configuration = (config.out / name for name in _IN_FOLDER)
+        _write(weights, theirs)
+        write_text(configuration, json.dumps(described, indent=2) + "\n")
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         _write(config.out, theirs, _HELD.get(config.project))

@@ -49,6 +49,9 @@ class ImportConfig:
     out: Path = Path("imported.safetensors")
     """The checkpoint to write."""
 
+    overwrite: bool = False
+    """Replace the file --out if it is there already."""
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -66,3 +69,7 @@ class ExportConfig:
 
     head_order: Order = "cyx"
     """How the head's rows are to follow each other; see simmim import."""
+
+    overwrite: bool = False
+    """Replace the file --out, or the files of a model in the folder --out, if they are there
+    already."""

@@ -36,6 +36,8 @@ def command(config: FinetuneConfig) -> int:
         f"{counters.accuracy:.1%}, {len(names)} classes"
     )
     confusion, curve = config.out / "confusion.png", config.out / "loss_curve.png"
+    for picture in (confusion, curve):
+        trainer.run_folder.claim(picture)
     confusion_picture(counters.confusion.numpy(), names, confusion)
     loss_curve(config.out / "metrics.csv", curve)
     print_written(

@@ -28,6 +28,7 @@ from simmim.processes import Peers
 from simmim.progress import named_if_slow
 from simmim.reading import Reader
 from simmim.run_config import RunConfig
+from simmim.run_folder import RunFolder
 from simmim.sharding import gathered
 from simmim.signals import caught_signals, worker_deaths_reported_when_reading
 from simmim.sums import Sums
@@ -58,6 +59,7 @@ class Fitting(ABC):
     counters: Counters
     log_every: int
     folder: Path
+    run_folder: RunFolder
     saved_at: int
 
     def __init__(self) -> None:
@@ -98,6 +100,7 @@ class Fitting(ABC):
         records = Records if self.fabric.is_global_zero else NoRecords
         self.records = records(config.out, self.update, order.updates, order.global_batch)
         with (
+            self.run_folder,
             self.peers.watched(self._what_remains, self.records.say_from_any),
             closing(self.records),
             caught_signals() as self.caught,
@@ -300,7 +303,7 @@ class Fitting(ABC):
         advice = f"lower --lr (now {self.config.lr:g})"
         if self.config.precision != "32-true":
             advice += ", or use --precision 32-true"
-        if len(list(self.folder.glob("step-*.pt"))) > 1:
+        if len(checkpoint.numbered(self.folder)) > 1:
             advice += "; if that is not enough, delete this checkpoint to go on from the one before"
         return NotFiniteError(
             f"{what} is no longer finite by update {self.update}; {self._what_remains()}; {advice}"

@@ -123,7 +123,10 @@ class ProbeConfig(LabelledConfig):
     """Folder with the same class folders, to test on."""
 
     out: Path = Path("runs/probe")
-    """Folder for the results, which replace those of an earlier probe."""
+    """Folder for the results."""
+
+    overwrite: bool = False
+    """Replace the results that an earlier probe left in --out."""
 
     blocks: tuple[int, ...] = ()
     """Blocks to probe, from 1; default the last, whose tokens pass the final norm. 0 stands for all

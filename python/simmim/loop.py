@@ -7,8 +7,9 @@ import hashlib
 import random
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from simmim import checkpoint
 from simmim.attention import choose_attention
 from simmim.counters import Counters
 from simmim.data import Crops, check_readable, collate
-from simmim.errors import UserError
+from simmim.errors import UserError, first_line
+from simmim.files import write_text
 from simmim.finite import first_not_finite
 from simmim.fitting import Fitting
 from simmim.optim import adamw, parameter_groups
@@ -27,7 +29,9 @@ from simmim.processes import Peers, launch
 from simmim.progress import named_if_slow
 from simmim.resume_rules import accepted_changes, refused_changes
 from simmim.run_config import RunConfig
+from simmim.run_folder import RunFolder
 from simmim.sharding import gathered, load_model, load_optimizer
+from simmim.training_state import check_training_state
 
 
 class Loop(Fitting):
@@ -89,7 +93,8 @@ class Loop(Fitting):
         self.update = 0
         self.counters = self.counters_type()
         super().__init__()
-        self.folder = config.out / "checkpoints"
+        self.run_folder = RunFolder(config.out, self.kind)
+        self.folder = self.run_folder.checkpoints
         self.saved_at = -1
         self._open_out()
 
@@ -102,7 +107,7 @@ class Loop(Fitting):
         return parameter_groups(model, self.config.weight_decay)
 
     def _what_remains(self) -> str:
-        newest = checkpoint.newest(self.folder)
+        newest = self.run_folder.newest
         return (
             f"the newest checkpoint is {newest}, from which --resume goes on"
             if newest
@@ -132,38 +137,67 @@ class Loop(Fitting):
         lost = first_not_finite({key: state[key] for key in ("model", "optimizer")})
         if lost:
             raise self._not_finite(lost)
-        if self.fabric.is_global_zero:
-            checkpoint.save(self.folder, self.update, state, self.config.keep)
+        self.run_folder.newest = self._in_first_process(
+            lambda: self.run_folder.save(self.update, state, self.config.keep)
+        )
         self.saved_at = self.update
         self.records.pause(time.perf_counter() - began)
 
+    def _in_first_process(self, action: Callable[[], Any]) -> Any:
+        """What ``action`` returns in the first process, in every process.
+
+        Raises:
+            UserError: it raised one, or what the system refuses, in the first process.
+        """
+        result, problem = None, None
+        if self.fabric.is_global_zero:
+            try:
+                result = action()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                where = f": {error.filename}" if error.filename else ""
+                problem = f"{error.strerror or first_line(error)}{where}"
+        result, problem = self.fabric.broadcast((result, problem))
+        if problem is not None:
+            raise UserError(problem)
+        return result
+
     def _open_out(self) -> None:
+        """Take the run's folder, and restore its newest checkpoint or begin anew."""
+        try:
+            found = self._in_first_process(self._take_folder)
+            if found is not None:
+                self._restore(found)
+            self._in_first_process(lambda: self._begin_in_folder(found))
+        except BaseException:
+            self.run_folder.release()
+            raise
+
+    def _take_folder(self) -> Path | None:
+        """Lock the folder; returns the checkpoint to go on from."""
+        self.run_folder.lock()
+        return self.run_folder.resume_from(self._read) if self.config.resume else None
+
+    def _begin_in_folder(self, found: Path | None) -> None:
         config = self.config
-        # the first process decides, before it changes what the others would see
-        found = self.fabric.broadcast(checkpoint.newest(self.folder))
-        if config.resume and found:
-            self._restore(found)
-        elif found and not config.overwrite:
-            raise UserError(
-                f"{config.out} already holds a run ({found.name}): continue it with --resume, "
-                "replace it with --overwrite, or choose another --out"
-            )
+        if found is not None:
+            self.run_folder.go_on(found)
         else:
             # before anything is deleted
             check_readable(collate([self.train_set[0, 0]]), config.on_bad_image)
-        if self.fabric.is_global_zero and not (config.resume and found):
-            checkpoint.delete_all(self.folder)
-            (config.out / "metrics.csv").unlink(missing_ok=True)
-            for events in (config.out / "tensorboard").glob("events.*"):
-                events.unlink()
-        if self.fabric.is_global_zero:
-            config.out.mkdir(parents=True, exist_ok=True)
-            (config.out / "config.json").write_text(config.to_json())
+            self.run_folder.start_anew(config.overwrite, restart=config.resume)
+        write_text(config.out / "config.json", config.to_json())
 
-    def _restore(self, path: Path) -> None:
-        state = checkpoint.load(path, self.kind)
-        old = checkpoint.settings(path, state, type(self.config))
-        changed = refused_changes(self.config, old)
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The state in the checkpoint ``path``, checked against this run.
+
+        Raises:
+            DamagedError: it is damaged.
+            UserError: it is of a run with other settings or images.
+        """
+        state = checkpoint.read(path, self.kind)
+        changed = refused_changes(self.config, checkpoint.settings(path, state, type(self.config)))
         if state["global_batch"] != self.order.global_batch:
             changed.append(
                 f"{state['global_batch']} images an update, not {self.order.global_batch} "
@@ -172,14 +206,20 @@ class Loop(Fitting):
             )
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
-        if state["data"]["sha256"] != self.data_fingerprint:
+        check_training_state(path, state, self.model, self.optimizer, self.counters_type)
+        if state["data"].get("sha256") != self.data_fingerprint:
             raise UserError(
-                f"the images are not those of {path} ({state['data']['images']} then, "
+                f"the images are not those of {path} ({state['data'].get('images')} then, "
                 f"{self.images} now): resume with the same --data, or start anew in another --out"
             )
-        checkpoint.check_weights(path, state["model"], self.model.state_dict())
+        return state
+
+    def _restore(self, path: Path) -> None:
+        state = self._read(path)
+        old = checkpoint.settings(path, state, type(self.config))
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
+        self.run_folder.newest = path
         self.update = self.saved_at = state["update"]
         count = state.get("summed", self.update % self.log_every)
         self.sums.restore(state["loss_sum"], state["norm_sum"], count)

@@ -17,10 +17,12 @@ from simmim.data import central_crops, check_readable, loader
 from simmim.encoders import ConvEncoder, TimmEncoder
 from simmim.errors import UserError, require
 from simmim.failures import explained
+from simmim.files import replacing
 from simmim.labels_config import ProbeConfig
 from simmim.plot import confusion_picture
 from simmim.processes import chosen_device
 from simmim.report import print_written
+from simmim.run_folder import RunFolder
 
 exceptions = require("sklearn.exceptions")
 linear_model = require("sklearn.linear_model")
@@ -76,6 +78,16 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
         UserError: settings that cannot work, data or a checkpoint that cannot be used.
     """
     config.check()
+    with RunFolder(config.out, "probe") as folder:
+        folder.lock()
+        folder.check_start(config.overwrite)
+        classes, results = _probe(config)
+        folder.start_anew(config.overwrite)
+        _write(folder, results)
+    return classes, results
+
+
+def _probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     classes = split_classes(config)
     config, weights = completed(config)
     torch.manual_seed(config.seed)
@@ -91,7 +103,6 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
         measure(block + 1, a, train_labels, b, test_labels, len(classes.names), config)
         for block, a, b in zip(blocks, train, test, strict=True)
     ]
-    _write(config, results)
     return classes, results
 
 
@@ -172,16 +183,14 @@ def measure(
     )
 
 
-def _write(config: ProbeConfig, results: list[Result]) -> None:
-    config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / "probe.csv").open("w", newline="") as file:
+def _write(folder: RunFolder, results: list[Result]) -> None:
+    with replacing(folder.out / "probe.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows((r.block, r.linear, r.neighbours) for r in results)
-    folder = config.out / "tensorboard"
-    for events in folder.glob("events.*"):
-        events.unlink()
-    with tensorboard.SummaryWriter(str(folder)) as board:
+    folder.claim(folder.out / "confusion.png")
+    with tensorboard.SummaryWriter(str(folder.out / "tensorboard")) as board:
+        folder.claim_events()
         for result in results:
             board.add_scalar("probe/linear", result.linear, result.block)
             board.add_scalar("probe/neighbours", result.neighbours, result.block)

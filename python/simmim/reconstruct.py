@@ -12,6 +12,7 @@ from simmim.data import Sample, central_crops, collate, split_files
 from simmim.errors import UserError
 from simmim.images import find_images
 from simmim.model import SimMIM
+from simmim.outputs import check_replaceable
 from simmim.plot import check_picture, reconstruct, reconstruction_picture
 
 
@@ -27,6 +28,17 @@ def load_model(path: Path) -> tuple[SimMIM, PretrainConfig]:
 
 def run(config: ReconstructConfig) -> None:
     """Write the picture that ``config`` asks for.
+
+    Raises:
+        UserError: as ``draw``, or the picture may not be replaced.
+    """
+    check_picture(config.out)
+    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    draw(config)
+
+
+def draw(config: ReconstructConfig) -> None:
+    """As ``run``, whatever stands at ``config.out``.
 
     Raises:
         UserError: no checkpoint there, no images, none that can be read, or no such picture format.

@@ -25,7 +25,14 @@ def finetuning(labelled: Path, out: Path, **changes) -> FinetuneConfig:
 
 
 def probing(labelled: Path, out: Path, **changes) -> ProbeConfig:
-    settings = {"data": labelled, "out": out, "device": "cpu", "workers": 0, **ENCODER}
+    settings = {
+        "data": labelled,
+        "out": out,
+        "device": "cpu",
+        "workers": 0,
+        "overwrite": True,
+        **ENCODER,
+    }
     return ProbeConfig(**{**settings, **changes})
 
 

@@ -110,7 +110,9 @@ def _die(moment: str, turn: str) -> None:
 
         Path.replace = replace
     elif moment == "before-link":
-        genuine_point = module._point_last_at
-        module._point_last_at = lambda path: (kill(), genuine_point(path))
+        import simmim.run_folder as module
+
+        genuine_point = module.point_last_at
+        module.point_last_at = lambda path: (kill(), genuine_point(path))
     else:
         raise ValueError(moment)

@@ -1,0 +1,92 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from simmim.errors import UserError, first_line
+
+#: what a file system answers that has no such operation
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF}
+
+
+@contextmanager
+def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place once it is complete and on the disk.
+
+    Args:
+        check: called with the temporary file before it takes its place; what it raises stops that.
+
+    Raises:
+        UserError: it could not be written, for instance because the disk is full; what stood at
+            ``path`` stays, and no temporary file is left.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        flush_file(temporary)
+        if check is not None:
+            check(temporary)
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
+        raise UserError(f"cannot write {path}: {cause_of(error)}") from error
+    flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``, in place of what stood there.
+
+    Raises:
+        UserError: it could not be written; what stood there stays.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush_file(path: Path) -> None:
+    """Return when ``path`` is on the disk, and let the next reader read it from there."""
+    with path.open("rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def flush_folder(folder: Path) -> None:
+    """Return when the names in ``folder`` are on the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    suffix = f".{secrets.token_hex(4)}.tmp"
+    name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"
+    return path.with_name(name + suffix)
+
+
+def cause_of(error: BaseException) -> str:
+    """What the system said; PyTorch says only what came of a failed write."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return first_line(error)

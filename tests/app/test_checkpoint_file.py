@@ -1,0 +1,405 @@
+"""The file of a checkpoint: any damage is refused or harmless, and what was there stays."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from simmim import checkpoint, files
+from simmim.checksums import checksums
+from simmim.errors import UserError
+from simmim.run_config import RunConfig
+from simmim.run_folder import RunFolder, point_last_at
+from simmim.training_state import check_training_state
+
+
+def small_model() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def small_state() -> dict:
+    model, optimizer = small_model()
+    return {
+        "kind": "pretrain",
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "update": 1,
+        "global_batch": 8,
+        "loss_sum": 1.0,
+        "norm_sum": 2.0,
+        "counters": {"first_validation": None, "bad": {"é.png": "empty"}},
+        "config": RunConfig().to_json(),
+        "data": {"images": 3, "sha256": "00"},
+    }
+
+
+def write_pt(path: Path) -> dict:
+    checkpoint.write(path, small_state())
+    return checkpoint.load(path)
+
+
+def write_safetensors(path: Path) -> dict:
+    checkpoint.save_model(path, RunConfig().to_json(), small_state()["model"])
+    return checkpoint.load(path)
+
+
+FORMATS = {"small.pt": write_pt, "small.safetensors": write_safetensors}
+
+
+def is_refused(path: Path, content: bytes, whole: dict[str, int]) -> bool:
+    """Whether damaged content is refused in one line; otherwise it must give the same as before."""
+    path.write_bytes(content)
+    try:
+        state = checkpoint.load(path)
+    except UserError as error:
+        assert "\n" not in str(error) and path.name in str(error)
+        return True
+    assert checksums(state) == whole
+    return False
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_flipped_bit_is_refused_or_harmless(name, tmp_path):
+    path = tmp_path / name
+    whole = checksums(FORMATS[name](path))
+    content = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    places = range(0, len(content), 64)
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << rng.randrange(8)
+        refused += is_refused(path, bytes(changed), whole)
+    assert refused > len(places) / 2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_flipped_bit_of_a_tensor_is_refused(name, tmp_path):
+    path = tmp_path / name
+    whole = checksums(FORMATS[name](path))
+    content = path.read_bytes()
+    weight = small_state()["model"]["weight"].numpy().tobytes()
+    start = content.index(weight)
+    for place in range(start, start + len(weight)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        assert is_refused(path, bytes(changed), whole), place
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_cut_short_is_refused(name, tmp_path):
+    path = tmp_path / name
+    whole = checksums(FORMATS[name](path))
+    content = path.read_bytes()
+    lengths = {0, 1, 2, 3, 30, len(content) - 1, len(content) - 22, *range(0, len(content), 97)}
+    for length in sorted(lengths):
+        assert is_refused(path, content[:length], whole), length
+
+
+def test_checksums_cover_type_shape_values_and_everything_else():
+    base = checksums(small_state())
+    for change in (
+        lambda s: s["model"].update(weight=s["model"]["weight"].double()),
+        lambda s: s["model"].update(weight=s["model"]["weight"].reshape(3, 2)),
+        lambda s: s["model"].update(weight=s["model"]["weight"] + 1e-7),
+        lambda s: s["model"].pop("bias"),
+        lambda s: s.update(update=2),
+        lambda s: s.update(update=1.0),
+        lambda s: s["counters"].update(first_validation=False),
+        lambda s: s["counters"]["bad"].clear(),
+        lambda s: s["optimizer"]["param_groups"][0].update(betas=(0.9, 0.99)),
+        lambda s: s["optimizer"]["state"][0]["step"].add_(1),
+    ):
+        state = small_state()
+        change(state)
+        assert checksums(state) != base
+    odd = [torch.empty(0), torch.tensor(True), torch.ones(2, 3, dtype=torch.bfloat16).T, "\udcff"]
+    assert checksums(odd) == checksums(odd)
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"version": 1, **small_state()}, path)
+    assert checksums(checkpoint.load(path)) == checksums({"version": 1, **small_state()})
+    safetensors = pytest.importorskip("safetensors.torch")
+    metadata = {"format": "pt", "version": "1", "config": RunConfig().to_json()}
+    safetensors.save_file(small_state()["model"], tmp_path / "old.safetensors", metadata)
+    assert checkpoint.load(tmp_path / "old.safetensors")["config"] == RunConfig().to_json()
+
+
+def test_what_was_changed_after_it_was_written_is_named(tmp_path):
+    path = tmp_path / "x.pt"
+    write_pt(path)
+    state = torch.load(path, weights_only=True)
+    state["model"]["bias"] += 1
+    torch.save(state, path)
+    with pytest.raises(checkpoint.DamagedError, match=r"\['model'\]\['bias'\]"):
+        checkpoint.load(path)
+
+
+def moment(index: int, name: str, value: object):
+    return lambda s: s["optimizer"]["state"][index].update({name: value})
+
+
+def group(**changes: object):
+    return lambda s: s["optimizer"]["param_groups"][0].update(changes)
+
+
+#: contents that no checksum protects, as in files of earlier versions
+WRONG = {
+    "moment shape": (moment(0, "exp_avg", torch.zeros(1)), r"exp_avg .* \(1,\) for .* \(2, 3\)"),
+    "moment type": (moment(0, "exp_avg_sq", torch.zeros(2, 3).double()), "float64"),
+    "moment kind": (moment(1, "exp_avg", [0.0]), "no dense tensor"),
+    "sparse moment": (moment(0, "exp_avg", torch.zeros(2, 3).to_sparse()), "no dense tensor"),
+    "no moment": (lambda s: s["optimizer"]["state"][0].pop("exp_avg"), "not that of AdamW"),
+    "steps": (moment(0, "step", torch.zeros(3)), "step"),
+    "no steps": (moment(0, "step", "one"), "step"),
+    "negative steps": (moment(0, "step", torch.tensor(-1.0)), "step"),
+    "parameter": (lambda s: s["optimizer"]["state"].update({7: {}}), "a parameter 7"),
+    "groups": (lambda s: s["optimizer"]["param_groups"].clear(), "0 groups, not 1"),
+    "group": (group(params=[0, 0]), "other parameters"),
+    "rate": (group(lr="high"), "lr of the optimizer's group 0 is 'high'"),
+    "betas": (group(betas=(0.9,)), "betas"),
+    "optimizer": (lambda s: s.update(optimizer=[]), "its optimizer is a list"),
+    "no groups": (lambda s: s["optimizer"].pop("param_groups"), "no param_groups"),
+    "update": (lambda s: s.update(update="1"), "its update is a str"),
+    "true": (lambda s: s.update(update=True), "its update is a bool"),
+    "another update": (lambda s: s.update(update=5), "update 5"),
+    "batch": (lambda s: s.update(global_batch=0), "0 images an update"),
+    "sum": (lambda s: s.update(loss_sum=float("nan")), "loss_sum is nan"),
+    "sums": (lambda s: s.update(norm_sum=None), "its norm_sum is a NoneType"),
+    "counters": (lambda s: s["counters"].update(speed=1), "no counter speed"),
+    "counter": (lambda s: s["counters"].update(bad=["x"]), "counter bad"),
+    "model": (lambda s: s.update(model=torch.zeros(2)), "its model is a Tensor"),
+    "weight": (lambda s: s["model"].update(weight=1.0), "weight is no dense tensor"),
+    "weight type": (lambda s: s["model"].update(weight=torch.zeros(2, 3).int()), "int32"),
+    "weight shape": (lambda s: s["model"].update(weight=torch.zeros(3)), r"\(3,\) for \(2, 3\)"),
+    "data": (lambda s: s.update(data=None), "its data is a NoneType"),
+    "settings": (lambda s: s.update(config="[]"), "settings"),
+    "setting": (lambda s: s.update(config=json.dumps({"epochs": "ten"})), "epochs 'ten'"),
+    "no text": (lambda s: s.update(config=3), "its config is a int"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_wrong_contents_are_refused_in_one_line(how, tmp_path):
+    from simmim.loop import Counters
+
+    path = tmp_path / "step-00000001.pt"
+    change, words = WRONG[how]
+    state = {"version": 1, **small_state()}
+    change(state)
+    torch.save(state, path)
+    model, optimizer = small_model()
+    with pytest.raises(checkpoint.DamagedError, match=words) as caught:
+        read = checkpoint.load(path)
+        checkpoint.settings(path, read, RunConfig)
+        check_training_state(path, read, model, optimizer, Counters)
+    assert "\n" not in str(caught.value) and path.name in str(caught.value)
+
+
+def test_right_contents_are_taken(tmp_path):
+    from simmim.loop import Counters
+
+    path = tmp_path / "step-00000001.pt"
+    model, optimizer = small_model()
+    check_training_state(path, write_pt(path), model, optimizer, Counters)
+
+
+def test_nothing_that_a_file_holds_is_run(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    path = tmp_path / "x.pt"
+    torch.save({"version": 1, **small_state(), "more": Harm()}, path)
+    with pytest.raises(UserError, match="without running code"):
+        checkpoint.load(path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_damaged_checkpoint_names_a_good_one_beside_it(tmp_path):
+    with started(tmp_path) as folder:
+        folder.save(2, small_state() | {"update": 2}, keep=5)
+    newest = checkpoint.newest(folder.checkpoints)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    for path in (folder.checkpoints / "last.pt", newest):
+        with pytest.raises(UserError, match=r"step-00000001\.pt is not damaged"):
+            checkpoint.load(path)
+
+
+def fails(*_args, **_options):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("lacking", [(), ("symlink",), ("symlink", "link")], ids=str)
+def test_last_works_without_links(lacking, tmp_path, monkeypatch):
+    for name in lacking:
+        monkeypatch.setattr(os, name, fails)
+    if "symlink" in lacking:
+        monkeypatch.setattr(Path, "symlink_to", fails)
+    last = tmp_path / "last.pt"
+    for step in (1, 2):
+        path = checkpoint.path_of(tmp_path, step)
+        checkpoint.write(path, small_state() | {"update": step})
+        point_last_at(path)
+        point_last_at(path)
+        assert checkpoint.load(last)["update"] == step
+        assert torch.load(last, weights_only=True)["update"] == step
+    assert last.is_symlink() == (not lacking)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "last.pt",
+        "step-00000001.pt",
+        "step-00000002.pt",
+    ]
+
+
+def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch):
+    genuine = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        genuine(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_pt(tmp_path / "x.pt")
+
+
+def test_a_disk_that_fails_when_flushed(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    write_pt(path)
+    before = path.read_bytes()
+
+    def fsync(_descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match=r"cannot write .*x\.pt: Input/output error"):
+        write_pt(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_the_disk_changes_never_takes_the_place_of_a_good_file(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    FORMATS[name](path)
+    before = path.read_bytes()
+    genuine = files.flush_file
+
+    def flush(written: Path) -> None:
+        content = bytearray(written.read_bytes())
+        weight = small_state()["model"]["weight"].numpy().tobytes()
+        content[content.index(weight)] ^= 1
+        written.write_bytes(content)
+        genuine(written)
+
+    monkeypatch.setattr(files, "flush_file", flush)
+    with pytest.raises(UserError, match="the disk gives back something else"):
+        FORMATS[name](path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def small_drive(tmp_path):
+    """A real file system of 64 KiB in memory."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def started(out: Path) -> RunFolder:
+    """The folder of a run with one checkpoint."""
+    folder = RunFolder(out, "pretrain")
+    folder.lock()
+    folder.start_anew(overwrite=False)
+    folder.save(1, small_state(), keep=1)
+    return folder
+
+
+def assert_first_checkpoint_alone(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == ["last.pt", "step-00000001.pt"]
+    assert checkpoint.load(folder / "last.pt")["update"] == 1
+
+
+@pytest.mark.parametrize("numbers", [14_000, 30_000, 10**6])
+def test_a_file_system_that_is_full(numbers, small_drive):
+    with started(small_drive / "run") as folder:
+        state = small_state() | {"update": 2}
+        state["model"]["weight"] = torch.zeros(numbers)
+        path = folder.checkpoints / "step-00000002.pt"
+        with pytest.raises(UserError) as caught:
+            folder.save(2, state, keep=1)
+        assert str(caught.value) == f"cannot write {path}: No space left on device"
+        assert_first_checkpoint_alone(folder.checkpoints)
+
+
+def test_a_file_system_without_room_for_anything(small_drive):
+    with started(small_drive / "run") as folder:
+        filler = small_drive / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 512):
+                pass
+        with pytest.raises(UserError, match="No space left on device") as caught:
+            folder.save(2, small_state() | {"update": 2}, keep=1)
+        assert "\n" not in str(caught.value)
+        assert_first_checkpoint_alone(folder.checkpoints)
+        filler.unlink()
+        folder.save(2, small_state() | {"update": 2}, keep=1)
+        assert checkpoint.load(folder.checkpoints / "last.pt")["update"] == 2
+
+
+def test_a_file_system_that_becomes_read_only(small_drive):
+    with started(small_drive / "run") as folder:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_drive)], check=True)
+        try:
+            with pytest.raises(UserError, match="Read-only file system") as caught:
+                folder.save(2, small_state() | {"update": 2}, keep=1)
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(small_drive)], check=True)
+        assert "\n" not in str(caught.value)
+        assert_first_checkpoint_alone(folder.checkpoints)
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    out = tmp_path / "run"
+    with started(out) as folder:
+        out.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match=r"the folder .*run has vanished"):
+            folder.save(2, small_state() | {"update": 2}, keep=1)
+    assert not out.exists()
+    assert_first_checkpoint_alone(tmp_path / "moved" / "checkpoints")
+
+
+def test_a_folder_of_checkpoints_that_vanishes(tmp_path):
+    with started(tmp_path / "run") as folder:
+        folder.checkpoints.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match=r"step-00000002\.pt: No such file or directory"):
+            folder.save(2, small_state() | {"update": 2}, keep=1)
+    assert_first_checkpoint_alone(tmp_path / "moved")
+
+
+def test_a_record_that_was_deleted_stops_no_run(tmp_path):
+    with started(tmp_path / "run") as folder:
+        shutil.rmtree(tmp_path / "run" / ".simmim")
+        folder.save(2, small_state() | {"update": 2}, keep=1)
+    assert [p.name for p in checkpoint.numbered(folder.checkpoints)] == ["step-00000002.pt"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +21,7 @@ from simmim.attention import choose_attention
 from simmim.data import Batch, Crops, check_readable, collate, loader
 from simmim.errors import UserError
 from simmim.failures import explained
+from simmim.fingerprint import Fingerprint
 from simmim.log import NoRecords, Records
 from simmim.optim import adamw, learning_rate, parameter_groups
 from simmim.order import Order, Remaining
@@ -38,6 +38,7 @@ class Counters:
     first_validation: float | None = None
     last_validation: float | None = None
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    partly: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Loop(ABC):
     Args:
         config: already checked.
         train_set: the samples of an epoch.
+        fingerprint: of the images in it, which must be the same on resuming.
+        data_summary: lines for the log that say which files are used.
 
     Raises:
         UserError: settings that cannot work, an ``out`` that already holds a run.
@@ -80,11 +83,16 @@ class Loop(ABC):
     kind: ClassVar[str]
     counters_type: ClassVar[type[Counters]] = Counters
 
-    def __init__(self, config: RunConfig, train_set: Crops) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        train_set: Crops,
+        fingerprint: Fingerprint,
+        data_summary: Sequence[str] = (),
+    ) -> None:
         self.config, self.train_set = config, train_set
         self.images = len(train_set.paths)
-        names = "\n".join(path.name for path in train_set.paths)
-        self.data_fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        self.fingerprint, self.data_summary = fingerprint, data_summary
         self.fabric = launch(config.device, config.precision, config.shard)
         self.order = Order(
             samples=len(train_set),
@@ -147,7 +155,8 @@ class Loop(ABC):
         config, order = self.config, self.order
         records = Records if self.fabric.is_global_zero else NoRecords
         self.records = records(config.out, self.update, order.updates, order.global_batch)
-        self.records.say(self.attention)
+        for line in (*self.data_summary, self.attention):
+            self.records.say(line)
         signal = 0
         with (
             explained(),
@@ -236,6 +245,10 @@ class Loop(ABC):
         """Remember and name the files of ``batch`` that were passed over."""
         check_readable(batch, self.config.on_bad_image)
         self._add_bad(dict(batch.bad))
+        for path, note in batch.notes:
+            if path not in self.counters.partly:
+                self.counters.partly[path] = note
+                self.records.say(f"{path}: {note}")
 
     def _add_bad(self, found: dict[str, str]) -> None:
         for path, reason in found.items():
@@ -297,6 +310,7 @@ class Loop(ABC):
         began = time.perf_counter()
         loss_sum, norm_sum = self._read_sums()
         self._add_bad(self.peers.union(self.counters.bad))
+        self.counters.partly = self.peers.union(self.counters.partly)
         self.records.sync()
         state = {
             "kind": self.kind,
@@ -310,7 +324,7 @@ class Loop(ABC):
             "norm_sum": norm_sum,
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
-            "data": {"images": self.images, "sha256": self.data_fingerprint},
+            "data": self.fingerprint.state(),
         }
         if self.fabric.is_global_zero:
             checkpoint.save(self.folder, self.update, state, self.config.keep)
@@ -351,10 +365,11 @@ class Loop(ABC):
             )
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
-        if state["data"]["sha256"] != self.data_fingerprint:
+        other = self.fingerprint.difference(state["data"])
+        if other:
             raise UserError(
-                f"the images are not those of {path} ({state['data']['images']} then, "
-                f"{self.images} now): resume with the same --data, or start anew in another --out"
+                f"the images are not those of {path} ({other}): resume with the same --data, or "
+                "start anew in another --out"
             )
         checkpoint.check_weights(path, state["model"], self.model.state_dict())
         load_model(self.model, state["model"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 
 from simmim.crop import ORDER, random_numbers
-from simmim.data import VALIDATION_SEED
+from simmim.data import VALIDATION_SEED, check_links
 from simmim.errors import UserError
-from simmim.images import find_images
+from simmim.images import find_listing
 from simmim.labels_config import FinetuneConfig, ProbeConfig
+from simmim.listing import SUFFIXES, Listing, holds_run
+from simmim.splits import check_no_split_inside, resolve_split
 
 
 @dataclass(frozen=True)
@@ -31,22 +35,50 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes, and their images."""
+    """Names of the classes, and their images.
+
+    Attributes:
+        names: in the order of the labels.
+        train, test: the images.
+        root: the folder that all files to train on lie below.
+        summary: lines that say which files are used, how many were left, and why.
+    """
 
     names: list[str]
     train: Labelled
     test: Labelled
+    root: Path
+    summary: tuple[str, ...] = ()
 
 
-def find_classes(folder: Path) -> dict[str, list[Path]]:
+def find_classes(
+    folder: Path, without: Iterable[Path] = ()
+) -> tuple[dict[str, list[Path]], Listing]:
     """The images of each folder in ``folder``, under the folder's name, in sorted order.
+
+    Hidden folders, those of runs, and ``without`` are no classes.
+
+    Returns:
+        images by class, and what was found and left in all of them.
 
     Raises:
         UserError: no such folder, fewer than two class folders, or one without images.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    everything, without = Listing(folder), {path.resolve() for path in without}
+    folders = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            everything.left["image outside the class folders"] += 1
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        if path.resolve() in without:
+            everything.without.append(path)
+        elif holds_run(path, set(os.listdir(path))):
+            everything.runs.append(path)
+        else:
+            folders.append(path)
     if len(folders) < 2:
         raise UserError(
             f"{folder} holds {len(folders)} class folders, and a classifier needs two: put the "
@@ -54,11 +86,14 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
         )
     found = {}
     for path in folders:
+        check_no_split_inside(path)
         try:
-            found[path.name] = find_images(path)
+            listing = find_listing(path, without)
         except UserError as error:
             raise UserError(f"{error}; add images of this class or remove its folder") from None
-    return found
+        found[path.name] = listing.paths
+        everything.add(listing)
+    return found, everything
 
 
 def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
@@ -69,13 +104,20 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
     """
     if config.data is None:
         raise UserError("say where the labelled images are: --data FOLDER, one folder per class")
-    found = find_classes(config.data)
-    if config.val_data is None:
+    split = resolve_split(config.data, config.val_data, config.out, classes=True)
+    held_out = [] if split.held_out is None else [split.held_out]
+    found, listing = find_classes(split.train, [config.out, *held_out])
+    check_links(listing, config.on_bad_image)
+    summary = [*split.notes, f"{len(found)} classes, {listing.summary()}"]
+    if split.held_out is None:
         train, test = _hold_out(found, config)
     else:
-        train, test = found, find_classes(config.val_data)
+        train = found
+        test, listing = find_classes(split.held_out, [config.out])
+        check_links(listing, config.on_bad_image)
+        summary.append(f"to test on: {listing.summary()}")
         for name in sorted(train.keys() ^ test.keys()):
-            here, there = (config.data, config.val_data)[:: 1 if name in train else -1]
+            here, there = (split.train, split.held_out)[:: 1 if name in train else -1]
             raise UserError(
                 f"class {name!r} is in {here} but not in {there}: add or remove its folder"
             )
@@ -84,7 +126,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
             name: _some(paths, name, number, config)
             for number, (name, paths) in enumerate(train.items())
         }
-    return Classes(list(train), _labelled(train), _labelled(test))
+    return Classes(list(train), _labelled(train), _labelled(test), split.train, tuple(summary))
 
 
 def _hold_out(

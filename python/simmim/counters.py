@@ -16,6 +16,7 @@ class Counters:
         first_validation, last_validation: validation losses.
         validated: update of the newest validation, -1 before the first.
         bad: files that could not be read, with the reasons.
+        partly: files that were used in part, with what was left.
         changes: settings that were changed when the run was resumed, a line each.
     """
 
@@ -23,6 +24,7 @@ class Counters:
     last_validation: float | None = None
     validated: int = -1
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    partly: dict[str, str] = dataclasses.field(default_factory=dict)
     changes: list[str] = dataclasses.field(default_factory=list)
 
     def are_finite(self) -> bool:

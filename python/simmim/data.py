@@ -7,55 +7,38 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from simmim.batches import Batch, Sample, collate
 from simmim.config import PretrainConfig
 from simmim.crop import ORDER, Cropping, random_numbers
 from simmim.demo_data import demo_photographs
 from simmim.errors import UnreadableImageError, UserError
-from simmim.images import BadImageError, find_images, read_image
+from simmim.image_contents import UnusedContentWarning
+from simmim.images import BadImageError, LostImageError, find_listing, read_image
 from simmim.labels_config import FinetuneConfig
+from simmim.listing import Listing, summarize_bad
 from simmim.order import piece
 from simmim.signals import leave_signals_to_parent
+from simmim.splits import resolve_split
 
-
-class Sample(NamedTuple):
-    """One crop on its way to a batch, ``None`` where no file at all could be read.
-
-    ``source`` is the file that it was cut from, as its place in the list of files; ``bad`` lists ``(path, reason)`` of files passed over: a worker reports, it does not raise, since
-    the loader would bury the reason in a traceback.
-    """
-
-    image: Tensor | None
-    id: int
-    source: int
-    bad: list[tuple[str, str]]
-
-
-class Batch(NamedTuple):
-    """``images`` ``uint8 (B, C, H, W)``, ``ids`` and ``sources`` ``int64 (B,)``, files passed over.
-
-    ``images`` is empty where no file could be read.
-    """
-
-    images: Tensor
-    ids: Tensor
-    sources: Tensor
-    bad: list[tuple[str, str]]
+#: files that the system does not give us, one after the other, until we take the disk for lost
+LOST_IN_A_ROW = 8
 
 
 class Crops(Dataset):
     """Crops of a list of image files, indexed by ``(epoch, sample id)``.
 
     Where a file cannot be read, the next readable one of the list stands in, under the sample's own
-    id, so that batches stay full and every run makes the same choice.
+    id, so that batches stay full and every run makes the same choice; or, with ``replace=False``, a
+    blank image that is marked as not read, for results that count each file once.
 
     Args:
         paths: image files.
@@ -63,6 +46,7 @@ class Crops(Dataset):
         channels: 1 or 3.
         crops: samples of each image in an epoch.
         cache: keep decoded images in memory.
+        replace: let the next readable image stand in for one that cannot be read.
     """
 
     def __init__(
@@ -73,12 +57,18 @@ class Crops(Dataset):
         channels: int,
         crops: int = 1,
         cache: bool = False,
+        replace: bool = True,
     ) -> None:
         self.paths = paths
         self.cropping = cropping
         self.channels = channels
         self.crops = crops
         self.cache: dict[int, Tensor] | None = {} if cache else None
+        self.replace = replace
+        # a file that was refused for its contents is not opened again, each sample anew
+        self._refused: dict[int, str] = {}
+        self._notes: dict[int, str] = {}
+        self._lost = 0
 
     def __len__(self) -> int:
         return len(self.paths) * self.crops
@@ -87,45 +77,67 @@ class Crops(Dataset):
         epoch, sample = index
         crop, first = divmod(sample, len(self.paths))
         bad: list[tuple[str, str]] = []
-        for step in range(len(self.paths)):
+        for step in range(len(self.paths) if self.replace else 1):
             which = (first + step) % len(self.paths)
+            path, known = str(self.paths[which]), which in self._refused
             try:
                 image = self._read(which)
             except BadImageError as error:
-                bad.append((str(self.paths[which]), str(error)))
+                # what stands in between is named when its own turn comes
+                if not known or step == 0:
+                    bad.append((path, str(error)))
+                if self._lost >= LOST_IN_A_ROW:
+                    return Sample(None, sample, which, bad, read=False, lost=True)
                 continue
-            return Sample(self.cropping(image, epoch, sample, crop), sample, which, bad)
-        return Sample(None, sample, first, bad)
+            notes = ((path, self._notes[which]),) if which in self._notes else ()
+            crop_image = self.cropping(image, epoch, sample, crop)
+            return Sample(crop_image, sample, which, bad, notes=notes)
+        if self.replace:
+            return Sample(None, sample, first, bad, read=False)
+        blank = torch.zeros((self.channels, *self.cropping.size), dtype=torch.uint8)
+        return Sample(blank, sample, first, bad, read=False)
 
     def _read(self, which: int) -> Tensor:
-        if self.cache is None:
-            return read_image(self.paths[which], self.channels)
-        if which not in self.cache:
-            self.cache[which] = read_image(self.paths[which], self.channels)
-        return self.cache[which]
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples to a batch."""
-    images = [s.image for s in samples if s.image is not None]
-    return Batch(
-        torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
-        torch.tensor([s.id for s in samples]),
-        torch.tensor([s.source for s in samples]),
-        [bad for s in samples for bad in s.bad],
-    )
+        if self.cache is not None and which in self.cache:
+            return self.cache[which]
+        if which in self._refused:
+            raise BadImageError(self._refused[which])
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UnusedContentWarning)
+                image = read_image(self.paths[which], self.channels)
+        except LostImageError:
+            self._lost += 1
+            raise
+        except BadImageError as error:
+            self._lost = 0
+            self._refused[which] = str(error)
+            raise
+        self._lost = 0
+        notes = [str(w.message) for w in caught if issubclass(w.category, UnusedContentWarning)]
+        if notes:
+            self._notes[which] = ", ".join(notes)
+        if self.cache is not None:
+            self.cache[which] = image
+        return image
 
 
 def check_readable(batch: Batch, on_bad_image: str) -> None:
-    """Raise ``UnreadableImageError`` if no image can be read, or if one cannot and that is to stop
-    the run."""
-    if not batch.bad:
+    """Raise ``UnreadableImageError`` if no image can be read, if files cannot be opened any more, or
+    if one cannot be read and that is to stop the run."""
+    if not batch.bad and len(batch.images):
         return
-    path, reason = batch.bad[0]
+    path, reason = batch.bad[-1 if batch.lost else 0] if batch.bad else ("", "")
+    if batch.lost:
+        raise UnreadableImageError(
+            f"{LOST_IN_A_ROW} images in a row cannot be opened, the last is {path}: {reason}; is "
+            "the disk or the network drive still connected?"
+        )
     if on_bad_image == "error":
         raise UnreadableImageError(f"cannot read {path}: {reason}")
     if not len(batch.images):
-        raise UnreadableImageError(f"no image can be read; the first is {path}: {reason}")
+        kinds = summarize_bad(dict(batch.bad))
+        raise UnreadableImageError(f"no image can be read: {kinds}; the first is {path}: {reason}")
 
 
 def loader(
@@ -152,8 +164,8 @@ def validation_batches(
     """This process's part of ``dataset`` at epoch 0, in batches of at most ``batch`` samples.
 
     Yields:
-        a batch, and how many of its samples count: all, or none of its single one where the last
-        samples are fewer than the processes, which all must take part.
+        a batch, and how many of its samples count, if they are marked as read: all, or none of its
+        single one where the last samples are fewer than the processes, which all must take part.
     """
     for start in range(0, len(dataset), batch * world):
         own = piece(min(batch * world, len(dataset) - start), rank, world)
@@ -166,10 +178,18 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class Files:
-    """Image files of a run."""
+    """Image files of a run.
+
+    Attributes:
+        train, validation: the files.
+        root: the folder that all files to train on lie below.
+        summary: lines that say which files are used, how many were left, and why.
+    """
 
     train: list[Path]
     validation: list[Path]
+    root: Path
+    summary: tuple[str, ...] = ()
 
 
 def split_files(config: PretrainConfig) -> Files:
@@ -179,23 +199,44 @@ def split_files(config: PretrainConfig) -> Files:
         UserError: no folder given, nothing found, or nothing left to train on.
     """
     if config.data is None and config.preset == "demo":
-        return Files(*demo_photographs())
+        train, held_out = demo_photographs()
+        return Files(train, held_out, train[0].parent)
     if config.data is None:
         raise UserError("say which images to train on: --data FOLDER")
-    train = find_images(config.data)
-    if config.val_data is not None:
-        return Files(train, find_images(config.val_data))
+    split = resolve_split(config.data, config.val_data, config.out)
+    held_out = [] if split.held_out is None else [split.held_out]
+    listing = find_listing(split.train, [config.out, *held_out])
+    check_links(listing, config.on_bad_image)
+    train, summary = listing.paths, [*split.notes, listing.summary()]
+    if split.held_out is not None:
+        if config.val_count and config.val_data is None:
+            raise UserError(
+                f"--val-count would hold out images of {split.train}, but {split.held_out} is "
+                f"there to validate on: leave out --val-count, or give --data {split.train}"
+            )
+        validation = find_listing(split.held_out, [config.out])
+        check_links(validation, config.on_bad_image)
+        summary.append(f"validation: {validation.summary()}")
+        return Files(train, validation.paths, split.train, tuple(summary))
     if config.val_count >= len(train):
         raise UserError(
             f"--val-count {config.val_count} leaves nothing to train on: "
             f"{config.data} holds {len(train)} images"
         )
     mixed = random_numbers(ORDER, VALIDATION_SEED, 0, 1).permutation(len(train))
-    held_out = set(mixed[: config.val_count].tolist())
+    chosen = set(mixed[: config.val_count].tolist())
     return Files(
-        [path for i, path in enumerate(train) if i not in held_out],
-        [path for i, path in enumerate(train) if i in held_out],
+        [path for i, path in enumerate(train) if i not in chosen],
+        [path for i, path in enumerate(train) if i in chosen],
+        split.train,
+        tuple(summary),
     )
+
+
+def check_links(listing: Listing, on_bad_image: str) -> None:
+    """Raise ``UnreadableImageError`` for a link to nothing if that is to stop the run."""
+    if listing.dangling and on_bad_image == "error":
+        raise UnreadableImageError(f"cannot read {listing.dangling[0]}: a link to nothing")
 
 
 def training_crops(config: PretrainConfig | FinetuneConfig, paths: list[Path]) -> Crops:
@@ -211,7 +252,8 @@ def training_crops(config: PretrainConfig | FinetuneConfig, paths: list[Path]) -
 
 
 def validation_crops(config: PretrainConfig, paths: list[Path]) -> Crops:
-    """Fixed crops of held-out images: the first of each is central, none is mirrored."""
+    """Fixed crops of held-out images: the first of each is central, none is mirrored; blank where an
+    image cannot be read."""
     cropping = Cropping(
         config.size,
         config.crop_scale,
@@ -226,12 +268,13 @@ def validation_crops(config: PretrainConfig, paths: list[Path]) -> Crops:
         channels=config.channels,
         crops=config.val_crops,
         cache=config.cache,
+        replace=False,
     )
 
 
 def central_crops(
     paths: list[Path], size: tuple[int, int], channels: int, cache: bool = False
 ) -> Crops:
-    """The largest central crop of each image."""
+    """The largest central crop of each image, blank where it cannot be read."""
     cropping = Cropping(size, (1.0, 1.0), (1.0, 1.0), 0.0, VALIDATION_SEED, central_first=True)
-    return Crops(paths, cropping, channels=channels, cache=cache)
+    return Crops(paths, cropping, channels=channels, cache=cache, replace=False)

@@ -12,7 +12,8 @@ from simmim.classes import split_classes
 from simmim.classifier import Classifier, completed, start
 from simmim.counters import Counters
 from simmim.data import Batch, central_crops, training_crops, validation_batches
-from simmim.errors import require
+from simmim.errors import UnreadableImageError, require
+from simmim.fingerprint import data_fingerprint
 from simmim.labels_config import FinetuneConfig
 from simmim.loop import Loop
 from simmim.optim import parameter_groups
@@ -31,9 +32,10 @@ def command(config: FinetuneConfig) -> int:
     print_trained(trainer, summary)
     counters, names = summary.counters, trainer.classes.names
     right = int(counters.confusion.diagonal().sum())
+    unread = f"; {counters.unread:,} more could not be read" if counters.unread else ""
     print(
         f"{right} of {int(counters.confusion.sum())} test images right: accuracy "
-        f"{counters.accuracy:.1%}, {len(names)} classes"
+        f"{counters.accuracy:.1%}, {len(names)} classes{unread}"
     )
     confusion, curve = config.out / "confusion.png", config.out / "loss_curve.png"
     for picture in (confusion, curve):
@@ -51,11 +53,12 @@ def command(config: FinetuneConfig) -> int:
 
 @dataclass
 class FinetuneCounters(Counters):
-    """Of the newest validation: the share of right answers, and how often class (row) was taken for
-    class (column)."""
+    """Of the newest validation: the share of right answers, how often class (row) was taken for
+    class (column), and how many images could not be read and are in neither."""
 
     accuracy: float | None = None
     confusion: Tensor | None = None
+    unread: int = 0
 
 
 class Finetuner(Loop):
@@ -78,7 +81,12 @@ class Finetuner(Loop):
             self.classes.test.paths, config.size, config.channels, config.cache
         )
         self.mix = mixing(config.mixup, config.cutmix)
-        super().__init__(config, training_crops(config, self.classes.train.paths))
+        super().__init__(
+            config,
+            training_crops(config, self.classes.train.paths),
+            data_fingerprint(self.classes.train.paths, self.classes.root, self.classes.names),
+            self.classes.summary,
+        )
 
     def build_model(self) -> Classifier:
         encoder = start(self.config, self.weights, self.config.drop_path)
@@ -107,8 +115,10 @@ class Finetuner(Loop):
         confusion = torch.zeros(count_of * count_of, dtype=torch.int64, device=device)
         for batch, count in validation_batches(self.val_set, order.batch, order.rank, order.world):
             self.note_bad(batch)
-            labels = self.classes.test.labels[batch.sources][:count].to(device)
-            scores = self.model(batch.images.to(device))[:count].float()
+            read = batch.read[:count]
+            labels = self.classes.test.labels[batch.sources][:count][read].to(device)
+            # all of them, blank ones too: every process must take part
+            scores = self.model(batch.images.to(device))[:count][read.to(device)].float()
             loss += cross_entropy(scores, labels, reduction="sum")
             confusion += torch.bincount(
                 labels * count_of + scores.argmax(1), minlength=count_of * count_of
@@ -116,6 +126,12 @@ class Finetuner(Loop):
         loss = self.fabric.all_reduce(loss, reduce_op="sum")
         confusion = self.fabric.all_reduce(confusion, reduce_op="sum").view(count_of, count_of)
         counters, total = self.counters, int(confusion.sum())
+        unread = len(self.val_set) - total
+        if not total:
+            raise UnreadableImageError(f"none of the {unread:,} images to test on can be read")
+        if unread != counters.unread:
+            self.records.say(f"{unread:,} images to test on could not be read and are not counted")
+        counters.unread = unread
         counters.confusion = confusion.cpu()
         counters.accuracy = int(confusion.diagonal().sum()) / total
         counters.last_validation = loss.item() / total

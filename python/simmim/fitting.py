@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +51,7 @@ class Fitting(ABC):
     images: int
     parameters: int
     attention: str
+    data_summary: Sequence[str]
     fabric: Any
     order: Order
     peers: Peers
@@ -131,7 +133,8 @@ class Fitting(ABC):
                 device=self.fabric.device.type,
             )
         )
-        self.records.say(self.attention)
+        for line in (*self.data_summary, self.attention):
+            self.records.say(line)
         for remark in remarks(config):
             self.records.say(remark)
         for line in self.counters.changes:
@@ -214,9 +217,11 @@ class Fitting(ABC):
         self._seed_update()
         total = torch.zeros_like(self.sums.loss)
         bad: dict[str, str] = {}
+        notes: dict[str, str] = {}
         for turn in range(config.accumulate):
             batch = self.reader.read()
             bad.update(batch.bad)
+            notes.update(batch.notes)
             last = turn == config.accumulate - 1
             with self.fabric.no_backward_sync(self.model, enabled=not last):
                 loss = self.pass_loss(batch, order.epoch(self.update))
@@ -233,6 +238,7 @@ class Fitting(ABC):
         self.optimizer.zero_grad()
         self.sums.add(total, norm)
         self._add_bad(bad)
+        self._add_notes(notes)
         self.update += 1
         self._whole = True
         return stop
@@ -267,12 +273,19 @@ class Fitting(ABC):
         """Remember and name the files of ``batch`` that were passed over."""
         check_readable(batch, self.config.on_bad_image)
         self._add_bad(dict(batch.bad))
+        self._add_notes(dict(batch.notes))
 
     def _add_bad(self, found: dict[str, str]) -> None:
         for path, reason in found.items():
             if path not in self.counters.bad:
                 self.counters.bad[path] = reason
                 self.records.say(f"skipped {path}: {reason}")
+
+    def _add_notes(self, found: dict[str, str]) -> None:
+        for path, note in found.items():
+            if path not in self.counters.partly:
+                self.counters.partly[path] = note
+                self.records.say(f"{path}: {note}")
 
     def _log(self) -> None:
         loss, norm = (total / self.sums.count for total in self._read_sums())

@@ -1,90 +1,109 @@
-"""Image files: which there are, and how one becomes ``uint8 (C, H, W)``."""
+"""Image files: which there are in a folder, and how one becomes ``uint8 (C, H, W)``."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from simmim.errors import UserError, first_line
+from simmim.image_contents import BadImageError, open_image
+from simmim.listing import SUFFIXES, Listing, list_images
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+__all__ = ["SUFFIXES", "BadImageError", "LostImageError", "find_images", "read_image"]
+
+#: what keeps a single file from being read, on a machine and a disk that are all right
+_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-class BadImageError(Exception):
-    """An image file that cannot be used; the message says why."""
+class LostImageError(BadImageError):
+    """The system does not give us the file: it is gone, or the disk or the network is."""
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files under ``folder``, sorted by path so that the order is that of any machine.
+def find_images(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
+    """All image files under ``folder``, in the order of ``list_images``.
 
-    Links to folders are followed, but into no folder that holds the link, and each link by itself:
-    two links to one folder give its images twice.
+    Args:
+        without: folders to leave out.
 
     Raises:
         UserError: no such folder, one that may not be read, or no image in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    found = list(_walk(folder, (folder.resolve(),)))
-    if not found:
+    return find_listing(folder, without).paths
+
+
+def find_listing(folder: Path, without: Iterable[Path] = ()) -> Listing:
+    """``list_images``, with an error where there is none.
+
+    Raises:
+        UserError: no such folder, one that may not be read, or no image in it.
+    """
+    listing = list_images(folder, without)
+    if listing.paths:
+        return listing
+    if listing.left:
         raise UserError(
-            f"no images in {folder}: it holds no file that ends in {', '.join(sorted(SUFFIXES))}"
+            f"no images in {folder} of the kinds that are read (JPEG, PNG, TIFF, WebP): it holds "
+            f"{listing.left_out()}; convert them, for example to PNG"
         )
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
-
-
-def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Image files under ``folder``, which, without links, is the last of ``above``."""
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        raise UserError(
-            f"the folder {folder} may not be read: change its permissions, or name another folder"
-        ) from None
-    for entry in entries:
-        path, linked = Path(folder, entry.name), entry.is_symlink()
-        if entry.is_dir(follow_symlinks=False) or (linked and path.is_dir()):
-            inner = path.resolve() if linked else above[-1] / entry.name
-            if inner not in above:
-                yield from _walk(path, (*above, inner))
-        # a pipe would be waited for; a link to nothing is one more image that can't be read
-        elif path.suffix.lower() in SUFFIXES and (
-            entry.is_file(follow_symlinks=False) or path.is_file() or not path.exists()
-        ):
-            yield path
+    raise UserError(
+        f"no images in {folder}: it holds no file that ends in {', '.join(sorted(SUFFIXES))}"
+    )
 
 
 def read_image(path: Path, channels: int) -> Tensor:
     """Decode one 8-bit image file to ``uint8 (channels, H, W)``, upright as its EXIF tag says.
 
     A transparent image is laid on white: what its colours are where nothing shows is arbitrary.
+    CMYK becomes RGB by Pillow's formula, without a colour profile, as in torchvision's
+    ``ImageFolder``.
 
     Args:
         channels: 3 for RGB, 1 for gray.
 
+    Warns:
+        UnusedContentWarning: the file holds something else besides its picture.
+
     Raises:
-        BadImageError: not an image, damaged or cut short, more than 8 bits a channel.
+        LostImageError: the system does not give us the file.
+        BadImageError: not an image, damaged or cut short, or one of contents that are not read, see
+            ``simmim.image_contents.open_image``.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise BadImageError("more than 8 bits a channel")
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+        with path.open("rb") as file, open_image(file) as image:
+            pixels = _pixels(image, channels)
     except BadImageError:
         raise
-    except UnidentifiedImageError:
-        raise BadImageError("not an image") from None
-    # PIL's decoders raise whatever their format code meets: OSError, SyntaxError, struct.error, ...
+    except OSError as error:
+        # Pillow's own errors of this type carry no number of the system's
+        if error.errno is None or error.errno in _OF_ONE_FILE:
+            raise BadImageError(_damage(error)) from error
+        raise LostImageError(error.strerror or first_line(error)) from error
+    # PIL's decoders raise whatever their format code meets: SyntaxError, struct.error, ...
     except Exception as error:
-        raise BadImageError(first_line(error)) from error
+        raise BadImageError(_damage(error)) from error
     return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """``uint8 (H, W, 3)`` or ``(H, W)``."""
+    if image.mode.startswith(("I", "F")):
+        raise BadImageError("more than 8 bits a channel")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB" if channels == 3 else "L"))
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"damaged: {first_line(error)}"

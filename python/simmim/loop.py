@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from simmim.counters import Counters
 from simmim.data import Crops, check_readable, collate
 from simmim.errors import UserError, first_line
 from simmim.files import write_text
+from simmim.fingerprint import Fingerprint
 from simmim.finite import first_not_finite
 from simmim.fitting import Fitting
 from simmim.optim import adamw, parameter_groups
@@ -46,6 +46,8 @@ class Loop(Fitting):
     Args:
         config: already checked.
         train_set: the samples of an epoch.
+        fingerprint: of the images in it, which must be the same on resuming.
+        data_summary: lines for the log that say which files are used.
 
     Raises:
         UserError: settings that cannot work, an ``out`` that already holds a run.
@@ -55,11 +57,16 @@ class Loop(Fitting):
     kind: ClassVar[str]
     counters_type: ClassVar[type[Counters]] = Counters
 
-    def __init__(self, config: RunConfig, train_set: Crops) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        train_set: Crops,
+        fingerprint: Fingerprint,
+        data_summary: Sequence[str] = (),
+    ) -> None:
         self.config, self.train_set = config, train_set
         self.images = len(train_set.paths)
-        names = "\n".join(path.name for path in train_set.paths)
-        self.data_fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        self.fingerprint, self.data_summary = fingerprint, data_summary
         self.fabric = launch(config.device, config.precision, config.shard)
         self.order = Order(
             samples=len(train_set),
@@ -118,6 +125,7 @@ class Loop(Fitting):
         began = time.perf_counter()
         loss_sum, norm_sum = self._read_sums()
         self._add_bad(self.peers.union(self.counters.bad))
+        self.counters.partly = self.peers.union(self.counters.partly)
         self.records.sync()
         state = {
             "kind": self.kind,
@@ -132,7 +140,7 @@ class Loop(Fitting):
             "summed": self.sums.count,
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
-            "data": {"images": self.images, "sha256": self.data_fingerprint},
+            "data": self.fingerprint.state(),
         }
         lost = first_not_finite({key: state[key] for key in ("model", "optimizer")})
         if lost:
@@ -207,10 +215,11 @@ class Loop(Fitting):
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
         check_training_state(path, state, self.model, self.optimizer, self.counters_type)
-        if state["data"].get("sha256") != self.data_fingerprint:
+        other = self.fingerprint.difference(state["data"])
+        if other:
             raise UserError(
-                f"the images are not those of {path} ({state['data'].get('images')} then, "
-                f"{self.images} now): resume with the same --data, or start anew in another --out"
+                f"the images are not those of {path} ({other}): resume with the same --data, or "
+                "start anew in another --out"
             )
         return state
 

@@ -15,10 +15,11 @@ from simmim.classes import Classes, Labelled, split_classes
 from simmim.classifier import block_features, completed, start
 from simmim.data import central_crops, check_readable, loader
 from simmim.encoders import ConvEncoder, TimmEncoder
-from simmim.errors import UserError, require
+from simmim.errors import UnreadableImageError, UserError, require
 from simmim.failures import explained
 from simmim.files import replacing
 from simmim.labels_config import ProbeConfig
+from simmim.listing import summarize_bad
 from simmim.plot import confusion_picture
 from simmim.processes import chosen_device
 from simmim.report import print_written
@@ -43,12 +44,15 @@ class Result:
         linear, neighbours: of logistic regression and of the nearest neighbours.
         confusion: ``int (classes, classes)``, how often class (row) was taken by the linear
             classifier for class (column).
+        train, test: images that could be read, on which the other figures rest.
     """
 
     block: int
     linear: float
     neighbours: float
     confusion: np.ndarray
+    train: int
+    test: int
 
 
 def command(config: ProbeConfig) -> int:
@@ -57,8 +61,8 @@ def command(config: ProbeConfig) -> int:
     picture = config.out / "confusion.png"
     confusion_picture(results[-1].confusion, classes.names, picture)
     print(
-        f"{len(classes.names)} classes, {len(classes.train.paths)} images to train on, "
-        f"{len(classes.test.paths)} to test on"
+        f"{len(classes.names)} classes, {_counted(results[-1].train, classes.train)} images to "
+        f"train on, {_counted(results[-1].test, classes.test)} to test on"
     )
     print("block  linear  neighbours")
     for result in results:
@@ -69,6 +73,12 @@ def command(config: ProbeConfig) -> int:
         ("TensorBoard", config.out / "tensorboard"),
     )
     return 0
+
+
+def _counted(read: int, files: Labelled) -> str:
+    """How many images count, and how many could not be read."""
+    bad = len(files.paths) - read
+    return f"{read:,}" + (f" ({bad:,} more could not be read)" if bad else "")
 
 
 def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
@@ -93,6 +103,8 @@ def _probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     torch.manual_seed(config.seed)
     encoder = start(config, weights).eval().to(chosen_device(config.device))
     blocks = _blocks(config, len(encoder.blocks()))
+    for line in classes.summary:
+        print(line, file=sys.stderr)
     with explained():
         train, train_labels = _features(encoder, classes.train, blocks, config)
         test, test_labels = _features(encoder, classes.test, blocks, config)
@@ -132,15 +144,19 @@ def _features(
     for batch in loader(images, batches, config.workers):
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
-        # where a file cannot be read another one stands in, which has its own turn
-        own = batch.sources == batch.ids
-        if not own.any():
+        for path, note in batch.notes:
+            print(f"{path}: {note}", file=sys.stderr)
+        if not batch.read.any():
             continue
-        features = block_features(encoder, batch.images[own].to(device), blocks)
+        features = block_features(encoder, batch.images[batch.read].to(device), blocks)
         found.append([f.float().cpu().numpy() for f in features])
-        labels.append(files.labels[batch.sources[own]].numpy())
+        labels.append(files.labels[batch.sources[batch.read]].numpy())
     for path, reason in bad.items():
         print(f"left out {path}: {reason}", file=sys.stderr)
+    if not found:
+        raise UnreadableImageError(
+            f"none of the {len(files.paths)} images can be read: {summarize_bad(bad)}"
+        )
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
 
 
@@ -180,6 +196,8 @@ def measure(
         float(np.mean(guesses == test_labels)),
         float(np.mean(near.fit(train, train_labels).predict(test) == test_labels)),
         confusion,
+        len(train),
+        len(test),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from simmim.data import Batch, Crops, check_readable, loader
-from simmim.errors import UnreadableImageError
 from simmim.order import Order, Remaining
 from simmim.run_config import RunConfig
 
@@ -50,14 +49,17 @@ class Reader:
                 self.failure = error
         shape = (self.order.batch, self.config.channels, *self.config.size)
         none = torch.zeros(self.order.batch, dtype=torch.int64)
-        return Batch(torch.zeros(shape, dtype=torch.uint8), none, none, [])
+        return Batch(
+            images=torch.zeros(shape, dtype=torch.uint8),
+            ids=none,
+            sources=none,
+            bad=[],
+            read=none.bool(),
+            notes=[],
+            lost=False,
+        )
 
     def _next(self) -> Batch:
         batch = next(self._batches)
         check_readable(batch, self.config.on_bad_image)
-        if len(batch.images) < len(batch.ids):
-            path, reason = batch.bad[-1]
-            raise UnreadableImageError(
-                f"no image can be read any more; the last is {path}: {reason}"
-            )
         return batch

@@ -65,7 +65,7 @@ def _first_readable(
     samples = []
     for number, path in enumerate(paths):
         sample = central_crops([path], trained.size, trained.channels)[0, 0]
-        if sample.image is not None:
+        if sample.read:
             samples.append(sample._replace(id=number))
         elif config.on_bad_image == "error":
             raise UserError("cannot read {}: {}".format(*sample.bad[0]))

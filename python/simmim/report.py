@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from simmim.counters import Summary
+from simmim.listing import summarize_bad
 from simmim.loop import Loop
 
 
@@ -25,9 +26,14 @@ def stopped(trainer: Loop, summary: Summary) -> int:
 def print_trained(trainer: Loop, summary: Summary) -> None:
     """Say how much was done, how fast, and what could not be read."""
     print(f"\ntrained {summary.updates} updates at {summary.images_per_second:.0f} images/s")
-    bad = len(summary.counters.bad)
+    bad, partly = summary.counters.bad, summary.counters.partly
     if bad:
-        print(f"{bad} of {trainer.all_images} images could not be read and were skipped")
+        print(
+            f"{len(bad)} of {trainer.all_images} images could not be read and were skipped: "
+            f"{summarize_bad(bad)}"
+        )
+    if partly:
+        print(f"used in part: {summarize_bad(partly)}")
 
 
 def run_files(out: Path) -> list[tuple[str, Path]]:

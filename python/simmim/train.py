@@ -19,6 +19,8 @@ from simmim.data import (
     validation_batches,
     validation_crops,
 )
+from simmim.errors import UnreadableImageError
+from simmim.fingerprint import data_fingerprint
 from simmim.loop import Loop
 from simmim.model import SimMIM, visible_mean_colour
 
@@ -47,7 +49,12 @@ class Trainer(Loop):
         self.all_images = len(files.train) + len(files.validation)
         self.val_set = validation_crops(config, files.validation) if files.validation else None
         self.masking = build_masking(config)
-        super().__init__(config, training_crops(config, files.train))
+        super().__init__(
+            config,
+            training_crops(config, files.train),
+            data_fingerprint(files.train, files.root),
+            files.summary,
+        )
 
     def build_model(self) -> SimMIM:
         return build_model(self.config)
@@ -73,10 +80,15 @@ class Trainer(Loop):
             if self.counters.baseline is None:
                 guess = visible_mean_colour(model, images, mask)
                 losses.append(model.score(guess, images, mask, reduction="none"))
-            sums[0] += count
+            read = batch.read[:count].to(sums.device)
+            sums[0] += read.sum()
             for place, values in enumerate(losses, 1):
-                sums[place] += values[:count].sum(dtype=torch.float64)
+                sums[place] += values[:count][read].sum(dtype=torch.float64)
         counted, loss, baseline = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        if not counted:
+            raise UnreadableImageError(
+                f"none of the {len(self.val_set.paths):,} images to validate on can be read"
+            )
         if self.counters.baseline is None:
             self.counters.baseline = baseline / counted
             self.counters.first_validation = loss / counted

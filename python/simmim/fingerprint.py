@@ -1,0 +1,104 @@
+"""Whether the images of a resumed run are those that it began with.
+
+Seen are another number of files, other paths below the folder of the data, other sizes and other
+class names. Not seen is a file that was changed and kept its size, and any change of the images
+that are only validated on. Where the folder itself lies does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+#: on network drives a question about a file takes long, and many can be asked at once
+_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is kept of the images of a run; hashes are SHA-256 in hexadecimal.
+
+    Attributes:
+        images: how many files.
+        paths: hash of their paths below the folder of the data, in order.
+        sizes: hash of their sizes in bytes.
+        classes: hash of the class names in order; empty without classes.
+        names: hash of the bare file names, all that older versions kept.
+    """
+
+    images: int
+    paths: str
+    sizes: str
+    classes: str
+    names: str
+
+    def state(self) -> dict[str, int | str]:
+        """What a checkpoint keeps."""
+        return {
+            "images": self.images,
+            "paths": self.paths,
+            "sizes": self.sizes,
+            "classes": self.classes,
+            "sha256": self.names,
+        }
+
+    def difference(self, kept: dict[str, int | str]) -> str:
+        """What is other than in a checkpoint that keeps ``kept``, in one line; empty if nothing is.
+
+        Args:
+            kept: what ``state`` gave, or of an older version ``images`` and ``sha256`` alone.
+        """
+        if kept["images"] != self.images:
+            return f"{kept['images']:,} images then, {self.images:,} now"
+        if "paths" not in kept:
+            return "" if kept["sha256"] == self.names else "other file names"
+        own = self.state()
+        words = {
+            "classes": "other class names",
+            "paths": "other file names or folders",
+            "sizes": "files of other sizes",
+        }
+        return ", ".join(text for name, text in words.items() if kept[name] != own[name])
+
+
+def data_fingerprint(paths: Sequence[Path], root: Path, classes: Sequence[str] = ()) -> Fingerprint:
+    """The fingerprint of image files.
+
+    Args:
+        paths: files to train on, in the order of the run.
+        root: the folder that they were found in, which may be moved.
+        classes: names in the order of the labels.
+    """
+    pieces = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = [size for piece in pool.map(_sizes, pieces) for size in piece]
+    return Fingerprint(
+        images=len(paths),
+        paths=_hash(os.fsencode(path.relative_to(root).as_posix()) for path in paths),
+        sizes=_hash(str(size).encode() for size in sizes),
+        classes=_hash(map(os.fsencode, classes)) if classes else "",
+        names=hashlib.sha256(b"\n".join(os.fsencode(path.name) for path in paths)).hexdigest(),
+    )
+
+
+def _sizes(paths: Sequence[Path]) -> list[int]:
+    return [_size(path) for path in paths]
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        # no name holds this byte
+        found.update(part + b"\0")
+    return found.hexdigest()

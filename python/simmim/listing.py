@@ -1,0 +1,199 @@
+"""Which files of a folder are images that can be read, and what else it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simmim.errors import UserError
+
+#: kinds that are read, by suffix
+_KINDS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WebP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+SUFFIXES = frozenset(_KINDS)
+
+#: images and arrays that are not read, so that a folder of them does not look empty
+_OTHER_KINDS = {
+    **dict.fromkeys((".jpe", ".jfif", ".jif"), "JPEG by another suffix"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    ".gif": "GIF",
+    **dict.fromkeys((".apng", ".mng"), "animated PNG"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), "PPM"),
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    ".jxl": "JPEG XL",
+    ".mpo": "MPO",
+    **dict.fromkeys((".tga", ".icb", ".vda"), "TGA"),
+    **dict.fromkeys((".psd", ".psb"), "Photoshop"),
+    **dict.fromkeys((".ico", ".icns"), "icon"),
+    **dict.fromkeys((".svg", ".svgz"), "SVG"),
+    ".exr": "OpenEXR",
+    ".hdr": "HDR",
+    **dict.fromkeys(
+        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+        "camera raw",
+    ),
+    **dict.fromkeys((".btf", ".tf8", ".tf2", ".gtiff"), "TIFF by another suffix"),
+    **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vsi"), "slide scan"),
+    **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".oib", ".oif", ".stk"), "microscope file"),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
+    **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "volume"),
+    **dict.fromkeys((".fits", ".fit"), "FITS"),
+    **dict.fromkeys((".npy", ".npz"), "NumPy"),
+    **dict.fromkeys((".h5", ".hdf5", ".he5"), "HDF5"),
+    **dict.fromkeys((".nc", ".nc4"), "netCDF"),
+    ".zarr": "zarr",
+    ".n5": "n5",
+    ".parquet": "parquet",
+    ".arrow": "Arrow",
+    ".tfrecord": "TFRecord",
+    ".tar": "tar archive",
+    ".zip": "zip archive",
+    ".beton": "FFCV",
+    ".safe": "SAFE",
+}
+#: of these a folder is one file
+_FOLDER_KINDS = {".zarr", ".n5", ".safe"}
+#: what config.json of a run holds whatever the command
+_RUN_SETTINGS = {"data", "out", "seed", "on_bad_image"}
+
+
+@dataclass
+class Listing:
+    """Images under ``folder``, and what was left.
+
+    Attributes:
+        paths: image files, in the order of a run.
+        left: how many files of a kind were left.
+        runs: folders of runs, in which no images were looked for.
+        without: folders that were to be left out.
+        dangling: links that lead nowhere.
+    """
+
+    folder: Path
+    paths: list[Path] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+    runs: list[Path] = field(default_factory=list)
+    without: list[Path] = field(default_factory=list)
+    dangling: list[Path] = field(default_factory=list)
+
+    def left_out(self) -> str:
+        """For example ``3 GIF (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
+        parts = [f"{count:,} {kind} (not read)" for kind, count in self.left.most_common()]
+        if self.dangling:
+            links = f"{len(self.dangling):,} link{'s' if len(self.dangling) > 1 else ''}"
+            parts.append(f"{links} to nothing ({self.dangling[0]})")
+        parts += [f"the run in {folder}" for folder in self.runs]
+        parts += [f"the folder {folder}" for folder in self.without]
+        return ", ".join(parts)
+
+    def summary(self) -> str:
+        """For example ``1,234 images: 1,200 JPEG, 34 PNG; left: 3 GIF (not read)``."""
+        kinds = Counter(_KINDS[path.suffix.lower()] for path in self.paths)
+        found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
+        left = self.left_out()
+        return f"{images}: {found}" + (f"; left: {left}" if left else "")
+
+    def add(self, other: Listing) -> None:
+        """Count what ``other`` found along with this one's."""
+        self.paths += other.paths
+        self.left += other.left
+        self.runs += other.runs
+        self.without += other.without
+        self.dangling += other.dangling
+
+
+def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
+    """Files that could not be used, by path, and why: ``2 TIFF (16 bits a channel), 1 PNG (...)``.
+
+    Args:
+        bad: reasons by path.
+        most: groups to name.
+    """
+    groups = Counter(
+        # what follows the colon is of one file
+        (_KINDS.get(Path(path).suffix.lower(), "file"), reason.partition(":")[0])
+        for path, reason in bad.items()
+    ).most_common()
+    named = [f"{count:,} {kind} ({reason})" for (kind, reason), count in groups[:most]]
+    rest = sum(count for _, count in groups[most:])
+    return ", ".join([*named, f"{rest:,} more"] if rest else named)
+
+
+def list_images(folder: Path, without: Iterable[Path] = ()) -> Listing:
+    """All image files under ``folder``, sorted by path so that the order is that of any machine.
+
+    Links to folders are followed, but into no folder that holds the link, and each link by itself:
+    two links to one folder give its images twice. No file is opened: kinds are told by suffix.
+    Folders in which a run of simmim wrote its results are left out, for their pictures are not data.
+
+    Args:
+        without: folders to leave out.
+
+    Raises:
+        UserError: no such folder, or one that may not be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    listing = Listing(folder)
+    _walk(folder, (folder.resolve(),), {path.resolve() for path in without}, listing)
+    listing.paths.sort(key=lambda path: path.relative_to(folder).parts)
+    return listing
+
+
+def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Listing) -> None:
+    """Add the files under ``folder``, which, without links, is the last of ``above``."""
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        raise UserError(
+            f"the folder {folder} may not be read: change its permissions, or name another folder"
+        ) from None
+    if len(above) > 1 and holds_run(folder, {entry.name for entry in entries}):
+        listing.runs.append(folder)
+        return
+    for entry in entries:
+        path, linked = Path(folder, entry.name), entry.is_symlink()
+        suffix = path.suffix.lower()
+        if entry.is_dir(follow_symlinks=False) or (linked and path.is_dir()):
+            inner = path.resolve() if linked else above[-1] / entry.name
+            if suffix in _FOLDER_KINDS:
+                listing.left[_OTHER_KINDS[suffix]] += 1
+            elif inner in without:
+                listing.without.append(path)
+            elif inner not in above:
+                _walk(path, (*above, inner), without, listing)
+        elif suffix in _OTHER_KINDS or path.name.lower().endswith(".nii.gz"):
+            listing.left[_OTHER_KINDS.get(suffix, "volume")] += 1
+        elif suffix not in _KINDS:
+            continue
+        # a pipe would be waited for
+        elif entry.is_file(follow_symlinks=False) or path.is_file():
+            listing.paths.append(path)
+        elif linked and not path.exists():
+            listing.dangling.append(path)
+
+
+def holds_run(folder: Path, names: set[str]) -> bool:
+    """Whether a command of simmim wrote its results into ``folder``, which holds ``names``."""
+    if {"probe.csv", "tensorboard"} <= names:
+        return True
+    if "config.json" not in names or not names & {"checkpoints", "metrics.csv"}:
+        return False
+    try:
+        settings = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.keys() >= _RUN_SETTINGS

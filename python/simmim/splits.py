@@ -1,0 +1,148 @@
+"""Folders of a data set that is split already: train/ beside val/, validation/ or test/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from simmim.errors import UserError
+
+#: names of folders that are parts of a data set and never classes, in any letter case
+_ROLES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which folders to train on and to validate on.
+
+    Attributes:
+        train: images to train on.
+        held_out: images to validate or test on; ``None`` where none are set apart.
+        notes: what the log should say about the choice.
+    """
+
+    train: Path
+    held_out: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def find_roles(folder: Path) -> dict[str, Path]:
+    """The parts of a split data set that lie in ``folder``, by role: train, validation, test.
+
+    Raises:
+        UserError: two folders of one role, or ``folder`` may not be read.
+    """
+    found: dict[str, Path] = {}
+    try:
+        inside = sorted(folder.iterdir())
+    except PermissionError:
+        raise UserError(
+            f"the folder {folder} may not be read: change its permissions, or name another folder"
+        ) from None
+    for role, names in _ROLES.items():
+        folders = [path for path in inside if path.name.lower() in names and path.is_dir()]
+        if len(folders) > 1:
+            raise UserError(
+                f"{folder} holds {folders[0].name}/ and {folders[1].name}/, which mean the same: "
+                "name the folders with --data FOLDER and --val-data FOLDER"
+            )
+        if folders:
+            found[role] = folders[0]
+    return found
+
+
+def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool = False) -> Split:
+    """Decide which folders to train and to validate on.
+
+    Where ``data`` holds train/ and one of val/, validation/ and test/, these are the two parts, and
+    ``val_data``, if given, takes the place of the second.
+
+    Args:
+        out: where results are written.
+        classes: whether the folders in each part are classes, among which train/ is none.
+
+    Raises:
+        UserError: no such folder, parts without train/, a ``val_data`` that is split itself, or
+            results that would lie among the images.
+    """
+    for folder in (data, val_data):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
+        if folder is not None and folder.resolve() == out.resolve():
+            raise UserError(
+                f"--out {out} is a folder of images: its pictures would become images of the next "
+                "run; choose another --out"
+            )
+    if val_data is not None:
+        _check_val_data(val_data)
+    roles = find_roles(data)
+    if val_data is not None:
+        inside = {role: path for role, path in roles.items() if not _is_same(path, val_data)}
+    else:
+        inside = roles
+    held_out = {role: path for role, path in inside.items() if role != "train"}
+    if "train" not in roles:
+        if held_out:
+            raise _lacks_train(data, next(iter(held_out.values())))
+        return Split(data, val_data)
+    if not held_out and val_data is None:
+        train = roles["train"] if classes else data
+        others = _others(data, {train, out}) if classes else []
+        return Split(train, None, _notes_on(others))
+    chosen = val_data or held_out.get("validation") or held_out["test"]
+    if len(roles) == 1 and not classes:
+        return Split(data, chosen)
+    note = f"{data} is split: training on {roles['train'].name}/, validating on {chosen}"
+    unused = _others(data, {roles["train"], chosen, out})
+    return Split(roles["train"], chosen, (note, *_notes_on(unused)))
+
+
+def _notes_on(unused: list[Path]) -> tuple[str, ...]:
+    return (f"folders that are not used: {', '.join(map(str, unused))}",) if unused else ()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _check_val_data(val_data: Path) -> None:
+    parts = find_roles(val_data)
+    if len(parts) > 1 or (parts and "train" not in parts):
+        part = parts.get("validation") or parts.get("test") or parts["train"]
+        raise UserError(
+            f"--val-data {val_data} holds {' and '.join(f'{p.name}/' for p in parts.values())}: "
+            f"name the folder to validate on, for example --val-data {part}"
+        )
+
+
+def _lacks_train(data: Path, part: Path) -> UserError:
+    return UserError(
+        f"{data} holds {part.name}/ but no train/: move the images to train on into {data}/train, "
+        f"or name both parts with --data FOLDER --val-data {part}; rename {part.name}/ if its "
+        "images are to be trained on"
+    )
+
+
+def _others(data: Path, known: set[Path]) -> list[Path]:
+    """Folders of ``data`` that belong to no part."""
+    resolved = {path.resolve() for path in known}
+    return sorted(
+        path
+        for path in data.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in resolved
+    )
+
+
+def check_no_split_inside(folder: Path) -> None:
+    """Raise ``UserError`` where the class folder ``folder`` is split into train/ and val/ itself."""
+    parts = find_roles(folder)
+    if "train" in parts and len(parts) > 1:
+        names = [path.name for path in parts.values()]
+        raise UserError(
+            f"the class folder {folder} holds {'/ and '.join(names)}/: put the parts above the "
+            f"classes, as in {folder.parent}/{names[0]}/{folder.name}"
+        )

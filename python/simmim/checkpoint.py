@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from simmim.errors import UserError, first_line, require
+from simmim.kinds import explain_wrong_kind
 from simmim.run_config import RunConfig
 
 VERSION = 1
@@ -99,7 +100,7 @@ def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
     if state.get("kind", "pretrain") != kind:
-        raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
+        raise UserError(explain_wrong_kind(path, state, kind))
     lacking = (_MODEL if path.suffix == SAFETENSORS else _MODEL | _TRAINING) - state.keys()
     if lacking:
         raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")

@@ -41,18 +41,18 @@ def test_the_advice_works_when_it_is_followed(photographs, tmp_path, capsys):
     """A learning rate at which the first weights are infinite; lowered and resumed as advised."""
     out = tmp_path / "run"
     # the warm-up begins with an update that does no harm
-    grown = ("--warmup-epochs", 1.5, "--lr", 1e40)
+    grown = ("--warmup-epochs", 1.5, "--lr", 1e42)
     assert main(pretrain(photographs, out, *grown, "--precision", "bf16-mixed")) == 2
     line = last_line(capsys)
     newest = checkpoint.newest(out / "checkpoints")
     assert step_of(out) == 1
-    assert f"{newest}, from which --resume goes on; lower --lr (now 1e+40), or use" in line
+    assert f"{newest}, from which --resume goes on; lower --lr (now 1e+42), or use" in line
     assert "is no longer finite by update 2" in line
     assert_finite(out)
     calm = ("--warmup-epochs", 1.5, "--lr", 1e-3, "--precision", "32-true", "--resume")
     assert main(pretrain(photographs, out, *calm)) == 0
     log = capsys.readouterr().err
-    assert "from update 1 on: --lr 0.001 instead of 1e+40, --precision 32-true instead of" in log
+    assert "from update 1 on: --lr 0.001 instead of 1e+42, --precision 32-true instead of" in log
     assert step_of(out) == 6
     assert_finite(out)
 
@@ -71,10 +71,12 @@ def test_the_advice_to_go_back_further(photographs, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(pretrain(photographs, out, "--lr", 1e-3, "--epochs", 2)) == 0
     assert main(pretrain(photographs, out, "--lr", 1e40, "--resume")) == 2
+    assert step_of(out) == 5
     assert "delete this checkpoint to go on from the one before" in last_line(capsys)
+    assert main(pretrain(photographs, out, "--lr", 1e-4, "--resume")) == 2
     checkpoint.newest(out / "checkpoints").unlink()
     assert main(pretrain(photographs, out, "--lr", 1e-4, "--resume")) == 0
-    assert "from update 3 on: --epochs 3 instead of 2, --lr 0.0001" in capsys.readouterr().err
+    assert "from update 4 on: --epochs 3 instead of 2, --lr 0.0001" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("clip", [0.0, 5.0])

@@ -21,8 +21,9 @@ from .conftest import environment
 from .test_endings import config_of, endless
 
 
-def test_plain_lines(photographs, tmp_path, capfd):
+def test_plain_lines(photographs, tmp_path, capfd, monkeypatch):
     """No terminal: what is going to be done, the first update, each row."""
+    monkeypatch.setattr(progress, "QUIET", float("inf"))
     Trainer(config_of(photographs, tmp_path / "run", log_every=6)).fit()
     lines = capfd.readouterr().err.splitlines()
     assert re.match(
@@ -57,12 +58,12 @@ def test_other_processes_show_nothing(tmp_path, capsys):
 
 
 def test_a_preparation_is_named_only_if_it_is_slow(capsys, monkeypatch):
-    with named_if_slow("quick", 30):
+    with named_if_slow("quick", patience=30):
         pass
-    with named_if_slow("slow", 0.01):
+    with named_if_slow("slow", patience=0.01):
         time.sleep(0.2)
     monkeypatch.setenv("RANK", "1")
-    with named_if_slow("elsewhere", 0.01):
+    with named_if_slow("elsewhere", patience=0.01):
         time.sleep(0.1)
     assert capsys.readouterr().err == "slow\n"
     assert threading.active_count() < 10

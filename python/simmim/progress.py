@@ -91,10 +91,11 @@ class Progress:
         self._bar = tqdm(
             total=self.total,
             initial=self.first,
-            unit="update",
+            unit=" updates",
             miniters=1,
             dynamic_ncols=known,
             ncols=None if known else 80,
+            nrows=None if known else 20,
             file=sys.stderr,
         )
 

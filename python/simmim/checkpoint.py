@@ -20,6 +20,7 @@ from simmim.checksums import check_archive, checksums, damaged_parts
 from simmim.errors import UserError, first_line, require
 from simmim.field_types import wrong_fields
 from simmim.files import replacing
+from simmim.kinds import explain_wrong_kind
 from simmim.run_config import RunConfig
 
 __all__ = ["replacing"]
@@ -139,7 +140,7 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
     if kind is not None and state.get("kind", "pretrain") != kind:
-        raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
+        raise UserError(explain_wrong_kind(path, state, kind))
     if _CHECKSUMS in state:
         wrong = damaged_parts(state, state.pop(_CHECKSUMS))
         if wrong:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error("interrupted")
         return 130
     except BrokenPipeError:
-        _print_error("stopped, since the reader of the output has gone")
+        _print_error("the reader of the output has gone")
         return 128 + signal.SIGPIPE
     # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
     except OSError as error:

@@ -78,8 +78,15 @@ def _with(error: Exception, remains: str) -> Exception:
         error = _explain(error) or error
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        error = ProcessError(f"{where}{error.strerror or first_line(error)}")
+        error = ProcessError(f"{where}{error.strerror or _innermost(error)}")
     return type(error)(f"{error}; {remains}") if isinstance(error, UserError) else error
+
+
+def _innermost(error: OSError) -> str:
+    """What ``error`` says; of one that a data-loader worker sent, the last line of its traceback."""
+    if "DataLoader worker process" in str(error):
+        return str(error).strip().splitlines()[-1].strip()
+    return first_line(error)
 
 
 def _explain(error: RuntimeError) -> UserError | None:

@@ -18,6 +18,7 @@ from simmim.labels_config import FinetuneConfig
 from simmim.loop import Loop
 from simmim.optim import parameter_groups
 from simmim.plot import confusion_picture, loss_curve
+from simmim.progress import named_if_slow
 from simmim.report import print_trained, print_written, run_files, stopped
 
 transforms = require("torchvision.transforms.v2")
@@ -74,7 +75,8 @@ class Finetuner(Loop):
 
     def __init__(self, config: FinetuneConfig) -> None:
         config.check()
-        self.classes = split_classes(config)
+        with named_if_slow(f"looking for images in {config.data}"):
+            self.classes = split_classes(config)
         config, self.weights = completed(config)
         self.all_images = len(self.classes.train.paths) + len(self.classes.test.paths)
         self.val_set = central_crops(

@@ -152,8 +152,8 @@ class Fitting(ABC):
             with worker_deaths_reported_when_reading():
                 while self.update < order.updates and not stop:
                     stop = self._update()
-                    self._record()
                     self.records.advance(self.update)
+                    self._record()
                     if self.update % config.save_every == 0:
                         self._keep()
                     if order.world == 1:
@@ -200,6 +200,8 @@ class Fitting(ABC):
         if can and self.update and self.saved_at != self.update:
             try:
                 self._save()
+                # nobody leaves, and has the launcher end all, before the first process has written
+                self.peers.largest(0)
             except Exception as error:
                 return f"no checkpoint could be saved ({first_line(error)}); {self._what_remains()}"
         return self._what_remains()
@@ -211,9 +213,6 @@ class Fitting(ABC):
             AgreedFailure: a process could not go on, so none has made the update.
         """
         config, order = self.config, self.order
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
         self._seed_update()
         total = torch.zeros_like(self.sums.loss)
         bad: dict[str, str] = {}
@@ -234,6 +233,9 @@ class Fitting(ABC):
         if stop == FAILED:
             raise AgreedFailure(self.reader.failure or self.records.error)
         self._whole = False
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.sums.add(total, norm)
@@ -331,9 +333,15 @@ class Fitting(ABC):
     @torch.no_grad()
     def _validate(self) -> None:
         began = time.perf_counter()
+        bad = dict(self.counters.bad)
         self.model.eval()
-        with named_if_slow("validating"):
-            self.validate()
+        try:
+            with named_if_slow("validating", self.records.say):
+                self.validate()
+        except BaseException:
+            # files that vanished are not unreadable ones of the run that goes on
+            self.counters.bad = bad
+            raise
         self.model.train()
         if not self.counters.are_finite():
             raise self._not_finite("the validation loss")

@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from simmim.errors import require
 from simmim.sink import Sink
@@ -18,27 +18,33 @@ QUIET = 20.0
 PATIENCE = 3.0
 
 
+def _print_quietly(text: str) -> None:
+    """Print to stderr; a line that only informs is no reason to fail."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def named_if_slow(text: str, patience: float = PATIENCE) -> Iterator[None]:
-    """Print ``text`` from the first process of the run if the block takes longer than a moment."""
+def named_if_slow(
+    text: str, say: Callable[[str], None] = _print_quietly, patience: float = PATIENCE
+) -> Iterator[None]:
+    """Say ``text`` in the first process of the run if the block takes longer than a moment.
+
+    Args:
+        text: what the block does.
+        say: prints a line; called from another thread.
+        patience: seconds until then.
+    """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    timer = threading.Timer(patience, _print_quietly, (text,))
+    timer = threading.Timer(patience, say, (text,))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-
-
-def _print_quietly(text: str) -> None:
-    """Print to stderr; a line that only informs is no reason to fail."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return
 
 
 class Progress:
@@ -80,12 +86,16 @@ class Progress:
         tqdm = require("tqdm").tqdm
         # the monitor is a thread for bars with a stride, and data loaders fork
         tqdm.monitor_interval = 0
+        # terminals inside other programs may not know their width
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._bar = tqdm(
             total=self.total,
             initial=self.first,
-            unit="update",
+            unit=" updates",
             miniters=1,
-            dynamic_ncols=True,
+            dynamic_ncols=known,
+            ncols=None if known else 80,
+            nrows=None if known else 20,
             file=sys.stderr,
         )
 

@@ -23,6 +23,7 @@ from simmim.errors import UnreadableImageError
 from simmim.fingerprint import data_fingerprint
 from simmim.loop import Loop
 from simmim.model import SimMIM, visible_mean_colour
+from simmim.progress import named_if_slow
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Trainer(Loop):
 
     def __init__(self, config: PretrainConfig) -> None:
         config.check()
-        files = split_files(config)
+        with named_if_slow(f"looking for images in {config.data}"):
+            files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
         self.val_set = validation_crops(config, files.validation) if files.validation else None
         self.masking = build_masking(config)

@@ -162,6 +162,23 @@ def test_a_signal_to_one_process_stops_all_at_the_same_update(single, tmp_path):
     assert state["update"] == int(read_metrics(metrics)[-1]["update"])
 
 
+@pytest.mark.slow
+def test_images_that_vanish_stop_all_at_the_same_update_and_are_saved(single, tmp_path):
+    """Also where only one process cannot read: the other learns of it before its update."""
+    folder = tmp_path / "photographs"
+    shutil.copytree(single["photographs"], folder)
+    config = config_of(folder, tmp_path / "run", batch_size=4, epochs=10**6, save_every=10**6)
+    processes = start_together(config, 2)
+    metrics = config.out / "metrics.csv"
+    wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
+    shutil.rmtree(folder)
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [1, 1]
+    newest = checkpoint.load(checkpoint.newest(config.out / "checkpoints"))
+    assert newest["update"] == int(read_metrics(metrics)[-1]["update"]) > 0
+
+
 def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_path):
     out = tmp_path / "run"
     flags = {"encoder": "cnn", "img-size": 32, "mask-unit": 8, "batch-size": 3, "epochs": 10**6}

@@ -1,0 +1,35 @@
+"""Checkpoints of one command given to another: what can be done with them instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def explain_wrong_kind(path: Path, state: Mapping[str, Any], wanted: str) -> str:
+    """Why the checkpoint at ``path`` does not serve, and what does, in one line.
+
+    Args:
+        state: what it holds.
+        wanted: the command whose checkpoint was expected.
+    """
+    if state["kind"] != "finetune":
+        return (
+            f"{path} was written by simmim {state['kind']}, not by simmim {wanted}: give another "
+            "--out"
+        )
+    started = _started_from(state)
+    pretrained = f", for example the one it started from, {started}" if started else ""
+    return (
+        f"{path} holds a fine-tuned classifier, and what is asked for takes a checkpoint of simmim "
+        f"{wanted}{pretrained}; to train the classifier further use simmim finetune --resume"
+    )
+
+
+def _started_from(state: Mapping[str, Any]) -> str | None:
+    try:
+        return json.loads(state["config"])["checkpoint"]
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,356 @@
+"""What ends a run early: the state after the last whole update is saved, and the resumed run ends
+with the bits of one that was never interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from simmim import checkpoint, data
+from simmim.config import PretrainConfig
+from simmim.errors import UserError
+from simmim.images import BadImageError
+from simmim.log import Records
+from simmim.metrics import MetricsFile, read_metrics
+from simmim.signals import caught_signals
+from simmim.train import Trainer
+
+from .conftest import TINY, command, environment
+from .test_resume import assert_same_run, step_of
+
+UPDATES = 12
+
+
+def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
+    """12 updates of two passes each, with a row every third and validations between."""
+    settings = {
+        "data": photographs,
+        "out": out,
+        "val_count": 2,
+        "crops_per_image": 4,
+        "batch_size": 2,
+        "accumulate": 2,
+        "epochs": 2,
+        "log_every": 3,
+        "save_every": 1000,
+        **TINY,
+        **changes,
+    }
+    return PretrainConfig(**settings)
+
+
+def assert_resumes_to(photographs: Path, stopped: Path, whole: Path) -> None:
+    Trainer(config_of(photographs, whole)).fit()
+    summary = Trainer(config_of(photographs, stopped, resume=True)).fit()
+    assert summary.updates == UPDATES
+    assert_same_run(whole, stopped)
+
+
+def fail_reading(monkeypatch, after: int, error: Exception) -> None:
+    """Let every image be unreadable once ``after`` were read."""
+    genuine, count = data.read_image, [0]
+
+    def read(path, channels):
+        count[0] += 1
+        if count[0] > after:
+            raise error
+        return genuine(path, channels)
+
+    monkeypatch.setattr(data, "read_image", read)
+
+
+@pytest.mark.parametrize(
+    "error", [BadImageError("gone"), OSError(errno.EIO, "Input/output error")], ids=["bad", "os"]
+)
+@pytest.mark.parametrize("after", [20, 22], ids=["first pass", "second pass"])
+def test_images_that_vanish(photographs, tmp_path, monkeypatch, error, after):
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        # 2 images of the first validation, then 4 an update
+        fail_reading(patch, 3 + after, error)
+        with pytest.raises(UserError, match=r"step-0000000\d\.pt, from which --resume goes on"):
+            Trainer(config_of(photographs, out)).fit()
+    assert step_of(out) == 5
+    state = checkpoint.load(checkpoint.newest(out / "checkpoints"))
+    assert state["counters"]["bad"] == {}
+    assert_resumes_to(photographs, out, tmp_path / "whole")
+
+
+def test_images_that_vanish_from_the_disk(photographs, tmp_path, capsys):
+    """Deleted while the run reads them, as where a disk is unmounted."""
+    out, copy = tmp_path / "stopped", tmp_path / "copy"
+    shutil.copytree(photographs, copy)
+    trainer = Trainer(config_of(photographs, out))
+    step = trainer.optimizer.step
+
+    def delete_during_the_fourth():
+        if trainer.update == 3:
+            shutil.rmtree(photographs)
+        step()
+
+    trainer.optimizer.step = delete_during_the_fourth
+    with pytest.raises(UserError, match="no image can be read"):
+        trainer.fit()
+    assert step_of(out) == 4
+    shutil.copytree(copy, photographs)
+    assert_resumes_to(photographs, out, tmp_path / "whole")
+
+
+def test_images_that_vanish_in_the_validation(photographs, tmp_path, monkeypatch):
+    """The resumed run makes the validation that was cut off, and no other one twice."""
+    out = tmp_path / "stopped"
+    genuine = Trainer.validate
+
+    def validate(trainer):
+        genuine(trainer)
+        if trainer.update == 6:
+            raise UserError("cannot read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", validate)
+        # the row of the first attempt would be written twice
+        patch.setattr(Records, "validation", lambda *_, **__: None)
+        with pytest.raises(UserError, match="cannot read; the newest checkpoint is"):
+            Trainer(config_of(photographs, out)).fit()
+    assert step_of(out) == 6
+    Trainer(config_of(photographs, out, resume=True)).fit()
+    rows = read_metrics(out / "metrics.csv")
+    assert [int(r["update"]) for r in rows if r["split"] == "val"] == [6, 12]
+
+
+def test_nothing_is_left_of_a_run_that_fails_at_once(photographs, tmp_path, monkeypatch):
+    fail_reading(monkeypatch, 3, BadImageError("gone"))
+    with pytest.raises(UserError, match="no checkpoint was written yet"):
+        Trainer(config_of(photographs, tmp_path / "run")).fit()
+    assert step_of(tmp_path / "run") == -1
+
+
+def test_a_failure_in_the_middle_of_the_step_saves_nothing(photographs, tmp_path, capsys):
+    """Weights of two updates mixed are no state to go on from."""
+    trainer = Trainer(config_of(photographs, tmp_path / "run", save_every=2))
+    step = trainer.optimizer.step
+
+    def fail_in_the_fourth():
+        step()
+        if trainer.update == 3:
+            raise RuntimeError("can't allocate memory: tried to")
+
+    trainer.optimizer.step = fail_in_the_fourth
+    with pytest.raises(UserError, match=r"out of memory: .*step-00000002\.pt, from which"):
+        trainer.fit()
+    assert step_of(tmp_path / "run") == 2
+
+
+def test_an_unknown_failure_keeps_its_type_and_saves(photographs, tmp_path):
+    trainer = Trainer(config_of(photographs, tmp_path / "run"))
+    genuine = trainer.pass_loss
+
+    def fail(batch, epoch):
+        if trainer.update == 4:
+            raise ZeroDivisionError("a fault of the program")
+        return genuine(batch, epoch)
+
+    trainer.pass_loss = fail
+    with pytest.raises(ZeroDivisionError, match="a fault of the program"):
+        trainer.fit()
+    assert step_of(tmp_path / "run") == 4
+
+
+@pytest.mark.parametrize("failing", ["row", "validation row", "TensorBoard"])
+def test_a_full_disk_in_the_records(photographs, tmp_path, monkeypatch, failing):
+    """No row is lost or written twice when the run goes on."""
+    out = tmp_path / "stopped"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    genuine = MetricsFile.write
+
+    def write(file, **values):
+        if values["update"] == 6 and values["split"] == split:
+            file._file.write("6,0,tr")
+            raise full
+        genuine(file, **values)
+
+    with monkeypatch.context() as patch:
+        split = {"row": "train", "validation row": "val"}.get(failing)
+        patch.setattr(MetricsFile, "write", write)
+        trainer = Trainer(config_of(photographs, out))
+        if split is None:
+
+            def add_scalar(name, value, update):
+                if update == 6:
+                    raise full
+
+            import torch.utils.tensorboard as tensorboard
+
+            patch.setattr(
+                tensorboard.SummaryWriter, "add_scalar", lambda _, *values: add_scalar(*values)
+            )
+        with pytest.raises(UserError, match=r"(metrics\.csv|tensorboard): No space left on dev"):
+            trainer.fit()
+    assert step_of(out) == 6
+    assert_resumes_to(photographs, out, tmp_path / "whole")
+
+
+def test_when_no_disk_takes_the_checkpoint_the_one_before_is_named(
+    photographs, tmp_path, monkeypatch
+):
+    def save(*_):
+        raise UserError("cannot write step-00000003.pt: No space left on device")
+
+    fail_reading(monkeypatch, 3 + 12, BadImageError("gone"))
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(UserError, match=r"no checkpoint could be saved .*No space left on device"):
+        Trainer(config_of(photographs, tmp_path / "run")).fit()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_signals_that_a_process_was_started_to_ignore(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with caught_signals() as caught:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        assert caught == []
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_second_signal_has_its_usual_effect_but_a_closing_terminal_sends_two():
+    with pytest.raises(KeyboardInterrupt), caught_signals() as caught:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert caught == [signal.SIGHUP, signal.SIGHUP, signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def endless(photographs: Path, out: Path, *more: object) -> list[str]:
+    return command(
+        *("pretrain", "--data", photographs, "--out", out, "--encoder", "cnn", "--img-size", 32),
+        *("--mask-unit", 8, "--batch-size", 2, "--epochs", 100000, "--device", "cpu"),
+        *("--save-every", 1000000, "--workers", 0, "--log-every", 1, *more),
+    )
+
+
+def wait_for_rows(out: Path, process: subprocess.Popen, count: int = 3) -> None:
+    deadline = time.monotonic() + 200
+    metrics = out / "metrics.csv"
+    while not metrics.exists() or len(read_metrics(metrics)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_saved(out: Path) -> None:
+    """The newest checkpoint is that of the last update of the log."""
+    rows = read_metrics(out / "metrics.csv")
+    assert step_of(out) == int(rows[-1]["update"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_real_signals(photographs, tmp_path, number, status):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        endless(photographs, out),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_rows(out, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == status, errors
+    assert output.count("\n") == 1 and f"stopped by signal {number} at update" in output
+    assert "Traceback" not in errors
+    assert_saved(out)
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_output_that_goes(photographs, tmp_path):
+    """As in ``simmim pretrain ... 2>&1 | head -5``."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        endless(photographs, out),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    head = subprocess.run(["head", "-5"], stdin=process.stdout, capture_output=True, timeout=200)
+    process.stdout.close()
+    assert process.wait(200) == 141
+    assert head.stdout.count(b"\n") == 5
+    assert_saved(out)
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_the_output(photographs, tmp_path):
+    """/dev/full fails as a full disk does."""
+    out = tmp_path / "run"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            endless(photographs, out),
+            env=environment(),
+            stdout=full,
+            stderr=full,
+            timeout=200,
+        )
+    assert ended.returncode == 2
+    # the first line fails before the first update, so there is nothing to save
+    assert step_of(out) in (-1, 0)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed(photographs, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        endless(photographs, out, "--workers", 1),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_rows(out, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 2, errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("simmim: a process that reads images was killed")
+    assert "from which --resume goes on" in last and "Traceback" not in errors
+    assert_saved(out)
+
+
+def test_a_pipe_that_closes_in_the_middle(photographs, tmp_path, monkeypatch):
+    """The run stops after its update and saves it."""
+    read, write = os.pipe()
+    pipe = os.fdopen(write, "w", buffering=1)
+    monkeypatch.setattr("sys.stderr", pipe)
+    trainer = Trainer(config_of(photographs, tmp_path / "run", log_every=1))
+    step = trainer.optimizer.step
+
+    def close_in_the_third():
+        if trainer.update == 2:
+            os.close(read)
+        step()
+
+    trainer.optimizer.step = close_in_the_third
+    with pytest.raises(BrokenPipeError):
+        trainer.fit()
+    monkeypatch.undo()
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+    assert step_of(tmp_path / "run") == 3

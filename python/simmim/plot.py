@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.checkpoint import replacing
 from simmim.errors import UserError, require
+from simmim.files import replacing
 from simmim.log import read_metrics
 from simmim.model import SimMIM
 from simmim_kernels import PatchMask, mask_image
@@ -98,7 +98,8 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
     axis.set_ylabel("loss" if baseline is None else "loss on hidden pixels")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    canvas.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))
 
 
 #: up to this many classes, their names and the numbers are legible
@@ -131,4 +132,5 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))

@@ -172,7 +172,9 @@ class RunFolder:
 
     def _check_in_the_way(self, resumed: bool) -> None:
         """Refuse where files that this command did not write have names that it needs."""
-        needed = [self.out / name for name in FILES[self.kind]]
+        # a picture in the way of a run that goes on is found when that one is drawn
+        names = [n for n in FILES[self.kind] if not (resumed and n.endswith(".png"))]
+        needed = [self.out / name for name in names]
         if self.kind in TRAINING:
             needed += [self.checkpoints / checkpoint.LAST, *checkpoint.numbered(self.checkpoints)]
         # nothing in these is replaced, but a new run's curves would be drawn among theirs

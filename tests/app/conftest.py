@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,18 @@ def pretrained(photographs, tmp_path) -> Path:
         data=photographs, out=tmp_path / "pretrained", batch_size=8, epochs=1, **TINY
     )
     return Trainer(config).fit().checkpoint
+
+
+@pytest.fixture
+def small_drive(tmp_path):
+    """A real file system of 64 KiB in memory."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture

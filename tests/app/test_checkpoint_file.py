@@ -315,18 +315,6 @@ def test_what_the_disk_changes_never_takes_the_place_of_a_good_file(name, tmp_pa
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.fixture
-def small_drive(tmp_path):
-    """A real file system of 64 KiB in memory."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine does not let us mount a file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def started(out: Path) -> RunFolder:
     """The folder of a run with one checkpoint."""
     folder = RunFolder(out, "pretrain")

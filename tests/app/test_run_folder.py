@@ -15,7 +15,7 @@ from simmim import checkpoint
 from simmim.cli import main
 from simmim.manifest import FOLDER, events
 
-from .runs import start
+from .runs import start, train_together
 from .test_damage import pretrain, refused, snapshot
 from .test_resume import config_of
 from .test_train import config_of as small_config
@@ -362,3 +362,23 @@ def test_the_folder_is_free_after_an_error_and_after_the_end(photographs, tmp_pa
     with pytest.raises(UserError, match="already holds a run"):
         Trainer(config)
     assert not list((config.out / FOLDER).glob("*.lock"))
+
+
+@pytest.mark.slow
+def test_several_processes_are_refused_together(photographs, tmp_path):
+    from simmim.run_folder import RunFolder
+
+    config = small_config(photographs, tmp_path / "run", batch_size=4)
+    with RunFolder(config.out, "pretrain") as folder:
+        folder.lock()
+        assert train_together(config, 2) == [1, 1]
+        assert not (config.out / "checkpoints").exists()
+    assert train_together(config, 2) == [0, 0]
+    assert not list((config.out / FOLDER).glob("*.lock"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_several_processes_together(photographs, small_drive):
+    config = small_config(photographs, small_drive / "run", batch_size=4)
+    assert train_together(config, 2) == [1, 1]
+    assert not list((config.out / "checkpoints").iterdir())

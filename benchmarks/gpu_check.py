@@ -12,12 +12,12 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,27 +42,18 @@ for name in NAMES:
             print("ran", name, case)
 """
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-RUN = [sys.executable, "-m", "benchmarks.run"]
+DEVICE = {"SIMMIM_TEST_DEVICE": "cuda", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the check.
-
-    Attributes:
-        share: seconds that it gets even if all others need theirs.
-        command: what is run; None where a program that it needs is not installed.
-        instead: run in the rest of the share where the command fails.
-        environment: variables beside those of this process.
-        without: why there is no command.
-    """
+    """A part of the check: a command, the seconds it gets even if all others need theirs, and its
+    environment variables."""
 
     name: str
     share: float
-    command: list[str] | None
-    instead: list[str] | None = None
+    command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
-    without: str = ""
 
 
 @dataclass
@@ -76,82 +67,65 @@ class Result:
 
 def stages(out: Path) -> list[Stage]:
     """The parts of the check in their order; their shares add up to less than `TOTAL`."""
-    pip = ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q", "-e", "."]
-    # For an environment whose site-packages can't be written: what is built lies in the tree.
-    in_place = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    device = {"SIMMIM_TEST_DEVICE": "cuda", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
-    ops = [*RUN, str(out), "--device", "cuda", "--skip", "step"]
-    steps = [*RUN, str(out), "--device", "cuda", "--ops", "step", "--rounds", "8"]
+    # Where site-packages can't be written, what is built lies in the tree.
+    build = (
+        f"{shlex.quote(sys.executable)} -m pip install --no-build-isolation --no-deps -q -e . "
+        f"|| {shlex.quote(sys.executable)} setup.py -q build_ext --inplace"
+    )
+    # PyTorch hands out pieces of large blocks, whose bounds no checker sees.
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    checker = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    checked = [sys.executable, "-c", SANITIZED]
+    rows = [sys.executable, "-m", "benchmarks.run", str(out), "--device", "cuda"]
     return [
-        Stage("build", 110, [sys.executable, *pip], instead=in_place),
+        Stage("build", 110, ["sh", "-c", build]),
         Stage("info", 15, [sys.executable, "-m", "simmim_kernels.info"]),
-        Stage("on_cuda", 65, [*PYTEST, "tests/gpu/test_on_cuda.py"], environment=device),
-        sanitizer("memcheck", 30),
-        sanitizer("racecheck", 30),
-        Stage("benchmarks", 110, ops),
-        Stage("steps", 90, steps),
-        ops_tests("cuda", 30, device),
-        ops_tests("triton", 30, device),
+        Stage("on_cuda", 65, [*PYTEST, "tests/gpu/test_on_cuda.py"], DEVICE),
+        Stage("memcheck", 30, [*checker, "memcheck", *checked], apart),
+        Stage("racecheck", 30, [*checker, "racecheck", *checked], apart),
+        Stage("benchmarks", 110, [*rows, "--skip", "step"]),
+        Stage("steps", 90, [*rows, "--ops", "step", "--rounds", "8"]),
+        ops_tests("cuda", 30),
+        ops_tests("triton", 30),
     ]
 
 
-def sanitizer(tool: str, share: float) -> Stage:
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return Stage(tool, share, None, without="compute-sanitizer is not installed")
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
-    # PyTorch hands out pieces of large blocks, whose bounds no checker sees.
-    return Stage(tool, share, command, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-
-
-def ops_tests(backend: str, share: float, device: dict[str, str]) -> Stage:
+def ops_tests(backend: str, share: float) -> Stage:
     """The tests of the ops that a backend has."""
     ops = [f.stem for f in (ROOT / "simmim_kernels/backends" / backend).glob("[a-z]*.py")]
     files = sorted(str(f) for op in ops for f in (ROOT / "tests").rglob(f"test_{op}*.py"))
     # Triton compiles each new variant of a kernel, so it gets fewer of them.
     amount = "30" if backend == "cuda" else "4"
     names = ("SIMMIM_TEST_EXAMPLES", "SIMMIM_TEST_CASES")
-    settings = {"SIMMIM_TEST_BACKENDS": backend} | dict.fromkeys(names, amount) | device
-    command = [*PYTEST, *files, "-k", backend]
-    return Stage(f"ops_{backend}", share, command, environment=settings)
+    settings = {"SIMMIM_TEST_BACKENDS": backend} | dict.fromkeys(names, amount)
+    return Stage(f"ops_{backend}", share, [*PYTEST, *files, "-k", backend], settings | DEVICE)
 
 
-def run_stages(
-    plan: list[Stage], log: Path, total: float, show: Callable[[Result], None]
-) -> list[Result]:
+def run_stages(plan: list[Stage], log: Path, total: float) -> list[Result]:
     """Run the stages in turn, each within its share and what those before it left over."""
     begin, results = time.monotonic(), []
     log.write_text("")
     for number, stage in enumerate(plan):
         start = time.monotonic()
         promised = sum(later.share for later in plan[number + 1 :])
-        until = begin + total - promised
-        outcome = run_stage(stage, log, until)
+        outcome = run_stage(stage, log, begin + total - promised)
         results.append(Result(stage.name, outcome, round(time.monotonic() - start, 1)))
-        show(results[-1])
+        print(f"{stage.name}: {outcome}", flush=True)
     return results
 
 
 def run_stage(stage: Stage, log: Path, until: float) -> str:
     """Run a stage up to a moment of the monotonic clock; returns how it ended."""
-    if stage.command is None:
-        return f"not reached: {stage.without}"
-    outcome = "not reached: out of time"
-    for command in (stage.command, stage.instead):
-        if command is None or until - time.monotonic() < LEAST:
-            break
-        outcome = run_command(stage, command, log, until)
-        if outcome == "passed":
-            break
-    return outcome
-
-
-def run_command(stage: Stage, command: list[str], log: Path, until: float) -> str:
+    limit = until - time.monotonic()
+    if limit < LEAST:
+        return "not reached: out of time"
+    if shutil.which(stage.command[0]) is None:
+        return f"not reached: {stage.command[0]} is not installed"
     with log.open("a") as output:
-        output.write(f"\n==== {stage.name}: {' '.join(command)}\n")
+        output.write(f"\n==== {stage.name}\n")
         output.flush()
         process = subprocess.Popen(
-            command,
+            stage.command,
             cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | stage.environment,
             stdout=output,
@@ -159,25 +133,17 @@ def run_command(stage: Stage, command: list[str], log: Path, until: float) -> st
             start_new_session=True,
         )
         try:
-            grace = min(GRACE, (until - time.monotonic()) / 4)
-            return outcome_of(process.wait(until - time.monotonic() - grace))
+            status = process.wait(limit - min(GRACE, limit / 4))
+            return "passed" if status == 0 else "failed"
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(until - time.monotonic(), 0.1))
-        kill_group(process)
-    return "out of time"
-
-
-def outcome_of(status: int) -> str:
-    return "passed" if status == 0 else "failed"
-
-
-def kill_group(process: subprocess.Popen) -> None:
-    """End what a stage has left running."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.1))
+            return "out of time"
+        finally:  # what the stage has left running ends too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def set_environment() -> None:
@@ -207,12 +173,7 @@ def main() -> int:
     # A background job of a shell ignores Ctrl-C, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     set_environment()
-    results = run_stages(
-        stages(out),
-        out / "gpu_check.log",
-        TOTAL,
-        lambda result: print(f"{result.stage}: {result.outcome}", flush=True),
-    )
+    results = run_stages(stages(out), out / "gpu_check.log", TOTAL)
     (out / "gpu_check.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     for table in report.tables(out):
         print(f"{table}\n")

@@ -6,16 +6,15 @@ from encoders of the same size and run in the same precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 import simmim_kernels as sk
 from benchmarks import peers
-from benchmarks.rows.common import update
 from benchmarks.rows.shapes import RATIO
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,11 +61,11 @@ class Published(nn.Module):
     """
 
     def __init__(self, encoder: Encoder, size: int, window: int | None) -> None:
+        import timm
+
         super().__init__()
-        name, options = encoder.timm_name or encoder.name, encoder.options
-        self.encoder = timm.create_model(
-            name, img_size=size, num_classes=0, global_pool="", **options
-        )
+        options = {"img_size": size, "num_classes": 0, "global_pool": ""} | encoder.options
+        self.encoder = timm.create_model(encoder.timm_name or encoder.name, **options)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
         stride = self.stride(encoder)
         self.head = nn.Conv2d(self.encoder.num_features, 3 * stride**2, 1)
@@ -106,9 +105,9 @@ class Transformers(nn.Module):
     """transformers' ViTForMaskedImageModeling of the same size; it has no window targets."""
 
     def __init__(self, encoder: Encoder, size: int) -> None:
-        super().__init__()
         from transformers import ViTConfig, ViTForMaskedImageModeling
 
+        super().__init__()
         config = ViTConfig(
             hidden_size=encoder.width,
             num_hidden_layers=encoder.depth,
@@ -157,33 +156,40 @@ class Step:
     """A contender: one optimiser step on a batch, in bfloat16.
 
     Args:
-        model: takes `(images, mask)` and returns the loss.
-        uint8: whether it takes the uint8 image and the `PatchMask`, or, as published, the
-            normalised float image and the int64 mask on the token grid. Making those is the data
-            loader's work there and is not timed.
+        model: returns the loss, or an output that holds it.
+        arguments: what the model takes of a batch.
     """
 
-    def __init__(self, model: nn.Module, device: str, *, uint8: bool) -> None:
-        self.model, self.uint8 = model.to(device).train(), uint8
-        self.device = device
-        self.run = self.model
+    def __init__(self, model: nn.Module, device: str, arguments: Callable[..., tuple]) -> None:
+        self.model = self.run = model.to(device).train()
+        self.device, self.arguments = device, arguments
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def compile(self) -> None:
         self.run = torch.compile(self.model, dynamic=False)
 
     def __call__(self, *batch: Any) -> Tensor:
-        images, mask, normalized, tokens = batch
         with torch.autocast(self.device, torch.bfloat16):
-            loss = self.run(images, mask) if self.uint8 else self.run(normalized, tokens)
-        return update(self.model, self.optimizer, loss)
+            out = self.run(*self.arguments(*batch))
+        loss = getattr(out, "loss", out)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
 
 def make_step(name: str, encoder: Encoder, size: int, window: int | None, device: str) -> Step:
-    """The contender called `name`, from weights of the same seed each time."""
+    """The contender called `name`, from weights of the same seed each time.
+
+    Ours takes the uint8 images and the `PatchMask`; the others, as published, normalised images and the
+    int64 mask on the token grid. Making those is the data loader's work there and is not timed.
+    """
     torch.manual_seed(0)
     model = make_model(name, encoder, size, window)
-    return Step(model, device, uint8=name.startswith("ours"))
+    if name.startswith("ours"):
+        return Step(model, device, lambda images, mask, *_: (images, mask))
+    return Step(model, device, lambda _, __, normalized, tokens: (normalized, tokens))
 
 
 def draw_batch(encoder: Encoder, size: int, count: int) -> Batch:

@@ -159,18 +159,16 @@ def tables(folder: Path) -> Iterator[str]:
             yield f"{step_notes(content)}\n\n![where the time goes](steps.png)"
 
 
-def plot(folder: Path) -> Path:
+def plot(folder: Path) -> None:
     """One picture per machine: every row's ratio to eager and compiled PyTorch, on a log axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     loaded = load(folder)
     shown = {*EAGER, *COMPILED}
     rows = [(op, row) for op, c in loaded.items() for row in c["rows"] if shown & {*row["timings"]}]
     labels = [f"{op}: {row['shape']}" for op, row in rows]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.2 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     kinds = {
         "eager PyTorch, as published": EAGER,
         "torch.compile": COMPILED,
@@ -192,22 +190,16 @@ def plot(folder: Path) -> Path:
     axes.set_xlabel("times faster than the peer (right of the line: ours is faster)")
     axes.legend(loc="upper right", fontsize=7)
     axes.set_title(caption(next(iter(loaded.values()))), fontsize=7)
-    path = folder / "ratios.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    figure.savefig(folder / "ratios.png", dpi=130)
 
 
-def plot_steps(folder: Path) -> Path | None:
+def plot_steps(folder: Path) -> None:
     """Where the time of a whole training step goes: one bar a contender, in milliseconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     content = load(folder).get("step")
     if content is None:
-        return None
+        return
     bars = [
         (f"{row['shape'].partition(',')[0]}, {name}{', compiled' * row['what'].startswith('c')}", n)
         for row in content["rows"]
@@ -216,8 +208,9 @@ def plot_steps(folder: Path) -> Path | None:
         if "milliseconds" in n
     ]
     if not bars:
-        return None
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.28 * len(bars)), layout="constrained")
+        return
+    figure = Figure(figsize=(9, 1.6 + 0.28 * len(bars)), layout="constrained")
+    axes = figure.subplots()
     left = [0.0] * len(bars)
     for part in bars[0][1]["milliseconds"]:
         widths = [note["milliseconds"][part] for _, note in bars]
@@ -228,10 +221,7 @@ def plot_steps(folder: Path) -> Path | None:
     axes.set_xlabel("milliseconds of a training step, under the profiler")
     axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle(caption(content), fontsize=7)
-    path = folder / "steps.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    figure.savefig(folder / "steps.png", dpi=130)
 
 
 def step_notes(content: dict) -> str:

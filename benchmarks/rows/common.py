@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import simmim_kernels as sk
 from benchmarks.rows.shapes import RATIO, Setting, Shape
@@ -189,12 +189,3 @@ def forward_backward(function: Callable[..., Tensor], differentiable: Sequence[i
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` under `torch.compile`, with a compilation cache of its own."""
     return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """Backward pass, clipped gradients and a step of the optimiser; returns the loss."""
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import simmim_kernels as sk
 from benchmarks.memory import peak_of_process
-from benchmarks.rows.common import Contest, Row, update
+from benchmarks.rows.common import Contest, Row
 from benchmarks.rows.shapes import RATIO, Setting
+
+if TYPE_CHECKING:
+    from benchmarks.models import Step
 
 SIZE, BATCH, UNIT = 192, 16, 32
 MODELS = {
@@ -35,8 +38,6 @@ CONTENDERS = {
     "eager": (False, False, False),
     "compiled": (False, False, True),
 }
-
-
 TINY = {"ViT": {"num_hidden_layers": 1}, "Swin": {"depths": [1, 1, 1, 1]}}
 
 
@@ -44,10 +45,8 @@ def rows(setting: Setting) -> Iterator[Row]:
     if setting.on_gpu:
         return  # the same models as the rows of `step`, which time is short for
     for family in MODELS:
-        shape, builder = (
-            f"{family}, {SIZE} px, batch {BATCH}, bfloat16",
-            partial(build, family, setting.tiny),
-        )
+        shape = f"{family}, {SIZE} px, batch {BATCH}, bfloat16"
+        builder = partial(build, family, setting.tiny)
         yield Row("transformers", shape, "training step", builder, needs=("transformers",))
 
 
@@ -60,21 +59,18 @@ def make_model(family: str, tiny: bool = False) -> nn.Module:
     return getattr(transformers, f"{family}ForMaskedImageModeling")(config).train()
 
 
-class Step:
-    """One update of a copy of `model` by the contender called `name`."""
+def make_step(model: nn.Module, name: str) -> Step:
+    """The contender called `name` with a copy of the model."""
+    from benchmarks.models import Step
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        kernels, self.units, compile = CONTENDERS[name]
-        self.model = copy.deepcopy(model)
-        if kernels:
-            sk.apply_kernels(self.model, reconstruction=not compile)
-        self.run = torch.compile(self.model, dynamic=False) if compile else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-
-    def __call__(self, images: Tensor, mask: sk.PatchMask, tokens: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = self.run(images, bool_masked_pos=mask if self.units else tokens).loss
-        return update(self.model, self.optimizer, loss)
+    kernels, units, compile = CONTENDERS[name]
+    model = copy.deepcopy(model)
+    if kernels:
+        sk.apply_kernels(model, reconstruction=not compile)
+    step = Step(model, "cpu", lambda images, mask, tokens: (images, mask if units else tokens))
+    if compile:
+        step.compile()
+    return step
 
 
 def draw_batch(model: nn.Module, count: int) -> tuple[Tensor, sk.PatchMask, Tensor]:
@@ -86,7 +82,7 @@ def draw_batch(model: nn.Module, count: int) -> tuple[Tensor, sk.PatchMask, Tens
 def make_alone(family: str, name: str) -> Callable[[], Any]:
     """A contender with its batch, for a process of its own."""
     model = make_model(family)
-    return partial(Step(model, name), *draw_batch(model, BATCH))
+    return partial(make_step(model, name), *draw_batch(model, BATCH))
 
 
 def build(family: str, tiny: bool) -> Contest:
@@ -98,7 +94,7 @@ def build(family: str, tiny: bool) -> Contest:
             continue  # Inductor takes minutes for its windows
         peak = not compile and not tiny
         notes[name] = {"peak_mib": peak_of_process(make_alone, family, name)} if peak else {}
-        contenders[name] = Step(model, name)
+        contenders[name] = make_step(model, name)
 
     def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
         for name, median_us in medians.items():

@@ -39,7 +39,9 @@ class MaskToken(nn.Module):
     ) -> None:
         super().__init__()
         self.prefix_tokens, self.keep_dtype = to_int("prefix_tokens", prefix_tokens), keep_dtype
-        self.token = nn.Parameter(torch.empty((1, 1, to_int("width", width)), device=device, dtype=dtype))
+        self.token = nn.Parameter(
+            torch.empty((1, 1, to_int("width", width)), device=device, dtype=dtype)
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -54,7 +54,9 @@ def with_gradients(function, *inputs):
 
 def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction="mean", **stats):
     found = with_gradients(
-        lambda t, w, b: OURS[kind](t, w, b, target, mask, order=order, reduction=reduction, **stats),
+        lambda t, w, b: OURS[kind](
+            t, w, b, target, mask, order=order, reduction=reduction, **stats
+        ),
         tokens,
         weight,
         bias,

@@ -24,7 +24,9 @@ from tests.loss_cases import (
 )
 
 
-def check_norm(kind, norm, layout, dtype, target_dtype, grid, unit, patch, reduction, normalized, make):
+def check_norm(
+    kind, norm, layout, dtype, target_dtype, grid, unit, patch, reduction, normalized, make
+):
     pred, target, mask, stats = problem(
         2, 3, grid, unit, patch, layout, dtype, target_dtype, normalized=normalized
     )
@@ -87,9 +89,7 @@ def test_window(
     normalized=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_patch(
-    backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps, normalized
-):
+def test_patch(backend, kind, layout, dtype, target_dtype, grid, sizes, reduction, eps, normalized):
     unit, patch = sizes
     side = unit if layout in ("image", "channels_last") else patch
     with sk.backend(backend):

@@ -41,9 +41,9 @@ int mask_tokens_backward(Address grad, int grad_element, int64_t g_sb, int64_t g
 
 // Strides of prediction and gradient: sample, channel, token row, row in the token, token column,
 // column in the token. With `index`, `per_sample` rows a sample or, where that is 0, flat
-// positions. Scratch: `scale` a double for each result, `affine` two for each channel (bytes, or with `std`),
-// `counts` an int64 for each 2^15 units, `partial` a double for each of `tiles` pieces of a row,
-// which `threads` threads handle, 32 numbers each.
+// positions. Scratch: `scale` a double for each result, `affine` two for each channel (bytes, or
+// with `std`), `counts` an int64 for each 2^15 units, `partial` a double for each of `tiles` pieces
+// of a row, which `threads` threads handle, 32 numbers each.
 int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_t p_ty, int64_t p_y,
                 int64_t p_tx, int64_t p_x, Address grad, int64_t g_b, int64_t g_c, int64_t g_ty,
                 int64_t g_y, int64_t g_tx, int64_t g_x, Address target, int target_element,

@@ -164,7 +164,9 @@ class _Stage:
         modules = dict(backbone.named_modules())
         found = next((n for n in names if isinstance(modules.get(n), nn.Module)), None)
         if found is None:
-            raise TypeError(f"MaskedEncoder: {cls} has no {' or '.join(names)}; {_advice(backbone)}")
+            raise TypeError(
+                f"MaskedEncoder: {cls} has no {' or '.join(names)}; {_advice(backbone)}"
+            )
         module = modules[found]
         if not _convolves(module):
             raise TypeError(

@@ -11,7 +11,7 @@ from simmim_kernels import backends
 from simmim_kernels._numbers import to_float
 from simmim_kernels.grid import prediction_patch
 from simmim_kernels.ops._channels import Channels, channel_stats
-from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
 from simmim_kernels.patch_mask import PatchMask, mask_grid
@@ -131,14 +131,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
     """The index list where `pred` holds masked units only, None where it holds all tokens."""
-    if not isinstance(mask, PatchMask) or not isinstance(pred, Tensor) or pred.dim() != 3:
+    if not isinstance(mask, PatchMask) or pred.dim() != 3 or target.dim() != 4:
         return None
     count, numbers = pred.shape[1:]
-    if (
-        not isinstance(target, Tensor)
-        or target.dim() != 4
-        or count * numbers == target.shape[1:].numel()
-    ):
+    if count * numbers == target.shape[1:].numel():
         return None
     return mask.masked
 
@@ -193,12 +189,12 @@ def loss_of(
         if not 0.0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; allowed: a finite number >= 0")
         kind, beta = ("l1", 1.0) if beta < SMALLEST_BETA else (kind, beta)
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    grid = mask_grid(mask)
     if index is None:
         index = _unit_index(pred, target, mask)
-    grid = mask_grid(mask)
-    if mean is not None or std is not None:
-        is_tensor("target", target, PIXELS)
-        mean, std = channel_stats(target, mean, std)
+    mean, std = channel_stats(target, mean, std)
     args = (pred, target, grid, index, order, mean, std, kind, beta)
     args = (*args, to_float("eps", eps), reduction)
     norm = ("none", 0, 0.0)

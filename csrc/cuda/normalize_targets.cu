@@ -157,8 +157,7 @@ struct Sums<T, 1> {
 template <class T>
 __device__ __forceinline__ void write_row(const Window& w, const T* image, int64_t b, int64_t to,
                                           int32_t y, int32_t left_column, int32_t x0, int32_t x1,
-                                          const Row& row, double eps, double limit,
-                                          uint32_t lane) {
+                                          const Row& row, double eps, double limit, uint32_t lane) {
     const int32_t begin = max_of(0, y - w.radius_y), end = min_of(w.height, y + w.radius_y + 1);
     const uint8_t* units =
         w.mask ? w.mask + b * w.units + int64_t(y / w.unit_h) * w.grid_w : nullptr;

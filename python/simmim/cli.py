@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import itertools
 import os
 import signal
@@ -20,6 +21,7 @@ from simmim.errors import (
     ProcessError,
     UserError,
     first_line,
+    printable,
     require,
 )
 from simmim.exchange_config import ExportConfig, ImportConfig
@@ -39,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 0 after ``--help``, with 2 for a command line that cannot be read.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # names of files may hold any bytes, and those that are no text are printed as \udc.., not
+        # refused
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -80,7 +87,7 @@ def _is_first() -> bool:
 def _print_error(text: str) -> None:
     """Print one line to stderr, if that still takes any."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"simmim: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+        print(printable(f"simmim: {' '.join(text.splitlines())}"), file=sys.stderr, flush=True)
 
 
 def _give_up_broken_output() -> None:

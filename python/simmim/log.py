@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from simmim.errors import require
+from simmim.event_files import event_writer
 from simmim.metrics import MetricsFile, read_metrics
 from simmim.progress import Progress
 from simmim.sink import Sink
@@ -29,8 +29,7 @@ class Records(Progress):
     def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
         super().__init__(total, update, global_batch)
         self.metrics = MetricsFile(out / "metrics.csv", update)
-        tensorboard = require("torch.utils.tensorboard")
-        self.board = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=update + 1)
+        self.board = event_writer(out / "tensorboard", purge_step=update + 1)
         self._to_metrics = Sink(str(out / "metrics.csv"))
         self._to_board = Sink(str(out / "tensorboard"))
         self._excepthook = threading.excepthook

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from simmim.errors import require
+from simmim.errors import printable, require
 from simmim.sink import Sink
 
 #: seconds without a word after which a log that is no terminal gets a line
@@ -143,9 +143,9 @@ class Progress:
         """A line of its own, from any process."""
         self._last_word = time.perf_counter()
         if self._bar is not None:
-            self.terminal(self._bar.write, text, file=sys.stderr)
+            self.terminal(self._bar.write, printable(text), file=sys.stderr)
         else:
-            self.terminal(print, text, file=sys.stderr, flush=True)
+            self.terminal(print, printable(text), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -8,7 +8,7 @@ from PIL import Image
 
 from simmim.log import MetricsFile
 from simmim.model import SimMIM, channel_statistics
-from simmim.plot import loss_curve, reconstruct, reconstruction_picture
+from simmim.plot import confusion_picture, loss_curve, reconstruct, reconstruction_picture
 from simmim_kernels import random_mask
 
 SIZE = (32, 48)
@@ -76,3 +76,17 @@ def test_loss_curve(tmp_path):
     metrics.close()
     loss_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", baseline=0.6)
     assert Image.open(tmp_path / "curve.png").size[0] > 400
+
+
+def test_class_names_are_drawn_as_plain_text(tmp_path):
+    """What is mathematics to matplotlib, bytes that are no text, and names of two lines."""
+    sizes = []
+    for names in (["$\\frac{$", "a_b^c"], ["\udcff\udce9", "two\nlines"], ["$a$" * 99, "b"]):
+        confusion_picture(np.eye(2, dtype=int), names, tmp_path / "a.png")
+        sizes.append((tmp_path / "a.png").stat().st_size)
+    confusion_picture(np.eye(2, dtype=int), ["$ab$", "a"], tmp_path / "a.png")
+    confusion_picture(np.eye(2, dtype=int), ["ab", "a"], tmp_path / "b.png")
+    drawn = [np.asarray(Image.open(tmp_path / f"{n}.png").convert("L")) < 128 for n in "ab"]
+    # two signs more, on both axes
+    assert drawn[0].sum() > drawn[1].sum() + 20
+    assert min(sizes) > 1000

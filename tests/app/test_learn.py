@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import learn
+from experiments import learn, learn_page
 from simmim.config import PretrainConfig
 from simmim.log import read_metrics
 from simmim.train import Trainer
@@ -103,8 +103,8 @@ def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
 def test_spread_over_seeds():
     common = {"neighbours": 0.5, "linear_all": 0.5, "validation": 1.0, "seconds": 1.0}
     records = [
-        learn.Record(start="kernels", seed=seed, linear=linear, finetuned=None, **common)
+        learn_page.Record(start="kernels", seed=seed, linear=linear, finetuned=None, **common)
         for seed, linear in enumerate((0.5, 0.6, 0.7))
     ]
-    assert learn.cell(learn.values_of(records, "kernels", "linear")) == "60.0 ± 10.0"
-    assert learn.cell(learn.values_of(records, "kernels", "finetuned")) == ""
+    assert learn_page.cell(learn_page.values_of(records, "kernels", "linear")) == "60.0 ± 10.0"
+    assert learn_page.cell(learn_page.values_of(records, "kernels", "finetuned")) == ""

@@ -29,6 +29,7 @@ VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
+_METADATA = {"format", "version", "config", "kind", _CHECKSUMS}
 #: what every checkpoint holds, and what those from which a run goes on hold too
 _MODEL = {"config": str, "model": dict}
 _TRAINING = {
@@ -281,6 +282,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
         if "version" not in metadata:
             return {}
+        unknown = metadata.keys() - _METADATA
+        if unknown:
+            # perhaps the damaged name of what would show the damage
+            raise RuntimeError(f"unknown entry {min(unknown)!r}")
         state = {
             "version": int(metadata["version"]),
             "config": metadata["config"],

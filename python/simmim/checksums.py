@@ -12,6 +12,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from simmim.errors import first_line
+
 
 def checksums(contents: Any) -> dict[str, int]:
     """The CRC-32 of every tensor, number and string in nested dictionaries, lists and tuples.
@@ -52,9 +54,10 @@ def damaged_parts(contents: Any, stored: Any) -> list[str]:
 
 
 def check_archive(path: Path) -> None:
-    """Check every part of a file of ``torch.save`` against the CRC-32 that is stored beside it.
+    """Check every part of a file of ``torch.save`` against the CRC-32 in the archive's directory.
 
-    PyTorch reads without that, and takes sizes from a damaged file as they come.
+    PyTorch reads without that, and takes sizes from a damaged file as they come. The parts are read
+    by PyTorch's own reader, since a damaged directory can mean different things to two readers.
 
     Raises:
         EOFError: the file is empty.
@@ -68,12 +71,18 @@ def check_archive(path: Path) -> None:
             raise pickle.UnpicklingError("no archive") if start else EOFError("it is empty")
         try:
             with zipfile.ZipFile(file) as archive:
-                wrong = archive.testzip()
+                parts = {part.filename.partition("/")[2]: part for part in archive.infolist()}
+            # the reader that torch.load uses
+            reader = torch._C.PyTorchFileReader(str(path))
+            if parts.keys() != set(reader.get_all_records()):
+                raise RuntimeError("its directory is damaged")
+            for name, part in parts.items():
+                content = reader.get_record(name)
+                if len(content) != part.file_size or crc32(content) != part.CRC:
+                    raise RuntimeError(f"part {name} does not match its checksum")
         except Exception as error:
             # zipfile raises whatever a damaged number leads to
-            raise RuntimeError(str(error) or type(error).__name__) from error
-    if wrong is not None:
-        raise RuntimeError(f"part {wrong} does not match its checksum")
+            raise RuntimeError(first_line(error)) from error
 
 
 def _of_text(text: str) -> int:

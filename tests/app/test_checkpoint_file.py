@@ -101,6 +101,27 @@ def test_a_flipped_bit_of_a_tensor_is_refused(name, tmp_path):
         assert is_refused(path, bytes(changed), whole), place
 
 
+@pytest.mark.slow
+def test_a_damaged_directory_means_nothing_else_to_pytorch(tmp_path):
+    """In files of earlier versions, whose archive alone holds checksums."""
+    path = tmp_path / "old.pt"
+    torch.save({"version": 1, **small_state()}, path)
+    whole = checksums(checkpoint.load(path))
+    content = path.read_bytes()
+    rng = random.Random(0)
+    for place in range(content.index(b"PK\1\2"), len(content)):
+        changed = bytearray(content)
+        changed[place] = rng.choice([0, 255, rng.randrange(256)])
+        is_refused(path, bytes(changed), whole)
+
+
+def test_checksums_cannot_be_lost_to_damage(tmp_path):
+    path = tmp_path / "x.safetensors"
+    whole = checksums(write_safetensors(path))
+    content = path.read_bytes().replace(b'"checksums"', b'"checksumz"')
+    assert is_refused(path, content.replace(b"resume", b"result"), whole)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_cut_short_is_refused(name, tmp_path):
     path = tmp_path / name

@@ -14,9 +14,9 @@ from torch import Tensor
 from simmim.crop import ORDER, random_numbers
 from simmim.data import VALIDATION_SEED, check_links
 from simmim.errors import UserError
-from simmim.images import find_listing
+from simmim.images import check_any
 from simmim.labels_config import FinetuneConfig, ProbeConfig
-from simmim.listing import SUFFIXES, Listing, holds_run
+from simmim.listing import SUFFIXES, Listing, holds_run, list_images
 from simmim.splits import check_no_split_inside, resolve_split
 
 
@@ -67,7 +67,7 @@ def find_classes(
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     everything, without = Listing(folder), {path.resolve() for path in without}
-    folders = []
+    listings = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             everything.left["image outside the class folders"] += 1
@@ -78,22 +78,23 @@ def find_classes(
         elif holds_run(path, set(os.listdir(path))):
             everything.runs.append(path)
         else:
-            folders.append(path)
-    if len(folders) < 2:
+            listing = list_images(path, without)
+            everything.add(listing)
+            # a folder that holds nothing but runs is no class
+            if listing.paths or not (listing.runs or listing.without):
+                listings[path.name] = listing
+    if len(listings) < 2:
         raise UserError(
-            f"{folder} holds {len(folders)} class folders, and a classifier needs two: put the "
+            f"{folder} holds {len(listings)} class folders, and a classifier needs two: put the "
             f"images of each class into a folder of its own, as in {folder}/cat/1.png"
         )
-    found = {}
-    for path in folders:
-        check_no_split_inside(path)
+    for name, listing in listings.items():
+        check_no_split_inside(folder / name)
         try:
-            listing = find_listing(path, without)
+            check_any(listing)
         except UserError as error:
             raise UserError(f"{error}; add images of this class or remove its folder") from None
-        found[path.name] = listing.paths
-        everything.add(listing)
-    return found, everything
+    return {name: listing.paths for name, listing in listings.items()}, everything
 
 
 def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -16,6 +17,7 @@ from simmim.errors import (
     UnreadableImageError,
     UserError,
     first_line,
+    printable,
     require,
 )
 from simmim.exchange_config import ExportConfig, ImportConfig
@@ -31,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that the system refuses, told in one line. 130, 143: Ctrl-C, SIGTERM, after saving a checkpoint.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # names of files may hold any bytes, and those that are no text are printed as \udc.., not
+        # refused
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(arguments)
     except (UserError, MissingPackageError) as error:
         # of several processes that all meet the same mistake, the first one speaks
         if os.environ.get("RANK", "0") == "0" or isinstance(error, UnreadableImageError):
-            print(f"simmim: {error}", file=sys.stderr)
+            print(printable(f"simmim: {error}"), file=sys.stderr)
         return 2
     except LostProcessError:
         return 1
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"simmim: {error.strerror or first_line(error)}{where}", file=sys.stderr)
+        print(printable(f"simmim: {error.strerror or first_line(error)}{where}"), file=sys.stderr)
         return 2
 
 

@@ -69,6 +69,7 @@ class Crops(Dataset):
         self._refused: dict[int, str] = {}
         self._notes: dict[int, str] = {}
         self._lost = 0
+        self._last_lost = ("", "")
 
     def __len__(self) -> int:
         return len(self.paths) * self.crops
@@ -77,6 +78,9 @@ class Crops(Dataset):
         epoch, sample = index
         crop, first = divmod(sample, len(self.paths))
         bad: list[tuple[str, str]] = []
+        if self._lost >= LOST_IN_A_ROW:
+            # a network drive that is away can let every question wait for minutes
+            return Sample(None, sample, first, [self._last_lost], read=False, lost=True)
         for step in range(len(self.paths) if self.replace else 1):
             which = (first + step) % len(self.paths)
             path, known = str(self.paths[which]), which in self._refused
@@ -106,8 +110,9 @@ class Crops(Dataset):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UnusedContentWarning)
                 image = read_image(self.paths[which], self.channels)
-        except LostImageError:
+        except LostImageError as error:
             self._lost += 1
+            self._last_lost = (str(self.paths[which]), str(error))
             raise
         except BadImageError as error:
             self._lost = 0

@@ -27,6 +27,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """``text`` in one line: control characters, which names of files may hold, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def require(module: str) -> ModuleType:
     """Import ``module``, or say which command installs it.
 

@@ -44,8 +44,15 @@ def find_listing(folder: Path, without: Iterable[Path] = ()) -> Listing:
         UserError: no such folder, one that may not be read, or no image in it.
     """
     listing = list_images(folder, without)
+    check_any(listing)
+    return listing
+
+
+def check_any(listing: Listing) -> None:
+    """Raise ``UserError`` where a folder holds no image that can be read."""
+    folder = listing.folder
     if listing.paths:
-        return listing
+        return
     if listing.left:
         raise UserError(
             f"no images in {folder} of the kinds that are read (JPEG, PNG, TIFF, WebP): it holds "

@@ -197,3 +197,19 @@ def holds_run(folder: Path, names: set[str]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(settings, dict) and settings.keys() >= _RUN_SETTINGS
+
+
+def check_outside(picture: Path, folder: Path) -> None:
+    """Raise ``UserError`` where a ``picture`` to be written would become an image of ``folder``.
+
+    In the folder of a run it does not.
+    """
+    resolved, root = picture.resolve(), folder.resolve()
+    if root not in resolved.parents or picture.suffix.lower() not in SUFFIXES:
+        return
+    between = [parent for parent in resolved.parents if root in parent.parents and parent.is_dir()]
+    if not any(holds_run(parent, set(os.listdir(parent))) for parent in between):
+        raise UserError(
+            f"--out {picture} lies among the images in {folder} and would be one of them in the "
+            "next run: choose another place"
+        )

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from simmim.errors import require
+from simmim.errors import printable
+from simmim.event_files import event_writer
 
 COLUMNS = (
     *("update", "epoch", "split", "loss", "accuracy", "lr", "grad_norm", "images_per_second"),
@@ -122,7 +123,7 @@ class Progress:
         if self._open_line:
             print(file=sys.stderr)
             self._open_line = False
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -144,8 +145,7 @@ class Records(Progress):
     def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
         super().__init__(total, update, global_batch)
         self.metrics = MetricsFile(out / "metrics.csv", update)
-        tensorboard = require("torch.utils.tensorboard")
-        self.board = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=update + 1)
+        self.board = event_writer(out / "tensorboard", purge_step=update + 1)
 
     def training(self, update: int, epoch: int, *, loss: float, lr: float, grad_norm: float):
         """Means since the last such record, and the speed."""

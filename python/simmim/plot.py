@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simmim.checkpoint import replacing
-from simmim.errors import UserError, require
+from simmim.errors import UserError, printable, require
 from simmim.log import read_metrics
 from simmim.model import SimMIM
 from simmim_kernels import PatchMask, mask_image
@@ -105,6 +105,11 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
 LEGIBLE = 20
 
 
+def _label(name: str, most: int = 40) -> str:
+    text = printable(name)
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> None:
     """Draw how often each class was taken for which.
 
@@ -120,8 +125,9 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis = canvas.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= LEGIBLE:
-        axis.set_xticks(range(len(names)), names, rotation=90)
-        axis.set_yticks(range(len(names)), names)
+        texts = [_label(name) for name in names]
+        axis.set_xticks(range(len(names)), texts, rotation=90, parse_math=False, usetex=False)
+        axis.set_yticks(range(len(names)), texts, parse_math=False, usetex=False)
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             count = str(confusion[row, column])

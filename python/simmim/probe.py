@@ -15,7 +15,8 @@ from simmim.classes import Classes, Labelled, split_classes
 from simmim.classifier import block_features, completed, start
 from simmim.data import central_crops, check_readable, loader
 from simmim.encoders import ConvEncoder, TimmEncoder
-from simmim.errors import UnreadableImageError, UserError, require
+from simmim.errors import UnreadableImageError, UserError, printable, require
+from simmim.event_files import event_writer
 from simmim.failures import explained
 from simmim.labels_config import ProbeConfig
 from simmim.listing import summarize_bad
@@ -28,7 +29,6 @@ linear_model = require("sklearn.linear_model")
 neighbors = require("sklearn.neighbors")
 pipeline = require("sklearn.pipeline")
 preprocessing = require("sklearn.preprocessing")
-tensorboard = require("torch.utils.tensorboard")
 
 COLUMNS = ("block", "linear", "neighbours")
 
@@ -92,7 +92,7 @@ def probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     encoder = start(config, weights).eval().to(chosen_device(config.device))
     blocks = _blocks(config, len(encoder.blocks()))
     for line in classes.summary:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     with explained():
         train, train_labels = _features(encoder, classes.train, blocks, config)
         test, test_labels = _features(encoder, classes.test, blocks, config)
@@ -134,14 +134,14 @@ def _features(
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:
-            print(f"{path}: {note}", file=sys.stderr)
+            print(printable(f"{path}: {note}"), file=sys.stderr)
         if not batch.read.any():
             continue
         features = block_features(encoder, batch.images[batch.read].to(device), blocks)
         found.append([f.float().cpu().numpy() for f in features])
         labels.append(files.labels[batch.sources[batch.read]].numpy())
     for path, reason in bad.items():
-        print(f"left out {path}: {reason}", file=sys.stderr)
+        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
     if not found:
         raise UnreadableImageError(
             f"none of the {len(files.paths)} images can be read: {summarize_bad(bad)}"
@@ -199,7 +199,7 @@ def _write(config: ProbeConfig, results: list[Result]) -> None:
     folder = config.out / "tensorboard"
     for events in folder.glob("events.*"):
         events.unlink()
-    with tensorboard.SummaryWriter(str(folder)) as board:
+    with event_writer(folder) as board:
         for result in results:
             board.add_scalar("probe/linear", result.linear, result.block)
             board.add_scalar("probe/neighbours", result.neighbours, result.block)

@@ -9,8 +9,9 @@ from simmim import checkpoint
 from simmim.build import build_masking, build_model
 from simmim.config import PretrainConfig, ReconstructConfig
 from simmim.data import Sample, central_crops, collate, split_files
-from simmim.errors import UserError
+from simmim.errors import UserError, printable
 from simmim.images import find_images
+from simmim.listing import check_outside
 from simmim.model import SimMIM
 from simmim.plot import check_picture, reconstruct, reconstruction_picture
 
@@ -29,12 +30,16 @@ def run(config: ReconstructConfig) -> None:
     """Write the picture that ``config`` asks for.
 
     Raises:
-        UserError: no checkpoint there, no images, none that can be read, or no such picture format.
+        UserError: no checkpoint there, no images, none that can be read, no such picture format, or
+            a picture that would lie among the images.
     """
     if config.count < 1:
         raise UserError(f"--count must be at least 1, not {config.count}")
     check_picture(config.out)
     model, trained = load_model(config.checkpoint)
+    for folder in (config.data, trained.data, trained.val_data):
+        if folder is not None:
+            check_outside(config.out, folder)
     if config.data is not None:
         paths = find_images(config.data)
     else:
@@ -58,7 +63,7 @@ def _first_readable(
         elif config.on_bad_image == "error":
             raise UserError("cannot read {}: {}".format(*sample.bad[0]))
         else:
-            print("skipped {}: {}".format(*sample.bad[0]), file=sys.stderr)
+            print(printable("skipped {}: {}".format(*sample.bad[0])), file=sys.stderr)
         if len(samples) == config.count:
             break
     if not samples:

@@ -231,6 +231,6 @@ def test_a_folder_that_may_not_be_read(photographs, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return genuine(path)
 
-    monkeypatch.setattr(images.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match="part1 may not be read: change its permissions"):
         find_images(photographs)

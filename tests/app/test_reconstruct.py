@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib import figure
 from PIL import Image
 
 from simmim.log import MetricsFile
 from simmim.model import SimMIM, channel_statistics
-from simmim.plot import loss_curve, reconstruct, reconstruction_picture
+from simmim.plot import confusion_picture, loss_curve, reconstruct, reconstruction_picture
 from simmim_kernels import random_mask
 
 SIZE = (32, 48)
@@ -76,3 +77,23 @@ def test_loss_curve(tmp_path):
     metrics.close()
     loss_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", baseline=0.6)
     assert Image.open(tmp_path / "curve.png").size[0] > 400
+
+
+def test_class_names_are_drawn_as_plain_text(tmp_path, monkeypatch):
+    """What is mathematics to matplotlib, bytes that are no text, and names of two lines."""
+    drawn = []
+    genuine = figure.Figure.savefig
+    monkeypatch.setattr(
+        figure.Figure, "savefig", lambda f, *a, **k: (drawn.append(f), genuine(f, *a, **k))
+    )
+    for names, texts in (
+        (["$\\frac{$", "a_b^c$x$"], ["$\\frac{$", "a_b^c$x$"]),
+        (["\udcff\udce9", "two\nlines"], ["\\udcff\\udce9", "two\\nlines"]),
+    ):
+        confusion_picture(np.eye(2, dtype=int), names, tmp_path / "a.png")
+        axis = drawn[-1].axes[0]
+        for label in (axis.get_xticklabels(), axis.get_yticklabels()):
+            assert [text.get_text() for text in label] == texts
+            assert not any(text.get_parse_math() for text in label)
+    confusion_picture(np.eye(2, dtype=int), ["long " * 99, "b"], tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] < 800

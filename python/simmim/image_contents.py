@@ -2,7 +2,8 @@
 
 Pillow's mode does not tell: it opens files of 16 bits a channel as ``RGB`` and drops bands without
 a word. So bit depth, bands, pages and opacity are read from the file: PNG's header, TIFF's tags, the
-number of frames.
+number of frames. What a file says wrongly cannot be told: a band of near infrared that its writer
+marked as opacity is opacity.
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ from simmim.listing import SUFFIXES, Listing, list_images
 __all__ = ["SUFFIXES", "BadImageError", "LostImageError", "find_images", "read_image"]
 
 #: what keeps a single file from being read, on a machine and a disk that are all right
-_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_OF_ONE_FILE = {
+    *(errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    # decoders that follow a damaged file's offsets
+    *(errno.EINVAL, errno.EOVERFLOW, errno.EFBIG),
+}
 
 
 class LostImageError(BadImageError):
@@ -88,7 +92,7 @@ def read_image(path: Path, channels: int) -> Tensor:
         raise
     except OSError as error:
         # Pillow's own errors of this type carry no number of the system's
-        if error.errno is None or error.errno in _OF_ONE_FILE:
+        if error.errno is None or error.errno in _OF_ONE_FILE or _is_forbidden(path, error):
             raise BadImageError(_damage(error)) from error
         raise LostImageError(error.strerror or first_line(error)) from error
     # PIL's decoders raise whatever their format code meets: SyntaxError, struct.error, ...
@@ -108,6 +112,21 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB" if channels == 3 else "L"))
+
+
+def _is_forbidden(path: Path, error: OSError) -> bool:
+    """Whether the file's own permissions are what keeps it from being read.
+
+    Where not even its size may be asked for, the whole disk is closed to us, as by a network drive's
+    ticket that has run out.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return False
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _damage(error: Exception) -> str:

@@ -62,7 +62,8 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on images in one folder per class."""
 
     data: Path | None = None
-    """Folder that holds one folder of images per class."""
+    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
+    each with the class folders."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""
@@ -117,7 +118,8 @@ class ProbeConfig(LabelledConfig):
     features, the mean over the patch tokens of a block."""
 
     data: Path | None = None
-    """Folder that holds one folder of images per class."""
+    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
+    each with the class folders."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""

@@ -27,7 +27,9 @@ class RunConfig:
     """A training run: its data, its optimisation, its records."""
 
     data: Path | None = None
-    """Folder of training images, searched through all its subfolders: JPEG, PNG, WebP, TIFF, 8 bit."""
+    """Folder of training images, searched through all its subfolders: JPEG, PNG, WebP, TIFF of 8 bits
+    a channel, gray, RGB or CMYK, with or without opacity. Where it holds train/ beside val/,
+    validation/ or test/, these are used as such. Folders of runs are left out."""
 
     out: Path = Path("runs/pretrain")
     """Folder for checkpoints, logs and the configuration."""
@@ -59,7 +61,8 @@ class RunConfig:
 
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read: skip logs its name, counts it and takes the next readable image
-    in its place; error stops the run."""
+    in its place, or, in validation, none; error stops the run. Eight files in a row that are gone
+    stop it in any case."""
 
     workers: int = 2
     """Processes that read images; 0 reads them in the training process. The run is the same

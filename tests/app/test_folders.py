@@ -150,7 +150,7 @@ def test_parts_are_never_classes_nor_trained_on(command, split, labelled, tmp_pa
 
 
 def test_further_ways_of_splitting(split, tmp_path):
-    with pytest.raises(UserError, match="leave out --val-count, or give --data .*train"):
+    with pytest.raises(UserError, match=r"leave out --val-count, or give --data .*train"):
         found("pretrain", split, tmp_path, val_count=2)
     shutil.rmtree(split / "val")
     assert len(found("pretrain", split, tmp_path, val_count=2)[0]) == 10
@@ -171,7 +171,18 @@ def test_outputs_are_no_inputs_of_the_next_run(labelled, capsys):
     """Every command writes into the folder of the images, and the next ones do not see it."""
     small = ("--workers", 0, "--device", "cpu")
     tiny = ("--img-size", 32, "--encoder", "cnn", *small)
-    fast = ("--epochs", 1, "--drop-path", 0, "--batch-size", 4, "--warmup-epochs", 0, "--precision", "32-true")
+    fast = (
+        "--epochs",
+        1,
+        "--drop-path",
+        0,
+        "--batch-size",
+        4,
+        "--warmup-epochs",
+        0,
+        "--precision",
+        "32-true",
+    )
     commands = {
         "pretrain": (*FAST, "--epochs", 1, "--val-count", 2, "--picture", 1),
         "finetune": (*tiny, *fast),

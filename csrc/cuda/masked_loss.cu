@@ -14,6 +14,8 @@ SIMMIM_BEGIN
 
 namespace {
 
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue, which the emulator does not have
+
 constexpr int kMostThreads = 256, kVector = 8, kGroups = 4, kNumbers = kVector * kGroups;
 
 // Groups that a thread has in flight: targets that come one by one take a register a number.
@@ -200,8 +202,9 @@ int masked_loss(Address pred, int pred_element, int64_t p_b, int64_t p_c, int64_
                 Address affine, Address counts, Address partial, int64_t batch, int64_t channels,
                 int64_t height, int64_t width, int64_t patch, int64_t threads, int64_t tiles,
                 Address stream) {
-    if (kind < kL1 || kind > kSmoothL1) return cudaErrorInvalidValue;
-    if (reduction < kMean || reduction > kEach) return cudaErrorInvalidValue;
+    if (kind < kL1 || kind > kSmoothL1 || reduction < kMean || reduction > kEach) {
+        return kInvalidValue;
+    }
     const int64_t h = height / patch, w = width / patch;
     const bool listed = index.as<int32_t>() != nullptr;
     Problem problem{};

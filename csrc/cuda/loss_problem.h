@@ -113,8 +113,8 @@ struct Problem {
         return SmoothL1::slope(d, C(inverse_beta));
     }
 
-    // The pixel value (stored - offset) * scale; `affine` holds the scales, then the offsets, and is
-    // null where numbers are taken as they are.
+    // The pixel value (stored - offset) * scale; `affine` holds the scales, then the offsets, and
+    // is null where numbers are taken as they are.
     template <class C>
     __device__ __forceinline__ C wanted(C stored, int32_t channel) const {
         return affine ? (stored - C(affine[channels + channel])) * C(affine[channel]) : stored;

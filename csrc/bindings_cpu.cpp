@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "address_caster.h"
 #include "loss_spec_caster.h"
 #include "tensor_caster.h"
 #include "cpu/runs_here.h"

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "address_caster.h"
 #include "cuda/kernels.h"
 #include "loss_spec_caster.h"
 #include "tensor_caster.h"
@@ -43,17 +42,7 @@ class OnDevice {
 template <class Launcher>
 struct Bind;
 
-// Puts the device in front of a launcher's arguments; the stream is its last one.
-template <class... Arguments>
-struct Bind<int (*)(Arguments...)> {
-    template <int (*launcher)(Arguments...)>
-    static void call(int device, Arguments... arguments) {
-        const OnDevice on(device);
-        OnDevice::check(launcher(arguments...));
-    }
-};
-
-// Where the first argument is a tensor, it lies on the device.
+// Runs a launcher on the device of its first argument.
 template <class... Arguments>
 struct Bind<int (*)(const simmim::Tensor&, Arguments...)> {
     template <int (*launcher)(const simmim::Tensor&, Arguments...)>

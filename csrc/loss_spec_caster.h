@@ -1,4 +1,5 @@
-// How pybind11 turns Python's NamedTuple `LossSpec` into the struct; an unknown name is a ValueError.
+// How pybind11 turns Python's NamedTuple `LossSpec` into the struct; an unknown name is a
+// ValueError.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +17,8 @@ Code code_of(const char* option, PyObject* name, const char* const (&names)[n]) 
     for (size_t code = 0; code < n; ++code)
         if (PyUnicode_CompareWithASCIIString(name, names[code]) == 0) return Code(code);
     std::string allowed;
-    for (const char* one : names) allowed += (allowed.empty() ? "'" : ", '") + std::string(one) + "'";
+    for (const char* one : names)
+        allowed += (allowed.empty() ? "'" : ", '") + std::string(one) + "'";
     throw pybind11::value_error(std::string(option) + " is " +
                                 pybind11::repr(name).cast<std::string>() + "; allowed: " + allowed);
 }

@@ -97,8 +97,8 @@ inline ImageLayout image_layout(const Tensor& image) {
 }
 
 // Where the numbers of a prediction of an image lie. Pixel (ty * patch + dy, tx * patch + dx) of
-// channel c is at b * sb + c * sc + ty * sty + dy * sdy + tx * stx + dx * sdx; of listed units row r
-// begins at r * stx.
+// channel c is at b * sb + c * sc + ty * sty + dy * sdy + tx * stx + dx * sdx; of listed units row
+// r begins at r * stx.
 struct PredictionLayout {
     int64_t sb, sc, sty, sdy, stx, sdx;
 };
@@ -112,8 +112,8 @@ inline int64_t prediction_patch(const Tensor& pred, const ImageLayout& image) {
     return same ? 1 : image.size.height / max_of<int64_t>(pred.size(2), 1);
 }
 
-// Of listed units `tokens_in_row` is 0. `interleaved`: a token's numbers are (dy, dx, channel), else
-// (channel, dy, dx).
+// Of listed units `tokens_in_row` is 0. `interleaved`: a token's numbers are (dy, dx, channel),
+// else (channel, dy, dx).
 inline PredictionLayout prediction_layout(const Tensor& pred, int64_t channels, int64_t patch,
                                           int64_t tokens_in_row, bool interleaved) {
     const int64_t* s = pred.strides;

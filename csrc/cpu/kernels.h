@@ -1,6 +1,5 @@
 // The CPU entry points, declared once for each instruction set (so: no include guard).
-// Addresses and sizes only; strides and offsets count elements. Kernels never allocate.
-#include "cpu/address.h"
+// Results are allocated by the caller; masks, tokens, statistics and index lists are contiguous.
 #include "common/loss_spec.h"
 #include "tensor.h"
 
@@ -39,16 +38,11 @@ void box_mask(const Tensor& ids, int64_t box_h, int64_t box_w, bool center, uint
 
 double avg_dist(const Tensor& mask, int64_t unit, int threads);
 
-void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
-                Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,
-                int64_t batch, int64_t channels, Address fill, int fill_element, double value,
-                Address mean, int mean_element, Address std, int std_element, Address out,
-                int out_element, bool channels_last, int threads);
+void mask_image(const Tensor& image, const Tensor& mask, const Tensor& fill, double value,
+                const Tensor& mean, const Tensor& std, const Tensor& out, int threads);
 
-void mask_image_fill_gradient(Address grad, int element, int64_t sb, int64_t sc, int64_t sy,
-                              int64_t sx, Address mask, int64_t grid_h, int64_t grid_w,
-                              int64_t unit_h, int64_t unit_w, int64_t batch, int64_t channels,
-                              Address sums, int threads);
+void mask_image_fill_gradient(const Tensor& grad, const Tensor& mask, const Tensor& fill,
+                              int threads);
 
 void mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
                          const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
@@ -80,8 +74,8 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
 
 void normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                        const Tensor& out, int64_t patch, double eps, int threads);
-// `grad` and `scale` are written where they are present. Returns the first row of `index` that names
-// no token or one that was named before, or -1.
+// `grad` and `scale` are written where they are present. Returns the first row of `index` that
+// names no token or one that was named before, or -1.
 int64_t masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask,
                     const Tensor& index, const Tensor& mean, const Tensor& std,
                     const LossSpec& spec, const Tensor& loss, const Tensor& grad,

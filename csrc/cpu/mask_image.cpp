@@ -1,9 +1,10 @@
 // Masked units of an image become one colour: out = where(masked, fill, image), where a uint8 image
 // is divided by 255 and any image is normalised on the way; and the gradient of the colour.
-#include "cpu/address.h"
+#include "common/grid.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 #include "cpu/runs.h"
+#include "cpu/scratch.h"
 
 SIMMIM_BEGIN
 
@@ -15,15 +16,19 @@ constexpr int64_t kNarrow = 16;
 
 // The pixels of an image, cut into bands (the pixel rows of one row of mask units of one sample).
 struct Bands {
-    int64_t sb, sc, sy, sx;  // strides of the image that is read
-    const uint8_t* mask;
-    int64_t grid_h, grid_w, unit_h, unit_w;
-    int64_t batch, channels;
+    ImageLayout image;  // that is read
+    MaskGrid mask;
 
-    int64_t height() const { return grid_h * unit_h; }
-    int64_t width() const { return grid_w * unit_w; }
-    int64_t elements() const { return batch * channels * height() * width(); }
-    const uint8_t* cells(int64_t band) const { return mask + band * grid_w; }
+    Bands(const Tensor& image, const Tensor& mask)
+        : image(image_layout(image)), mask(mask_over(mask, this->image.size)) {}
+
+    int64_t count() const { return image.batch * mask.units.rows(); }
+    int64_t unit_h() const { return mask.scale.height; }
+    int64_t unit_w() const { return mask.scale.width; }
+    int64_t width() const { return image.size.width; }
+    const uint8_t* cells(int64_t band) const { return mask.mask + band * mask.units.width; }
+    int64_t sample(int64_t band) const { return band / mask.units.height; }
+    int64_t top(int64_t band) const { return band % mask.units.height * unit_h(); }
 };
 
 // The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel, for units below kNarrow bytes.
@@ -148,14 +153,14 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
                  const Constants& constants) {
     const uint8_t* cells = bands.cells(band);
     const int64_t width = bands.width();
-    if (bands.unit_w * pixel < kNarrow) {
+    if (bands.unit_w() * pixel < kNarrow) {
         uint8_t masked[kRow + kNarrow];
         const int64_t most = min_of<int64_t>(constants.period, kRow) / pixel;
         for (int64_t x = 0; x < width; x += most) {
             const int64_t stop = min_of(width, x + most);
-            spread(cells, bands.unit_w, x, stop, pixel, masked);
-            for (int64_t y = 0; y < bands.unit_h; ++y) {
-                select<C>(masked, in + y * bands.sy + x * bands.sx, in_step,
+            spread(cells, bands.unit_w(), x, stop, pixel, masked);
+            for (int64_t y = 0; y < bands.unit_h(); ++y) {
+                select<C>(masked, in + y * bands.image.sy + x * bands.image.sx, in_step,
                           out + y * out_row + x * pixel * out_step, out_step, (stop - x) * pixel,
                           constants);
             }
@@ -165,18 +170,22 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
     const int64_t bytes = width * pixel * int64_t(sizeof(Out));
     const bool by_line = stream && bytes <= kLineBytes;
     alignas(64) char line[kLineBytes];
-    for (int64_t y = 0; y < bands.unit_h; ++y) {
-        const In* source = in + y * bands.sy;
+    for (int64_t y = 0; y < bands.unit_h(); ++y) {
+        const In* source = in + y * bands.image.sy;
         Out* target = by_line ? reinterpret_cast<Out*>(line) : out + y * out_row;
-        for_each_run(cells, bands.grid_w, bands.unit_w, [&](int64_t x0, int64_t x1, bool masked) {
-            const int64_t most = constants.period == INT64_MAX ? x1 - x0 : constants.period / pixel;
-            for (int64_t x = x0; x < x1; x += most) {
-                const int64_t n = min_of(most, x1 - x) * pixel;
-                Out* to = target + x * pixel * out_step;
-                if (masked) hide(to, out_step, n, constants);
-                if (!masked) show<C>(source + x * bands.sx, in_step, to, out_step, n, constants);
-            }
-        });
+        for_each_run(cells, bands.mask.units.width, bands.unit_w(),
+                     [&](int64_t x0, int64_t x1, bool masked) {
+                         const int64_t most =
+                             constants.period == INT64_MAX ? x1 - x0 : constants.period / pixel;
+                         for (int64_t x = x0; x < x1; x += most) {
+                             const int64_t n = min_of(most, x1 - x) * pixel;
+                             Out* to = target + x * pixel * out_step;
+                             if (masked) hide(to, out_step, n, constants);
+                             if (!masked)
+                                 show<C>(source + x * bands.image.sx, in_step, to, out_step, n,
+                                         constants);
+                         }
+                     });
         if (by_line) stream_copy(reinterpret_cast<char*>(out + y * out_row), line, bytes);
     }
 }
@@ -205,12 +214,12 @@ struct Colours {
 template <class C, class In, class Out>
 void write_image(const Bands& bands, const In* image, Out* out, bool channels_last,
                  const Colours& colours, int threads) {
-    const int64_t channels = bands.channels, height = bands.height(), width = bands.width();
-    const int64_t all = bands.batch * bands.grid_h;
-    const bool stream = is_streamed(bands.elements() * int64_t(sizeof(Out)));
+    const int64_t channels = bands.image.channels, height = bands.image.size.height,
+                  width = bands.width();
+    const int64_t all = bands.count();
+    const bool stream = is_streamed(bands.image.elements() * int64_t(sizeof(Out)));
     const auto origin = [&](int64_t band) {
-        return image + band / bands.grid_h * bands.sb +
-               band % bands.grid_h * bands.unit_h * bands.sy;
+        return image + bands.image.at(bands.sample(band), 0, bands.top(band), 0);
     };
     if (channels_last && channels <= kRow) {
         Interleaved<C, Out> constants;
@@ -222,22 +231,23 @@ void write_image(const Bands& bands, const In* image, Out* out, bool channels_la
             constants.scale[i] = one.scale;
             constants.fill[i] = one.fill;
         }
-        parallel_for(all, bands.elements(), threads, [&](int64_t band) {
+        parallel_for(all, bands.image.elements(), threads, [&](int64_t band) {
             write_plane<C>(bands, band, channels, origin(band), 1,
-                           out + band * bands.unit_h * width * channels, width * channels, 1,
+                           out + band * bands.unit_h() * width * channels, width * channels, 1,
                            stream, constants);
             if (stream) finish_streams();
         });
         return;
     }
     const int64_t step = channels_last ? channels : 1;
-    parallel_for(all, bands.elements(), threads, [&](int64_t band) {
-        const int64_t b = band / bands.grid_h, y = band % bands.grid_h * bands.unit_h;
+    parallel_for(all, bands.image.elements(), threads, [&](int64_t band) {
+        const int64_t b = bands.sample(band), y = bands.top(band);
         for (int64_t c = 0; c < channels; ++c) {
             const int64_t place = channels_last ? (b * height + y) * width * channels + c
                                                 : ((b * channels + c) * height + y) * width;
-            write_plane<C>(bands, band, 1, origin(band) + c * bands.sc, bands.sx, out + place,
-                           width * step, step, stream && step == 1, colours.channel<C, Out>(c));
+            write_plane<C>(bands, band, 1, origin(band) + c * bands.image.sc, bands.image.sx,
+                           out + place, width * step, step, stream && step == 1,
+                           colours.channel<C, Out>(c));
         }
         if (stream) finish_streams();
     });
@@ -281,23 +291,24 @@ double masked_sum(const Bands& bands, int64_t band, const T* grad) {
         for (int64_t i = 0; i < n; i += kLanes) {
             const int64_t m = min_of<int64_t>(kLanes, n - i);
             for (int64_t j = 0; j < m; ++j) {
-                const double value = double(widen(row[(i + j) * bands.sx]));
+                const double value = double(widen(row[(i + j) * bands.image.sx]));
                 lanes[j] += !where || where[i + j] ? value : 0.0;
             }
         }
     };
-    for (int64_t y = 0; y < bands.unit_h; ++y) {
-        const T* row = grad + y * bands.sy;
-        if (bands.unit_w >= kNarrow) {
-            for_each_run(cells, bands.grid_w, bands.unit_w, [&](int64_t x0, int64_t x1, bool on) {
-                if (on) add(row + x0 * bands.sx, x1 - x0, nullptr);
-            });
+    for (int64_t y = 0; y < bands.unit_h(); ++y) {
+        const T* row = grad + y * bands.image.sy;
+        if (bands.unit_w() >= kNarrow) {
+            for_each_run(cells, bands.mask.units.width, bands.unit_w(),
+                         [&](int64_t x0, int64_t x1, bool on) {
+                             if (on) add(row + x0 * bands.image.sx, x1 - x0, nullptr);
+                         });
             continue;
         }
         for (int64_t x = 0; x < bands.width(); x += kRow) {
             const int64_t stop = min_of(bands.width(), x + kRow);
-            spread(cells, bands.unit_w, x, stop, 1, masked);
-            add(row + x * bands.sx, stop - x, masked);
+            spread(cells, bands.unit_w(), x, stop, 1, masked);
+            add(row + x * bands.image.sx, stop - x, masked);
         }
     }
     double sum = 0;
@@ -307,52 +318,51 @@ double masked_sum(const Bands& bands, int64_t band, const T* grad) {
 
 template <class T>
 void sum_fill(const Bands& bands, const void* grad, double* sums, int threads) {
-    const int64_t all = bands.batch * bands.grid_h;
-    parallel_for(all, bands.elements(), threads, [&](int64_t band) {
-        const T* origin = static_cast<const T*>(grad) + band / bands.grid_h * bands.sb +
-                          band % bands.grid_h * bands.unit_h * bands.sy;
-        for (int64_t c = 0; c < bands.channels; ++c) {
-            sums[band * bands.channels + c] = masked_sum(bands, band, origin + c * bands.sc);
+    const int64_t all = bands.count();
+    parallel_for(all, bands.image.elements(), threads, [&](int64_t band) {
+        const T* origin =
+            static_cast<const T*>(grad) + bands.image.at(bands.sample(band), 0, bands.top(band), 0);
+        for (int64_t c = 0; c < bands.image.channels; ++c) {
+            sums[band * bands.image.channels + c] =
+                masked_sum(bands, band, origin + c * bands.image.sc);
         }
     });
     for (int64_t band = 1; band < all; ++band) {  // always in this order
-        for (int64_t c = 0; c < bands.channels; ++c) sums[c] += sums[band * bands.channels + c];
+        for (int64_t c = 0; c < bands.image.channels; ++c)
+            sums[c] += sums[band * bands.image.channels + c];
     }
 }
 
 }  // namespace
 
-void mask_image(Address image, int element, int64_t sb, int64_t sc, int64_t sy, int64_t sx,
-                Address mask, int64_t grid_h, int64_t grid_w, int64_t unit_h, int64_t unit_w,
-                int64_t batch, int64_t channels, Address fill, int fill_element, double value,
-                Address mean, int mean_element, Address std, int std_element, Address out,
-                int out_element, bool channels_last, int threads) {
-    const Bands bands{sb,     sc,     sy,    sx,      mask.as<uint8_t>(), grid_h, grid_w,
-                      unit_h, unit_w, batch, channels};
-    const Colours colours{{fill.as<char>(), fill_element},
-                          {mean.as<char>(), mean_element},
-                          {std.as<char>(), std_element},
-                          value,
-                          element == kUInt8 ? 255.0 : 1.0};
-    const auto run = element == kFloat32    ? write_from<float>
-                     : element == kFloat64  ? write_from<double>
-                     : element == kBFloat16 ? write_from<BFloat16>
-                     : element == kFloat16  ? write_from<Float16>
-                                            : write_from<uint8_t>;
-    run(bands, image.pointer, out.pointer, out_element, channels_last, colours, threads);
+void mask_image(const Tensor& image, const Tensor& mask, const Tensor& fill, double value,
+                const Tensor& mean, const Tensor& std, const Tensor& out, int threads) {
+    const Bands bands(image, mask);
+    const Colours colours{memory_of(fill), memory_of(mean), memory_of(std), value,
+                          image.element == kUInt8 ? 255.0 : 1.0};
+    const int64_t channels = bands.image.channels;
+    const bool channels_last = channels > 1 && out.stride(3) == channels;
+    const auto run = image.element == kFloat32    ? write_from<float>
+                     : image.element == kFloat64  ? write_from<double>
+                     : image.element == kBFloat16 ? write_from<BFloat16>
+                     : image.element == kFloat16  ? write_from<Float16>
+                                                  : write_from<uint8_t>;
+    run(bands, image.data, out.data, out.element, channels_last, colours, threads);
 }
 
-void mask_image_fill_gradient(Address grad, int element, int64_t sb, int64_t sc, int64_t sy,
-                              int64_t sx, Address mask, int64_t grid_h, int64_t grid_w,
-                              int64_t unit_h, int64_t unit_w, int64_t batch, int64_t channels,
-                              Address sums, int threads) {
-    const Bands bands{sb,     sc,     sy,    sx,      mask.as<uint8_t>(), grid_h, grid_w,
-                      unit_h, unit_w, batch, channels};
-    const auto run = element == kFloat32    ? sum_fill<float>
-                     : element == kFloat64  ? sum_fill<double>
-                     : element == kBFloat16 ? sum_fill<BFloat16>
-                                            : sum_fill<Float16>;
-    run(bands, grad.pointer, sums.as<double>(), threads);
+void mask_image_fill_gradient(const Tensor& grad, const Tensor& mask, const Tensor& fill,
+                              int threads) {
+    const Bands bands(grad, mask);
+    const int64_t channels = bands.image.channels;
+    const int64_t numbers = max_of<int64_t>(bands.count(), 1) * channels;
+    const Scratch sums(numbers * int64_t(sizeof(double)));
+    for (int64_t i = 0; i < numbers; ++i) sums.as<double>()[i] = 0.0;
+    const auto run = grad.element == kFloat32    ? sum_fill<float>
+                     : grad.element == kFloat64  ? sum_fill<double>
+                     : grad.element == kBFloat16 ? sum_fill<BFloat16>
+                                                 : sum_fill<Float16>;
+    run(bands, grad.data, sums.as<double>(), threads);
+    memory_of(fill).store(sums.as<double>(), channels, 0, 1);
 }
 
 SIMMIM_END

@@ -147,7 +147,8 @@ int64_t serve(const Call& call) {
     scorer.p = p;
     scorer.h = tokens.height;
     scorer.w = tokens.width;
-    const int64_t sums = walk.pieces_per_sample() * image.batch + 2 * max_of<int64_t>(image.batch, 1);
+    const int64_t sums =
+        walk.pieces_per_sample() * image.batch + 2 * max_of<int64_t>(image.batch, 1);
     const Scratch numbers((sums + 2 * channels) * int64_t(sizeof(double)));
     const Scratch each(call.threads * whole_lines(walk.scratch_bytes()));
     const Scratch rows(cells * int64_t(sizeof(int32_t) + 1));

@@ -39,7 +39,8 @@ struct PixelMask {
     int square(int64_t y, int64_t x, int64_t size) const {
         const bool value = at(y, x);
         if (grid.scale.height % size == 0 && grid.scale.width % size == 0) return value;
-        for (int64_t row = y; row < y + size; row = (row / grid.scale.height + 1) * grid.scale.height) {
+        for (int64_t row = y; row < y + size;
+             row = (row / grid.scale.height + 1) * grid.scale.height) {
             if (at(row, x) != value || run_end(row, x, x + size) < x + size) return -1;
         }
         return value;
@@ -160,7 +161,8 @@ struct Walk {
                 Run runs[kRuns];
                 const bool first = x == 0;
                 const int64_t count = find_runs(b, y, x, width, runs);
-                if (first && x == width) rows = min_of(y_end, (y / grid.scale.height + 1) * grid.scale.height) - y;
+                if (first && x == width)
+                    rows = min_of(y_end, (y / grid.scale.height + 1) * grid.scale.height) - y;
                 scorer.score_made(b, c, y, rows, runs, count, scale, total, make);
             }
         }
@@ -185,7 +187,8 @@ struct Walk {
                     std::memcpy(to, own + (first - x), size_t(n) * sizeof(C));
                 };
                 for (int64_t row = y, rows; row < y + side; row += rows) {
-                    rows = min_of(y + side, (row / grid.scale.height + 1) * grid.scale.height) - row;
+                    rows =
+                        min_of(y + side, (row / grid.scale.height + 1) * grid.scale.height) - row;
                     for (int64_t from = x; from < x + side;) {
                         Run runs[kRuns];
                         const int64_t count = find_runs(b, row, from, x + side, runs);

@@ -1,26 +1,28 @@
-// How every launcher starts its kernel. Launchers take addresses, sizes and a stream, never
+// How every launcher starts its kernel. Launchers take tensors, a few numbers and a stream, never
 // allocate, never wait, and return the launch's cudaError_t.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "common/types.h"
-#include "cpu/address.h"
 
 SIMMIM_BEGIN
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
+// A stream as PyTorch gives it to Python.
+using Stream = uintptr_t;
+
 template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, Address stream,
+int launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, Stream stream,
            Arguments... arguments) {
     if (blocks == 0) return cudaSuccess;
     if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(blocks));
     config.blockDim = threads;
-    config.stream = stream.as<CUstream_st>();
+    config.stream = reinterpret_cast<cudaStream_t>(stream);
     return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

@@ -82,14 +82,14 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* 
 
 }  // namespace
 
-int mark_listed(const Tensor& index, const Tensor& marks, Address stream) {
+int mark_listed(const Tensor& index, const Tensor& marks, Stream stream) {
     const LossList list = list_of(index, marks.size(0), extent_from(marks, 1).cells());
     return launch(mark_kernel, ceil_div(list.rows, kThreads), dim3(kThreads), stream, list,
                   marks.as<uint8_t>());
 }
 
 int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* mask, int64_t batch,
-                int64_t units, int64_t* counts, Address stream) {
+                int64_t units, int64_t* counts, Stream stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
     int64_t n = list.given ? list.rows : (each ? units : batch * units);
@@ -105,7 +105,7 @@ int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* m
 }
 
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,
-                 int64_t tiles, double factor, int64_t batch, Array loss, Address stream) {
+                 int64_t tiles, double factor, int64_t batch, Array loss, Stream stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
     const bool flat = list.given && !list.per_sample;

@@ -35,8 +35,12 @@ struct LossScale {
 };
 
 inline LossList list_of(const Tensor& index, int64_t batch, int64_t units) {
-    return {index.as<int32_t>(), index ? index.numel() : 0, index.dims == 2 ? index.size(1) : 0,
-            batch, units, bool(index)};
+    return {index.as<int32_t>(),
+            index ? index.numel() : 0,
+            index.dims == 2 ? index.size(1) : 0,
+            batch,
+            units,
+            bool(index)};
 }
 
 constexpr int64_t kCounted = 1 << 15;  // mask units that a block counts
@@ -65,11 +69,11 @@ __device__ __forceinline__ void leave_sum(double value, double* partial) {
 // in `affine` what a difference of each channel is multiplied by, then what is subtracted before.
 // `counts` is scratch: a number for each kCounted units.
 int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* mask, int64_t batch,
-                int64_t units, int64_t* counts, Address stream);
+                int64_t units, int64_t* counts, Stream stream);
 
 // loss[r] = scale[r] * factor * the sum of the partial sums that belong to result r; `tiles` of
 // them belong to each row.
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,
-                 int64_t tiles, double factor, int64_t batch, Array loss, Address stream);
+                 int64_t tiles, double factor, int64_t batch, Array loss, Stream stream);
 
 SIMMIM_END

@@ -86,7 +86,7 @@ int start_forward(const Problem& p, const Array& x, const Array& token, const Ar
 
 int mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
                         const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
-                        Address stream) {
+                        Stream stream) {
     const Problem p = problem_of(x, mask, prefix_tokens, stream);
     const int64_t width = p.width;
     if (x.numel() == 0) return cudaSuccess;

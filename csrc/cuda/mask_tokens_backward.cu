@@ -170,7 +170,7 @@ int64_t mask_tokens_scratch(const Tensor& grad, const Tensor& mask, const Tensor
 
 int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
                          const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
-                         const Tensor& scratch, Address stream) {
+                         const Tensor& scratch, Stream stream) {
     const Problem p = problem_of(grad, mask, prefix_tokens, stream);
     const Runs runs = runs_of(token_layout(grad, mask, prefix_tokens), token, pos_embed);
     const int64_t width = p.width;

@@ -166,7 +166,8 @@ bool along_rows(const Problem& problem, const void* base, int element) {
     const int64_t bytes = min_of<int64_t>(16, kVector * element_size(element));
     const auto whole = [&](int64_t step) { return step * element_size(element) % bytes == 0; };
     if (inner->x != 1 || inner->target != 1 || inner->size % kVector) return false;
-    if (problem.list.given ? problem.patch % kVector : problem.grid.scale.width % kVector) return false;
+    if (problem.list.given ? problem.patch % kVector : problem.grid.scale.width % kVector)
+        return false;
     if (!whole(problem.target_y) || !whole(problem.target_batch)) return false;
     for (const Axis& axis : problem.axis) {
         if (axis.size > 1 && &axis != inner && !whole(axis.target)) return false;
@@ -176,7 +177,7 @@ bool along_rows(const Problem& problem, const void* base, int element) {
 
 template <class In>
 int start_wide(const Problem& problem, int64_t blocks, dim3 threads, Array pred, Array grad,
-               Array target, bool along, Address stream) {
+               Array target, bool along, Stream stream) {
     const In* from = static_cast<const In*>(pred.base);
     In* to = static_cast<In*>(grad.base);
     if (along && target.element == kFloat32) {
@@ -261,7 +262,7 @@ Problem problem_of(const Tensor& pred, const Tensor& grad, const ImageLayout& im
 
 // The pass itself, by the widest kernel that fits.
 int start_pass(const Problem& problem, int64_t blocks, unsigned threads, const Tensor& pred,
-               const Tensor& grad, const Tensor& target, Address stream) {
+               const Tensor& grad, const Tensor& target, Stream stream) {
     const Array from = array_of(pred), wanted = array_of(target);
     const Array to{grad.data, pred.element};
     const bool wide =
@@ -287,7 +288,7 @@ int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tens
 
 int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, const Tensor& index,
                 const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
-                const Tensor& grad, const Tensor& scale, const Tensor& scratch, Address stream) {
+                const Tensor& grad, const Tensor& scale, const Tensor& scratch, Stream stream) {
     if (spec.kind < kL1 || spec.kind > kSmoothL1 || spec.reduction < kMean ||
         spec.reduction > kEach) {
         return kInvalidValue;
@@ -319,8 +320,8 @@ int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, co
                             image.channels,
                             spec.eps,
                             spec.reduction};
-    int code = loss_scales(scaling, list, problem.grid.mask, image.batch, problem.units, counts,
-                           stream);
+    int code =
+        loss_scales(scaling, list, problem.grid.mask, image.batch, problem.units, counts, stream);
     if (code != cudaSuccess) return code;
     const int64_t blocks = pieces.rows * pieces.tiles;
     code = start_pass(problem, blocks, pieces.threads, pred, grad, target, stream);

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
 
 int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                       const Tensor& mask, const Tensor& out, int64_t patch, double eps,
-                      Address stream) {
+                      Stream stream) {
     const ImageLayout from = image_layout(image);
     const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
     const Extent unit = scale_of(from.size, units), cells = scale_of(from.size, {1, patch, patch});

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/vector.h"
@@ -28,7 +29,7 @@ constexpr int kMostColumns = 292;  // of the fast kernel, whose rows of sums fit
 
 struct Window {
     Array out, std;
-    int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;
+    int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;  // strides of image and result
     const uint8_t* mask;  // of units, where only masked pixels are wanted
     int64_t units;
     int32_t unit_h, unit_w, grid_w;
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
 }
 
 template <class T>
-int start(const Window& window, const void* image, int64_t planes, Address stream) {
+int start(const Window& window, const void* image, int64_t planes, Stream stream) {
     const int64_t bands = ceil_div(window.height, window.band);
     const int64_t blocks = planes * bands * ceil_div(window.width, window.strip);
     const T* base = static_cast<const T*>(image);
@@ -289,50 +290,78 @@ int start(const Window& window, const void* image, int64_t planes, Address strea
     return launch(kernel, blocks, dim3(kThreads), stream, window, base);
 }
 
+constexpr int64_t kStrip = 64;      // at least as many columns a block, else sums lie in memory
+constexpr int64_t kBlocks = 528;    // four for each of 132 multiprocessors: how high a band is
+constexpr int64_t kLeastRows = 32;  // of a band, which begins by adding up a window
+
+// How an image is cut into bands and strips, and the doubles of scratch that takes.
+struct Cut {
+    int64_t radius_y, radius_x, band, strip, scratch;
+};
+
+Cut cut_of(const ImageLayout& image, int64_t window) {
+    const int64_t height = image.size.height, width = image.size.width;
+    Cut cut{min_of(window / 2, height - 1), min_of(window / 2, width - 1), 0, width, 0};
+    if (width > kMostColumns) cut.strip = kMostColumns - 2 * cut.radius_x;
+    const bool wide = cut.strip < min_of(width, kStrip);
+    if (wide) cut.strip = width;
+    const int64_t columns = image.batch * image.channels * ceil_div(width, cut.strip);
+    cut.band =
+        max_of(ceil_div(height, max_of<int64_t>(kBlocks / columns, 1)), min_of(height, kLeastRows));
+    if (wide) cut.scratch = columns * ceil_div(height, cut.band) * 6 * (width + 1);
+    return cut;
+}
+
 }  // namespace
 
-int normalize_targets(Address image, int image_element, int64_t i_b, int64_t i_c, int64_t i_y,
-                      int64_t i_x, Address out, int out_element, int64_t o_b, int64_t o_c,
-                      int64_t o_y, int64_t o_x, int64_t batch, int64_t channels, int64_t height,
-                      int64_t width, int64_t radius_y, int64_t radius_x, double eps, double limit,
-                      Address std, int std_element, Address mask, int64_t grid_h, int64_t grid_w,
-                      int64_t band, int64_t strip, Address scratch, Address stream) {
-    const Window window{{out.as<void>(), out_element},
-                        {std.as<void>(), std_element},
-                        i_b,
-                        i_c,
-                        i_y,
-                        i_x,
-                        o_b,
-                        o_c,
-                        o_y,
-                        o_x,
-                        mask.as<uint8_t>(),
-                        grid_h * grid_w,
-                        int32_t(height / grid_h),
-                        int32_t(width / grid_w),
-                        int32_t(grid_w),
-                        int32_t(channels),
-                        int32_t(height),
-                        int32_t(width),
-                        int32_t(band),
-                        int32_t(strip),
-                        int32_t(radius_y),
-                        int32_t(radius_x),
-                        eps,
-                        limit,
-                        scratch.as<double>()};
-    switch (image_element) {
+int64_t normalize_targets_scratch(const Tensor& image, int64_t window) {
+    return cut_of(image_layout(image), window).scratch;
+}
+
+int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask, const Tensor& out,
+                      int64_t window, double eps, double limit, const Tensor& scratch,
+                      Stream stream) {
+    const ImageLayout from = image_layout(image), to = image_layout(out);
+    const Cut cut = cut_of(from, window);
+    const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
+    const Extent unit = scale_of(from.size, units);
+    const Window problem{array_of(out),
+                         array_of(std),
+                         from.sb,
+                         from.sc,
+                         from.sy,
+                         from.sx,
+                         to.sb,
+                         to.sc,
+                         to.sy,
+                         to.sx,
+                         mask.as<uint8_t>(),
+                         units.cells(),
+                         int32_t(unit.height),
+                         int32_t(unit.width),
+                         int32_t(units.width),
+                         int32_t(from.channels),
+                         int32_t(from.size.height),
+                         int32_t(from.size.width),
+                         int32_t(cut.band),
+                         int32_t(cut.strip),
+                         int32_t(cut.radius_y),
+                         int32_t(cut.radius_x),
+                         eps,
+                         limit,
+                         cut.scratch ? scratch.as<double>() : nullptr};
+    const int64_t planes = from.batch * from.channels;
+    switch (image.element) {
         case kFloat32:
-            return start<float>(window, image.as<void>(), batch * channels, stream);
+            return start<float>(problem, image.data, planes, stream);
         case kFloat64:
-            return start<double>(window, image.as<void>(), batch * channels, stream);
+            return start<double>(problem, image.data, planes, stream);
         case kBFloat16:
-            return start<BFloat16>(window, image.as<void>(), batch * channels, stream);
+            return start<BFloat16>(problem, image.data, planes, stream);
         case kFloat16:
-            return start<Float16>(window, image.as<void>(), batch * channels, stream);
+            return start<Float16>(problem, image.data, planes, stream);
         default:
-            return start<uint8_t>(window, image.as<void>(), batch * channels, stream);
+            return start<uint8_t>(problem, image.data, planes, stream);
     }
 }
 

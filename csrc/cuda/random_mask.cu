@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(WARPS* kWarp)
 }  // namespace
 
 int random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
-                const Tensor& masked, const Tensor& visible, Address stream) {
+                const Tensor& masked, const Tensor& visible, Stream stream) {
     const int64_t batch = mask.size(0), units = extent_from(mask, 1).cells();
     const int64_t count = masked.size(1);
     const auto start = [&](auto* kernel, int warps) {

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-int scale_gradient(const Tensor& grad, const Tensor& factor, Address stream) {
+int scale_gradient(const Tensor& grad, const Tensor& factor, Stream stream) {
     const Array factors = array_of(factor);
     const int64_t rows = factor.numel(), step = factor.dims ? factor.stride(0) : 0;
     const int64_t numbers = grad.numel() / max_of<int64_t>(rows, 1);

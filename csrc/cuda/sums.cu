@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kColumns* kLanes)
 }  // namespace
 
 int add_rows(const void* partial, int partial_element, int64_t rows, int64_t columns, Array out,
-             Address stream) {
+             Stream stream) {
     const dim3 threads(kColumns, unsigned(power_of_two(rows, kLanes)));
     const int64_t blocks = ceil_div(columns, kColumns);
     if (partial_element == kFloat64) {

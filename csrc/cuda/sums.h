@@ -9,6 +9,6 @@ SIMMIM_BEGIN
 
 // out = the sum of `rows` rows of `columns` partial sums (float or double), in double.
 int add_rows(const void* partial, int partial_element, int64_t rows, int64_t columns, Array out,
-             Address stream);
+             Stream stream);
 
 SIMMIM_END

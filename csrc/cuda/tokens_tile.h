@@ -76,8 +76,8 @@ inline bool tokens_pack(const Array& x, const Tokens& tokens, int64_t width) {
 }
 
 template <class Kernel, class... Arguments>
-int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t width,
-          Address stream, Arguments... arguments) {
+int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t width, Stream stream,
+          Arguments... arguments) {
     const dim3 block = block_of(width, V);
     const int64_t tiles = tiles_of(tokens.length, block);
     return launch(kernel, pieces * tiles * ceil_div(width, int64_t(block.x) * V), block, stream,
@@ -88,12 +88,12 @@ int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t w
 struct Problem {
     Tokens tokens;
     int64_t width, batch;
-    Address stream;
+    Stream stream;
 };
 
 constexpr int pair(int in, int out) { return in * 8 + out; }
 
-inline Problem problem_of(const Tensor& x, const Tensor& mask, int64_t prefix, Address stream) {
+inline Problem problem_of(const Tensor& x, const Tensor& mask, int64_t prefix, Stream stream) {
     const TokenLayout of = token_layout(x, mask, prefix);
     const MaskGrid grid = mask_over(mask, of.grid);
     const Tokens tokens{of.sb,

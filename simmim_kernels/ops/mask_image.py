@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float
-from simmim_kernels.backends._elements import memory_format
+from simmim_kernels.backends._results import memory_format
 from simmim_kernels.grid import whole_scale
 from simmim_kernels.ops._channels import (
     Channels,

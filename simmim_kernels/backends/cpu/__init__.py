@@ -9,8 +9,6 @@ from pathlib import Path
 import torch  # first: it loads the OpenMP runtime that the compiled module shares
 from torch import Tensor
 
-from simmim_kernels.backends._elements import ELEMENT
-
 devices = ("cpu",)
 
 try:
@@ -49,12 +47,3 @@ def threads() -> int:
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple([None if t is None else t.contiguous() for t in tensors])
-
-
-def address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def element(tensor: Tensor | None) -> int:
-    """The code of a tensor's element type in csrc/common/types.h."""
-    return 0 if tensor is None else ELEMENT[tensor.dtype]

@@ -5,26 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format
-from simmim_kernels.backends.cpu import address, element, kernels, threads
-
-
-def _units(image: Tensor, mask: Tensor) -> tuple[int, ...]:
-    """Address, element type and strides of `image`, and how `mask` (contiguous) cuts it."""
-    batch, channels, height, width = image.shape
-    _, grid_h, grid_w = mask.shape
-    return (
-        image.data_ptr(),
-        element(image),
-        *image.stride(),
-        mask.data_ptr(),
-        grid_h,
-        grid_w,
-        height // grid_h,
-        width // grid_w,
-        batch,
-        channels,
-    )
+from simmim_kernels.backends._results import memory_format
+from simmim_kernels.backends.cpu import kernels, threads
 
 
 def _write(
@@ -38,20 +20,7 @@ def _write(
 ) -> Tensor:
     layout = memory_format(image)
     out = torch.empty(image.shape, dtype=dtype, device="cpu", memory_format=layout)
-    kernels.mask_image(
-        *_units(image, mask),
-        address(fill),
-        element(fill),
-        value,
-        address(mean),
-        element(mean),
-        address(std),
-        element(std),
-        out.data_ptr(),
-        element(out),
-        layout is torch.channels_last,
-        threads(),
-    )
+    kernels.mask_image(image, mask, fill, value, mean, std, out, threads())
     return out
 
 
@@ -80,8 +49,6 @@ def mask_image_backward(
     if image_dtype:
         d_image = _write(grad, mask, None, 0.0, None, std, image_dtype)
     if fill_dtype:
-        bands = max(mask.shape[0] * mask.shape[1], 1)
-        sums = torch.zeros((bands, grad.shape[1]), dtype=torch.float64, device="cpu")
-        kernels.mask_image_fill_gradient(*_units(grad, mask), sums.data_ptr(), threads())
-        d_fill = sums[0].to(fill_dtype)
+        d_fill = torch.empty(grad.shape[1], dtype=fill_dtype, device="cpu")
+        kernels.mask_image_fill_gradient(grad, mask, d_fill, threads())
     return d_image, d_fill

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._elements import ELEMENT
-
 
 def _not_built(error: ImportError) -> str:
     record = Path(__file__).parents[2] / "_build_info.json"
@@ -46,20 +44,3 @@ def stream(tensor: Tensor) -> int:
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple([None if t is None else t.contiguous() for t in tensors])
-
-
-def device_and_stream(tensor: Tensor) -> tuple[int, int]:
-    """Where a kernel on `tensor` runs: its GPU, and PyTorch's current stream there."""
-    if not tensor.is_cuda:
-        return 0, 0
-    index = tensor.device.index
-    return index, torch._C._cuda_getCurrentRawStream(index)
-
-
-def address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def element(tensor: Tensor | None) -> int:
-    """The code of a tensor's element type in csrc/common/types.h."""
-    return 0 if tensor is None else ELEMENT[tensor.dtype]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends.cuda import contiguous, kernels, stream
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends.reference.normalize_targets import normalized_pixels
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._results import memory_format, target_dtype
 
 
 def normalized_pixels(image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format
+from simmim_kernels.backends._results import memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._pixels import normalised, store
 from simmim_kernels.backends.triton._sums import add_rows

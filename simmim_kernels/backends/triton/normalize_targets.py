@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._elements import memory_format, target_dtype
+from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 

@@ -1,14 +1,6 @@
-"""Codes of the element types: twin of `Element` in csrc/common/types.h."""
+"""Type and layout of the results that are made of images."""
 
 import torch
-
-ELEMENT = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.bfloat16: 2,
-    torch.float16: 3,
-    torch.uint8: 4,
-}
 
 
 def memory_format(image: torch.Tensor) -> torch.memory_format:

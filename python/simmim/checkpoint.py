@@ -73,11 +73,11 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
+def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without running code that it might contain.
 
     Args:
-        kind: the command whose checkpoint is expected.
+        kind: the command whose checkpoint is expected; None for any.
 
     Raises:
         UserError: no such file, damaged, not a checkpoint of this version, or of another command.
@@ -98,7 +98,7 @@ def load(path: Path, kind: str = "pretrain") -> dict[str, Any]:
     version = state["version"]
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
-    if state.get("kind", "pretrain") != kind:
+    if kind is not None and state.get("kind", "pretrain") != kind:
         raise UserError(f"{path} was written by simmim {state['kind']}: give one of simmim {kind}")
     lacking = (_MODEL if path.suffix == SAFETENSORS else _MODEL | _TRAINING) - state.keys()
     if lacking:
@@ -162,15 +162,18 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def save_model(path: Path, config: str, model: dict[str, torch.Tensor]) -> None:
+def save_model(
+    path: Path, config: str, model: dict[str, torch.Tensor], kind: str = "pretrain"
+) -> None:
     """Write a model without the state of its training, as safetensors; ``load`` reads it.
 
     Args:
         config: the run's configuration as JSON.
+        kind: the command that trains such models.
     """
     safetensors = require("safetensors.torch")
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "version": str(VERSION), "config": config}
+    metadata = {"format": "pt", "version": str(VERSION), "config": config, "kind": kind}
     with replacing(path) as temporary:
         safetensors.save_file({k: v.contiguous() for k, v in model.items()}, temporary, metadata)
 
@@ -184,6 +187,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {
         "version": int(metadata["version"]),
         "config": metadata["config"],
+        "kind": metadata.get("kind", "pretrain"),
         "model": model,
     }
 

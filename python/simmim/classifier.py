@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from simmim.build import encoder_of
 from simmim.config import PretrainConfig
 from simmim.encoders import ConvEncoder, TimmEncoder
 from simmim.errors import UserError
-from simmim.labels_config import LabelledConfig
+from simmim.labels_config import FinetuneConfig, LabelledConfig
 from simmim.numbers import flag
 from simmim_kernels import PatchMask, random_mask
 
@@ -80,20 +81,59 @@ class Classifier(nn.Module):
     Args:
         encoder: from ``simmim.encoders``; its mask token, which nothing uses here, is frozen.
         classes: how many there are.
+        fc_norm: normalise the mean of the tokens by a new LayerNorm, in place of the encoder's final
+            norm, which is taken away (BEiT's and SimMIM's fine-tuned ViTs).
+        head_scale: multiplies the head's random weights, which have a deviation of 0.02.
+
+    Raises:
+        UserError: ``fc_norm`` for an encoder without a final norm.
     """
 
-    def __init__(self, encoder: TimmEncoder | ConvEncoder, classes: int) -> None:
+    def __init__(
+        self,
+        encoder: TimmEncoder | ConvEncoder,
+        classes: int,
+        *,
+        fc_norm: bool = False,
+        head_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.fc_norm: nn.Module = nn.Identity()
+        if fc_norm:
+            norm = getattr(getattr(encoder, "backbone", None), "norm", None)
+            if not isinstance(norm, nn.LayerNorm):
+                raise UserError("--fc-norm needs an encoder with a final norm: leave it out")
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=norm.eps)
+            encoder.backbone.norm = nn.Identity()
         self.head = nn.Linear(encoder.width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(head_scale)
         if hasattr(encoder, "mask_token"):
             encoder.mask_token.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``(B, classes)`` of ``uint8 (B, C, H, W)`` images."""
-        return self.head(self.encoder(images, nothing_hidden(images)).mean(1))
+        tokens = self.encoder(images, nothing_hidden(images))
+        return self.head(self.fc_norm(tokens.mean(1)))
+
+
+def load_classifier(path: Path) -> tuple[Classifier, FinetuneConfig]:
+    """The classifier in a checkpoint of ``simmim finetune`` or ``simmim import --classifier``, in
+    evaluation mode, and its settings.
+
+    Raises:
+        UserError: no such checkpoint, or one of another command.
+    """
+    state = checkpoint.load(path, "finetune")
+    config = checkpoint.settings(path, state, FinetuneConfig)
+    classes = len(state["model"].get("head.weight", ()))
+    model = Classifier(start(config, None), classes, fc_norm=config.fc_norm)
+    checkpoint.check_weights(path, state["model"], model.state_dict())
+    model.load_state_dict(state["model"])
+    return model.eval(), config
 
 
 @torch.no_grad()

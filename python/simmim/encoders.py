@@ -44,6 +44,7 @@ class TimmEncoder(integration.MaskedEncoder):
         channels: channels ``C`` of the image, any number from 1.
         mean, std: normalisation of the image divided by 255, one number a channel.
         drop_path: stochastic depth rate of the last block; it grows linearly from 0.
+        norm_eps: epsilon of all LayerNorms; by default timm's. transformers' ViT has 1e-12.
         arguments: passed on to timm, for example ``depth=4``.
 
     Attributes:
@@ -66,6 +67,7 @@ class TimmEncoder(integration.MaskedEncoder):
         mean: Sequence[float],
         std: Sequence[float],
         drop_path: float = 0.0,
+        norm_eps: float | None = None,
         **arguments: object,
     ) -> None:
         timm_name, defaults = PAPER_ENCODERS.get(name, (name, {}))
@@ -88,6 +90,8 @@ class TimmEncoder(integration.MaskedEncoder):
             raise UserError(
                 f"timm cannot build encoder {name!r} this way: {first_line(error)}"
             ) from error
+        for norm in (m for m in backbone.modules() if isinstance(m, nn.LayerNorm)):
+            norm.eps = norm.eps if norm_eps is None else float(norm_eps)
         try:
             super().__init__(backbone, mean=mean, std=std)
         except ValueError as error:

@@ -18,8 +18,8 @@ class ImportConfig:
     """Make a checkpoint of another project one of ours, for probe, finetune and reconstruct."""
 
     source: Path
-    """The other project's file: safetensors, or a pickle, of which nothing but tensors and plain
-    values is read. A folder is searched for model.safetensors or pytorch_model.bin."""
+    """The other project's file: safetensors, or a pickle, of which tensors and plain values are read
+    and nothing is run. Of a folder: model.safetensors or pytorch_model.bin, in shards or whole."""
 
     encoder: str
     """The encoder that it holds, named as for simmim pretrain: simmim_vit_base for microsoft's
@@ -30,7 +30,14 @@ class ImportConfig:
 
     img_size: int | tuple[int, int] = 224
     """Side of the images in pixels, or height and width. Position tables of another size are
-    interpolated."""
+    interpolated as timm does it."""
+
+    source_img_size: int | tuple[int, int] | None = None
+    """Side of the images that the file's model was trained on, or height and width; default: what
+    the file's configuration says, else that its position tables are of square images."""
+
+    source_window: int | tuple[int, int] | None = None
+    """Window of the file's Swin; default: what its configuration says, else that it is square."""
 
     channels: int = 3
     """Channels of the images."""
@@ -40,7 +47,15 @@ class ImportConfig:
 
     encoder_only: bool = False
     """Take the encoder alone and leave the mask token and the head newly initialised, as always for
-    timm: for files of classifiers."""
+    timm: for classifiers, bare backbones, and MAE, whose decoder is left out."""
+
+    classifier: bool = False
+    """Take a fine-tuned classifier with its head, whose features are the mean over the patches, for
+    simmim.classifier.load_classifier."""
+
+    weights: str | None = None
+    """Which model of the file to take where there are several: the key under which it lies or the
+    prefix of its names; default: the only one that is no EMA copy."""
 
     head_order: Order = "cyx"
     """How the head's rows follow each other in the file: cyx (channel, dy, dx), as all the listed
@@ -58,7 +73,8 @@ class ExportConfig:
     """Write a model under the names of another project."""
 
     checkpoint: Path
-    """A checkpoint of simmim pretrain or simmim import."""
+    """A checkpoint of simmim pretrain or simmim import, or with the projects simmim and timm one of
+    simmim finetune."""
 
     project: Project
     """Whose names. timm gets the encoder alone; transformers a folder for from_pretrained."""

@@ -92,7 +92,12 @@ class Finetuner(Loop):
 
     def build_model(self) -> Classifier:
         encoder = start(self.config, self.weights, self.config.drop_path)
-        return Classifier(encoder, len(self.classes.names))
+        return Classifier(
+            encoder,
+            len(self.classes.names),
+            fc_norm=self.config.fc_norm,
+            head_scale=self.config.head_scale,
+        )
 
     def groups(self, model: Classifier) -> list[dict]:
         return parameter_groups(model, self.config.weight_decay, self.config.layer_decay)

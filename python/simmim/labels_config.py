@@ -74,6 +74,13 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     drop_path: float = 0.1
     """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
 
+    fc_norm: bool = False
+    """Normalise the mean of the tokens instead of the tokens, by a new norm, as BEiT's and SimMIM's
+    fine-tuned ViTs do."""
+
+    head_scale: float = 1.0
+    """Multiplies the classifier's random weights before training; SimMIM's ViT: 0.001."""
+
     layer_decay: float = 0.65
     """Learning rate of each layer as a share of that of the next deeper one; 1: the same for
     all."""

@@ -37,7 +37,7 @@ _RULES = (
         lambda number: 0 <= number < math.inf,
         (
             *("log_every", "workers", "val_count", "picture", "per_class", "lr", "warmup_lr"),
-            *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix"),
+            *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "head_scale"),
         ),
     ),
     _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path")),

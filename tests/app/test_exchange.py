@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from torch import nn
@@ -174,54 +173,6 @@ def test_patch_merging_of_mmpretrain_is_an_unfold():
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("family", ["beit", "swin"])
-def test_tables_of_another_size_are_interpolated(family, tmp_path, capsys):
-    """A table that is linear in both offsets stays so, but for the borders."""
-    change = {"img_size": 64} if family == "beit" else {}
-    window = {} if family == "beit" else {"window_size": 2}
-    model = model_of(family, **window)
-    source = tmp_path / "theirs.safetensors"
-    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
-    names = [n for n in theirs if n.endswith("bias_table")]
-    extra = 3 if family == "beit" else 0
-    for name in names:
-        side = round((len(theirs[name]) - extra) ** 0.5)
-        line = torch.linspace(-1, 1, side)
-        plane = (line[:, None] + 2 * line).reshape(-1, 1).expand(-1, theirs[name].shape[1])
-        theirs[name] = torch.cat((plane, theirs[name][len(theirs[name]) - extra :]))
-    theirs["encoder.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(2, 2)
-    safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items()}, source)
-    out = tmp_path / "ours.safetensors"
-    arguments = arguments_of(family)
-    if change:
-        arguments[arguments.index("--img-size") + 1] = "64"
-    status, told, err = run(capsys, "import", "--source", source, "--out", out, *arguments)
-    assert (status, err) == (0, "")
-    assert f"interpolated {len(names)} position tables" in told
-    state = checkpoint.load(out)["model"]
-    for name in (n for n in state if n.endswith("bias_table")):
-        rows = state[name]
-        side = round((len(rows) - extra) ** 0.5)
-        grid = rows[: side * side, 0].view(side, side)
-        inner = grid[side // 4 : -(side // 4), side // 4 : -(side // 4)]
-        steps = inner.diff(dim=1)
-        torch.testing.assert_close(
-            steps, 2 * inner.diff(dim=0).T[:1].mean().expand_as(steps), rtol=0.3, atol=0
-        )
-        assert grid.diff(dim=0).gt(-1e-6).all()
-        torch.testing.assert_close(grid, -grid.flip(0, 1))
-
-
-def test_position_embeddings_are_interpolated_and_their_prefix_kept():
-    small = torch.randn(1, 17, 4)
-    name = "encoder.backbone.pos_embed"
-    large = checkpoints.resize_like({name: small}, {name: torch.Size((1, 65, 4))})[name]
-    assert torch.equal(large[0, 0], small[0, 0])
-    grid = small[0, 1:].T.view(1, 4, 4, 4)
-    expected = F.interpolate(grid, (8, 8), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(large[0, 1:].T.view(1, 4, 8, 8), expected)
-
-
 def test_heads_of_the_other_order(tmp_path, capsys):
     """A head with rows (dy, dx, channel) predicts the same patches once its rows are moved."""
     model = model_of("vit")
@@ -246,24 +197,6 @@ def test_heads_of_the_other_order(tmp_path, capsys):
     )
     assert status == 0
     assert torch.equal(checkpoint.load(back)["model"]["head.weight"], model.head.weight)
-
-
-def test_another_epsilon_is_told(tmp_path, capsys):
-    model, folder = model_of("vit"), tmp_path / "theirs"
-    ours = saved(model, "vit", tmp_path)
-    run(capsys, "export", "--checkpoint", ours, "--project", "transformers", "--out", folder)
-    described = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(described.replace("1e-06", "1e-12"))
-    _, told, _ = run(
-        capsys,
-        "import",
-        "--source",
-        folder,
-        "--out",
-        tmp_path / "b.safetensors",
-        *arguments_of("vit"),
-    )
-    assert "epsilon of 1e-12, ours of 1e-06" in told
 
 
 def test_the_cnn_has_no_place_elsewhere(tmp_path, capsys):

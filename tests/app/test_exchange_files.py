@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
-import types
 
 import pytest
 import safetensors.torch
 import torch
 
-from simmim import checkpoint
 from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import (
     arguments_of,
@@ -18,26 +15,6 @@ from tests.app.exchange_models import (
     run,
     saved,
 )
-
-
-class Forbidden:
-    def __reduce__(self):
-        return (print, ("code was run",))
-
-
-def test_pickles_of_microsoft_with_their_configuration(tmp_path, capsys, monkeypatch):
-    module = types.ModuleType("yacs.config")
-    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
-    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
-    monkeypatch.setitem(sys.modules, "yacs.config", module)
-    model, source = model_of("swin"), tmp_path / "ckpt_epoch_799.pth"
-    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
-    node = module.CfgNode({"MODEL": module.CfgNode({"TYPE": "swin"}), "AMP": "O1"})
-    torch.save({"model": theirs, "optimizer": {"lr": 1.0}, "epoch": 799, "config": node}, source)
-    out = tmp_path / "ours.safetensors"
-    status, _, err = run(capsys, "import", "--source", source, "--out", out, *arguments_of("swin"))
-    assert (status, err) == (0, "")
-    assert torch.equal(checkpoint.load(out)["model"]["head.weight"], model.head.weight)
 
 
 def theirs_of(change):
@@ -62,7 +39,10 @@ BAD = {
         lambda s: s.update({"decoder.0.weight": torch.ones(64, 16, 1, 1)}),
         "64 rows.*192",
     ),
-    "names": (lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"], "no names of"),
+    "names": (
+        lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"],
+        "no patch embedding of .*give a file",
+    ),
 }
 
 
@@ -79,19 +59,14 @@ def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
-    source = tmp_path / "theirs.pth"
-    torch.save({"model": Forbidden()}, source)
-    status, printed, err = run(capsys, "import", "--source", source, *arguments_of("vit"))
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "without running code, print" in err
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("import", "--source", "NOWHERE", "--encoder", "vit_tiny_patch16_224"), "no such file"),
-        (("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"), "holds neither"),
+        (
+            ("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"),
+            "holds none of model.safetensors",
+        ),
         (
             ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
             "must end in .safetensors",

@@ -23,8 +23,6 @@ from simmim.files import replacing
 from simmim.kinds import explain_wrong_kind
 from simmim.run_config import RunConfig
 
-__all__ = ["replacing"]
-
 VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"

@@ -105,9 +105,11 @@ def take_tokens(
     )
     hold(found, count)
     return (
-        torch.empty(0, dtype=rows_dtype, device="cpu") if rows is None else rows,
-        torch.empty(0, dtype=token_dtype, device="cpu")
+        torch.empty(0, dtype=rows_dtype or x.dtype, device="cpu") if rows is None else rows,
+        torch.empty(0, dtype=token_dtype or x.dtype, device="cpu")
         if token is None
         else token[0].to(token_dtype),
-        torch.empty(0, dtype=pos_dtype, device="cpu") if pos is None else pos.to(pos_dtype),
+        torch.empty(0, dtype=pos_dtype or x.dtype, device="cpu")
+        if pos is None
+        else pos.to(pos_dtype),
     )

@@ -37,8 +37,17 @@ if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for th
     _spec.loader.exec_module(sys.modules[_spec.name])
 
 
+# Fixtures that start processes or build something: the tests that ask for them are slow.
+SLOW_FIXTURES = {"simmim", "wheel", "bare"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Emulation is slow: of each test's cases it runs CASES, the same ones every time."""
+    """Marks what is slow. Emulation is slower still: of each test's cases it runs CASES, the same
+    ones every time."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
     if not CASES:
         return
     tests = {}

@@ -81,17 +81,6 @@ def test_non_contiguous_masks():
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    mask = sk.random_mask(30, (12, 12), 0.6, seed=2)
-    expected, before = sk.avg_dist(mask, 4), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert all(sk.avg_dist(mask, 4) == expected for _ in range(20))
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     ("mask", "unit", "error", "words"),
     [
@@ -106,8 +95,3 @@ def test_same_bits_for_any_number_of_threads(threads):
 def test_bad_arguments_are_named(mask, unit, error, words):
     with pytest.raises(error, match=words):
         sk.avg_dist(mask, unit)
-
-
-def test_opcheck():
-    mask = sk.random_mask(2, (3, 4), 0.5, seed=0).mask
-    torch.library.opcheck(torch.ops.simmim_kernels.avg_dist.default, (mask, 4))

@@ -90,9 +90,3 @@ def test_masks_are_blocks():
     blocks = sk.block_mask(200, (14, 14), 0.4, seed=0).mask
     scattered = sk.random_mask(200, (14, 14), 0.4, seed=0).mask
     assert borders(blocks) < 0.5 * borders(scattered)
-
-
-def test_opcheck():
-    torch.library.opcheck(
-        torch.ops.simmim_kernels.block_mask.default, (torch.arange(3), 4, 5, 7, 9, 1)
-    )

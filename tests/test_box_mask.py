@@ -73,9 +73,3 @@ def test_pixel_grid_gives_the_tutorials_box():
 def test_a_box_beyond_the_grid_is_refused_by_the_op_itself():
     with pytest.raises(ValueError, match="the box is 8 x 2"):
         torch.ops.simmim_kernels.box_mask(torch.arange(2), 7, 7, 8, 2, False, 0, 0)
-
-
-def test_opcheck():
-    torch.library.opcheck(
-        torch.ops.simmim_kernels.box_mask.default, (torch.arange(3), 4, 5, 2, 3, False, 9, 1)
-    )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
     "own_loop": {"steps": 30, "size": 48, "batch": 8, "width": 32},

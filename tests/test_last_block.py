@@ -144,6 +144,7 @@ def test_activation_checkpointing(name):
     assert all(torch.equal(plain[key], again[key]) for key in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -170,6 +171,7 @@ def test_compiles_in_one_graph(name, options):
     torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), x)[0] for o in outs))
 
 
+@pytest.mark.slow
 def test_export_inside_an_encoder():
     class Encoder(nn.Module):
         def __init__(self):

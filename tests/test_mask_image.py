@@ -1,9 +1,5 @@
 """mask_image on each backend against float64, by the error of plain PyTorch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -167,103 +163,6 @@ def test_gradcheck(backend, unit):
         )
 
 
-def test_second_derivative_and_transforms_are_refused():
-    image = torch.randn(1, 3, 8, 8, requires_grad=True)
-    mask = sk.random_mask(1, (2, 2), 0.5, seed=0)
-    (grad,) = torch.autograd.grad(
-        sk.mask_image(image, mask).square().sum(), image, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="MaskImage has no second derivative"):
-        grad.sum().backward()
-    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
-        torch.func.vmap(lambda t: sk.mask_image(t, mask))(image.detach()[None])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("unit", [1, 32])
-def test_same_bits_for_any_number_of_threads(threads, unit):
-    image = picture(5, 3, 96, 96, torch.uint8)
-    mask = sk.random_mask(5, (96 // unit, 96 // unit), 0.6, seed=4)
-    fill = torch.randn(3, requires_grad=True)
-    grad = torch.randn(image.shape)
-
-    def run():
-        out = sk.mask_image(image, mask, fill, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
-        return out, *torch.autograd.grad(out, fill, grad)
-
-    expected, before = run(), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-CODE = """
-import hashlib
-import itertools
-import torch
-from simmim_kernels.backends.cpu import kernels
-from tests.test_mask_image import FLOATS, LAYOUTS, picture, sk
-torch.manual_seed(0)
-torch.set_num_threads(1)
-digest = hashlib.sha256()
-for layout, source, unit in itertools.product(LAYOUTS, [*FLOATS, torch.uint8], (1, 5, 33)):
-    image = picture(2, 3, 2 * unit, 3 * unit, source, layout)
-    statistics = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
-    for dtype in FLOATS:
-        fill = torch.randn(3, requires_grad=True)
-        mask = sk.random_mask(2, (2, 3), 0.6, seed=4)
-        out = sk.mask_image(
-            image, mask, fill, dtype=dtype, **(statistics if source == torch.uint8 else {})
-        )
-        out.backward(torch.randn(out.shape).to(dtype))
-        for t in (out.detach(), fill.grad):
-            digest.update(t.contiguous().view(torch.uint8).numpy().tobytes())
-print(kernels.isa, digest.hexdigest())
-"""
-
-
-def test_instruction_sets_give_the_same_bits():
-    digests = {}
-    for isa in ("baseline", "avx2", "avx512"):
-        ran = subprocess.run(
-            [sys.executable, "-c", CODE],
-            env={**os.environ, "SIMMIM_KERNELS_ISA": isa},
-            cwd=os.path.dirname(os.path.dirname(__file__)),
-            capture_output=True,
-            text=True,
-        )
-        if "is not available on this processor" in ran.stderr:
-            continue
-        assert ran.returncode == 0, ran.stderr
-        used, digest = ran.stdout.split()
-        assert used == isa
-        digests[isa] = digest
-    assert len(set(digests.values())) == 1, digests
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_in_one_graph(dynamic):
-    mask = sk.random_mask(2, (2, 3), 0.5, seed=5)
-    fill = torch.randn(3, requires_grad=True)
-    byte = picture(2, 3, 16, 24, torch.uint8)
-    image = picture(2, 3, 16, 24, torch.float32, "channels_last").requires_grad_()
-
-    def step(image, byte, mask, fill):
-        out = sk.mask_image(image * 1.0, mask, fill)
-        return out, out + sk.mask_image(byte, mask, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    results = []
-    for run in (step, compiled):
-        out, total = run(image, byte, mask, fill)
-        results.append((out, total, *torch.autograd.grad(total.square().sum(), (image, fill))))
-    assert results[0][0].stride() == results[1][0].stride()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 def test_export_autocast_and_default_device():
     class Model(torch.nn.Module):
         def forward(self, image, mask):
@@ -276,26 +175,6 @@ def test_export_autocast_and_default_device():
         assert sk.mask_image(image, mask).dtype == torch.float32
     with torch.device("meta"):
         assert torch.equal(Model()(image, mask), expected)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(layout):
-    image = picture(2, 3, 8, 12, torch.float32, layout)
-    mask = sk.random_mask(2, (2, 3), 0.5, seed=6).mask
-    ops = torch.ops.simmim_kernels
-    torch.library.opcheck(
-        ops.mask_image_forward.default,
-        (image, mask, torch.randn(3), 0.0, None, None, torch.bfloat16),
-    )
-    for wanted in (
-        (torch.float32, torch.float32),
-        (torch.bfloat16, None),
-        (None, torch.float64),
-        (None, None),
-    ):
-        torch.library.opcheck(
-            ops.mask_image_backward.default, (image.half(), mask, torch.rand(3) + 0.5, *wanted)
-        )
 
 
 @pytest.mark.parametrize(

@@ -133,23 +133,6 @@ def test_plain_bool_mask_may_differ_in_count():
     assert torch.equal(sk.mask_tokens(x, mask, token), published(x, mask, token, None, 0))
 
 
-def test_a_default_device_set_elsewhere_changes_nothing():
-    x, mask, token, pos = problem(2, (2, 3), 2, 8, 1, "all", torch.float32, False)
-    grad = torch.randn(x.shape)
-
-    def run():
-        return gradients(
-            lambda x, m, t, p: sk.mask_tokens(x, m, t, pos_embed=p, prefix_tokens=1),
-            *(x, mask, token, pos, grad),
-        )
-
-    expected, expected_grads = run()
-    with torch.device("meta"):
-        out, grads = run()
-    assert torch.equal(out, expected)
-    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
-
-
 def test_keep_dtype():
     x, mask, token, _ = problem(2, (2, 2), 2, 8, 0, "none", torch.bfloat16, False, torch.float32)
     assert sk.mask_tokens(x, mask, token).dtype == torch.float32
@@ -166,102 +149,12 @@ def test_gradcheck(backend):
         )
 
 
-def test_second_derivative_is_refused():
-    x, mask, token, _ = problem(1, (2, 2), 1, 4, 0, "none", torch.float32, False)
-    x.requires_grad_()
-    (grad,) = torch.autograd.grad(
-        sk.mask_tokens(x, mask, token).square().sum(), x, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="MaskTokens has no second derivative"):
-        grad.sum().backward()
-
-
-def test_transforms_are_refused():
-    x, mask, token, _ = problem(1, (2, 2), 1, 4, 0, "none", torch.float32, False)
-    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
-        torch.func.vmap(lambda t: sk.mask_tokens(t, mask, token))(x[None])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            sk.mask_tokens(dual, mask, token)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    x, mask, token, pos = problem(9, (7, 7), 2, 96, 1, "all", torch.float32, False)
-    grad = torch.randn(x.shape)
-
-    def run():
-        out, grads = gradients(
-            lambda x, m, t, p: sk.mask_tokens(x, m, t, pos_embed=p, prefix_tokens=1),
-            x,
-            mask,
-            token,
-            pos,
-            grad,
-        )
-        return (out, *grads)
-
-    expected, before = run(), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_in_one_graph(dynamic):
-    x, mask, token, pos = problem(2, (2, 3), 2, 32, 1, "patches", torch.float32, False)
-
-    def step(x, m, t, p):
-        return sk.mask_tokens(x * 1.0, m, t, pos_embed=p, prefix_tokens=1)
-
-    grad = torch.randn(x.shape)
-    out, grads = gradients(step, x, mask, token, pos, grad)
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    out_c, grads_c = gradients(compiled, x, mask, token, pos, grad)
-    assert torch.equal(out, out_c)
-    assert all(torch.equal(a, b) for a, b in zip(grads, grads_c, strict=True))
-
-
-def test_export():
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.token = torch.nn.Parameter(torch.randn(1, 1, 8))
-
-        def forward(self, x, mask):
-            return sk.mask_tokens(x, mask, self.token)
-
-    x, mask = torch.randn(2, 16, 8), sk.random_mask(2, (2, 2), 0.5, seed=0).mask
-    model = Model()
-    exported = torch.export.export(model, (x, mask)).module()
-    assert torch.equal(exported(x, mask), model(x, mask))
-
-
 def test_autocast_promotes_as_the_published_arithmetic():
     x, mask, token, _ = problem(2, (2, 2), 2, 8, 0, "none", torch.bfloat16, False, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         out = sk.mask_tokens(x, mask, token)
     assert out.dtype == torch.float32
     assert torch.equal(out, published(x, mask.mask, token, None, 0))
-
-
-def test_opcheck():
-    x, mask, token, pos = problem(2, (2, 3), 2, 8, 1, "all", torch.float32, False)
-    ops = torch.ops.simmim_kernels
-    torch.library.opcheck(
-        ops.mask_tokens_forward.default, (x.requires_grad_(), mask.mask, token, pos, 1, False)
-    )
-    grad = torch.randn(x.shape).bfloat16()
-    for wanted in (
-        (torch.float32, torch.float32, 25, torch.float32),
-        (None, None, 0, None),
-        (None, torch.float64, 24, torch.bfloat16),
-    ):
-        torch.library.opcheck(ops.mask_tokens_backward.default, (grad, mask.mask, 1, *wanted))
 
 
 @pytest.mark.parametrize(

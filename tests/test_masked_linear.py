@@ -187,30 +187,6 @@ def test_gradcheck(backend):
         )
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("plain", [False, True])
-def test_compiles_in_one_graph(plain, dynamic):
-    tokens, weight, bias, target, mask = head_problem(2, 3, (2, 2), 8, 4, 8, torch.float32)
-    mask = mask.mask if plain else mask
-
-    def step(t, w, b, mask):
-        return sk.masked_linear_mse(t, w, b, target, mask)
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    found = with_gradients(lambda *h: compiled(*h, mask), tokens, weight, bias)
-    expected = with_gradients(lambda *h: step(*h, mask), tokens, weight, bias)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
-
-
-def test_second_derivative_is_refused():
-    tokens, weight, bias, target, mask = head_problem(2, 3, (2, 2), 8, 4, 8, torch.float32)
-    weight.requires_grad_()
-    loss = sk.masked_linear_mse(tokens, weight, bias, target, mask)
-    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        (loss + grad.square().sum()).backward()
-
-
 @pytest.mark.parametrize("argument", ["weight", "bias"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_types_that_do_not_meet_are_named(argument, dtype):

@@ -106,26 +106,3 @@ def test_gradients_of_float16_survive_a_scaler():
     masked = mask.mask.sum() * 32 * 32 * 3
     expected = (65536 / masked).half()
     assert torch.equal(pred.grad.abs().unique(), torch.stack((torch.zeros(()).half(), expected)))
-
-
-def test_second_derivative_and_transforms_are_refused():
-    pred, target, mask, _ = problem(1, 3, (2, 2), 4, 4, "cyx", torch.float32, torch.float32)
-    pred.requires_grad_()
-    (grad,) = torch.autograd.grad(
-        sk.masked_mse(pred, target, mask).square(), pred, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
-        torch.autograd.grad(grad.sum(), pred, allow_unused=True, retain_graph=True)
-    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
-        grad.sum().backward()
-    # the loss itself as root: its gradient is a constant, and the penalty must not be lost
-    loss = sk.masked_mse(pred, target, mask)
-    (grad,) = torch.autograd.grad(loss, pred, create_graph=True)
-    with pytest.raises(RuntimeError, match="MaskedLoss has no second derivative"):
-        (loss + grad.square().sum()).backward()
-    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
-        torch.func.vmap(lambda p: sk.masked_mse(p, target, mask))(pred[None])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(pred.detach(), torch.ones_like(pred))
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            sk.masked_mse(dual, target, mask)

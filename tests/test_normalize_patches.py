@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
-from tests.test_normalize_targets import bits_of_every_instruction_set, floats, pixels
+from tests.test_normalize_targets import floats, pixels
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
@@ -97,60 +97,6 @@ def test_not_finite_stays_in_its_patch(backend):
     assert torch.equal(out.isnan(), held)
     clean = torch.where(held, 0.0, image)  # no patch has pixels of both kinds
     assert_within_budget(out[~held], published(clean, 4)[~held], exact(clean, 4)[~held])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_for_any_number_of_threads(threads):
-    image, before = torch.randn(3, 3, 96, 96), torch.get_num_threads()
-    expected = sk.normalize_patches(image, 16)
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(20):
-            assert torch.equal(sk.normalize_patches(image, 16), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-_IMAGES = """
-for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8):
-    image = (torch.randn(2, 3, 60, 45) * 40 + 120).clamp(0, 255).to(dtype)
-    for patch in (1, 5, 15):
-        show(sk.normalize_patches(image, patch))
-"""
-
-
-def test_same_bits_on_every_instruction_set():
-    assert len(bits_of_every_instruction_set(_IMAGES)) == 1
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_in_one_graph(dynamic):
-    image = pixels((2, 3, 40, 36), torch.uint8)
-
-    def step(x):
-        return sk.normalize_patches(x, 4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)) * 1.0
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    assert torch.equal(compiled(image), step(image))
-
-
-def test_export():
-    class Model(torch.nn.Module):
-        def forward(self, image):
-            return sk.normalize_patches(image, 4)
-
-    image = torch.randn(2, 3, 20, 24)
-    exported = torch.export.export(Model(), (image,)).module()
-    assert torch.equal(exported(image), Model()(image))
-
-
-def test_opcheck():
-    op = torch.ops.simmim_kernels.normalize_patches.default
-    image = torch.randn(2, 3, 12, 8)
-    std = torch.tensor([0.2, 0.3, 0.4])
-    for x in (image, image.contiguous(memory_format=torch.channels_last), image.mT):
-        torch.library.opcheck(op, (x, 4, 1e-6, None, None))
-        torch.library.opcheck(op, (x.byte(), 4, 1e-6, std * 2, std))
 
 
 def test_a_gradient_is_refused():

@@ -106,9 +106,3 @@ def test_finer_grid_keeps_the_mask_and_its_lists():
         assert torch.equal(fine.visible[b].long(), (~flat).nonzero()[:, 0])
     with pytest.raises(ValueError, match=r"7.*3"):
         made.on_grid((7, 8))
-
-
-def test_opcheck():
-    torch.library.opcheck(
-        torch.ops.simmim_kernels.random_mask.default, (torch.arange(3), 4, 5, 7, 9, 1)
-    )

@@ -170,6 +170,7 @@ def test_uint8_images_are_normalised(name):
     assert_within_budget(encoder(images, mask), expected, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext", "distilled", "vit"])
 def test_compile(name):
     images, mask = problem()

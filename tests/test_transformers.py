@@ -161,6 +161,7 @@ def test_hooks_are_run_and_parametrizations_respected():
     assert all(p.grad is not None for p in model.decoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "reconstruction"), [("ViT", True), ("ViT", False), ("FocalNet", False)]
 )
@@ -221,6 +222,7 @@ def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32):
     return torch.stack(trainer.losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_trainer(bf16, tmp_path):
     pytest.importorskip("accelerate")

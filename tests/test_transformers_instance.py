@@ -133,6 +133,7 @@ def test_calls_that_transformers_refuses_are_refused_with_its_words():
     assert torch.equal(result(copy.deepcopy(model), images, soft)["loss"], expected)
 
 
+@pytest.mark.slow
 def test_importing_the_library_does_not_import_transformers():
     code = "import sys, simmim_kernels; print('transformers' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

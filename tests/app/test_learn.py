@@ -16,6 +16,8 @@ from simmim.log import read_metrics
 from simmim.train import Trainer
 from tests.budget import assert_within_budget
 
+pytestmark = pytest.mark.slow
+
 
 class OneProcess:
     """Runs the tasks here, where the settings are changed."""

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
 # Page faults of the last of many equal rounds: the first ones still find blocks cut to other sizes.
 CODE = """
 import json, resource, torch

@@ -25,6 +25,8 @@ from .conftest import environment
 from .runs import start_together, train, train_together
 from .test_train import STILL
 
+pytestmark = pytest.mark.slow
+
 #: 6 images to train on, 3 crops of each: updates of 8, 8 and 2, the last of which two processes
 #: with two passes each cannot fill
 UPDATES = 6

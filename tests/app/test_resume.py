@@ -21,6 +21,8 @@ from simmim.train import Trainer
 from .conftest import TINY, command, environment
 from .runs import start, train
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 84
 
 

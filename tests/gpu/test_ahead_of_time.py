@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 from simmim_kernels.backends import triton as package
 from tests.gpu.ahead_of_time import TARGETS, compiled_by
 
+pytestmark = pytest.mark.slow
+
 ROOMS = [name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"]
 # These read little: masks, lists, partial sums; or a few numbers of a row in each thread.
 NARROW = {"_random_mask", "_box_mask", "_block_mask", "_token_places", "_distances", "_add_rows"}

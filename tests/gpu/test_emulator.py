@@ -1,7 +1,11 @@
 """The op tests on the CUDA sources, compiled for the host and run there thread by thread."""
 
+import pytest
+
 from tests.gpu.host_build import build
 from tests.gpu.suite import rooms_of, run_op_tests
+
+pytestmark = pytest.mark.slow
 
 
 def test_op_tests_pass_in_the_emulator(tmp_path):

@@ -4,6 +4,8 @@ import pytest
 
 from tests.gpu.suite import rooms_of, run_op_tests
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 
 

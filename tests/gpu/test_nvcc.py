@@ -10,19 +10,23 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "simmim_kernels"
+from tests.wheel import ROOT, build, shared_folder
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def module():
+def module(tmp_path_factory):
     if shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists():
         pytest.skip("nvcc is not installed")
-    record = json.loads((PACKAGE / "_build_info.json").read_text())
+    folder = shared_folder(tmp_path_factory)
+    build(folder)
+    package = folder / "site" / "simmim_kernels"
+    record = json.loads((package / "_build_info.json").read_text())
     if "SIMMIM_CUDA is 0" in record["_cuda"]:
         pytest.skip("the build left CUDA out: SIMMIM_CUDA is 0")
     assert record["_cuda"] == "built with nvcc"
-    return next(PACKAGE.glob("_cuda.*.so"))
+    return next(package.glob("_cuda.*.so"))
 
 
 def test_every_source_is_in_the_build(module):

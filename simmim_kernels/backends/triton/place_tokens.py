@@ -106,7 +106,8 @@ def take_tokens(
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[2]
-    rows = torch.empty((count, width) if rows_dtype else (0,), dtype=rows_dtype, device=x.device)
+    shape = (count, width) if rows_dtype else (0,)
+    rows = torch.empty(shape, dtype=rows_dtype or x.dtype, device=x.device)
     if rows.numel():
         tokens = listed_tokens(mask, h, w, count, False, torch.int64)
         height, block = tile_shape(width, count)

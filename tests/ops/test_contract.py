@@ -1,0 +1,248 @@
+"""What every op promises, whatever it computes: one test a promise, one table of calls (calls.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import simmim_kernels as sk
+from simmim_kernels import backends
+from tests.backends import BACKENDS, DEVICE
+from tests.ops.calls import CALLS, arguments_of, outputs, results
+
+DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
+EXACT = [name for name, call in CALLS.items() if not call.products]
+# One call of every op is compiled by Inductor, the others by AOTAutograd alone.
+COMPILED = [name for name, call in CALLS.items() if call.compiles]
+INDUCTOR = {CALLS[name].rooms: name for name in reversed(COMPILED)}.values()
+
+
+def assert_same(found, expected, exact=True):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        if exact:
+            assert torch.equal(ours, theirs)
+        else:
+            torch.testing.assert_close(ours, theirs)
+
+
+def served(backend, name):
+    """`sk.backend`; skips a call that the backend does not serve."""
+    for room in CALLS[name].rooms:
+        if (reason := backends.why_not(backend, room, DEVICE)) is not None:
+            pytest.skip(reason)
+    return sk.backend(backend)
+
+
+def sliced(t: Tensor) -> Tensor:
+    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def shifted(t: Tensor) -> Tensor:
+    memory = t.new_zeros(t.numel() + 1)
+    memory[1:] = t.flatten()
+    return memory[1:].view(t.shape)
+
+
+LAYOUTS = {
+    "sliced": sliced,
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "channels first": lambda t: t.movedim(-1, 1).contiguous().movedim(1, -1) if t.dim() > 2 else t,
+    "expanded": lambda t: t[:1].expand(t.shape),
+    "shifted": shifted,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layout):
+    """Each tensor alone: a kernel may have one path for a strided prediction, another for a target."""
+    change, arguments = LAYOUTS[layout], arguments_of(name)
+    with served(backend, name):
+        for key, value in arguments.items():
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            strided = change(value)
+            found = results(name, arguments | {key: strided})
+            expected = results(
+                name, arguments | {key: strided.clone(memory_format=torch.contiguous_format)}
+            )
+            assert_same(found, expected, exact=not CALLS[name].products)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("name", EXACT)
+def test_same_bits_for_any_number_of_threads_and_in_20_runs(name, threads):
+    batch, grid = (500, (14, 14)) if name.endswith(("k_mask", "m_mask", "x_mask")) else (9, (7, 6))
+    arguments = arguments_of(name, batch, grid)
+    expected, before = results(name, arguments), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(20):
+            assert_same(results(name, arguments), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def compare_compiled(name, **options):
+    arguments, call = arguments_of(name), CALLS[name]
+    scaled = next((key for key in arguments if key in call.leaves), None)
+
+    def step(**values):
+        if scaled is not None:  # something for the compiler to fuse with
+            values[scaled] = values[scaled] * 1.0
+        return tuple(t + 0 for t in outputs(call.function(**values)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, **options)
+    expected = results(name, arguments, step)
+    assert_same(results(name, arguments, compiled), expected, exact=not call.products)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_compiles_with_inductor(name):
+    compare_compiled(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_in_one_graph(name, dynamic):
+    compare_compiled(name, dynamic=dynamic, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_exports(name):
+    arguments = arguments_of(name)
+    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
+    hidden = arguments.get("mask")
+    if isinstance(hidden, sk.PatchMask):
+        tensors |= {f"mask_{part}": value for part, value in hidden._asdict().items()}
+
+    class Model(torch.nn.Module):
+        def forward(self, **values):
+            parts = {key: values.pop(key) for key in list(values) if key.startswith("mask_")}
+            if parts:
+                values["mask"] = sk.PatchMask(*parts.values())
+            return outputs(CALLS[name].function(**arguments | values))
+
+    exported = torch.export.export(Model(), (), tensors).module()
+    assert_same(exported(**tensors), Model()(**tensors))
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of this library's ops, with copies of their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "simmim_kernels":
+            copies = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)
+            self.calls.append((function, copies))
+        return function(*args, **(kwargs or {}))
+
+
+def recorded(name):
+    """The library's ops behind a call: with every gradient, with each alone, with none, and for
+    tensors of other strides."""
+    arguments, call = arguments_of(name), CALLS[name]
+    with Recorder() as recorder:
+        results(name, arguments)
+        for leaf in call.leaves:
+            alone = arguments | {leaf: arguments[leaf].detach().requires_grad_()}
+            outputs(call.function(**alone))[0].sum().backward()
+        call.function(**arguments)
+        key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
+        for layout in ("channels first", "transposed"):
+            results(name, arguments | {key: LAYOUTS[layout](arguments[key])})
+    assert recorder.calls
+    return recorder.calls
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_fake_kernels_give_the_shapes_types_and_strides_of_the_real_ones(name):
+    utilities = ("test_schema", "test_faketensor")
+    for function, arguments in recorded(name):
+        torch.library.opcheck(function, arguments, test_utils=utilities)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    utilities = ("test_autograd_registration", "test_aot_dispatch_dynamic")
+    for function, arguments in recorded(name):
+        torch.library.opcheck(function, arguments, test_utils=utilities)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_autocast_changes_nothing(name):
+    """Types are promoted as the arguments say; only matrix products follow autocast."""
+    expected = results(name, arguments_of(name))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert_same(results(name, arguments_of(name)), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_default_device_set_elsewhere_changes_nothing(name):
+    arguments = arguments_of(name)
+    expected = outputs(CALLS[name].function(**arguments))
+    with torch.device("meta"):
+        assert_same(outputs(CALLS[name].function(**arguments)), expected)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", CALLS)
+def test_values_are_the_same_without_gradients(name, guard):
+    expected = results(name, arguments_of(name))
+    arguments = arguments_of(name)
+    with guard():
+        out = outputs(CALLS[name].function(**arguments))
+    assert not any(tensor.requires_grad for tensor in out)
+    assert_same(out, expected[: len(out)], exact=not CALLS[name].products)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_stay_as_they_are(name):
+    arguments = arguments_of(name)
+    before = pytree.tree_map_only(Tensor, Tensor.clone, arguments)
+    results(name, arguments)
+    flat = zip(pytree.tree_leaves(arguments), pytree.tree_leaves(before), strict=True)
+    assert all(torch.equal(a, b) for a, b in flat if isinstance(a, Tensor))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivative_is_refused(name):
+    call, arguments = CALLS[name], arguments_of(name)
+    leaves = {key: arguments[key].detach().requires_grad_() for key in call.leaves}
+    loss = outputs(call.function(**arguments | leaves))[0].float().square().sum()
+    grads = torch.autograd.grad(loss, tuple(leaves.values()), create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        sum(grad.float().square().sum() for grad in grads).backward()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_transforms_are_refused(name):
+    call, arguments = CALLS[name], arguments_of(name)
+    key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
+    with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
+        torch.func.vmap(lambda t: call.function(**arguments | {key: t}))(arguments[key][None])
+    if key in call.leaves:
+        with torch.autograd.forward_ad.dual_level():
+            value = arguments[key]
+            dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                call.function(**arguments | {key: dual})

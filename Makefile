@@ -44,7 +44,7 @@ test-lowest: ## run the quick tests with the lowest versions that pyproject.toml
 	git ls-files -z | xargs -0 cp --parents -t $(LOWEST)/source
 	test -x $(LOWEST)/venv/bin/python || $(if $(ENVIRONMENT),python3,$(PY)) -m venv $(LOWEST)/venv
 	cd $(LOWEST)/source && ../venv/bin/python -m tests.repo.lowest > ../constraints.txt
-	$(LOWEST)/venv/bin/python -m pip install -q -c $(LOWEST)/constraints.txt setuptools cmake ninja pybind11
+	$(LOWEST)/venv/bin/python -m pip install -q -c $(LOWEST)/constraints.txt packaging setuptools cmake ninja pybind11
 	cd $(LOWEST)/source && PATH="$(abspath $(LOWEST))/venv/bin:$$PATH" ../venv/bin/python -m pip install \
 		-q -c ../constraints.txt --no-build-isolation -e ".[train,hub,test,bench]"
 	cd $(LOWEST)/source && $(MAKE) check PYTHON=../venv/bin/python

@@ -112,7 +112,7 @@ def test_the_command(family, old, new, project, tmp_path, capsys):
         theirs = checkpoints.from_simmim(model.state_dict(), "timm")
         safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items()}, source)
     pairs = [str(part) for pair in arguments.items() for part in pair]
-    command = ["import", "--source", source, "--out", out, "--encoder", name]
+    command = ["import", "--source", source, "--out", out, "--overwrite", "--encoder", name]
     command += ["--img-size", *new, "--encoder-args", *pairs]
     if project == "timm" and old[0] != old[1]:
         status, _, err = run(capsys, *command)

@@ -29,7 +29,8 @@ def imports(tmp_path, capsys):
         out = tmp_path / "ours.safetensors"
         capsys.readouterr()  # what the other project printed
         got, printed, err = run(
-            capsys, "import", "--source", source, "--out", out, *arguments_of(family), *more
+            *(capsys, "import", "--source", source, "--out", out, "--overwrite"),
+            *(*arguments_of(family), *more),
         )
         assert got == status, err
         assert err.count("\n") == (status != 0)

@@ -293,7 +293,9 @@ def test_opcheck(layout):
         (None, torch.float64),
         (None, None),
     ):
-        torch.library.opcheck(ops.mask_image_backward.default, (image.half(), mask, torch.rand(3) + 0.5, *wanted))
+        torch.library.opcheck(
+            ops.mask_image_backward.default, (image.half(), mask, torch.rand(3) + 0.5, *wanted)
+        )
 
 
 @pytest.mark.parametrize(

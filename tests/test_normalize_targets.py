@@ -92,9 +92,7 @@ def test_value(backend, batch, channels, height, width, window, dtype, layout, s
         "expanded": lambda: pixels((1, channels, height, width), dtype).expand(batch, -1, -1, -1),
     }[layout]()
     mean, std = (
-        ([0.4] * channels, [0.3 + 0.1 * c for c in range(channels)])
-        if statistics
-        else (None, None)
+        ([0.4] * channels, [0.3 + 0.1 * c for c in range(channels)]) if statistics else (None, None)
     )
     with sk.backend(backend):
         out = sk.normalize_targets(image, window, eps, mean=mean, std=std)

@@ -1,9 +1,14 @@
-"""Index arithmetic between the mask grid, the token grid and the pixels: twin of common/grid.h."""
+"""Index arithmetic between the mask grid, the token grid and the pixels: twin of common/grid.h.
+
+A grid is its lengths along the axes, `(h, w)` for an image and `(d, h, w)` for a volume.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int:
@@ -17,6 +22,21 @@ def whole_scale(fine_name: str, fine: int, coarse_name: str, coarse: int) -> int
             "choose sizes that divide, or another mask unit"
         )
     return fine // coarse
+
+
+def scale_of(fine: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...]:
+    """How many cells of the fine grid one cell of the coarse grid spans, along each axis.
+
+    For sizes that are known to divide; `whole_scale` checks them.
+    """
+    return tuple([a // b for a, b in zip(fine, coarse, strict=True)])
+
+
+def refine(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """A mask `(B, *units)` on a finer grid: `(B, *grid)`."""
+    for axis, scale in enumerate(scale_of(grid, mask.shape[1:]), 1):
+        mask = mask.repeat_interleave(scale, axis)
+    return mask
 
 
 def whole_root(n: int) -> int:

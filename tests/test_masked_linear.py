@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
 from tests.loss_cases import (
@@ -168,8 +169,9 @@ def test_padding_rows_reach_nothing():
                 pred = torch.full((count, numbers), float("nan"))
                 pred[:6] = torch.arange(numbers) / numbers
                 loss, grad, _ = ops.masked_loss(
-                    *(pred, target, mask.mask, index, "cyx", None, None, "mse", 1.0, 1e-5),
-                    *("mean", "none", 0, 0.0, True),
+                    *(pred, target, mask.mask, index, None, None),
+                    *LossSpec("mse", 1.0, "cyx", 1e-5, "mean"),
+                    True,
                 )
             assert (grad[6:] == 0).all()
             found.append((loss, grad[:6]))

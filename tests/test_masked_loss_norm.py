@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simmim_kernels as sk
+from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
 from tests.loss_cases import (
     BETA,
@@ -135,8 +136,8 @@ def test_a_list_normalises_the_units_that_it_names(backend, monkeypatch):
         pixels = scored.view(3, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
         pred = torch.randn(*listed.shape, 128)
         nothing = torch.zeros(3, 2, 3, dtype=torch.bool)
-        options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", norm, side, 1e-6, True)
-        loss, *_ = room.masked_loss(pred, target, nothing, listed, *options)
+        spec = LossSpec("l1", 1.0, "cyx", 1e-5, "mean", norm, side, 1e-6)
+        loss, *_ = room.masked_loss(pred, target, nothing, listed, None, None, spec, True)
         # Memory that nobody wrote is NaN here.
         assert loss.isfinite() and torch.equal(made[-1].isfinite(), pixels.expand(target.shape))
 
@@ -145,9 +146,10 @@ def test_bad_norms_are_named():
     pred, target, mask, _ = problem(1, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
     with pytest.raises(TypeError, match="target_norm is int"):
         sk.masked_l1(pred, target, mask, target_norm=47)
-    options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", "patch", 5, 1e-6, False)
+    spec = LossSpec("l1", 1.0, "cyx", 1e-5, "mean", "patch", 5, 1e-6)
+    arguments = (pred, target, mask.mask, None, None, None, *spec, False)
     with pytest.raises(ValueError, match="does not fit"):
-        torch.ops.simmim_kernels.masked_loss(pred, target, mask.mask, None, *options)
+        torch.ops.simmim_kernels.masked_loss(*arguments)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

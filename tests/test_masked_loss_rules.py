@@ -8,6 +8,7 @@ import torch
 
 import simmim_kernels as sk
 from simmim_kernels import nn
+from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
 from tests.loss_cases import LAYOUTS, LOSSES, ours, problem
 
@@ -45,8 +46,8 @@ def _in_worker(queue, arguments):
 def test_forked_worker(monkeypatch):
     monkeypatch.undo()  # poisoning memory would wait for an OpenMP team that the child lacks
     pred, target, mask, _ = problem(5, 3, (7, 7), 16, 8, "cyx", torch.float32, torch.float32)
-    arguments = (pred, target, mask.mask, None, "cyx", None, None, "l1", 1.0, 1e-5, "mean")
-    arguments += ("none", 0, 0.0, True)
+    spec = LossSpec("l1", 1.0, "cyx", 1e-5, "mean")
+    arguments = (pred, target, mask.mask, None, None, None, *spec, True)
     loss, grad, _ = torch.ops.simmim_kernels.masked_loss(*arguments)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -76,19 +77,18 @@ def test_autocast_leaves_types_alone(dtype):
 def test_gradient_may_take_the_place_of_the_prediction(backend, dtype):
     pred, target, mask, _ = problem(2, 3, (2, 3), 8, 8, "cyx", dtype, torch.float32)
     rows = pred[mask.mask.flatten(1)].unflatten(0, mask.masked.shape)
-    options = ("cyx", None, None, "mse", 1.0, 1e-5, "mean")
-    norm = ("window", 3, 1e-6)
-    arguments = (target, mask.mask, mask.masked, *options)
+    spec = LossSpec("mse", 1.0, "cyx", 1e-5, "mean", "window", 3, 1e-6)
+    arguments = (target, mask.mask, mask.masked, None, None, *spec)
     ops = torch.ops.simmim_kernels
     with sk.backend(backend):
-        loss, grad, scale = ops.masked_loss(rows, *arguments, *norm, True)
+        loss, grad, scale = ops.masked_loss(rows, *arguments, True)
         own = rows.clone()
-        in_place = ops.masked_loss_(own, *arguments, *norm)
+        in_place = ops.masked_loss_(own, *arguments)
         assert torch.equal(own, grad)
         assert torch.equal(in_place[0], loss) and torch.equal(in_place[1], scale)
         with pytest.raises(ValueError, match="allowed: a contiguous tensor"):
-            ops.masked_loss_(torch.stack((rows, rows), -1)[..., 0], *arguments, *norm)
-    torch.library.opcheck(ops.masked_loss_.default, (rows.clone(), *arguments, *norm))
+            ops.masked_loss_(torch.stack((rows, rows), -1)[..., 0], *arguments)
+    torch.library.opcheck(ops.masked_loss_.default, (rows.clone(), *arguments))
 
 
 def test_listed_units_may_differ_in_count_between_samples():
@@ -103,16 +103,9 @@ def test_listed_units_may_differ_in_count_between_samples():
                 target,
                 grid,
                 index,
-                "cyx",
                 None,
                 None,
-                "mse",
-                1.0,
-                1e-5,
-                "none",
-                "none",
-                0,
-                0.0,
+                *LossSpec("mse", 1.0, "cyx", 1e-5, "none"),
                 True,
             )
             leaf = pred.detach().requires_grad_()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
-from simmim_kernels.grid import prediction_patch, whole_scale
+from simmim_kernels.grid import prediction_patch, scale_of, whole_scale
 from simmim_kernels.ops._channels import check_channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.target_norm import check_eps, check_window
@@ -78,7 +78,7 @@ def _check_dense(pred: Tensor, target: Tensor) -> None:
         patch = prediction_patch(pred.shape, target.shape)
         fits = patch >= 1 and height % patch == 0 and width % patch == 0
         if fits:
-            tokens = (height // patch, width // patch)
+            tokens = scale_of((height, width), (patch, patch))
             numbers = channels * patch * patch
             if pred.dim() == 4:
                 fits = pred.shape[1:] == (numbers, *tokens)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.grid import whole_root, whole_scale
+from simmim_kernels.grid import scale_of, whole_root, whole_scale
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
@@ -95,11 +97,11 @@ def _loss(
     std: Channels,
 ) -> Tensor:
     patch = _check_head(tokens, weight, bias, target)
-    h, w = target.shape[2] // patch, target.shape[3] // patch
+    h, w = scale_of(target.shape[2:], (patch, patch))
     grid = mask_grid(mask)
     is_mask(grid, target.shape[0])
     check_grid(grid, target.shape[0], h, w, 0)
-    count = _masked_count(mask, (h // grid.shape[1]) * (w // grid.shape[2]))
+    count = _masked_count(mask, math.prod(scale_of((h, w), grid.shape[1:])))
     rows = take_tokens(tokens, ~grid, (h, w), count)
     # The product is a plain PyTorch op: autograd, autocast and Inductor treat it as any linear
     # layer, and its backward sees no visible token and reads no prediction.

@@ -10,7 +10,7 @@ from torch import Tensor
 from simmim_kernels import backends
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.grid import prediction_patch
+from simmim_kernels.grid import prediction_patch, scale_of
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
@@ -152,7 +152,7 @@ def _with_norm(
     if pred.shape != target.shape:
         side = prediction_patch(pred.shape, target.shape)
         return spec._replace(norm="patch", norm_side=side, norm_eps=target_norm.eps)
-    unit = target.shape[2] // mask.shape[1], target.shape[3] // mask.shape[2]
+    unit = scale_of(target.shape[2:], mask.shape[1:])
     if unit[0] != unit[1]:
         raise ValueError(
             f"the mask's units are {unit[0]} x {unit[1]} pixels, and PatchNorm normalises an image's "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simmim_kernels.grid import whole_scale
+from simmim_kernels.grid import scale_of, whole_scale
 from simmim_kernels.ops._channels import (
     Channels,
     channel_stats,
@@ -104,7 +105,7 @@ class _GatherPatches(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, mask, mean, std, patch_h, patch_w, count, dtype):
         ctx.save_for_backward(mask, std)
-        h, w = image.shape[2] // patch_h, image.shape[3] // patch_w
+        h, w = scale_of(image.shape[2:], (patch_h, patch_w))
         ctx.layout = image.shape[1], h, w, patch_h, patch_w, image.dtype
         return _gather(image, mask, mean, std, patch_h, patch_w, count, dtype)
 
@@ -204,7 +205,7 @@ def masked_patch_embed(
     h, w = _token_grid(image, patch_h, patch_w)
     grid = mask_grid(mask)
     check_grid(grid, image.shape[0], h, w, 0)
-    count = _visible_count(mask, (h // grid.shape[1]) * (w // grid.shape[2]))
+    count = _visible_count(mask, math.prod(scale_of((h, w), grid.shape[1:])))
 
     dtype, device = weight.dtype, image.device.type
     if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):

@@ -9,7 +9,7 @@ from simmim_kernels.backends._loss_spec import LossSpec, check_names
 from simmim_kernels.backends.cuda import contiguous, kernels, stream
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
-from simmim_kernels.grid import prediction_patch
+from simmim_kernels.grid import prediction_patch, scale_of
 
 
 def _normalized(
@@ -25,8 +25,7 @@ def _normalized(
     """The target as the loss wants it, where it is scored. `patch`: side of a token of the
     prediction."""
     if index is not None:  # a list may name units that the mask does not
-        batch, _, height, width = target.shape
-        grid = batch, height // patch, width // patch
+        grid = target.shape[0], *scale_of(target.shape[2:], (patch, patch))
         mask = torch.zeros(grid, dtype=torch.bool, device=target.device)
         kernels.mark_listed(index, mask, stream(index))
     if spec.norm == "window":

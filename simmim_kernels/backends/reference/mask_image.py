@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._results import memory_format
+from simmim_kernels.grid import refine
 
 
 def _pixel_mask(image: Tensor, mask: Tensor) -> Tensor:
     """`bool (B, 1, H, W)`."""
-    unit_h, unit_w = image.shape[2] // mask.shape[1], image.shape[3] // mask.shape[2]
-    return mask.repeat_interleave(unit_h, 1).repeat_interleave(unit_w, 2)[:, None]
+    return refine(mask, image.shape[2:])[:, None]
 
 
 def mask_image_forward(

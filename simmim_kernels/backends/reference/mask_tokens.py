@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.grid import token_grid
+from simmim_kernels.grid import refine, token_grid
 
 
 def _token_mask(x: Tensor, mask: Tensor, prefix_tokens: int) -> Tensor:
@@ -15,7 +15,7 @@ def _token_mask(x: Tensor, mask: Tensor, prefix_tokens: int) -> Tensor:
         h, w = x.shape[1:3]
     else:
         h, w = token_grid(x.shape[1] - prefix_tokens, grid_h, grid_w)
-    fine = mask.repeat_interleave(h // grid_h, 1).repeat_interleave(w // grid_w, 2)
+    fine = refine(mask, (h, w))
     prefix = torch.zeros((batch, prefix_tokens), dtype=torch.bool, device=mask.device)
     return torch.cat((prefix, fine.flatten(1)), 1)[..., None]
 

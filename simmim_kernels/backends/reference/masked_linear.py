@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simmim_kernels.grid import refine
+
 
 def masked_positions(mask: Tensor, h: int, w: int, count: int) -> Tensor:
-    fine = mask.repeat_interleave(h // mask.shape[1], 1).repeat_interleave(w // mask.shape[2], 2)
+    fine = refine(mask, (h, w))
     # Sorting instead of looking for the masked tokens: it needs no synchronisation.
     order = torch.argsort(~fine.flatten(), stable=True)[:count]
     positions = torch.where(fine.flatten()[order], order, -1).int()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from simmim_kernels.backends.reference.normalize_targets import (
     normalize_targets,
     normalized_pixels,
 )
-from simmim_kernels.grid import prediction_patch
+from simmim_kernels.grid import prediction_patch, refine, scale_of
 
 
 def _as_image(numbers: Tensor, image: torch.Size, patch: int, order: str) -> Tensor:
@@ -22,7 +24,7 @@ def _as_image(numbers: Tensor, image: torch.Size, patch: int, order: str) -> Ten
     if numbers.dim() == 4:
         numbers = numbers.flatten(2).transpose(1, 2)
     inner = (channels, patch, patch) if order == "cyx" else (patch, patch, channels)
-    cells = numbers.reshape(batch, height // patch, width // patch, *inner)
+    cells = numbers.reshape(batch, *scale_of((height, width), (patch, patch)), *inner)
     places = (0, 3, 1, 4, 2, 5) if order == "cyx" else (0, 5, 1, 3, 2, 4)
     return cells.permute(places).reshape(image)
 
@@ -32,7 +34,7 @@ def _as_prediction(pixels: Tensor, pred: Tensor, patch: int, order: str) -> Tens
     batch, channels, height, width = pixels.shape
     if pred.dim() == 4 and patch == 1:
         return pixels
-    h, w = height // patch, width // patch
+    h, w = scale_of((height, width), (patch, patch))
     places = (0, 2, 4, 1, 3, 5) if order == "cyx" else (0, 2, 4, 3, 5, 1)
     cells = pixels.reshape(batch, channels, h, patch, w, patch).permute(places)
     tokens = cells.reshape(batch, h * w, channels * patch * patch)
@@ -92,16 +94,15 @@ def masked_loss(
     elif spec.norm == "patch":
         wanted = normalize_patches(wanted, spec.norm_side, spec.norm_eps, None, None)
     wanted = wanted.to(dtype)
-    scale_y, scale_x = height // mask.shape[1], width // mask.shape[2]
     if index is None:
         sample = None
-        masked = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
+        masked = refine(mask, (height, width))
         difference = _as_image(pred.to(dtype), image, patch, spec.order) - wanted
         difference = difference.masked_fill(~masked[:, None], 0)
         value = cost(difference, spec.beta).flatten(1).sum(1, dtype=torch.float64)
         count = masked.flatten(1).sum(1, dtype=torch.float64)
     else:
-        units = (height // patch) * (width // patch)
+        units = math.prod(scale_of((height, width), (patch, patch)))
         sample, place = _listed(index, batch, units)
         rows = pred.new_empty((batch, units, pred.shape[-1]), device="meta")
         wanted = _as_prediction(wanted, rows, patch, spec.order)[sample, place.clamp(min=0)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends.reference.place_tokens import visible_order
+from simmim_kernels.grid import scale_of
 
 
 def gather_patches(
@@ -25,7 +26,7 @@ def gather_patches(
     if mean is not None:
         pixels = (pixels - mean.to(compute)[:, None, None]) / std.to(compute)[:, None, None]
     batch, channels, height, width = image.shape
-    h, w = height // patch_h, width // patch_w
+    h, w = scale_of((height, width), (patch_h, patch_w))
     patches = pixels.reshape(batch, channels, h, patch_h, w, patch_w).permute(0, 2, 4, 1, 3, 5)
     rows = patches.reshape(batch * h * w, channels * patch_h * patch_w)
     order, visible = visible_order(mask, h, w, count)

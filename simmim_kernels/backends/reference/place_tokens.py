@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.grid import refine
+
 
 def visible_order(mask: Tensor, h: int, w: int, count: int) -> tuple[Tensor, Tensor]:
     """Flat positions `(count,)` in `(B, h, w)` of the visible tokens, ascending, then of as many
     masked ones as are needed to make `count`; and which of them are visible, `bool (count, 1)`."""
-    fine = mask.repeat_interleave(h // mask.shape[1], 1).repeat_interleave(w // mask.shape[2], 2)
+    fine = refine(mask, (h, w))
     flat = fine.flatten()
     order = torch.argsort(flat, stable=True)[:count]
     return order, ~flat[order][:, None]

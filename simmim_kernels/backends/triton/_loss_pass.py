@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._loss_sums import sample_of
 
 IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel knows the numbers
@@ -87,13 +88,13 @@ def loss_pass(
     else:
         y, x = ty * P + dy, tx * P + dx
         if LAYOUT == 0:
-            cell = y // unit_h * grid_w + g // unit_w
+            cell = unit_of(y, g, unit_h, unit_w, grid_w)
         elif COVERED:
-            cell = ty * P // unit_h * grid_w + tx * P // unit_w
+            cell = unit_of(ty * P, tx * P, unit_h, unit_w, grid_w)
         elif LAYOUT == 1 and not YXC:
-            cell = y // unit_h * grid_w + (tx * P + g % P) // unit_w
+            cell = unit_of(y, tx * P + g % P, unit_h, unit_w, grid_w)
         else:
-            cell = y // unit_h * grid_w + x // unit_w
+            cell = unit_of(y, x, unit_h, unit_w, grid_w)
         masked = tl.load(mask + sample * units + cell, mask=here, other=0) != 0
     at = inside & masked
     c, ty, dy, tx, dx = (

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.grid import scale_of
 
 
 @triton.jit(do_not_specialize=["batch", "grid_w", "sy", "sx", "w", "count"])
@@ -26,7 +28,7 @@ def _token_places(
     place = tl.sum(before, 0) * sy * sx
     for start in range(0, length, BLOCK):
         token = start + lane
-        cell = token // w // sy * grid_w + token % w // sx
+        cell = unit_of(token // w, token % w, sy, sx, grid_w)
         here = tl.load(mask + sample * units + cell, mask=token < length, other=1 - MASKED)
         here = (here != 0) == MASKED
         at = place + tl.cumsum(here.to(tl.int32), 0) - 1
@@ -48,7 +50,7 @@ def _run(mask: Tensor, h: int, w: int, masked: bool, places, tokens) -> None:
     with on_device_of(mask):
         _token_places[(batch,)](
             mask.contiguous().view(torch.uint8), places, tokens,
-            batch, grid_h * grid_w, grid_w, h // grid_h, w // grid_w, w, h * w,
+            batch, grid_h * grid_w, grid_w, *scale_of((h, w), (grid_h, grid_w)), w, h * w,
             0 if tokens is None else tokens.numel(),
             MASKED=int(masked), PLACES=places is not None, TOKENS=tokens is not None,
             BLOCK=power_of_two(h * w, 1024), num_warps=4, **OPTIONS,

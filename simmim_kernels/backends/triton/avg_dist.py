@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._sums import add_rows
 
 _PIXELS, _UNITS = 128, 32
@@ -22,7 +23,7 @@ def _distances(mask, sums, grid_h, grid_w, unit, chunks, PIXELS: tl.constexpr, U
     width = grid_w * unit
     y, x = pixel // width, pixel % width
     exists = y < grid_h * unit
-    cell = y // unit * grid_w + x // unit
+    cell = unit_of(y, x, unit, unit, grid_w)
     masked = exists & (tl.load(mask + cell, mask=exists, other=0) != 0)
     far: tl.constexpr = 1 << 60  # beyond the square of any image side
     nearest = tl.full((PIXELS,), far, tl.int64)

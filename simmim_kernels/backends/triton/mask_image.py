@@ -13,9 +13,11 @@ from torch import Tensor
 
 from simmim_kernels.backends._results import memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import normalised, store
 from simmim_kernels.backends.triton._sums import add_rows
 from simmim_kernels.backends.triton.mask_tokens import compute_type
+from simmim_kernels.grid import scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread
 
@@ -47,7 +49,7 @@ def _mask_image(
     program = tl.program_id(0)
     sample = (program // pieces).to(tl.int64)
     c, y, x, k, inside = _lines(program % pieces, width, height, R, BLOCK, CHANNELS, LAST)
-    cell = sample * (grid_h * grid_w) + y // unit_h * grid_w + x // unit_w
+    cell = sample * (grid_h * grid_w) + unit_of(y, x, unit_h, unit_w, grid_w)
     masked = tl.load(mask + cell, mask=inside, other=0) != 0
     c, y, x = c.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
     kept = inside & (masked == 0)
@@ -77,7 +79,7 @@ def _fill_sums(
     c, piece = (program % CHANNELS).to(tl.int64), program // CHANNELS
     sample = (piece // tiles).to(tl.int64)
     _, y, x, _, inside = _lines(piece % tiles, width, height, R, BLOCK, 1, False)
-    cell = sample * (grid_h * grid_w) + y // unit_h * grid_w + x // unit_w
+    cell = sample * (grid_h * grid_w) + unit_of(y, x, unit_h, unit_w, grid_w)
     masked = inside & (tl.load(mask + cell, mask=inside, other=0) != 0)
     at = sample * g_b + c * g_c + y.to(tl.int64) * g_y + x.to(tl.int64) * g_x
     value = tl.load(grad + at, mask=masked, other=0.0).to(tl.float64)
@@ -93,7 +95,7 @@ def _tile(numbers: int, lines: int) -> tuple[int, int, int]:
 
 def _grid(image: Tensor, mask: Tensor) -> tuple[int, ...]:
     (height, width), (grid_h, grid_w) = image.shape[2:], mask.shape[1:]
-    return height, width, height // grid_h, width // grid_w, grid_h, grid_w
+    return height, width, *scale_of((height, width), (grid_h, grid_w)), grid_h, grid_w
 
 
 def mask_image_forward(

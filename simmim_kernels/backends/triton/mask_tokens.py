@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._sums import add_rows
-from simmim_kernels.grid import token_grid
+from simmim_kernels.grid import scale_of, token_grid
 
 _TILE = 4096  # elements: four 16-byte loads of 16-bit numbers in flight in each of 128 threads
 _PROGRAMS = 1024  # about two full waves on 132 multiprocessors before a program takes more samples
@@ -39,7 +40,7 @@ def _cell_and_offset(token, prefix, w, sy, sx, grid_w, s_y, s_x):
     y = patch // w
     x = patch - y * w
     offset = y.to(tl.int64) * s_y + (tl.minimum(token, prefix) + x).to(tl.int64) * s_x
-    return (y // sy) * grid_w + x // sx, offset
+    return unit_of(y, x, sy, sx, grid_w), offset
 
 
 @triton.jit(do_not_specialize=["prefix", "w", "sy", "sx", "grid_w"])
@@ -202,8 +203,7 @@ def mask_tokens_forward(
             mask.shape[1] * mask.shape[2],
             prefix_tokens,
             w,
-            h // mask.shape[1],
-            w // mask.shape[2],
+            *scale_of((h, w), mask.shape[1:]),
             mask.shape[2],
             length,
             width,
@@ -256,8 +256,7 @@ def mask_tokens_backward(
                 mask.shape[1] * mask.shape[2],
                 prefix_tokens,
                 w,
-                h // mask.shape[1],
-                w // mask.shape[2],
+                *scale_of((h, w), mask.shape[1:]),
                 mask.shape[2],
                 length,
                 width,

@@ -6,6 +6,8 @@ partial sum a program, and the ordered sum of those.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,7 @@ from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
 from simmim_kernels.backends.triton.normalize_targets import window_normalized
-from simmim_kernels.grid import prediction_patch, prediction_strides
+from simmim_kernels.grid import prediction_patch, prediction_strides, scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread, so several 16-byte loads of each tensor in flight
 _PROGRAMS = 1056  # eight for each of 132 multiprocessors, all at once
@@ -35,7 +37,7 @@ def _tile(
 ) -> tuple[int, int, int, int]:
     """Shape `(R, G, V)` of a tile, and how many tiles a sample (or a listed row) has."""
     _, channels, height, width = target.shape
-    tokens = height // patch * (width // patch)
+    tokens = math.prod(scale_of((height, width), (patch, patch)))
     if layout == MAP:
         rows, groups = power_of_two(patch, 4096), power_of_two(tokens, 256)
         groups = min(groups, max(_TILE // rows, 1))
@@ -82,7 +84,7 @@ def masked_loss(
     index = None if index is None else index.contiguous()
     scored = mask
     if spec.norm != "none" and index is not None:  # a list may name units that the mask does not
-        scored = listed_units(index, batch, height // patch, width // patch)
+        scored = listed_units(index, batch, *scale_of((height, width), (patch, patch)))
     if spec.norm == "window":
         target = window_normalized(target, spec.norm_side, spec.norm_eps, std, dtype, scored)
     elif spec.norm == "patch":
@@ -104,7 +106,7 @@ def masked_loss(
     scale_out = torch.empty(shape if with_grad and not scaled else (0,), dtype=dtype, device=device)
     scale = torch.empty(results, dtype=torch.float64, device=device)
     affine = torch.empty(2 * channels if is_affine else 0, dtype=dtype, device=device)
-    unit = height // mask.shape[1], width // mask.shape[2]
+    unit = scale_of((height, width), mask.shape[1:])
     units = mask.shape[1] * mask.shape[2]
     layout, rows, per_sample, tokens_in_row = TOKENS, batch, 0, width // patch
     numbers, slopes = pred, grad if with_grad else pred
@@ -112,7 +114,8 @@ def masked_loss(
         numbers, slopes = (t.reshape(-1, pred.shape[-1]) for t in (numbers, slopes))
         layout, rows, tokens_in_row = LISTED, index.numel(), 0
         per_sample = index.shape[1] if index.dim() == 2 else 0
-        unit, units = (patch, patch), height // patch * (width // patch)
+        unit = patch, patch
+        units = math.prod(scale_of((height, width), unit))
     elif pred.dim() == 4:
         layout = IMAGE if patch == 1 else MAP
     r, g, v, pieces = _tile(layout, target, patch, unit, spec.order == "yxc")

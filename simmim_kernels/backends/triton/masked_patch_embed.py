@@ -11,6 +11,7 @@ from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of
 from simmim_kernels.backends.triton._pixels import normalised, store
 from simmim_kernels.backends.triton._places import listed_tokens
 from simmim_kernels.backends.triton.mask_tokens import compute_type
+from simmim_kernels.grid import scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread
 
@@ -52,7 +53,8 @@ def _patches(
 
 def _run(image, tokens, mean, std, rows, patch_h, patch_w, back, dtype) -> None:
     _, channels, height, width = image.shape
-    h, w, count, numbers = height // patch_h, width // patch_w, rows.shape[0], rows.shape[1]
+    h, w = scale_of((height, width), (patch_h, patch_w))
+    count, numbers = rows.shape
     vector = min(patch_w & -patch_w, 16)
     groups = power_of_two(cdiv(numbers, vector), 1024 // vector)
     high = power_of_two(count, max(_TILE // (groups * vector), 1))
@@ -79,7 +81,7 @@ def gather_patches(
     _, channels, height, width = image.shape
     rows = torch.empty((count, channels * patch_h * patch_w), dtype=dtype, device=image.device)
     if rows.numel():
-        h, w = height // patch_h, width // patch_w
+        h, w = scale_of((height, width), (patch_h, patch_w))
         tokens = listed_tokens(mask, h, w, count, False, torch.int64)
         _run(image, tokens, mean, std, rows, patch_h, patch_w, False, dtype)
     return rows

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.grid import scale_of
 
 _BLOCK = 1024  # pixels that a program reads at a time
 
@@ -37,7 +39,7 @@ def _normalize_patches(
     top, left = program % (h * w) // w * P, program % w * P
     if SOME:
         mask += sample * grid_h * grid_w
-        if WHOLE and tl.load(mask + top // unit_h * grid_w + left // unit_w) == 0:
+        if WHOLE and tl.load(mask + unit_of(top, left, unit_h, unit_w, grid_w)) == 0:
             return
     image += sample * i_b + top.to(tl.int64) * i_y + left.to(tl.int64) * i_x
     out += sample * o_b + top.to(tl.int64) * o_y + left.to(tl.int64) * o_x
@@ -69,7 +71,7 @@ def _normalize_patches(
         place = c * o_c + y * o_y + x * o_x
         wanted = k < n
         if SOME and not WHOLE:
-            cell = (top + y) // unit_h * grid_w + (left + x) // unit_w
+            cell = unit_of(top + y, left + x, unit_h, unit_w, grid_w)
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
 
@@ -91,9 +93,9 @@ def patch_normalized(
     batch, channels, height, width = image.shape
     if out.numel():
         mean, std = (None if t is None else t.contiguous() for t in (mean, std))
-        h, w = height // patch, width // patch
+        h, w = scale_of((height, width), (patch, patch))
         grid_h, grid_w = (height, width) if mask is None else mask.shape[1:]
-        unit_h, unit_w = height // grid_h, width // grid_w
+        unit_h, unit_w = scale_of((height, width), (grid_h, grid_w))
         with on_device_of(image):
             _normalize_patches[(batch * h * w,)](
                 image, *image.stride(), out, *out.stride(), mean, std, mask, unit_h, unit_w, grid_h,

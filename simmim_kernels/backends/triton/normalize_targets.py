@@ -16,6 +16,7 @@ from torch import Tensor
 from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
+from simmim_kernels.backends.triton._grid import unit_of
 
 _PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
 _LEAST_ROWS = 32
@@ -115,7 +116,7 @@ def _normalize_window(
         place = y.to(tl.int64) * o_y + lane.to(tl.int64) * o_x
         wanted = lane < width
         if SOME:
-            cell = (b * (height // unit_h) + y // unit_h) * grid_w + lane // unit_w
+            cell = unit_of(y, lane, unit_h, unit_w, grid_w) + b * (height // unit_h) * grid_w
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
         if y - radius_y >= 0:

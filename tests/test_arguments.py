@@ -1,6 +1,8 @@
 """What every public op makes of arguments that are no tensors or numbers, of tensors on `meta`, and
 of tensors whose sign PyTorch has put off."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -60,6 +62,10 @@ CALLS = {
     "avg_dist": {"mask": MASK, "unit": 4},
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
+DIFFERENTIABLE = [
+    *("masked_l1", "masked_mse", "masked_smooth_l1", "masked_linear_l1", "mask_tokens"),
+    *("mask_image", "masked_patch_embed"),
+]
 # Of floating point: the rest have no sign to put off.
 SIGNED = [
     (name, argument)
@@ -167,3 +173,97 @@ def test_results_are_laid_out_as_the_fake_kernels_say(backend):
 def test_a_number_that_no_float_holds_is_named(name, argument):
     with pytest.raises(ValueError, match=f"{argument} is beyond the range of a float"):
         getattr(sk, name)(**{**CALLS[name], argument: 10**400})
+
+
+def with_gradients(arguments):
+    """`arguments` whose floating tensors, but for targets, want a gradient."""
+    return {
+        name: value.clone().requires_grad_()
+        if (isinstance(value, torch.Tensor) and value.is_floating_point() and name != "target")
+        else value
+        for name, value in arguments.items()
+    }
+
+
+@pytest.mark.parametrize("wrong", ["x", [[0.5]], object()], ids=["text", "list", "object"])
+@pytest.mark.parametrize(
+    ("name", "argument"), [pair for pair in ARGUMENTS if pair[0] in DIFFERENTIABLE]
+)
+def test_wrong_type_is_named_where_gradients_are_wanted(name, argument, wrong):
+    with pytest.raises(TypeError, match=rf"^{argument} "):
+        getattr(sk, name)(**with_gradients(CALLS[name]) | {argument: wrong})
+
+
+TENSORS = [pair for pair in ARGUMENTS if isinstance(CALLS[pair[0]][pair[1]], torch.Tensor)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to_sparse(), "has layout sparse_coo"),
+        (lambda t: torch.nested.nested_tensor(list(t)), "has layout nested"),
+        (lambda t: torch.nested.nested_tensor(list(t), layout=torch.jagged), "has layout nested"),
+        (lambda t: torch.complex(t.float(), t.float()), "has dtype complex64"),
+        (lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8), "has dtype quint8"),
+    ],
+    ids=["sparse", "nested", "jagged", "complex", "quantized"],
+)
+@pytest.mark.parametrize(("name", "argument"), TENSORS)
+def test_tensors_of_another_kind_are_named(name, argument, change, words):
+    if words.endswith("nested") and CALLS[name][argument].dim() < 2:
+        return  # of numbers PyTorch makes no nested tensor
+    with pytest.raises(TypeError, match=f"^{argument} {words}"):
+        getattr(sk, name)(**CALLS[name] | {argument: change(CALLS[name][argument])})
+
+
+def test_a_mask_on_meta_has_no_distances():
+    with pytest.raises(RuntimeError, match="mask is on meta"):
+        sk.avg_dist(MASK.to("meta"), 4)
+
+
+OPTIONS = {"order": "cyx", "kind": "mse", "reduction": "mean", "norm": "none"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_backend_refuses_unknown_options_of_a_loss(backend, option):
+    serves = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
+
+    def loss(order, kind, reduction, norm):
+        return serves.masked_loss(
+            *(TOKENS, IMAGE, MASK.mask, None, order, None, None, kind, 1.0, 1e-5, reduction),
+            *(norm, 4, 1e-6, True),
+        )
+
+    assert loss(**OPTIONS)[0].isfinite()
+    for wrong in ("huber", "", None, 1):
+        with pytest.raises(ValueError, match=f"^{option} is {wrong!r}; allowed: "):
+            loss(**OPTIONS | {option: wrong})
+
+
+@pytest.mark.parametrize("option", ["KINDS", "REDUCTIONS", "NORMS"])
+@pytest.mark.parametrize("code", [-1, 3])
+def test_compiled_losses_refuse_unknown_codes(option, code, monkeypatch):
+    serves = importlib.import_module("simmim_kernels.backends.cpu.masked_loss")
+    arguments = (
+        TOKENS,
+        IMAGE,
+        MASK.mask,
+        None,
+        "cyx",
+        None,
+        None,
+        "mse",
+        1.0,
+        1e-5,
+        "mean",
+        "none",
+    )
+    serves._plan.cache_clear()
+    names = getattr(serves, option)
+    monkeypatch.setattr(serves, option, dict.fromkeys(names, code))
+    try:
+        with pytest.raises(ValueError, match="a kind, reduction or norm"):
+            serves.masked_loss(*arguments, 4, 1e-6, True)
+    finally:
+        serves._plan.cache_clear()

@@ -255,10 +255,15 @@ def test_bad_beta_and_index_are_named():
         sk.masked_l1(pred[:, 1:], target, mask)
     for bad in (-1, 0, 4):  # 0 is named once for every unit
         wrong = mask._replace(masked=torch.full_like(mask.masked, bad))
+        with pytest.raises(ValueError, match=r"^masked names "):
+            sk.masked_l1(pred, target, wrong)
         # Only the backends for the CPU look: on a GPU that would be a synchronisation.
+        options = (None, None, *LossSpec("l1", 1.0, "cyx", 1e-5, "mean"), False)
         for backend in ("cpu", "reference"):
             with sk.backend(backend), pytest.raises(ValueError, match="names no mask unit"):
-                sk.masked_l1(pred, target, wrong)
+                torch.ops.simmim_kernels.masked_loss(
+                    pred, target, mask.mask, wrong.masked, *options
+                )
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -60,6 +60,8 @@ class Op:
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
         if _dispatch_modes() or not _are_plain(args):
+            if any(isinstance(a, Tensor) and a.is_nested for a in args):
+                self.check(*args)  # refuses them in our words, which their own dispatch would not
             return self.overload(*self.flat(args))
         return self.run(*args)
 

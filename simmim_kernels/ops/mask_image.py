@@ -148,7 +148,7 @@ def mask_image(
         image: `(B, C, H, W)`, float32, float64, bfloat16, float16 or uint8, any strides.
         mask: `PatchMask` or `bool (B, gh, gw)` on a grid of which the image is a whole multiple;
             the pixel grid is one.
-        fill: the colour: a number, or a learnable `(C,)` tensor. It is not normalised.
+        fill: the colour: a number, or a learnable tensor, `(C,)` or `()`. It is not normalised.
         mean, std: one number a channel, `std` positive; sequences or float tensors `(C,)`; both or
             neither.
         dtype: floating type of the result; default: that of `image`, float32 for uint8. Autocast
@@ -169,8 +169,8 @@ def mask_image(
     needs of a convolutional encoder.
     """
     is_tensor("image", image, PIXELS)
-    if isinstance(fill, Tensor):
-        colour, value = fill, 0.0
+    if isinstance(fill, Tensor) and fill.is_floating_point():
+        colour, value = fill if fill.dim() else fill.expand(image.shape[1:2]), 0.0
     else:
         colour, value = None, to_float("fill", fill)
     mean, std = channel_stats(image, mean, std)

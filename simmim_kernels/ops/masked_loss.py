@@ -12,7 +12,7 @@ from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import prediction_patch, scale_of
 from simmim_kernels.ops._channels import Channels, channel_stats
-from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
+from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
 from simmim_kernels.patch_mask import PatchMask, mask_grid
@@ -129,14 +129,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor | None:
     """The index list where `pred` holds masked units only, None where it holds all tokens."""
-    if not isinstance(mask, PatchMask) or not isinstance(pred, Tensor) or pred.dim() != 3:
+    if not isinstance(mask, PatchMask) or pred.dim() != 3 or target.dim() != 4:
         return None
     count, numbers = pred.shape[1:]
-    if (
-        not isinstance(target, Tensor)
-        or target.dim() != 4
-        or count * numbers == target.shape[1:].numel()
-    ):
+    if count * numbers == target.shape[1:].numel():
         return None
     return mask.masked
 
@@ -194,12 +190,12 @@ def loss_of(
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     spec = _with_numbers(spec)
+    is_tensor("pred", pred, FLOATS)
+    is_tensor("target", target, PIXELS)
+    grid = mask_grid(mask)
     if index is None:
         index = _unit_index(pred, target, mask)
-    grid = mask_grid(mask)
-    if mean is not None or std is not None:
-        is_tensor("target", target, PIXELS)
-        mean, std = channel_stats(target, mean, std)
+    mean, std = channel_stats(target, mean, std)
     if target_norm is not None:
         check_tensors(pred, target, grid)
         has_dims("pred", pred, PREDICTIONS)

@@ -243,10 +243,11 @@ def take_masked_tokens(
     has_dims("x", x, {3: "(B, L, D)"})
     batch, length, width = x.shape
     prefix_tokens = to_int("prefix_tokens", prefix_tokens)
-    units = mask.mask.shape[1:]
+    grid_of_units = mask_grid(mask)
+    units = grid_of_units.shape[1:]
     h, w = token_grid(length - prefix_tokens, *units) if grid is None else to_sides("grid", grid)
     per_unit = whole_scale("token grid height", h, "mask grid height", units[0])
     per_unit *= whole_scale("token grid width", w, "mask grid width", units[1])
     tokens = mask.masked.shape[1] * per_unit
-    rows = take_tokens(x, ~mask.mask, (h, w), batch * tokens, prefix_tokens=prefix_tokens)
+    rows = take_tokens(x, ~grid_of_units, (h, w), batch * tokens, prefix_tokens=prefix_tokens)
     return rows.view(batch, tokens, width)

@@ -1,0 +1,192 @@
+"""A PatchMask whose parts disagree, bool masks of any bytes, and what the mask ops do in traced and
+captured code."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
+
+import simmim_kernels as sk
+from simmim_kernels.backends import _seed
+from simmim_kernels.ops._sampling import sample_ids
+from simmim_kernels.ops.place_tokens import take_masked_tokens
+from tests.backends import BACKENDS
+
+IMAGE, TOKENS = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 48)
+TAKES_A_MASK = {
+    "masked_l1": lambda m: sk.masked_l1(TOKENS, IMAGE, m),
+    "masked_l1 of units": lambda m: sk.masked_l1(torch.randn(2, m.masked.shape[-1], 48), IMAGE, m),
+    "masked_linear_l1": lambda m: sk.masked_linear_l1(
+        torch.randn(2, 4, 5), torch.randn(48, 5), None, IMAGE, m
+    ),
+    "mask_tokens": lambda m: sk.mask_tokens(TOKENS, m, torch.zeros(48)),
+    "mask_image": lambda m: sk.mask_image(IMAGE, m),
+    "masked_patch_embed": lambda m: sk.masked_patch_embed(
+        IMAGE, torch.randn(5, 3, 4, 4), None, m, torch.zeros(5)
+    ),
+    "take_masked_tokens": lambda m: take_masked_tokens(TOKENS, m),
+    "avg_dist": lambda m: sk.avg_dist(m, 4),
+    "on_grid": lambda m: m.on_grid((4, 4)),
+}
+
+
+def a_mask():
+    return sk.random_mask(2, (2, 2), 0.5, seed=0)
+
+
+def with_value(tensor, value):
+    changed = tensor.clone()
+    changed[1, 0] = value
+    return changed
+
+
+DISAGREE = {
+    "empty lists": lambda m: m._replace(masked=m.masked[:, :0], visible=m.visible[:, :0]),
+    "nothing listed as masked": lambda m: m._replace(
+        masked=m.masked[:, :0], visible=torch.arange(4, dtype=torch.int32).expand(2, 4)
+    ),
+    "one unit short": lambda m: m._replace(masked=m.masked[:, :1]),
+    "a sample short": lambda m: m._replace(masked=m.masked[:1]),
+    "flat": lambda m: m._replace(masked=m.masked.flatten()),
+    "beyond the grid": lambda m: m._replace(masked=with_value(m.masked, 4)),
+    "far beyond the grid": lambda m: m._replace(visible=with_value(m.visible, 2**31 - 1)),
+    "negative": lambda m: m._replace(masked=with_value(m.masked, -1)),
+    "named twice": lambda m: m._replace(masked=m.masked[:, :1].expand(2, 2)),
+    "another order": lambda m: m._replace(masked=m.masked.flip(1)),
+    "those of another mask": lambda m: m._replace(masked=m.visible, visible=m.masked),
+    "a mask with other counts": lambda m: m._replace(mask=torch.ones_like(m.mask)),
+    "flat mask": lambda m: m._replace(mask=m.mask.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("parts", DISAGREE)
+@pytest.mark.parametrize("call", TAKES_A_MASK)
+def test_parts_that_disagree_raise(call, parts):
+    with pytest.raises(ValueError, match=r"^(mask|masked|visible) (has|names) "):
+        TAKES_A_MASK[call](DISAGREE[parts](a_mask()))
+
+
+def test_parts_of_another_type_or_device_raise():
+    mask = a_mask()
+    with pytest.raises(TypeError, match="masked has dtype int64"):
+        sk.mask_image(IMAGE, mask._replace(masked=mask.masked.long()))
+    with pytest.raises(TypeError, match="visible must be a tensor, got list"):
+        sk.mask_image(IMAGE, mask._replace(visible=[0]))
+    with pytest.raises(RuntimeError, match="masked is on meta, but mask is on"):
+        sk.mask_image(IMAGE, mask._replace(masked=mask.masked.to("meta")))
+
+
+def test_a_mask_that_was_written_to_is_checked_again():
+    mask = a_mask()
+    sk.mask_image(IMAGE, mask)
+    mask.mask.logical_not_()
+    with pytest.raises(ValueError, match="the index lists of a PatchMask"):
+        sk.mask_image(IMAGE, mask)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_empty_lists_of_a_right_mask_work(backend, ratio):
+    mask = sk.random_mask(2, (2, 2), ratio, seed=0)
+    pred = torch.randn(2, int(4 * ratio), 48, requires_grad=True)
+    with sk.backend(backend):
+        loss = sk.masked_l1(pred, IMAGE, mask)
+        (grad,) = torch.autograd.grad(loss, pred)
+    assert grad.shape == pred.shape and loss.isfinite() and (ratio == 1.0) == bool(loss)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("call", ["masked_l1", "masked_linear_l1", "mask_tokens", "mask_image",
+                                  "masked_patch_embed", "avg_dist"])  # fmt: skip
+def test_any_byte_but_0_is_masked(backend, call):
+    mask = a_mask().mask
+    odd = torch.where(mask, torch.tensor([2, 255], dtype=torch.uint8), 0).view(torch.bool)
+    results = []
+    for m in (mask, odd):
+        torch.manual_seed(1)
+        with sk.backend(backend):
+            results.append(torch.as_tensor(TAKES_A_MASK[call](m)))
+    assert torch.equal(*results)
+
+
+def compilations(function, arguments, **options):
+    """How often `function` is compiled for calls with each of `arguments`, and its results."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(function, backend=counter, fullgraph=True, **options)
+    return [compiled(a) for a in arguments], counter.frame_count
+
+
+MASKS = (sk.random_mask, sk.block_mask, sk.box_mask)
+
+
+@pytest.mark.parametrize("function", MASKS)
+def test_changing_epochs_compile_once(function):
+    def step(epoch):
+        return function(2, (4, 5), 0.5, seed=3, epoch=epoch)
+
+    # The first number is a constant for torch.compile, as are 0 and 1; any other is symbolic.
+    found, count = compilations(step, range(20))
+    assert count <= 3
+    assert all(torch.equal(a.mask, step(e).mask) for e, a in enumerate(found))
+    found, count = compilations(step, range(2, 20), dynamic=True)
+    assert count == 1
+
+
+@pytest.mark.parametrize("function", MASKS)
+def test_changing_seeds_compile_once(function):
+    def step(seed):
+        return function(2, (4, 5), 0.5, seed=seed, epoch=2)
+
+    seeds = [3, 7, -5, 2**63 - 1, -(2**63), 12345678901234567, *range(20, 32)]
+    found, count = compilations(step, seeds)
+    assert count <= 2
+    assert all(torch.equal(a.mask, step(s).mask) for s, a in zip(seeds, found, strict=True))
+
+
+def test_seeds_beyond_signed_numbers_compile():
+    def step(seed):
+        return sk.random_mask(2, (4, 5), 0.5, seed=seed)
+
+    found, _ = compilations(step, [2**63, 2**64 - 1])
+    assert torch.equal(found[0].mask, step(-(2**63)).mask)
+    assert torch.equal(found[1].mask, step(-1).mask)
+
+
+@pytest.mark.parametrize("name", ["random_mask", "block_mask", "box_mask"])
+def test_mask_ops_stay_out_of_cuda_graphs(name):
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.simmim_kernels, name).default.tags
+
+
+@pytest.mark.parametrize("function", MASKS)
+def test_no_seed_while_a_graph_is_captured(function, monkeypatch):
+    monkeypatch.setattr(_seed.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(_seed.torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="seed is None while a CUDA graph is captured"):
+        function(2, (4, 4), 0.5)
+    function(2, (4, 4), 0.5, seed=1)
+
+
+class Recorder(TorchFunctionMode):
+    """Records copies of tensors to a GPU in place of making them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("to", "pin_memory", "cuda"):
+            self.calls.append((name, args[1:], kwargs or {}))
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def test_ids_are_copied_to_a_gpu_without_waiting():
+    ids = torch.arange(4)
+    with Recorder() as recorder:
+        sample_ids(ids, "cuda:0")
+    assert recorder.calls == [
+        ("pin_memory", (), {}),
+        ("to", (torch.device("cuda:0"),), {"non_blocking": True}),
+    ]

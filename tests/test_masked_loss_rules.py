@@ -163,7 +163,7 @@ def test_bad_beta_and_index_are_named():
         with pytest.raises(ValueError, match=r"^masked names "):
             sk.masked_l1(pred, target, wrong)
         # Only the backends for the CPU look: on a GPU that would be a synchronisation.
-        options = ("cyx", None, None, "l1", 1.0, 1e-5, "mean", "none", 0, 0.0, False)
+        options = (None, None, *LossSpec("l1", 1.0, "cyx", 1e-5, "mean"), False)
         for backend in ("cpu", "reference"):
             with sk.backend(backend), pytest.raises(ValueError, match="names no mask unit"):
                 torch.ops.simmim_kernels.masked_loss(

@@ -14,8 +14,6 @@ SIMMIM_BEGIN
 
 namespace {
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue, which the emulator does not have
-
 constexpr int kMostThreads = 256, kVector = 8, kGroups = 4, kNumbers = kVector * kGroups;
 
 // Groups that a thread has in flight: targets that come one by one take a register a number.

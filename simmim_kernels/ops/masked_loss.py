@@ -163,8 +163,9 @@ def _with_norm(
 
 def _with_numbers(spec: LossSpec) -> LossSpec:
     """`spec` with Python's own numbers; smooth L1 without a parabola is L1."""
-    spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
-    if spec.kind != "smooth_l1" or (spec.beta >= SMALLEST_BETA and spec.beta < math.inf):
+    if type(spec.beta) is not float or type(spec.eps) is not float:
+        spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
+    if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
         return spec
     if not 0.0 <= spec.beta < math.inf:
         raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= 0")

@@ -20,7 +20,7 @@ def check_window(window: int) -> int:
 def check_eps(eps: float) -> float:
     """`eps` as a Python float; `ValueError` unless it is finite and not negative."""
     eps = to_float("eps", eps)
-    if not (math.isfinite(eps) and eps >= 0):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"eps is {eps}; allowed: finite, 0 or more")
     return eps
 

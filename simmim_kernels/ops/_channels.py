@@ -46,13 +46,13 @@ def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Te
 
 
 def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    allowed = f"{name} is {values!r}; allowed: one number a channel"
-    if isinstance(values, str):
-        raise TypeError(allowed)
     try:
-        return tuple(to_float(name, value) for value in values)
-    except TypeError as error:
-        raise TypeError(allowed) from error
+        if not isinstance(values, str):
+            return tuple(to_float(name, value) for value in values)
+    except TypeError:
+        pass
+    # Written here and not before: symbolic numbers can't be shown while they are traced.
+    raise TypeError(f"{name} is {values!r}; allowed: one number a channel")
 
 
 def check_channels(name: str, value: Tensor | None, channels: int) -> None:

@@ -201,7 +201,7 @@ def test_index_lists_of_another_mask_are_refused():
     inputs = problem(2, (2, 2), (1, 1), (4, 4), 1, 4, torch.float32, torch.float32)
     mask = sk.random_mask(2, (2, 2), 0.5, seed=0)
     wrong = mask._replace(mask=torch.zeros_like(mask.mask))
-    with pytest.raises(ValueError, match="8 visible tokens, but 4 rows"):
+    with pytest.raises(ValueError, match="index lists of a PatchMask must be those of its mask"):
         ours(mask=wrong, **inputs)
 
 

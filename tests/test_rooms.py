@@ -63,7 +63,11 @@ def test_backends_define_the_same_functions(op):
 SHARED = ("simmim_kernels._numbers", "simmim_kernels.grid", "simmim_kernels.backends._*")
 MASKS = ("simmim_kernels.patch_mask", "simmim_kernels.target_norm")
 OPS = ("simmim_kernels.backends", "simmim_kernels.ops.*", *MASKS, *SHARED)
-INTEGRATIONS = ("simmim_kernels.integrations*", "simmim_kernels.attention")
+INTEGRATIONS = (
+    "simmim_kernels.integrations*",
+    "simmim_kernels.attention",
+    "simmim_kernels.channel_statistics",
+)
 MAY_IMPORT = {
     "simmim_kernels/backends/reference": ("simmim_kernels.backends.reference*", *SHARED),
     "simmim_kernels/backends/cpu": (

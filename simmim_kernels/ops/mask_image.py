@@ -169,7 +169,7 @@ def mask_image(
     needs of a convolutional encoder.
     """
     is_tensor("image", image, PIXELS)
-    if isinstance(fill, Tensor) and fill.is_floating_point():
+    if isinstance(fill, Tensor) and (fill.is_floating_point() or fill.dim()):
         colour, value = fill if fill.dim() else fill.expand(image.shape[1:2]), 0.0
     else:
         colour, value = None, to_float("fill", fill)

@@ -19,6 +19,9 @@ try:
 except RuntimeError as error:
     kernels = None
     unavailable = str(error)
+except AttributeError:
+    kernels = None
+    unavailable = "the compiled module was built from other sources: build it again"
 except ImportError as error:
     kernels = None
     unavailable = f"the compiled module does not load: {error}"

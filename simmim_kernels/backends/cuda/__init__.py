@@ -32,6 +32,9 @@ try:
 except RuntimeError as error:
     kernels = None
     unavailable = str(error)
+except AttributeError:
+    kernels = None
+    unavailable = "the compiled module was built from other sources: build it again"
 except ImportError as error:
     kernels = None
     unavailable = _not_built(error)

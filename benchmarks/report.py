@@ -1,7 +1,7 @@
-"""`python -m benchmarks.report`: tables and plots from the stored results, into the README.
+"""`python -m benchmarks.report`: tables and plots from the stored results, into the documentation.
 
-Reads `benchmarks/results/<machine>/*.json`, writes one PNG per machine beside them and replaces
-what stands between the markers `<!-- table:NAME -->` and `<!-- end -->` of README.md.
+Reads `benchmarks/results/<machine>/*.json`, writes pictures and a page of all rows beside them, and
+fills the tables of README.md and docs/benchmarks.md, between `<!-- KIND:MACHINE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ TARGETS = {
     "window_loss": {"normalize_targets alone": 0.91},
     "masked_linear": {"dense head + fused loss": 1.3},
 }
+#: ops of the table on the README's first screen
+HEADLINE = ("masked_loss", "mask_tokens", "mask_image", "normalize_targets", "step")
 EAGER = ("eager", "published", "NumPy generator", "F.l1_loss")
 COMPILED = (
     "compiled",
@@ -251,7 +253,10 @@ def summary(folder: Path) -> str:
             ]
             if not values:
                 return ""
-            low, high = form.format(min(values)), form.format(max(values))
+            low, high = (
+                f"{value:,.0f}x" if value >= 100 else form.format(value)
+                for value in (min(values), max(values))
+            )
             return low if low == high else f"{low} to {high}"
 
         eager = span(*EAGER)
@@ -262,10 +267,21 @@ def summary(folder: Path) -> str:
     return "\n".join(lines) + f"\n\n{caption(first)}"
 
 
+def headline(folder: Path) -> str:
+    """The rows of `summary` that the README's first screen shows."""
+    head, rule, *rows, _, where = summary(folder).splitlines()
+    shown = [row for row in rows if any(row.startswith(f"| `{op}` ") for op in HEADLINE)]
+    return "\n".join((head, rule, *shown, "", where))
+
+
 def fill(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the markers of `name`."""
-    pattern = re.compile(rf"(<!-- table:{name} -->).*?(<!-- end -->)", re.DOTALL)
+    """`text` with `content` between the markers of `name`, such as `table:amd-epyc-2-threads`."""
+    pattern = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
+
+
+#: the pages with a table of each machine: its marker, and what makes it
+PAGES = {"README.md": ("headline", headline), "docs/benchmarks.md": ("table", summary)}
 
 
 def write_page(folder: Path) -> None:
@@ -284,13 +300,12 @@ def write_page(folder: Path) -> None:
 
 def main() -> int:
     folders = [f for f in sorted(RESULTS.iterdir()) if f.is_dir() and any(f.glob("*.json"))]
-    readme = ROOT / "README.md"
-    text = readme.read_text()
     for folder in folders:
         write_page(folder)
         print((folder / "README.md").relative_to(ROOT))
-        text = fill(text, folder.name, summary(folder))
-    readme.write_text(text)
+        for page, (kind, make) in PAGES.items():
+            text = (ROOT / page).read_text()
+            (ROOT / page).write_text(fill(text, f"{kind}:{folder.name}", make(folder)))
     return 0
 
 

@@ -38,11 +38,13 @@ def test_every_stored_row_still_exists():
             assert (row["op"], row["shape"], row["what"]) in names
 
 
-def test_the_page_and_the_readme_are_made_from_the_stored_rows(tmp_path):
-    readme = (ROOT / "README.md").read_text()
+def test_the_pages_are_made_from_the_stored_rows():
     for folder in (ROOT / "benchmarks/results").iterdir():
         assert "\n\n".join(report.tables(folder)) in (folder / "README.md").read_text()
-        assert report.fill(readme, folder.name, report.summary(folder)) == readme
+        for page, (kind, make) in report.PAGES.items():
+            text = (ROOT / page).read_text()
+            assert f"<!-- {kind}:{folder.name} -->" in text
+            assert report.fill(text, f"{kind}:{folder.name}", make(folder)) == text
 
 
 def contest(**contenders):

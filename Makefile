@@ -13,7 +13,7 @@ ROUNDS ?= 25
 EXAMPLES ?= 6
 LOWEST := build/lowest
 OUT ?= runs/gpu
-SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/test_%.py,$(wildcard csrc/cpu/*.cpp)) tests/ops/test_contract.py
+SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*.cpp)) tests/ops/test_contract.py
 
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 

@@ -131,8 +131,8 @@ def make_model(name: str, encoder: Encoder, size: int, window: int | None) -> nn
         return Transformers(encoder, size)
     if name == "published":
         return (PublishedViT if encoder.patch == 16 else PublishedSwin)(encoder, size, window)
-    from simmim.encoders import build_encoder
-    from simmim.model import SimMIM
+    from simmim.models.encoders import build_encoder
+    from simmim.models.simmim import SimMIM
 
     return SimMIM(
         build_encoder(encoder.name, img_size=(size, size), mean=MEAN, std=STD),

@@ -28,14 +28,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments.learn_page import LABELS, STARTS, Record, picture, report, table
-from simmim.classes import split_classes
-from simmim.config import PretrainConfig
-from simmim.finetune import Finetuner
-from simmim.images import read_image
-from simmim.labels_config import FinetuneConfig, ProbeConfig
-from simmim.probe import measure as measure_features
-from simmim.probe import probe
-from simmim.train import Trainer
+from simmim.config.labels import FinetuneConfig, ProbeConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.classes import split_classes
+from simmim.data.images import read_image
+from simmim.evaluation.probe import measure as measure_features
+from simmim.evaluation.probe import probe
+from simmim.training.finetune import Finetuner
+from simmim.training.pretrain import Trainer
 
 RESULTS = Path(__file__).parents[1] / "docs" / "learn"
 #: enlarged by a whole number, so that a patch of 4 px never shares a digit's pixel unevenly

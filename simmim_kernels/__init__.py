@@ -3,6 +3,7 @@
 from simmim_kernels.backends import backend
 from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.integrations.transformers import apply_kernels
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
@@ -18,7 +19,6 @@ from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
 from simmim_kernels.ops.normalize_patches import normalize_patches
 from simmim_kernels.ops.normalize_targets import normalize_targets
 from simmim_kernels.ops.random_mask import random_mask
-from simmim_kernels.patch_mask import PatchMask
 from simmim_kernels.target_norm import PatchNorm, WindowNorm
 
 __version__ = "0.1.0"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from simmim_kernels._numbers import to_float, to_int
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
-from simmim_kernels.patch_mask import PatchMask
 from simmim_kernels.target_norm import TargetNorm
 
 __all__ = ["MaskToken", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]

@@ -13,8 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from simmim.config import PretrainConfig, ReconstructConfig
-from simmim.conflicts import check_conflicts
+from simmim.config.conflicts import check_conflicts
+from simmim.config.exchange import ExportConfig, ImportConfig
+from simmim.config.labels import FinetuneConfig, ProbeConfig
+from simmim.config.numbers import check_numbers
+from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,
@@ -24,10 +27,7 @@ from simmim.errors import (
     printable,
     require,
 )
-from simmim.exchange_config import ExportConfig, ImportConfig
-from simmim.labels_config import FinetuneConfig, ProbeConfig
 from simmim.memory import keep_freed_memory
-from simmim.numbers import check_numbers
 from simmim.presets import PRESETS
 
 
@@ -139,11 +139,11 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, PretrainConfig):
         return _pretrain(config)
     if isinstance(config, FinetuneConfig | ProbeConfig):
-        module = "finetune" if isinstance(config, FinetuneConfig) else "probe"
+        module = "training.finetune" if isinstance(config, FinetuneConfig) else "evaluation.probe"
         return require(f"simmim.{module}").command(config)
     if isinstance(config, ImportConfig | ExportConfig):
-        return require("simmim.exchange").command(config)
-    from simmim.reconstruct import run
+        return require("simmim.exchange.command").command(config)
+    from simmim.evaluation.reconstruct import run
 
     run(config)
     print(f"wrote {config.out}")
@@ -176,10 +176,10 @@ def _preset(arguments: list[str]) -> str:
 
 
 def _pretrain(config: PretrainConfig) -> int:
-    from simmim.plot import loss_curve
-    from simmim.reconstruct import draw
-    from simmim.report import print_trained, print_written, run_files, stopped
-    from simmim.train import Trainer
+    from simmim.evaluation.plot import loss_curve
+    from simmim.evaluation.reconstruct import draw
+    from simmim.training.pretrain import Trainer
+    from simmim.training.report import print_trained, print_written, run_files, stopped
 
     trainer = Trainer(config)
     summary = trainer.fit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
 
 _PUBLISHED_800 = PretrainConfig(
     epochs=800, warmup_epochs=10, schedule="step", lr=1e-4, warmup_lr=5e-7, workers=8

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from simmim_kernels.attention import attention
 from simmim_kernels.grid import token_grid
 from simmim_kernels.integrations.instance import has_hooks, is_changed
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.place_tokens import take_masked_tokens
-from simmim_kernels.patch_mask import PatchMask
 
 _NORMS = ("LayerNorm", "LayerNormFp32", "RMSNorm", "RmsNorm", "RmsNormFp32", "Identity")
 _MLPS = ("Mlp", "GluMlp", "SwiGLU")

@@ -14,10 +14,10 @@ from simmim_kernels.channel_statistics import ChannelStatistics
 from simmim_kernels.integrations.instance import is_changed
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.timm_families import family_of
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
-from simmim_kernels.patch_mask import PatchMask
 
 _STAGES = ("patch_embed", "stem")
 

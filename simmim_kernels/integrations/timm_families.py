@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.integrations.last_block import MaskedLastBlock
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
-from simmim_kernels.patch_mask import PatchMask
 
 
 class Family(ABC):

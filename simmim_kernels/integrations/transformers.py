@@ -22,9 +22,9 @@ from simmim_kernels.integrations.transformers_embeddings import (
     their_mask,
     why_not_embed,
 )
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.masked_linear import masked_linear_l1
 from simmim_kernels.ops.masked_loss import masked_l1
-from simmim_kernels.patch_mask import PatchMask
 
 # Class -> the name of its encoder and of the module that holds its output's class.
 _MODELS = {

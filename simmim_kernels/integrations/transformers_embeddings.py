@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from simmim_kernels.integrations.instance import has_hooks
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
-from simmim_kernels.patch_mask import PatchMask
 
 
 def mask_of(

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_int
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import is_mask, is_tensor
 from simmim_kernels.ops._define import define
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 
 _LARGEST = 1 << 30
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import (
     TAGS,
@@ -16,7 +17,6 @@ from simmim_kernels.ops._sampling import (
     sides,
     signed_seed,
 )
-from simmim_kernels.patch_mask import PatchMask
 
 
 def _check(

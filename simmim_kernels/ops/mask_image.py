@@ -8,6 +8,7 @@ from torch import Tensor
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._results import memory_format
 from simmim_kernels.grid import whole_scale
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import (
     Channels,
     channel_stats,
@@ -16,7 +17,6 @@ from simmim_kernels.ops._channels import (
 )
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 
 
 def _check_units(name: str, image: Tensor, mask: Tensor) -> None:

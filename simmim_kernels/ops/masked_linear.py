@@ -10,12 +10,12 @@ from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import scale_of, whole_root, whole_scale
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
 from simmim_kernels.ops.masked_loss import loss_of
 from simmim_kernels.ops.place_tokens import check_grid, take_tokens
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 from simmim_kernels.target_norm import TargetNorm
 
 

@@ -11,11 +11,11 @@ from simmim_kernels import backends
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import prediction_patch, scale_of
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simmim_kernels.grid import scale_of, whole_scale
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import (
     Channels,
     channel_stats,
@@ -19,7 +20,6 @@ from simmim_kernels.ops._channels import (
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops.place_tokens import check_grid, place_tokens
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 
 
 def _token_grid(image: Tensor, patch_h: int, patch_w: int) -> tuple[int, int]:

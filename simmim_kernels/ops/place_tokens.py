@@ -7,9 +7,9 @@ from torch import Tensor
 
 from simmim_kernels._numbers import to_int, to_sides
 from simmim_kernels.grid import token_grid, whole_scale
+from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
-from simmim_kernels.patch_mask import PatchMask, mask_grid
 
 
 def check_grid(mask: Tensor, batch: int, h: int, w: int, count: int) -> None:

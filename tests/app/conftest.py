@@ -16,8 +16,8 @@ pytest.importorskip("lightning", reason="the application needs the extra [train]
 
 from PIL import Image
 
-from simmim.config import PretrainConfig
-from simmim.train import Trainer
+from simmim.config.pretrain import PretrainConfig
+from simmim.training.pretrain import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 import simmim_kernels as sk
-from simmim import checkpoint
-from simmim.build import build_model
 from simmim.cli import main
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.models.build import build_model
+from simmim.storage import checkpoint
 
 SWIN = {"embed_dim": 16, "depths": "1,2", "num_heads": "2,4", "window_size": 4}
 ENCODERS = {

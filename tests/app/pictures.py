@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simmim.images import BadImageError, read_image
+from simmim.data.images import BadImageError, read_image
 
 HEIGHT, WIDTH = 40, 56
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]

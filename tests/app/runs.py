@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the server imports once, each run starts from there at once
-_CONTEXT.set_forkserver_preload(["simmim.train", "simmim.finetune"])
+_CONTEXT.set_forkserver_preload(["simmim.training.pretrain", "simmim.training.finetune"])
 
 
 def start(config, die_at: str | None = None, environment=()) -> multiprocessing.Process:
@@ -60,9 +60,9 @@ def _train(config, die_at: str | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     import torch
 
-    from simmim.config import PretrainConfig
-    from simmim.finetune import Finetuner
-    from simmim.train import Trainer
+    from simmim.config.pretrain import PretrainConfig
+    from simmim.training.finetune import Finetuner
+    from simmim.training.pretrain import Trainer
 
     torch.set_num_threads(1)
     if die_at:
@@ -77,7 +77,7 @@ def _train(config, die_at: str | None, environment: dict[str, str]) -> None:
 
 def _die(moment: str, turn: str) -> None:
     """Replace one step of writing a checkpoint: the process kills itself there, the n-th time."""
-    import simmim.checkpoint as module
+    import simmim.storage.checkpoint as module
 
     left = int(turn)
 
@@ -110,7 +110,7 @@ def _die(moment: str, turn: str) -> None:
 
         Path.replace = replace
     elif moment == "before-link":
-        import simmim.run_folder as module
+        import simmim.storage.run_folder as module
 
         genuine_point = module.point_last_at
         module.point_last_at = lambda path: (kill(), genuine_point(path))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from simmim.attention import choose_attention, faster_path, is_biased, set_attention
-from simmim.encoders import build_encoder
+from simmim.models.attention_path import choose_attention, faster_path, is_biased, set_attention
+from simmim.models.encoders import build_encoder
 from simmim_kernels import random_mask
 
 SIZES = {

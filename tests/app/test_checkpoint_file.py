@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint, files
-from simmim.checksums import checksums
+from simmim.config.run import RunConfig
 from simmim.errors import UserError
-from simmim.run_config import RunConfig
-from simmim.run_folder import RunFolder, point_last_at
-from simmim.training_state import check_training_state
+from simmim.storage import checkpoint, files
+from simmim.storage.checksums import checksums
+from simmim.storage.run_folder import RunFolder, point_last_at
+from simmim.storage.training_state import check_training_state
 
 
 def small_model() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -219,7 +219,7 @@ WRONG = {
 
 @pytest.mark.parametrize("how", WRONG)
 def test_wrong_contents_are_refused_in_one_line(how, tmp_path):
-    from simmim.loop import Counters
+    from simmim.training.loop import Counters
 
     path = tmp_path / "step-00000001.pt"
     change, words = WRONG[how]
@@ -235,7 +235,7 @@ def test_wrong_contents_are_refused_in_one_line(how, tmp_path):
 
 
 def test_right_contents_are_taken(tmp_path):
-    from simmim.loop import Counters
+    from simmim.training.loop import Counters
 
     path = tmp_path / "step-00000001.pt"
     model, optimizer = small_model()

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from simmim.cli import main, version
-from simmim.config import PretrainConfig, ReconstructConfig
-from simmim.exchange_config import ExportConfig, ImportConfig
-from simmim.labels_config import FinetuneConfig, ProbeConfig
-from simmim.log import read_metrics
+from simmim.config.exchange import ExportConfig, ImportConfig
+from simmim.config.labels import FinetuneConfig, ProbeConfig
+from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.presets import PRESETS
+from simmim.training.records import read_metrics
 
 FAST = (
     *("--encoder", "vit_tiny_patch16_224", "--img-size", 32, "--mask-unit", 8, "--device", "cpu"),

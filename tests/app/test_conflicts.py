@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from simmim.cli import main, version
-from simmim.config import PretrainConfig, ReconstructConfig
-from simmim.conflicts import check_conflicts, remarks
+from simmim.config.conflicts import check_conflicts, remarks
+from simmim.config.exchange import ExportConfig, ImportConfig
+from simmim.config.labels import FinetuneConfig, ProbeConfig
+from simmim.config.numbers import check_numbers, flag
+from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.errors import UserError
-from simmim.exchange_config import ExportConfig, ImportConfig
-from simmim.labels_config import FinetuneConfig, ProbeConfig
-from simmim.masks import Masking
-from simmim.numbers import check_numbers, flag
+from simmim.models.masking import Masking
 from simmim.presets import PRESETS
 
 DATA = ("--data", "nowhere")

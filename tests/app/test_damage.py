@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint, images
 from simmim.cli import main
+from simmim.data import images
+from simmim.data.images import find_images
+from simmim.data.listing import list_images
 from simmim.errors import UserError
-from simmim.failures import explained
-from simmim.images import find_images
-from simmim.listing import list_images
+from simmim.storage import checkpoint
+from simmim.training.failures import explained
 
 from .conftest import command, environment
 from .test_cli import FAST
@@ -194,7 +195,7 @@ def test_a_reader_that_is_killed(photographs, tmp_path, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     parent, genuine = os.getpid(), images.read_image
-    monkeypatch.setattr("simmim.data.read_image", die)
+    monkeypatch.setattr("simmim.data.crops.read_image", die)
     assert main(pretrain(photographs, tmp_path / "run", "--workers", 1)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "a process that reads images was killed" in last and "--workers" in last

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simmim.config import PretrainConfig
-from simmim.crop import Cropping, random_crop, random_numbers
-from simmim.data import (
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.cropping import Cropping, random_crop, random_numbers
+from simmim.data.crops import (
     Crops,
     check_readable,
     collate,
@@ -21,10 +21,10 @@ from simmim.data import (
     validation_batches,
     validation_crops,
 )
-from simmim.demo_data import demo_photographs
+from simmim.data.demo import demo_photographs
+from simmim.data.images import BadImageError, find_images, read_image
+from simmim.data.order import Order, Remaining
 from simmim.errors import UserError
-from simmim.images import BadImageError, find_images, read_image
-from simmim.order import Order, Remaining
 
 from .conftest import smooth_image
 
@@ -232,7 +232,8 @@ def test_processes_share_the_global_batches():
 def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "simmim.data.read_image", lambda path, channels: read.append(path) or torch.zeros(3, 9, 9)
+        "simmim.data.crops.read_image",
+        lambda path, channels: read.append(path) or torch.zeros(3, 9, 9),
     )
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
     assert len(list(loader(crops(photographs), Remaining(order, 3), 0))) == 1

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from simmim.build import build_model
-from simmim.encoders import build_encoder
 from simmim.errors import UserError
-from simmim.masks import Masking
-from simmim.model import SimMIM, channel_statistics
+from simmim.models.build import build_model
+from simmim.models.encoders import build_encoder
+from simmim.models.masking import Masking
+from simmim.models.simmim import SimMIM, channel_statistics
 from simmim.presets import PRESETS
 from tests.budget import assert_within_budget
 

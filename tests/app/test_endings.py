@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from simmim import checkpoint, data
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.data import crops as data
+from simmim.data.images import BadImageError
 from simmim.errors import UserError
-from simmim.images import BadImageError
-from simmim.log import Records
-from simmim.metrics import MetricsFile, read_metrics
-from simmim.signals import caught_signals
-from simmim.train import Trainer
+from simmim.storage import checkpoint
+from simmim.training.metrics import MetricsFile, read_metrics
+from simmim.training.pretrain import Trainer
+from simmim.training.records import Records
+from simmim.training.signals import caught_signals
 
 from .conftest import TINY, command, environment
 from .test_resume import assert_same_run, step_of

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import simmim_kernels as sk
-from simmim import checkpoint
-from simmim.build import build_model
-from simmim.config import PretrainConfig
-from simmim.model import IMAGENET_MEAN, IMAGENET_STD
-from simmim.reconstruct import load_model
+from simmim.config.pretrain import PretrainConfig
+from simmim.evaluation.reconstruct import load_model
+from simmim.models.build import build_model
+from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
+from simmim.storage import checkpoint
 from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import (
     ENCODERS,

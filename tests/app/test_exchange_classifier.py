@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 
-from simmim import checkpoint
-from simmim.classifier import Classifier, load_classifier
-from simmim.encoders import build_encoder
-from simmim.labels_config import FinetuneConfig
-from simmim.model import IMAGENET_MEAN, IMAGENET_STD
+from simmim.config.labels import FinetuneConfig
+from simmim.models.classifier import Classifier, load_classifier
+from simmim.models.encoders import build_encoder
+from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
+from simmim.storage import checkpoint
 from tests.app.exchange_models import SIZE, images_and_mask, run
 
 SMALL = {"img_size": SIZE, "num_classes": 5}

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm import layers
 
-from simmim import checkpoint
-from simmim.build import build_model, encoder_of
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.exchange_geometry import fit_tables
+from simmim.exchange.geometry import fit_tables
+from simmim.models.build import build_model, encoder_of
+from simmim.storage import checkpoint
 from simmim_kernels.integrations import checkpoints
 from simmim_kernels.integrations.position_tables import Table, resample, square_table, tables_of
 from tests.app.exchange_models import ENCODERS, run

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from simmim import checkpoint
-from simmim.build import build_model
-from simmim.config import PretrainConfig
-from simmim.model import IMAGENET_MEAN, IMAGENET_STD
-from simmim.reconstruct import load_model
+from simmim.config.pretrain import PretrainConfig
+from simmim.evaluation.reconstruct import load_model
+from simmim.models.build import build_model
+from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
+from simmim.storage import checkpoint
 from tests.app.exchange_models import ENCODERS, SIZE, images_and_mask, run
 
 transformers = pytest.importorskip("transformers")

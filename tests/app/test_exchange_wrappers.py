@@ -11,8 +11,8 @@ import timm.scheduler
 import torch
 from torch import nn
 
-from simmim import checkpoint
-from simmim.model import IMAGENET_MEAN, IMAGENET_STD
+from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
+from simmim.storage import checkpoint
 from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import SIZE, arguments_of, images_and_mask, model_of, run
 
@@ -323,7 +323,7 @@ def test_backbones_of_transformers(name, shards, tmp_path, imports):
 
 @torch.no_grad()
 def compare_features(theirs, path, name):
-    from simmim.reconstruct import load_model
+    from simmim.evaluation.reconstruct import load_model
 
     ours, images = load_model(path)[0].eval().double(), images_and_mask()[0]
     mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from simmim import checkpoint
-from simmim.classifier import Classifier
-from simmim.encoders import build_encoder
-from simmim.finetune import Finetuner, mixing
-from simmim.log import read_metrics
-from simmim.optim import parameter_groups
+from simmim.models.classifier import Classifier
+from simmim.models.encoders import build_encoder
+from simmim.storage import checkpoint
+from simmim.training.finetune import Finetuner, mixing
+from simmim.training.optimizer import parameter_groups
+from simmim.training.records import read_metrics
 
 from ..budget import assert_within_budget
 from .labels import finetuning, without

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint
 from simmim.cli import main
 from simmim.errors import UserError
-from simmim.finite import first_not_finite
-from simmim.train import Trainer
+from simmim.storage import checkpoint
+from simmim.training.finite import first_not_finite
+from simmim.training.pretrain import Trainer
 
 from .labels import finetuning
 from .test_cli import FAST
@@ -125,7 +125,7 @@ def test_a_validation_that_is_not_finite(photographs, tmp_path, monkeypatch):
 
 
 def test_fine_tuning_too(labelled, tmp_path):
-    from simmim.finetune import Finetuner
+    from simmim.training.finetune import Finetuner
 
     with pytest.raises(UserError, match="is no longer finite"):
         Finetuner(finetuning(labelled, tmp_path / "run", lr=1e40)).fit()

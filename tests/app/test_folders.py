@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from simmim.classes import split_classes
 from simmim.cli import main
-from simmim.config import PretrainConfig
-from simmim.data import split_files
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.classes import split_classes
+from simmim.data.crops import split_files
 from simmim.errors import UserError
 
 from .conftest import smooth_image

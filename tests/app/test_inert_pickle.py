@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from simmim import checkpoint, inert_pickle
+from simmim.exchange import inert_pickle
+from simmim.storage import checkpoint
 from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import arguments_of, model_of, run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim.classes import split_classes
 from simmim.cli import main
-from simmim.finetune import Finetuner
+from simmim.data.classes import split_classes
+from simmim.training.finetune import Finetuner
 
 from .labels import finetuning
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from experiments import learn, learn_page
-from simmim.config import PretrainConfig
-from simmim.log import read_metrics
-from simmim.train import Trainer
+from simmim.config.pretrain import PretrainConfig
+from simmim.training.pretrain import Trainer
+from simmim.training.records import read_metrics
 from tests.budget import assert_within_budget
 
 pytestmark = pytest.mark.slow

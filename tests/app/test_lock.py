@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from simmim import folder_lock
 from simmim.errors import UserError
-from simmim.folder_lock import STALE, FolderLock
-from simmim.holder import Holder, start_time
+from simmim.storage import folder_lock
+from simmim.storage.folder_lock import STALE, FolderLock
+from simmim.storage.lock_holder import Holder, start_time
 
 from .conftest import environment
 
@@ -23,7 +23,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from simmim.errors import UserError
-from simmim.folder_lock import FolderLock
+from simmim.storage.folder_lock import FolderLock
 
 folder = Path(sys.argv[1])
 lock = FolderLock(folder, "run", folder)
@@ -172,7 +172,7 @@ def test_a_process_number_that_is_used_again(tmp_path):
 
 def test_without_start_times(tmp_path, monkeypatch):
     """As on systems without /proc: what cannot be seen to have ended counts until it is silent."""
-    monkeypatch.setattr("simmim.holder._read", lambda path: "")
+    monkeypatch.setattr("simmim.storage.lock_holder._read", lambda path: "")
     assert start_time(os.getpid()) == "" and start_time(ended_process()) is None
     put(tmp_path, pid=os.getppid())
     with pytest.raises(UserError, match="in use"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simmim.metrics import COLUMNS, MetricsFile, read_metrics
-from simmim.train import Trainer
+from simmim.training.metrics import COLUMNS, MetricsFile, read_metrics
+from simmim.training.pretrain import Trainer
 
 from .test_endings import UPDATES, config_of
 

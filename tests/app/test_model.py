@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pixel_shuffle
 
-from simmim.encoders import build_encoder
-from simmim.masks import Masking
-from simmim.model import SimMIM, channel_statistics, visible_mean_colour
+from simmim.models.encoders import build_encoder
+from simmim.models.masking import Masking
+from simmim.models.simmim import SimMIM, channel_statistics, visible_mean_colour
 from simmim_kernels import PatchMask
 from tests.budget import assert_within_budget
 

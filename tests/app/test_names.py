@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from simmim import checkpoint
 from simmim.cli import main
-from simmim.images import find_images
+from simmim.data.images import find_images
+from simmim.storage import checkpoint
 
 from .test_cli import FAST
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from simmim.build import build_model
-from simmim.encoders import build_encoder
-from simmim.optim import learning_rate, parameter_groups
+from simmim.models.build import build_model
+from simmim.models.encoders import build_encoder
 from simmim.presets import PRESETS
+from simmim.training.optimizer import learning_rate, parameter_groups
 
 
 def rate(update: int, schedule: str) -> float:

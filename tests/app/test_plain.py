@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import pixel_unshuffle
 
-from simmim import published
-from simmim.encoders import build_encoder
-from simmim.masks import Masking
-from simmim.model import SimMIM, channel_statistics
+from simmim.models import published
+from simmim.models.encoders import build_encoder
+from simmim.models.masking import Masking
+from simmim.models.simmim import SimMIM, channel_statistics
 from simmim_kernels import PatchNorm, WindowNorm
 from tests.app.test_encoders import FAMILIES, SIZE, encoder_of, some_images
 from tests.budget import assert_within_budget

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from simmim.classifier import block_features, completed, start
-from simmim.encoders import build_encoder
 from simmim.errors import UserError
-from simmim.model import channel_statistics
-from simmim.probe import probe
-from simmim.published import normalized
+from simmim.evaluation.probe import probe
+from simmim.models.classifier import block_features, completed, start
+from simmim.models.encoders import build_encoder
+from simmim.models.published import normalized
+from simmim.models.simmim import channel_statistics
 
 from ..budget import assert_within_budget
 from .labels import probing

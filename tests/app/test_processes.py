@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from simmim import checkpoint
-from simmim.config import PretrainConfig
-from simmim.labels_config import FinetuneConfig
-from simmim.log import read_metrics
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.storage import checkpoint
+from simmim.training.records import read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import environment

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from simmim import progress
-from simmim.log import NoRecords
-from simmim.progress import Progress, named_if_slow
-from simmim.train import Trainer
+from simmim.training import progress
+from simmim.training.pretrain import Trainer
+from simmim.training.progress import Progress, named_if_slow
+from simmim.training.records import NoRecords
 
 from .conftest import environment
 from .test_endings import config_of, endless

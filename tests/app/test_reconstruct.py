@@ -7,9 +7,14 @@ import torch
 from matplotlib import figure
 from PIL import Image
 
-from simmim.log import MetricsFile
-from simmim.model import SimMIM, channel_statistics
-from simmim.plot import confusion_picture, loss_curve, reconstruct, reconstruction_picture
+from simmim.evaluation.plot import (
+    confusion_picture,
+    loss_curve,
+    reconstruct,
+    reconstruction_picture,
+)
+from simmim.models.simmim import SimMIM, channel_statistics
+from simmim.training.records import MetricsFile
 from simmim_kernels import random_mask
 
 SIZE = (32, 48)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.log import read_metrics
-from simmim.train import Trainer
+from simmim.storage import checkpoint
+from simmim.training.pretrain import Trainer
+from simmim.training.records import read_metrics
 
 from .conftest import TINY, command, environment
 from .runs import start, train

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint
 from simmim.cli import main
-from simmim.manifest import FOLDER, events
+from simmim.storage import checkpoint
+from simmim.storage.manifest import FOLDER, events
 
 from .runs import start, train_together
 from .test_damage import pretrain, refused, snapshot
@@ -192,7 +192,7 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint(run, capsys):
 @pytest.mark.slow
 def test_damaged_later_checkpoints_do_not_count_when_old_ones_are_deleted(run, photographs):
     """With --keep 1, the good checkpoint written after resuming is older than the damaged one."""
-    from simmim.run_folder import RunFolder
+    from simmim.storage.run_folder import RunFolder
 
     out = run("--keep", 10)
     damage(checkpoint.path_of(out / "checkpoints", 4))
@@ -352,7 +352,7 @@ def test_two_runs_do_not_share_a_folder(photographs, tmp_path, capsys):
 
 def test_the_folder_is_free_after_an_error_and_after_the_end(photographs, tmp_path):
     from simmim.errors import UserError
-    from simmim.train import Trainer
+    from simmim.training.pretrain import Trainer
 
     config = small_config(photographs, tmp_path / "run")
     trainer = Trainer(config)
@@ -366,7 +366,7 @@ def test_the_folder_is_free_after_an_error_and_after_the_end(photographs, tmp_pa
 
 @pytest.mark.slow
 def test_several_processes_are_refused_together(photographs, tmp_path):
-    from simmim.run_folder import RunFolder
+    from simmim.storage.run_folder import RunFolder
 
     config = small_config(photographs, tmp_path / "run", batch_size=4)
     with RunFolder(config.out, "pretrain") as folder:

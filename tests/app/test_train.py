@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim import checkpoint
-from simmim.config import PretrainConfig
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.log import MetricsFile, read_metrics
-from simmim.train import Trainer
+from simmim.storage import checkpoint
+from simmim.training.pretrain import Trainer
+from simmim.training.records import MetricsFile, read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import TINY

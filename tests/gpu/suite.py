@@ -21,7 +21,9 @@ def rooms_of(backend: str) -> list[str]:
 def run_op_tests(backend: str, rooms: list[str], *skipped: str, **environment: str) -> str:
     """Run those op tests that are parametrised by backend, but for those whose names hold one of
     `skipped`; fails with their output."""
-    files = [str(file) for room in rooms for file in sorted(TESTS.glob(f"test_{room}*.py"))]
+    files = [
+        str(file) for room in rooms for file in sorted((TESTS / "ops").glob(f"test_{room}*.py"))
+    ]
     files.append(str(TESTS / "ops" / "test_contract.py"))
     chosen = " and not ".join((backend, *skipped))
     command = [sys.executable, "-m", "pytest", *files, "-k", chosen, "-p", "no:cacheprovider"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheel import ROOT, build, shared_folder
+from tests.repo.wheel import ROOT, build, shared_folder
 
 pytestmark = pytest.mark.slow
 

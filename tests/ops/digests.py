@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import simmim_kernels as sk
-from tests.loss_cases import LAYOUTS, LOSSES, ours, problem
 from tests.ops.calls import CALLS, STATS, arguments_of, results
+from tests.ops.loss_cases import LAYOUTS, LOSSES, ours, problem
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from tests.ops.digests import digest
-from tests.wheel import ROOT, build, call, shared_folder
+from tests.repo.wheel import ROOT, build, call, shared_folder
 
 pytestmark = pytest.mark.slow
 ISAS = ("baseline", "avx2", "avx512")
@@ -27,8 +27,8 @@ if kernels is None:
     print("unavailable", unavailable)
     raise SystemExit
 from tests.ops.digests import digest
-from tests.test_avg_dist import pair_by_pair
-from tests.test_mask_workers import EXPECTED, SAMPLES, STRATEGIES
+from tests.ops.test_avg_dist import pair_by_pair
+from tests.ops.test_mask_workers import EXPECTED, SAMPLES, STRATEGIES
 for name, expected in EXPECTED.items():
     made = STRATEGIES[name](SAMPLES)
     np.testing.assert_array_equal(made.mask, [expected(i) for i in range(SAMPLES)])

@@ -1,0 +1,108 @@
+"""Settings that contradict each other, and settings that have no effect together.
+
+What is refused and what is only said: a run that cannot be what was asked for is refused; a setting
+that others make idle is said, where it may come from a preset or a script, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from simmim.config.numbers import flag
+from simmim.errors import UserError
+
+
+def check_conflicts(config: object, defaults: object | None = None) -> None:
+    """Refuse settings of one command that contradict each other.
+
+    Args:
+        config: the settings of any command.
+        defaults: the same before the command line changed it; by default the class's defaults.
+
+    Raises:
+        UserError: two settings of which one must go.
+    """
+    given = _given(config, defaults)
+    has = _values(config)
+    for text in _conflicts(config, given, has):
+        raise UserError(text)
+
+
+def remarks(config: object) -> list[str]:
+    """A line for each setting of a training run that has no effect or an unexpected one."""
+    has = _values(config)
+    lines = []
+    if 0 < has("epochs", 0) <= has("warmup_epochs", 0):
+        lines.append(
+            f"the warm-up of {config.warmup_epochs:g} epochs is as long as the run of "
+            f"{config.epochs} or longer: the learning rate never comes down from --lr, or never "
+            "reaches it"
+        )
+    if has("data") is not None and has("data") == has("val_data"):
+        lines.append("--val-data is --data: the validation is on the images of the training")
+    demo = has("preset") == "demo" and has("data") is None
+    if has("picture") and has("val_data") is None and not has("val_count") and not demo:
+        lines.append("no picture is drawn at the end: there are no validation images")
+    if has("cache") and has("workers", 0) > 1:
+        lines.append(
+            f"--cache with --workers {config.workers}: each worker comes to hold all decoded images"
+        )
+    return lines
+
+
+def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any]) -> Iterator[str]:
+    if has("resume") and has("overwrite"):
+        yield "--resume goes on with the run in --out, --overwrite deletes it: give one of them"
+    if has("val_data") is not None:
+        for name in ("val_count", "val_share"):
+            if given(name):
+                yield (
+                    f"{flag(name)} holds images of --data out, --val-data brings others: give one "
+                    "of them"
+                )
+    yield from _learning_rates(config, has)
+    demo = has("preset") == "demo" and has("data") is None
+    if demo:
+        for name in ("val_data", "val_count"):
+            if has(name):
+                yield f"--preset demo brings its own validation images: {flag(name)} needs --data"
+    if has("val_count") == 0 and has("val_data") is None and not demo:
+        for name in ("picture", "val_crops", "val_every"):
+            if given(name) and has(name):
+                yield f"{flag(name)} needs validation images: give --val-data or --val-count"
+    if given("target_window") and has("target_norm") != "window":
+        yield "--target-window is the square of --target-norm window: give that too"
+    if has("encoder") == "cnn" and given("attention"):
+        yield "--encoder cnn has no attention: leave out --attention"
+    encoder_alone = has("encoder_only") or has("project") == "timm"
+    if encoder_alone and given("head_order"):
+        yield "--head-order is about a head, and an encoder alone has none: leave it out"
+
+
+def _learning_rates(config: Any, has: Callable[..., Any]) -> Iterator[str]:
+    if has("lr") is None:
+        return
+    if config.schedule == "cosine" and config.min_lr > config.lr:
+        yield (
+            f"--min-lr {config.min_lr:g} is larger than --lr {config.lr:g}: give a --min-lr of at "
+            "most --lr"
+        )
+    if config.warmup_epochs and config.warmup_lr > config.lr:
+        yield (
+            f"--warmup-lr {config.warmup_lr:g} is larger than --lr {config.lr:g}: give a "
+            "--warmup-lr of at most --lr"
+        )
+
+
+def _values(config: object) -> Callable[..., Any]:
+    return lambda name, otherwise=None: getattr(config, name, otherwise)
+
+
+def _given(config: object, defaults: object | None) -> Callable[[str], bool]:
+    """Whether a setting of ``config`` is another than the default."""
+    before = {field.name: field.default for field in dataclasses.fields(config)}
+    if defaults is not None:
+        before = {name: getattr(defaults, name) for name in before}
+    return lambda name: name in before and getattr(config, name) != before[name]

@@ -1,0 +1,164 @@
+"""What the commands that need labels can be told: ``simmim finetune`` and ``simmim probe``.
+
+Each field's docstring is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from simmim.config.conflicts import check_conflicts
+from simmim.config.numbers import check_numbers
+from simmim.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class LabelledConfig:
+    """Where an encoder comes from, and how labelled images are split."""
+
+    checkpoint: Path | None = None
+    """Start from the encoder of this checkpoint of simmim pretrain; without it, from random
+    weights."""
+
+    encoder: str | None = None
+    """The encoder to start without a checkpoint, named as for simmim pretrain; a checkpoint brings
+    its own."""
+
+    encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Further arguments for that encoder as pairs, for example: depth 4 embed_dim 192."""
+
+    img_size: int | tuple[int, int] | None = None
+    """Side of the images in pixels, or height and width; default that of the checkpoint, else 224."""
+
+    channels: int | None = None
+    """3 reads images as RGB, 1 as gray; default that of the checkpoint, else 3."""
+
+    val_share: float = 0.2
+    """Without --val-data: share of each class of --data that is held out to test on; at least one
+    image."""
+
+    per_class: int = 0
+    """Train on only this many images of each class, which --seed chooses; 0: on all."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense and settings that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
+        check_numbers(self)
+        check_conflicts(self)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels, once it is known."""
+        return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig, LabelledConfig):
+    """Train an encoder and a linear classifier on images in one folder per class."""
+
+    data: Path | None = None
+    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
+    each with the class folders."""
+
+    val_data: Path | None = None
+    """Folder with the same class folders, to test on."""
+
+    out: Path = Path("runs/finetune")
+    """Folder for checkpoints, logs, pictures and the configuration."""
+
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
+
+    fc_norm: bool = False
+    """Normalise the mean of the tokens instead of the tokens, by a new norm, as BEiT's and SimMIM's
+    fine-tuned ViTs do."""
+
+    head_scale: float = 1.0
+    """Multiplies the classifier's random weights before training; SimMIM's ViT: 0.001."""
+
+    layer_decay: float = 0.65
+    """Learning rate of each layer as a share of that of the next deeper one; 1: the same for
+    all."""
+
+    mixup: float = 0.8
+    """Parameter of mixup's Beta distribution; 0: no mixup. With cutmix, each batch takes one of the
+    two at random."""
+
+    cutmix: float = 1.0
+    """Parameter of cutmix's Beta distribution; 0: no cutmix."""
+
+    smoothing: float = 0.1
+    """Label smoothing: share of the target that is spread over all classes."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of an image's area that a random crop covers."""
+
+    keep_rest: bool = True
+    """Make a smaller update of what is left over at the end of an epoch; otherwise it is
+    dropped."""
+
+    lr: float = 1.25e-3
+    """Peak learning rate of the classifier for a global batch of 512; scaled linearly with the
+    batch, as are --warmup-lr and --min-lr."""
+
+    warmup_lr: float = 2.5e-7
+    """Learning rate of the first update."""
+
+    min_lr: float = 2.5e-7
+    """Learning rate at the end of the cosine schedule."""
+
+    warmup_epochs: float = 20
+    """Epochs of linear warm-up."""
+
+    log_every: int = 0
+    """Updates between two rows of the training log; 0 writes one an epoch."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig(LabelledConfig):
+    """Measure what a frozen encoder knows: a linear classifier and nearest neighbours on its
+    features, the mean over the patch tokens of a block."""
+
+    data: Path | None = None
+    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
+    each with the class folders."""
+
+    val_data: Path | None = None
+    """Folder with the same class folders, to test on."""
+
+    out: Path = Path("runs/probe")
+    """Folder for the results."""
+
+    overwrite: bool = False
+    """Replace the results that an earlier probe left in --out."""
+
+    blocks: tuple[int, ...] = ()
+    """Blocks to probe, from 1; default the last, whose tokens pass the final norm. 0 stands for all
+    of them."""
+
+    strength: float = 1.0
+    """Inverse strength of the linear classifier's L2 penalty (scikit-learn's C)."""
+
+    neighbours: int = 20
+    """Neighbours that vote, each with the inverse of its cosine distance as weight; at most as many
+    as there are images to train on."""
+
+    batch_size: int = 128
+    """Images in one forward pass."""
+
+    workers: int = 2
+    """Processes that read images; 0 reads them in the main process."""
+
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be read: skip names it and leaves it out; error stops."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run the encoder; auto takes a GPU where there is one."""
+
+    seed: int = 0
+    """Governs random weights and the choice of --per-class."""

@@ -1,0 +1,125 @@
+"""What ``simmim pretrain`` and ``simmim reconstruct`` can be told.
+
+Each field's docstring is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from simmim.config.run import RunConfig
+from simmim.errors import UserError
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Pre-train an encoder by hiding parts of images and predicting them."""
+
+    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b"] = "none"
+    """Named settings that become the defaults of everything below; flags override them. demo: a
+    small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
+    CNN. vit-b, swin-b: the published 800-epoch recipes (global batch 2048)."""
+
+    # model
+    encoder: str = "simmim_vit_base"
+    """simmim_vit_base and simmim_swin_base (the paper's), cnn (the tutorial's), or the name of any
+    timm ViT, BEiT, Swin or SwinV2."""
+
+    encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Further arguments for the encoder as pairs, for example: depth 4 embed_dim 192. Several
+    numbers are joined by commas: depths 2,2 num_heads 4,8."""
+
+    img_size: int | tuple[int, int] = 224
+    """Side of the training images in pixels, or height and width."""
+
+    channels: int = 3
+    """3 reads images as RGB, 1 as gray."""
+
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
+
+    normalize: bool = True
+    """Normalise inputs and targets by ImageNet's mean and standard deviation; otherwise pixels stay
+    in [0, 1] and the head ends in a sigmoid."""
+
+    # what is hidden, and how the prediction is scored
+    mask: Literal["random", "block", "box"] = "random"
+    """random: single units; block: BEiT's rectangles; box: one rectangle an image."""
+
+    mask_unit: int = 32
+    """Pixels a side of the squares that are hidden or shown as a whole."""
+
+    mask_ratio: float = 0.6
+    """Hidden fraction of the units; for box, the hidden fraction of each side. At least one unit
+    must be hidden and one visible."""
+
+    loss: Literal["l1", "mse", "smooth_l1"] = "l1"
+    """Distance between predicted and true pixels, over hidden pixels only."""
+
+    target_norm: Literal["none", "window", "patch"] = "none"
+    """Normalise the target further: window, every pixel by the square around it (the SwinV2
+    recipe); patch, by the mean and deviation of each output token's pixels (as in MAE)."""
+
+    target_window: int = 47
+    """Side of that square in pixels, odd."""
+
+    plain: bool = False
+    """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison: the
+    losses are the same to rounding."""
+
+    # validation
+    val_count: int = 0
+    """Without --val-data: hold out this many images of --data for the validation loss."""
+
+    val_crops: int = 1
+    """Fixed crops of each validation image: the first is central, the others random."""
+
+    picture: int = 0
+    """Validation images in the reconstruction picture that is drawn at the end; 0 draws none."""
+
+    def _defaults(self) -> PretrainConfig | None:
+        from simmim.presets import PRESETS
+
+        return PRESETS.get(self.preset)
+
+    def check(self) -> None:
+        super().check()
+        if self.channels not in (1, 3):
+            raise UserError(f"images are read with 1 or 3 channels, not {self.channels}")
+        if self.target_norm != "none" and not self.normalize:
+            raise UserError("--target-norm needs targets beyond [0, 1]: leave out --no-normalize")
+        if self.target_window < 1 or self.target_window % 2 == 0:
+            raise UserError(f"--target-window must be odd and positive, not {self.target_window}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels."""
+        return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Draw originals, what the model sees of them, and what it puts where they were hidden."""
+
+    checkpoint: Path
+    """A checkpoint of simmim pretrain, for example runs/demo/checkpoints/last.pt."""
+
+    data: Path | None = None
+    """Folder of images; without it, the validation images of the run."""
+
+    out: Path = Path("reconstruction.png")
+    """The picture to write: PNG, JPEG, PDF, by its suffix."""
+
+    count: int = 4
+    """Images to show."""
+
+    seed: int = 0
+    """Chooses the masks."""
+
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """skip passes over images that cannot be read; error stops at the first."""
+
+    overwrite: bool = False
+    """Replace the picture --out if it is there already."""

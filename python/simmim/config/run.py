@@ -1,0 +1,184 @@
+"""What every command that trains can be told.
+
+Each field's docstring is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from simmim.config.conflicts import check_conflicts
+from simmim.config.numbers import check_numbers
+from simmim.errors import UserError
+
+Config = TypeVar("Config", bound="RunConfig")
+
+#: fields of types that JSON does not know
+_PATHS = ("data", "out", "val_data", "checkpoint")
+_PAIRS = ("img_size", "crop_scale", "crop_ratio")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run: its data, its optimisation, its records."""
+
+    data: Path | None = None
+    """Folder of training images, searched through all its subfolders: JPEG, PNG, WebP, TIFF of 8 bits
+    a channel, gray, RGB or CMYK, with or without opacity. Where it holds train/ beside val/,
+    validation/ or test/, these are used as such. Folders of runs are left out."""
+
+    out: Path = Path("runs/pretrain")
+    """Folder for checkpoints, logs and the configuration."""
+
+    resume: bool = False
+    """Continue the run in --out at the very step of its newest checkpoint; start it if there is
+    none. Give the same settings as before; from that step on may change --epochs, --lr, --warmup-lr,
+    --min-lr, --warmup-epochs, --schedule, --clip, --precision and --attention, and at any time what
+    does not touch the weights."""
+
+    overwrite: bool = False
+    """Delete the checkpoints and logs that an earlier run left in --out."""
+
+    # data
+    crop_scale: tuple[float, float] = (0.67, 1.0)
+    """Smallest and largest share of an image's area that a random crop covers."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width-to-height ratio of a random crop."""
+
+    flip: float = 0.5
+    """Probability of mirroring a crop left to right."""
+
+    crops_per_image: int = 1
+    """Random crops of each image in one epoch, for small folders."""
+
+    val_data: Path | None = None
+    """Folder of images for the validation loss."""
+
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be read: skip logs its name, counts it and takes the next readable image
+    in its place, or, in validation, none; error stops the run. Eight files in a row that are gone
+    stop it in any case."""
+
+    workers: int = 2
+    """Processes that read images; 0 reads them in the training process. The run is the same
+    whatever the number."""
+
+    cache: bool = False
+    """Keep decoded images in memory (each worker its own), for small folders."""
+
+    # optimisation
+    epochs: int = 100
+    """Passes over the data. A run that is resumed with more follows, from there on, the schedule of
+    a run that had as many from the start: the learning rate goes up again."""
+
+    batch_size: int = 128
+    """Images in one forward and backward pass of one process; an update takes this many, times
+    --accumulate, times the processes."""
+
+    accumulate: int = 1
+    """Passes whose gradients are summed before one update."""
+
+    keep_rest: bool = False
+    """Make a smaller update of what is left over at the end of an epoch; otherwise it is dropped, as
+    published."""
+
+    lr: float = 1e-4
+    """Peak learning rate for a global batch of 512; scaled linearly with the batch, as are
+    --warmup-lr and --min-lr."""
+
+    warmup_lr: float = 5e-7
+    """Learning rate of the first update."""
+
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine schedule."""
+
+    warmup_epochs: float = 10
+    """Epochs of linear warm-up."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """After the warm-up: cosine down to --min-lr, or constant with one drop to a tenth at 7/8 of
+    the run."""
+
+    weight_decay: float = 0.05
+    """AdamW's decay; biases, norms, position tables and tokens are exempt."""
+
+    clip: float = 5.0
+    """Largest norm of the gradient of one update; 0 turns clipping off."""
+
+    # machine
+    seed: int = 0
+    """Governs initialisation, order, crops and masks."""
+
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    """float32 throughout, or matrix products in bfloat16."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+
+    shard: bool = False
+    """With several processes (torchrun): spread weights, gradients and optimiser state over them
+    instead of holding all in each (FSDP), for encoders that do not fit otherwise."""
+
+    attention: Literal["auto", "sdpa", "products"] = "auto"
+    """How attention is computed: by scaled_dot_product_attention, or by plain products and softmax.
+    auto takes the one that was measured to be faster for the device, the precision and the kind of
+    encoder; the log says which."""
+
+    # records
+    log_every: int = 50
+    """Updates between two rows of the training log; 0 writes one an epoch."""
+
+    val_every: int = 1
+    """Epochs between two validations; there is one before the first update and one after the
+    last."""
+
+    save_every: int = 500
+    """Updates between two checkpoints; there is always one at the end and when the run ends
+    early (a signal, a full disk, images that cannot be read any more)."""
+
+    keep: int = 2
+    """Checkpoints to keep."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense and settings that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
+        check_numbers(self)
+        check_conflicts(self, self._defaults())
+
+    def _defaults(self) -> RunConfig | None:
+        """What the settings were before the command line, where that is not the class's defaults."""
+        return None
+
+    def to_json(self) -> str:
+        """The configuration as JSON, paths as strings."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls: type[Config], text: str) -> Config:
+        """Inverse of ``to_json``.
+
+        Raises:
+            UserError: settings that another version wrote.
+        """
+        values = {**json.loads(text)}
+        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(
+                f"this simmim has no setting {', '.join(sorted(unknown))}: use the version that "
+                "wrote it"
+            )
+        for name in _PATHS:
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        for name in _PAIRS:
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        return cls(**values)

@@ -1,0 +1,142 @@
+"""Pictures: what was hidden and what the model puts there; how the loss went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simmim.errors import UserError, printable, require
+from simmim.models.simmim import SimMIM
+from simmim.storage.files import replacing
+from simmim.training.records import read_metrics
+from simmim_kernels import PatchMask, mask_image
+
+figure = require("matplotlib.figure")
+
+#: brightness of what is hidden
+GRAY = 0.5
+TITLES = ("original", "what the model sees", "what it puts there")
+
+
+@torch.no_grad()
+def reconstruct(model: SimMIM, images: Tensor, mask: PatchMask) -> tuple[Tensor, Tensor, Tensor]:
+    """Original, masked and completed images, each ``float32 (B, C, H, W)`` in [0, 1].
+
+    The completed image shows the prediction where pixels were hidden and the photograph elsewhere.
+    """
+    training = model.training
+    model.eval()
+    predicted = model.predict_image(images, mask)
+    model.train(training)
+    original = mask_image(images, torch.zeros_like(mask.mask))
+    completed = mask_image(images, mask) + mask_image(predicted, ~mask.mask)
+    return original, mask_image(images, mask, GRAY), completed
+
+
+def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
+    """Draw one row an image: original, masked, completed.
+
+    Args:
+        columns: three tensors ``(B, C, H, W)`` in [0, 1], as ``reconstruct`` gives them.
+        path: file to write; the suffix decides the format.
+    """
+    columns = [column.cpu() for column in columns]
+    rows, _, height, width = columns[0].shape
+    side = 3.0
+    canvas = figure.Figure(
+        figsize=(3 * side * width / height + 0.2, rows * side + 0.35), layout="constrained"
+    )
+    canvas.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    axes = canvas.subplots(rows, 3, squeeze=False)
+    for row, cells in enumerate(axes):
+        for cell, column, title in zip(cells, columns, TITLES, strict=True):
+            pixels = column[row].permute(1, 2, 0)
+            if pixels.shape[-1] == 1:
+                pixels = pixels.expand(-1, -1, 3)
+            cell.imshow(pixels.numpy(), interpolation="nearest")
+            cell.set_axis_off()
+            if row == 0:
+                cell.set_title(title, fontsize=13)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=110, format=path.suffix.lower().removeprefix("."))
+
+
+def check_picture(path: Path) -> None:
+    """Raise ``UserError`` where ``path`` does not end in the suffix of a picture format."""
+    known = figure.Figure().canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise UserError(
+            f"no picture can be written to {path}: let its name end in .{', .'.join(sorted(known))}"
+        )
+
+
+def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None:
+    """Draw training and validation loss of ``metrics.csv`` over the updates.
+
+    Args:
+        metrics: the CSV file that a run wrote.
+        path: file to write.
+        baseline: validation loss of predicting the mean colour of the visible part.
+    """
+    rows = read_metrics(metrics)
+    canvas = figure.Figure(figsize=(6.4, 4), layout="constrained")
+    axis = canvas.subplots()
+    for split, label, style in (("train", "training", "-"), ("val", "validation", "o-")):
+        points = [(int(r["update"]), float(r["loss"])) for r in rows if r["split"] == split]
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    if baseline is not None:
+        axis.axhline(
+            baseline, color="gray", linestyle="--", label="mean colour of the visible part"
+        )
+    axis.set_xlabel("update")
+    axis.set_ylabel("loss" if baseline is None else "loss on hidden pixels")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))
+
+
+#: up to this many classes, their names and the numbers are legible
+LEGIBLE = 20
+
+
+def _label(name: str, most: int = 40) -> str:
+    text = printable(name)
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> None:
+    """Draw how often each class was taken for which.
+
+    Args:
+        confusion: counts ``(classes, classes)``, true class by row, answer by column; a class
+            without images is a blank row.
+        names: of the classes.
+        path: file to write.
+    """
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = 2.2 + 0.42 * min(len(names), LEGIBLE)
+    canvas = figure.Figure(figsize=(side, side), layout="constrained")
+    axis = canvas.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= LEGIBLE:
+        texts = [_label(name) for name in names]
+        axis.set_xticks(range(len(names)), texts, rotation=90, parse_math=False, usetex=False)
+        axis.set_yticks(range(len(names)), texts, parse_math=False, usetex=False)
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            count = str(confusion[row, column])
+            axis.text(column, row, count, color=colour, ha="center", va="center", fontsize=8)
+    right = np.trace(confusion) / max(1, confusion.sum())
+    axis.set_title(f"{right:.1%} right", fontsize=11)
+    axis.set_xlabel("answer")
+    axis.set_ylabel("class")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))

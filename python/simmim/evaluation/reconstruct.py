@@ -1,0 +1,83 @@
+"""``simmim reconstruct``: a picture of what a trained model puts where pixels are hidden."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from simmim.config.pretrain import PretrainConfig, ReconstructConfig
+from simmim.data.crops import Sample, central_crops, collate, split_files
+from simmim.data.images import find_images
+from simmim.data.listing import check_outside
+from simmim.errors import UserError, printable
+from simmim.evaluation.plot import check_picture, reconstruct, reconstruction_picture
+from simmim.models.build import build_masking, build_model
+from simmim.models.simmim import SimMIM
+from simmim.storage import checkpoint
+from simmim.storage.outputs import check_replaceable
+
+
+def load_model(path: Path) -> tuple[SimMIM, PretrainConfig]:
+    """The model of a checkpoint, in evaluation mode on the CPU, and its run's configuration."""
+    state = checkpoint.load(path)
+    config = checkpoint.settings(path, state, PretrainConfig)
+    model = build_model(config)
+    checkpoint.check_weights(path, state["model"], model.state_dict())
+    model.load_state_dict(state["model"])
+    return model.eval(), config
+
+
+def run(config: ReconstructConfig) -> None:
+    """Write the picture that ``config`` asks for.
+
+    Raises:
+        UserError: as ``draw``, or the picture may not be replaced.
+    """
+    check_picture(config.out)
+    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    draw(config)
+
+
+def draw(config: ReconstructConfig) -> None:
+    """As ``run``, whatever stands at ``config.out``.
+
+    Raises:
+        UserError: no checkpoint there, no images, none that can be read, no such picture format, or
+            a picture that would lie among the images.
+    """
+    if config.count < 1:
+        raise UserError(f"--count must be at least 1, not {config.count}")
+    check_picture(config.out)
+    model, trained = load_model(config.checkpoint)
+    for folder in (config.data, trained.data, trained.val_data):
+        if folder is not None:
+            check_outside(config.out, folder)
+    if config.data is not None:
+        paths = find_images(config.data)
+    else:
+        paths = split_files(trained).validation
+    if not paths:
+        raise UserError("the run has no validation images: say which to show with --data FOLDER")
+    samples = _first_readable(config, trained, paths)
+    batch = collate(samples)
+    mask = build_masking(trained)(batch.ids, seed=config.seed)
+    reconstruction_picture(reconstruct(model, batch.images, mask), config.out)
+
+
+def _first_readable(
+    config: ReconstructConfig, trained: PretrainConfig, paths: list[Path]
+) -> list[Sample]:
+    samples = []
+    for number, path in enumerate(paths):
+        sample = central_crops([path], trained.size, trained.channels)[0, 0]
+        if sample.read:
+            samples.append(sample._replace(id=number))
+        elif config.on_bad_image == "error":
+            raise UserError("cannot read {}: {}".format(*sample.bad[0]))
+        else:
+            print(printable("skipped {}: {}".format(*sample.bad[0])), file=sys.stderr)
+        if len(samples) == config.count:
+            break
+    if not samples:
+        raise UserError(f"none of the {len(paths)} images can be read")
+    return samples

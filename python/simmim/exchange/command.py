@@ -1,0 +1,124 @@
+"""``simmim import`` and ``simmim export``: checkpoints from and for other projects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simmim.config.exchange import ExportConfig, ImportConfig
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.errors import UserError, require
+from simmim.exchange.importing import check_suffix, import_model
+from simmim.exchange.settings import family_of
+from simmim.exchange.transformers import describe
+from simmim.models.build import build_model
+from simmim.models.classifier import Classifier, start
+from simmim.storage import checkpoint
+from simmim.storage.files import replacing, write_text
+from simmim.storage.outputs import check_replaceable
+from simmim_kernels.integrations import checkpoints
+
+State = dict[str, Tensor]
+#: what a folder of transformers' consists of
+_IN_FOLDER = ("model.safetensors", "config.json")
+_PICKLES = (".pt", ".pth", ".bin")
+#: under which key a project's pickles hold the tensors
+_HELD = {"microsoft": "model", "mmpretrain": "state_dict"}
+
+
+def command(config: ImportConfig | ExportConfig) -> int:
+    """Run the command; returns the exit status."""
+    run = import_model if isinstance(config, ImportConfig) else export_model
+    for line in run(config):
+        print(line)
+    print(f"wrote {config.out}")
+    return 0
+
+
+def export_model(config: ExportConfig) -> list[str]:
+    """Write the file, or for transformers the folder, that ``config`` asks for.
+
+    Raises:
+        UserError: no checkpoint there, one with other tensors than its encoder has, or an encoder
+            that the project does not have; nothing is written then.
+    """
+    names = _IN_FOLDER if config.project == "transformers" else ("",)
+    for name in names:
+        check_replaceable(config.out / name, config.overwrite, config.checkpoint)
+    state = checkpoint.load(config.checkpoint, kind=None)
+    if state.get("kind") == "finetune":
+        return _export_classifier(config, state)
+    if state.get("kind", "pretrain") != "pretrain":
+        raise UserError(f"{config.checkpoint} was written by simmim {state['kind']}")
+    trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
+    with torch.device("meta"):
+        model = build_model(trained)
+    checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
+    ours = checkpoints.reorder_head(state["model"], trained.channels, "cyx", config.head_order)
+    # refused by the name of a setting, before a tensor that comes of it has no name
+    described = describe(model, trained) if config.project == "transformers" else None
+    try:
+        theirs = checkpoints.from_simmim(ours, config.project)
+    except ValueError as error:
+        raise UserError(f"{config.checkpoint}: {error}") from None
+    if config.project == "simmim":
+        check_suffix(config.out)
+        checkpoint.save_model(config.out, state["config"], theirs)
+    elif config.project == "transformers":
+        config.out.mkdir(parents=True, exist_ok=True)
+        weights, configuration = (config.out / name for name in _IN_FOLDER)
+        _write(weights, theirs)
+        write_text(configuration, json.dumps(described, indent=2) + "\n")
+    else:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        _write(config.out, theirs, _HELD.get(config.project))
+    return [f"{len(theirs)} tensors for {config.project}"]
+
+
+def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]:
+    """Write a fine-tuned classifier, whose features are a mean, for timm or as one of ours."""
+    if config.project not in ("simmim", "timm"):
+        raise UserError(
+            f"{config.checkpoint} holds a fine-tuned classifier, which can be exported for the "
+            f"projects simmim and timm, not for {config.project}"
+        )
+    trained = checkpoint.settings(config.checkpoint, state, FinetuneConfig)
+    classes = len(state["model"].get("head.weight", ()))
+    with torch.device("meta"):
+        model = Classifier(start(trained, None), classes, fc_norm=trained.fc_norm)
+    checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
+    if config.project == "simmim":
+        check_suffix(config.out)
+        checkpoint.save_model(config.out, state["config"], state["model"], "finetune")
+        return [f"{len(state['model'])} tensors of a classifier for simmim"]
+    family = family_of(model.encoder)
+    if family is None:
+        raise UserError(f"{config.checkpoint}: the encoder is none of timm's")
+    head = "head.fc." if family.startswith("swin") else "head."
+    theirs = checkpoints.from_simmim(state["model"], "timm")
+    theirs |= {k: v for k, v in state["model"].items() if k.startswith("fc_norm.")}
+    for name in ("weight", "bias"):
+        theirs[head + name] = state["model"][f"head.{name}"]
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    _write(config.out, theirs)
+    norm = {"vit": "fc_norm", "beit": "use_fc_norm"}.get(family)
+    how = f", {norm}={trained.fc_norm}" if norm else ""
+    return [
+        f"{len(theirs)} tensors of a classifier for timm: "
+        f"create_model(..., num_classes={classes}, global_pool='avg'{how})"
+    ]
+
+
+def _write(path: Path, state: State, held: str | None = None) -> None:
+    state = {name: value.contiguous() for name, value in state.items()}
+    with replacing(path) as temporary:
+        if path.suffix in _PICKLES:
+            with temporary.open("wb") as file:
+                torch.save({held: state} if held else state, file)
+        else:
+            require("safetensors.torch").save_file(state, temporary, {"format": "pt"})

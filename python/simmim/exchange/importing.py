@@ -1,0 +1,253 @@
+"""``simmim import``: a checkpoint of another project as one of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simmim.config.exchange import ImportConfig
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.errors import UserError
+from simmim.exchange.files import Source, read_source, summary
+from simmim.exchange.geometry import Size, fit_tables
+from simmim.exchange.microsoft import read_microsoft
+from simmim.exchange.settings import complete, family_of, unlike_plain
+from simmim.exchange.transformers import check_windows, read_settings
+from simmim.models.build import build_model, encoder_of
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.storage import checkpoint
+from simmim.storage.outputs import check_replaceable
+from simmim_kernels.integrations import checkpoints
+
+State = dict[str, Tensor]
+_BACKBONE = "encoder.backbone."
+#: names of a classifier's head and norm in the files of others, with ours
+_HEADS = {
+    "encoder.backbone.head.fc.": "head.",
+    "encoder.backbone.head.": "head.",
+    "encoder.backbone.fc_norm.": "fc_norm.",
+    "classifier.": "head.",
+    "encoder.backbone.classifier.": "head.",
+}
+
+
+class _Described(NamedTuple):
+    """The encoder to make, the images and windows of the file's model, and what there is to tell."""
+
+    trained: PretrainConfig
+    img_size: Size
+    window: Size
+    notes: list[str]
+
+
+def import_model(config: ImportConfig) -> list[str]:
+    """Write the checkpoint that ``config`` asks for; returns what there is to tell.
+
+    Raises:
+        UserError: a file that can't be read, of an unknown project, with other settings than the
+            encoder can have, or whose tensors are not those of the encoder; nothing is written then.
+    """
+    check_suffix(config.out)
+    check_replaceable(config.out, config.overwrite, config.source)
+    if config.encoder_only and config.classifier:
+        raise UserError("--encoder-only leaves out what --classifier keeps: give one of them")
+    source = read_source(config.source, config.weights)
+    project = source.project if config.project == "auto" else config.project
+    try:
+        ours = checkpoints.to_simmim(source.tensors, project)
+    except ValueError as error:
+        raise UserError(f"{config.source}: {error}") from None
+    described = _describe(config, source)
+    notes = [f"{len(source.tensors)} tensors of {project}", *source.notes, *described.notes]
+    torch.manual_seed(0)
+    finish = _finish_classifier if config.classifier else _finish_model
+    model, ours, settings, kind, more = finish(config, described.trained, ours, project)
+    _check_unread(source)
+    ours, tables = fit_tables(
+        ours,
+        model.encoder.backbone,
+        described.trained,
+        img_size=described.img_size,
+        window=described.window,
+        where=str(config.source),
+    )
+    _check(config, source, ours, model.state_dict())
+    checkpoint.save_model(config.out, settings, ours, kind)
+    return notes + more + tables
+
+
+def check_suffix(out: Any) -> None:
+    """Refuse a checkpoint's name that does not end in .safetensors."""
+    if out.suffix != checkpoint.SAFETENSORS:
+        raise UserError(f"--out {out} must end in {checkpoint.SAFETENSORS}")
+
+
+def _describe(config: ImportConfig, source: Source) -> _Described:
+    """The encoder with the settings that the file's configuration adds, and its geometry."""
+    trained = PretrainConfig(
+        encoder=config.encoder,
+        encoder_args=config.encoder_args,
+        img_size=config.img_size,
+        channels=config.channels,
+    )
+    encoder = encoder_of(trained)
+    if family_of(encoder) is None:
+        raise UserError(f"--encoder {config.encoder} is none of timm's: there is nothing to import")
+    where, notes = str(config.source), []
+    img_size: Size = None
+    window: Size = None
+    if source.project == "transformers" and source.transformers is None:
+        notes.append(
+            "no config.json beside it: heads, activation and epsilon are the encoder's own"
+        )
+    elif source.transformers is not None:
+        said = source.transformers
+        trained, notes = complete(trained, read_settings(said, where), where)
+        _check_fields(config, said, encoder, where)
+        completed = encoder_of(trained)
+        unlike = unlike_plain(completed, trained)
+        if unlike:
+            raise UserError(f"{config.encoder} has what transformers' models have not: {unlike}")
+        check_windows(completed, family_of(completed))
+        img_size, window = _size(said.get("image_size")), _size(said.get("window_size"))
+        trained = dataclasses.replace(trained, drop_path=float(said.get("drop_path_rate") or 0.0))
+    elif source.microsoft is not None:
+        decoder = any(name.startswith("decoder.") for name in source.tensors)
+        wanted, img_size, window = read_microsoft(
+            source.microsoft, family_of(encoder), where, pretraining=decoder
+        )
+        trained, notes = complete(trained, wanted, where)
+    elif source.ours is not None:
+        img_size, window = _own_geometry(source.ours, where)
+    return _Described(
+        trained, config.source_img_size or img_size, config.source_window or window, notes
+    )
+
+
+def _size(value: Any) -> Size:
+    if isinstance(value, int):
+        return value
+    sides = tuple(value) if isinstance(value, list | tuple) else ()
+    return sides if len(sides) == 2 and all(isinstance(s, int) for s in sides) else None
+
+
+def _check_fields(
+    config: ImportConfig, said: dict[str, Any], encoder: nn.Module, where: str
+) -> None:
+    """Refuse channels and strides of a transformers configuration that are not the encoder's."""
+    channels, stride = said.get("num_channels", 3), said.get("encoder_stride", encoder.stride)
+    if channels != config.channels:
+        raise UserError(f"{where} has num_channels {channels}: add --channels {channels}")
+    if stride != encoder.stride and not (config.encoder_only or config.classifier):
+        raise UserError(
+            f"{where} has encoder_stride {stride}, but {config.encoder} one of {encoder.stride}, so "
+            "its head does not fit: add --encoder-only"
+        )
+
+
+def _own_geometry(settings: str, where: str) -> tuple[Size, Size]:
+    """Image size and window of a checkpoint of this project."""
+    try:
+        values = json.loads(settings)
+        window = {**(values.get("encoder_args") or {})}.get("window_size")
+        return _size(values.get("img_size")), _size(window)
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"the settings in {where} cannot be used") from None
+
+
+def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, project: str):
+    """The model to fill, the tensors for it, its settings and kind, and what there is to tell."""
+    model = build_model(trained)
+    expected, notes = model.state_dict(), []
+    if config.encoder_only or project == "timm":
+        others = {k: v for k, v in expected.items() if not k.startswith(_BACKBONE)}
+        kept = {k for k in ours if k.startswith(_BACKBONE)}
+        surplus = kept - expected.keys()
+        if not config.encoder_only:
+            surplus = {k for k in surplus if k.startswith(tuple(_HEADS))}
+        dropped = [_plain_name(k) for k in ours if k not in kept or k in surplus]
+        if dropped:
+            notes.append(f"left out: {summary(dropped, 20)}")
+        notes.append(f"newly initialised: {', '.join(others)}")
+        ours = {k: v for k, v in ours.items() if k in kept - surplus} | others
+    _check_head(ours, model)
+    ours = checkpoints.reorder_head(ours, config.channels, config.head_order, "cyx")
+    return model, ours, trained.to_json(), "pretrain", notes
+
+
+def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: State, project: str):
+    """As `_finish_model`, for a fine-tuned classifier."""
+    renamed = {}
+    for name, value in ours.items():
+        head = next((h for h in _HEADS if name.startswith(h)), None)
+        renamed[_HEADS[head] + name.removeprefix(head) if head else name] = value
+    fc_norm = "fc_norm.weight" in renamed
+    if renamed.get("head.weight", torch.empty(0)).dim() != 2 or "encoder.mask_token" in renamed:
+        raise UserError(f"{config.source} holds no classifier: leave out --classifier")
+    family = family_of(encoder_of(trained))
+    if family in ("vit", "beit") and not fc_norm:
+        raise UserError(
+            f"{config.source} holds a ViT that classifies by its class token, or by tokens that are "
+            "normalised before their mean: take its encoder alone with --encoder-only"
+        )
+    settings = FinetuneConfig(
+        encoder=trained.encoder,
+        encoder_args=trained.encoder_args,
+        img_size=trained.img_size,
+        channels=trained.channels,
+        fc_norm=fc_norm,
+    )
+    model = Classifier(encoder_of(trained), len(renamed["head.weight"]), fc_norm=fc_norm)
+    renamed["encoder.mask_token"] = model.encoder.mask_token.detach()
+    classes = model.head.out_features
+    notes = [f"a classifier of {classes} classes; its mask token, which is not used, is new"]
+    return model, renamed, settings.to_json(), "finetune", notes
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix(_BACKBONE)
+
+
+def _check_unread(source: Source) -> None:
+    if source.unread:
+        named = [f"{name} ({what})" for name, what in source.unread.items()]
+        raise UserError(
+            f"{source.path} holds weights that are no plain tensors: {checkpoint.some(named)}; save "
+            "them as tensors, for example {k: torch.as_tensor(v) for k, v in weights.items()}"
+        )
+
+
+def _check_head(ours: State, model: SimMIM) -> None:
+    """The head's rows are moved before all else is compared, so they must be there."""
+    wrong = {"head.weight", "head.bias"} - ours.keys()
+    if wrong:
+        raise UserError(
+            f"missing {checkpoint.some(sorted(wrong))}: for the file of an encoder without SimMIM's "
+            "head (a classifier, MAE, a bare backbone) add --encoder-only"
+        )
+    if len(ours["head.weight"]) != model.head.out_features:
+        raise UserError(
+            f"head.weight has {len(ours['head.weight'])} rows, but the encoder's stride and the "
+            f"channels ask for {model.head.out_features}: check --encoder and --channels, or add "
+            "--encoder-only"
+        )
+
+
+def _check(config: ImportConfig, source: Source, ours: State, expected: State) -> None:
+    wrong = checkpoint.differences(ours, expected)
+    if wrong and "norm.weight" not in source.tensors and "fc_norm.weight" in source.tensors:
+        raise UserError(
+            f"{source.path} is no {config.encoder}: {wrong}. Its final norm is one of the mean over "
+            "the tokens (fc_norm): --classifier keeps it and the head"
+        )
+    if wrong:
+        raise UserError(
+            f"{source.path} is no {config.encoder}: {wrong}. Check --encoder, --encoder-args and "
+            "--img-size; --encoder-only leaves out what is no encoder's"
+        )

@@ -1,0 +1,299 @@
+"""Reads PyTorch's pickles without looking up, importing or calling anything that they name.
+
+Tensors, numbers, strings and containers are read. Every other object becomes an `Inert`, which
+remembers the name of its class and what it was given, whatever that class is. So the weights of a
+file can be read although the file also holds an optimiser, a configuration or an attack.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.storage import TypedStorage
+
+from simmim.errors import UserError
+
+_ZIP = b"PK\x03\x04"
+
+
+class Inert:
+    """A class or function that a pickle names, or an object made by it; nothing was called.
+
+    Attributes:
+        name: as in the pickle, with its module.
+        arguments: what it was called with, a tuple; None where it is only named.
+        state: what its attributes were to be set from; None where nothing was.
+        items: what was stored in it, where it behaves as a dictionary.
+        elements: what was appended or added to it.
+    """
+
+    __slots__ = ("arguments", "elements", "items", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple | None = None) -> None:
+        # the older protocols write some modules by their names in Python 2
+        self.name = name.replace("__builtin__.", "builtins.").replace("copy_reg.", "copyreg.")
+        self.arguments = arguments
+        self.state: Any = None
+        self.items: dict = {}
+        self.elements: list = []
+
+    def __repr__(self) -> str:
+        return f"<inert {self.name}>"
+
+
+def read(path: Path) -> Any:
+    """What a file of `torch.save` holds, tensors on the CPU; zip files are memory-mapped, so that
+    what nobody looks at is not loaded.
+
+    Raises:
+        UserError: a format that cannot be read without running code.
+        Exception: a damaged file.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP)) == _ZIP
+    if zipped and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise UserError(
+            f"{path} is a TorchScript archive, which is a program: save the state_dict() of the "
+            "model with torch.save"
+        )
+    if not zipped and tarfile.is_tarfile(path):
+        raise UserError(
+            f"{path} has the tar format of PyTorch before 0.1.10: load it with the PyTorch that "
+            "wrote it and save its state_dict() again"
+        )
+    return torch.load(
+        str(path), map_location="cpu", pickle_module=_Module, weights_only=False, mmap=zipped
+    )
+
+
+def as_mapping(value: Any) -> dict | None:
+    """A dictionary, or the contents of an inert object that holds some: its attributes and items."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, Inert):
+        return None
+    states = value.state if isinstance(value.state, tuple) else (value.state,)
+    found = {}
+    for part in (*states, value.items):
+        found |= part if isinstance(part, dict) else {}
+    return found
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's unpickler in Python, with every opcode that looks up a name, calls,
+    or changes an object replaced."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> Inert:
+        return Inert(f"{module}.{name}")
+
+    def _load_global(self) -> None:
+        module = self.readline()[:-1].decode("utf-8")
+        self.append(Inert(f"{module}.{self.readline()[:-1].decode('utf-8')}"))
+
+    def _load_stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.append(Inert(f"{module}.{name}"))
+
+    def _load_extension(self, size: int) -> None:
+        self.append(Inert(f"extension {int.from_bytes(self.read(size), 'little')}"))
+
+    def _load_inst(self) -> None:
+        self._load_global()
+        cls = self.stack.pop()
+        arguments = tuple(self.pop_mark())
+        self.append(_call(cls, arguments))
+
+    def _load_obj(self) -> None:
+        cls, *arguments = self.pop_mark()
+        self.append(_call(cls, tuple(arguments)))
+
+    def _load_reduce(self) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        self.append(_call(called, arguments))
+
+    def _load_newobj_ex(self) -> None:
+        self.stack.pop()  # keyword arguments
+        self._load_reduce()
+
+    def _load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].state = state
+
+    def _load_append(self) -> None:
+        _extend(self.stack[-2], [self.stack.pop()])
+
+    def _load_appends(self) -> None:
+        elements = self.pop_mark()
+        _extend(self.stack[-1], elements)
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _store(self.stack[-1], [key, value])
+
+    def _load_setitems(self) -> None:
+        pairs = self.pop_mark()
+        _store(self.stack[-1], pairs)
+
+    def _load_binpersid(self) -> None:
+        self.append(self._storage(self.stack.pop()))
+
+    def _load_persid(self) -> None:
+        raise pickle.UnpicklingError("persistent ids as text")
+
+    def _storage(self, identity: Any) -> Any:
+        """The storage that the file's reader gives for its identity; of a whole module, its class."""
+        if not isinstance(identity, tuple) or len(identity) < 2:
+            raise pickle.UnpicklingError("a storage without identity")
+        kind = identity[0]
+        kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
+        if kind == "module":
+            return identity[1]
+        cls = identity[1].name if isinstance(identity[1], Inert) else None
+        if kind != "storage" or cls not in _STORAGES:
+            raise pickle.UnpicklingError(f"a storage of the unknown type {cls}")
+        if not all(isinstance(n, int) and n >= 0 for n in identity[4:5]):
+            raise pickle.UnpicklingError("a storage without size")
+        return self.persistent_load((kind, _STORAGES[cls], *identity[2:]))
+
+
+for _opcode, _function in {
+    pickle.GLOBAL: _Unpickler._load_global,
+    pickle.STACK_GLOBAL: _Unpickler._load_stack_global,
+    pickle.EXT1: lambda self: self._load_extension(1),
+    pickle.EXT2: lambda self: self._load_extension(2),
+    pickle.EXT4: lambda self: self._load_extension(4),
+    pickle.INST: _Unpickler._load_inst,
+    pickle.OBJ: _Unpickler._load_obj,
+    pickle.REDUCE: _Unpickler._load_reduce,
+    pickle.NEWOBJ: _Unpickler._load_reduce,
+    pickle.NEWOBJ_EX: _Unpickler._load_newobj_ex,
+    pickle.BUILD: _Unpickler._load_build,
+    pickle.APPEND: _Unpickler._load_append,
+    pickle.APPENDS: _Unpickler._load_appends,
+    pickle.SETITEM: _Unpickler._load_setitem,
+    pickle.SETITEMS: _Unpickler._load_setitems,
+    pickle.ADDITEMS: _Unpickler._load_appends,
+    pickle.PERSID: _Unpickler._load_persid,
+    pickle.BINPERSID: _Unpickler._load_binpersid,
+}.items():
+    _Unpickler.dispatch[_opcode[0]] = _function
+
+
+class _Module:
+    """What `torch.load` takes for its `pickle_module`."""
+
+    __name__ = "simmim.exchange.inert_pickle"
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file: IO[bytes], **options: Any) -> Any:
+        return _Unpickler(file, **options).load()
+
+    @staticmethod
+    def loads(data: bytes, **options: Any) -> Any:
+        return _Unpickler(io.BytesIO(data), **options).load()
+
+
+def _call(called: Any, arguments: Any) -> Any:
+    """A tensor or container where `called` names a maker of them, otherwise an inert object."""
+    arguments = arguments if isinstance(arguments, tuple) else (arguments,)
+    name = called.name if isinstance(called, Inert) and called.arguments is None else None
+    if name in _MAKERS:
+        made = _MAKERS[name](*arguments)
+        if made is not None:
+            return made
+    return Inert(name or repr(called), arguments)
+
+
+def _extend(target: Any, elements: list) -> None:
+    if type(target) is list:
+        target.extend(elements)
+    elif type(target) is set:
+        target.update(elements)
+    elif isinstance(target, Inert):
+        target.elements.extend(elements)
+    else:
+        raise pickle.UnpicklingError(f"elements for a {type(target).__name__}")
+
+
+def _store(target: Any, pairs: list) -> None:
+    into = target.items if isinstance(target, Inert) else target
+    if type(into) is not dict:
+        raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
+    into.update(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def _make_tensor(
+    storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any, dtype: Any = None
+) -> Tensor | None:
+    # rest: requires_grad and hooks, which weights do not need, then marks of conjugate views
+    if not isinstance(storage, TypedStorage) or any(rest[2:]):
+        return None
+    empty = torch.empty(0, dtype=dtype or storage.dtype)
+    return empty.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
+
+
+def _make_tensor_of_type(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any):
+    dtype = getattr(rest[2], "name", "").removeprefix("torch.") if len(rest) > 2 else ""
+    dtype = getattr(torch, dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        return None
+    return _make_tensor(storage, offset, size, stride, *rest[:2], *rest[3:], dtype=dtype)
+
+
+def _make_parameter(data: Any, *_: Any) -> Tensor | None:
+    return data if isinstance(data, Tensor) else None
+
+
+def _make_of_subclass(function: Any, _type: Any, arguments: Any, _state: Any) -> Tensor | None:
+    made = _call(function, arguments)
+    return made if isinstance(made, Tensor) else None
+
+
+def _make_dict(*arguments: Any) -> dict | None:
+    pairs = arguments[-1] if arguments else None
+    if isinstance(pairs, dict):
+        return dict(pairs)
+    if isinstance(pairs, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+        return dict(pairs)
+    return {} if len(arguments) == 0 or isinstance(pairs, Inert) else None
+
+
+def _make_sequence(kind: type) -> Any:
+    def make(*arguments: Any) -> Any:
+        contents = arguments[0] if len(arguments) == 1 else ()
+        return kind(contents) if isinstance(contents, list | tuple | set) else None
+
+    return make
+
+
+_DICTS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+_MAKERS = {
+    "torch._utils._rebuild_tensor": _make_tensor,
+    "torch._utils._rebuild_tensor_v2": _make_tensor,
+    "torch._utils._rebuild_tensor_v3": _make_tensor_of_type,
+    "torch._utils._rebuild_parameter": _make_parameter,
+    "torch._utils._rebuild_parameter_with_state": _make_parameter,
+    "torch._tensor._rebuild_from_type_v2": _make_of_subclass,
+    **dict.fromkeys((*_DICTS, "builtins.dict"), _make_dict),
+    "torch.Size": _make_sequence(tuple),
+    **{f"builtins.{k.__name__}": _make_sequence(k) for k in (list, tuple, set, frozenset)},
+}
+_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
+_STORAGES = {
+    f"torch.{where}{kind}Storage": getattr(torch, f"{kind}Storage")
+    for where in ("", "cuda.", "storage.")
+    for kind in _KINDS.split()
+} | dict.fromkeys(
+    ("torch.UntypedStorage", "torch.storage.UntypedStorage", "torch.cuda.UntypedStorage"),
+    torch.UntypedStorage,
+)

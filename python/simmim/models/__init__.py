@@ -1,0 +1,1 @@
+"""The SimMIM model, its encoders, and the classifier that fine-tuning trains."""

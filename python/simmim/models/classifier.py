@@ -1,0 +1,161 @@
+"""A classifier on an encoder, and the encoder that a command asks for, trained or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from simmim.config.labels import FinetuneConfig, LabelledConfig
+from simmim.config.numbers import flag
+from simmim.config.pretrain import PretrainConfig
+from simmim.errors import UserError
+from simmim.models.build import encoder_of
+from simmim.models.encoders import ConvEncoder, TimmEncoder
+from simmim.storage import checkpoint
+from simmim_kernels import PatchMask, random_mask
+
+Config = TypeVar("Config", bound=LabelledConfig)
+Weights = dict[str, Tensor]
+
+#: what a checkpoint brings along, with what stands in where there is none
+_BROUGHT = {"encoder": None, "encoder_args": {}, "img_size": 224, "channels": 3}
+
+
+def completed(config: Config) -> tuple[Config, Weights | None]:
+    """``config`` with its encoder described in full, and the weights to start from.
+
+    Raises:
+        UserError: no such checkpoint, one of another encoder than the one asked for, or neither a
+            checkpoint nor an encoder.
+    """
+    if config.checkpoint is None:
+        if config.encoder is None:
+            raise UserError(
+                "say what to start from: --checkpoint FILE, or --encoder NAME for random weights"
+            )
+        missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
+        return dataclasses.replace(config, **missing), None
+    state = checkpoint.load(config.checkpoint)
+    trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
+    brought = {name: getattr(trained, name) for name in _BROUGHT}
+    for name, value in brought.items():
+        wanted = getattr(config, name)
+        if wanted not in (None, {}, value):
+            raise UserError(
+                f"{config.checkpoint} holds an encoder with {flag(name)} {value}, not {wanted}: "
+                f"leave out {flag(name)}, or leave out --checkpoint to start from random weights"
+            )
+    weights = {
+        name.removeprefix("encoder."): value
+        for name, value in state["model"].items()
+        if name.startswith("encoder.")
+    }
+    return dataclasses.replace(config, **brought), weights
+
+
+def start(
+    config: LabelledConfig, weights: Weights | None, drop_path: float = 0.0
+) -> TimmEncoder | ConvEncoder:
+    """The encoder of a completed ``config``, with ``weights`` or newly initialised."""
+    described = {name: getattr(config, name) for name in _BROUGHT}
+    encoder = encoder_of(PretrainConfig(**described, drop_path=drop_path))
+    if weights is not None:
+        checkpoint.check_weights(config.checkpoint, weights, encoder.state_dict())
+        encoder.load_state_dict(weights)
+    return encoder
+
+
+def nothing_hidden(images: Tensor) -> PatchMask:
+    """The mask under which an encoder sees all of ``images``."""
+    return random_mask(len(images), (1, 1), 0.0, seed=0, device=images.device)
+
+
+class Classifier(nn.Module):
+    """A linear map of the mean over an encoder's tokens to one number a class.
+
+    Args:
+        encoder: from ``simmim.models.encoders``; its mask token, which nothing uses here, is frozen.
+        classes: how many there are.
+        fc_norm: normalise the mean of the tokens by a new LayerNorm, in place of the encoder's final
+            norm, which is taken away (BEiT's and SimMIM's fine-tuned ViTs).
+        head_scale: multiplies the head's random weights, which have a deviation of 0.02.
+
+    Raises:
+        UserError: ``fc_norm`` for an encoder without a final norm.
+    """
+
+    def __init__(
+        self,
+        encoder: TimmEncoder | ConvEncoder,
+        classes: int,
+        *,
+        fc_norm: bool = False,
+        head_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fc_norm: nn.Module = nn.Identity()
+        if fc_norm:
+            norm = getattr(getattr(encoder, "backbone", None), "norm", None)
+            if not isinstance(norm, nn.LayerNorm):
+                raise UserError("--fc-norm needs an encoder with a final norm: leave it out")
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=norm.eps)
+            encoder.backbone.norm = nn.Identity()
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(head_scale)
+        if hasattr(encoder, "mask_token"):
+            encoder.mask_token.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores ``(B, classes)`` of ``uint8 (B, C, H, W)`` images."""
+        tokens = self.encoder(images, nothing_hidden(images))
+        return self.head(self.fc_norm(tokens.mean(1)))
+
+
+def load_classifier(path: Path) -> tuple[Classifier, FinetuneConfig]:
+    """The classifier in a checkpoint of ``simmim finetune`` or ``simmim import --classifier``, in
+    evaluation mode, and its settings.
+
+    Raises:
+        UserError: no such checkpoint, or one of another command.
+    """
+    state = checkpoint.load(path, "finetune")
+    config = checkpoint.settings(path, state, FinetuneConfig)
+    classes = len(state["model"].get("head.weight", ()))
+    model = Classifier(start(config, None), classes, fc_norm=config.fc_norm)
+    checkpoint.check_weights(path, state["model"], model.state_dict())
+    model.load_state_dict(state["model"])
+    return model.eval(), config
+
+
+@torch.no_grad()
+def block_features(
+    encoder: TimmEncoder | ConvEncoder, images: Tensor, blocks: Sequence[int]
+) -> list[Tensor]:
+    """What each of ``blocks`` (from 0) gives for ``uint8 (B, C, H, W)`` images.
+
+    Returns:
+        tensors ``(B, width)``: means over patch tokens, those of the last block after the encoder's
+        final norm.
+    """
+    modules = encoder.blocks()
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int):
+        return lambda _module, _inputs, output: found.update({number: encoder.pooled(output)})
+
+    hooks = [modules[n].register_forward_hook(keep(n)) for n in blocks]
+    try:
+        found[len(modules) - 1] = encoder(images, nothing_hidden(images)).mean(1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[n] for n in blocks]

@@ -1,0 +1,71 @@
+"""Which part of each image is hidden: the strategies of ``simmim_kernels`` under one configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simmim.errors import UserError
+from simmim.models.encoders import check_divides
+from simmim_kernels import PatchMask, block_mask, box_mask, random_mask
+
+STRATEGIES = {"random": random_mask, "block": block_mask, "box": box_mask}
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Masks for images of one size.
+
+    Attributes:
+        strategy: ``"random"``, ``"block"`` or ``"box"``, see ``simmim_kernels``.
+        unit: pixels a side of the squares that are hidden or shown as a whole.
+        ratio: hidden fraction (of each side for ``"box"``), 0 to 1.
+        img_size: ``(H, W)``, multiples of ``unit``.
+    """
+
+    strategy: str
+    unit: int
+    ratio: float
+    img_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"unknown mask {self.strategy!r}: use {', '.join(STRATEGIES)}")
+        if self.unit < 1:
+            raise UserError(f"the mask unit is a number of pixels from 1, not {self.unit}")
+        if not 0 <= self.ratio <= 1:
+            raise UserError(f"the mask ratio lies between 0 and 1, not at {self.ratio}")
+        check_divides("mask unit", self.unit, self.img_size)
+        units, hidden = self.grid[0] * self.grid[1], self.hidden
+        if hidden == 0:
+            raise UserError(
+                f"--mask-ratio {self.ratio:g} hides none of the {units} units, so there is nothing "
+                "to predict: raise it"
+            )
+        if hidden == units:
+            raise UserError(
+                f"--mask-ratio {self.ratio:g} hides all {units} units, so there is nothing to "
+                "predict from: lower it"
+            )
+
+    @property
+    def hidden(self) -> int:
+        """Units that are hidden in each image."""
+        if self.strategy == "box":
+            return int(self.grid[0] * self.ratio) * int(self.grid[1] * self.ratio)
+        return math.ceil(self.grid[0] * self.grid[1] * self.ratio)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of mask units."""
+        return self.img_size[0] // self.unit, self.img_size[1] // self.unit
+
+    def __call__(
+        self, ids: Tensor, *, seed: int, epoch: int = 0, device: torch.device | None = None
+    ) -> PatchMask:
+        """The masks of samples ``ids`` (``int64 (B,)``): a pure function of (seed, epoch, id)."""
+        draw = STRATEGIES[self.strategy]
+        return draw(ids, self.grid, self.ratio, seed=seed, epoch=epoch, device=device)

@@ -1,0 +1,187 @@
+"""SimMIM: an encoder that sees a partly hidden image, a linear head, a loss on what was hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle
+
+from simmim.errors import UserError
+from simmim.models import published
+from simmim.models.encoders import ConvEncoder, TimmEncoder
+from simmim_kernels import (
+    PatchMask,
+    PatchNorm,
+    WindowNorm,
+    mask_image,
+    masked_l1,
+    masked_linear_l1,
+    masked_linear_mse,
+    masked_linear_smooth_l1,
+    masked_mse,
+    masked_smooth_l1,
+)
+from simmim_kernels.channel_statistics import ChannelStatistics
+
+LOSSES = {"l1": masked_l1, "mse": masked_mse, "smooth_l1": masked_smooth_l1}
+HEAD_AND_LOSSES = {
+    "l1": masked_linear_l1,
+    "mse": masked_linear_mse,
+    "smooth_l1": masked_linear_smooth_l1,
+}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def channel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of images divided by 255.
+
+    ImageNet's for RGB; for any other number of channels the average of ImageNet's three.
+    """
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (round(sum(IMAGENET_MEAN) / 3, 3),) * channels, (
+        round(sum(IMAGENET_STD) / 3, 3),
+    ) * channels
+
+
+class SimMIM(ChannelStatistics):
+    """Masked image modelling as in the SimMIM paper: ``forward`` gives the loss.
+
+    The head is one linear map a token, to ``C * stride^2`` numbers in ``"cyx"`` order: the same
+    parameters and the same result as the published 1x1 convolution followed by ``PixelShuffle``,
+    but the prediction is never laid out as an image: the loss reads it where it lies.
+
+    Args:
+        encoder: from ``simmim.models.encoders``.
+        channels: channels ``C`` of the images.
+        loss: ``"l1"`` (the paper's), ``"mse"`` or ``"smooth_l1"``.
+        mean, std: normalisation of the target divided by 255; ``None`` leaves it in [0, 1].
+        target_norm: ``WindowNorm()`` (SwinV2's recipe) or ``PatchNorm()`` (MAE's) normalises the
+            target further, every pixel by its neighbourhood; a patch is an output token.
+        sigmoid: end the head with a sigmoid, for targets in [0, 1].
+        plain: run the published arithmetic in plain PyTorch instead of the kernels. By default a
+            visible pixel is read once, by the patch embedding, a hidden one once, by the loss, and
+            the last block and the head see hidden tokens alone; the loss and its gradients are the
+            same to rounding.
+    """
+
+    def __init__(
+        self,
+        encoder: TimmEncoder | ConvEncoder,
+        *,
+        channels: int = 3,
+        loss: str = "l1",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        target_norm: WindowNorm | PatchNorm | None = None,
+        sigmoid: bool = False,
+        plain: bool = False,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise UserError(f"unknown loss {loss!r}: use {', '.join(LOSSES)}")
+        self.encoder = encoder
+        self.plain = encoder.plain = plain
+        self.head = nn.Linear(encoder.width, channels * encoder.stride**2)
+        self.sigmoid = sigmoid
+        self.target_norm = target_norm
+        self.loss = loss
+        self._keep_statistics(mean, std, self.head.weight)
+
+    def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
+        """Loss on the hidden pixels of ``uint8 (B, C, H, W)`` images: a scalar, or ``(B,)``."""
+        hidden = None if self.plain else self.encoder.hidden_tokens(images, mask)
+        if hidden is not None:
+            grid = images.shape[2] // self.encoder.stride, images.shape[3] // self.encoder.stride
+            return self.score(self._head(hidden), images, mask.on_grid(grid), reduction)
+        if self.plain or self.sigmoid or not self._covers_tokens(images, mask):
+            return self.score(self.predict_tokens(images, mask), images, mask, reduction)
+        return HEAD_AND_LOSSES[self.loss](
+            self.encoder(images, mask),
+            self.head.weight,
+            self.head.bias,
+            images,
+            mask,
+            reduction=reduction,
+            **self._target(),
+        )
+
+    def _target(self) -> dict[str, object]:
+        return {
+            "order": "cyx",
+            "target_norm": self.target_norm,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def _covers_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> bool:
+        """Whether every mask unit is a whole number of output tokens."""
+        units = (mask.mask if isinstance(mask, PatchMask) else mask).shape[1:]
+        sides = (side // self.encoder.stride for side in images.shape[2:])
+        return all(side % n == 0 for side, n in zip(sides, units, strict=True))
+
+    def score(
+        self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        """The masked loss of any prediction, tokens or image, in the normalised space."""
+        if self.plain:
+            image = prediction if prediction.dim() == 4 else self._shuffle(prediction, images)
+            target = published.normalized(images, self.mean, self.std)
+            if self.target_norm is not None:
+                mean, deviation = self._local_statistics(target)
+                target = (target - mean) / deviation
+            return published.masked_loss(image, target, mask, self.loss, reduction)
+        return LOSSES[self.loss](prediction, images, mask, reduction=reduction, **self._target())
+
+    def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Predictions ``(B, L, C * stride^2)``, normalised, row order ``"cyx"``."""
+        return self._head(self.encoder(images, mask))
+
+    def _local_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        return published.local_statistics(target, self.target_norm, self.encoder.stride)
+
+    def _head(self, tokens: Tensor) -> Tensor:
+        tokens = self.head(tokens)
+        return tokens.sigmoid() if self.sigmoid else tokens
+
+    def _shuffle(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Predicted tokens ``(B, L, C * stride^2)`` laid out as an image of ``images``' size."""
+        stride = self.encoder.stride
+        grid = images.shape[-2] // stride, images.shape[-1] // stride
+        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), stride)
+
+    def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, within [0, 1].
+
+        A ``target_norm`` is undone by the true image's local means and deviations, which the model
+        was not asked to predict.
+        """
+        image = self._shuffle(self.predict_tokens(images, mask).float(), images)
+        if self.target_norm is not None:
+            target = published.normalized(images, self.mean, self.std)
+            mean, deviation = self._local_statistics(target)
+            image = image * deviation + mean
+        if self.mean is not None:
+            image = image * self.std[:, None, None] + self.mean[:, None, None]
+        return image.clamp(0, 1)
+
+
+def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    """The guess that a model must beat: every pixel is the mean of the image's visible pixels.
+
+    Returns:
+        ``float32 (B, C, H, W)`` in the normalised space of ``model``'s targets, a broadcast view;
+        with a ``target_norm``, which makes every local mean 0, tokens of zeros.
+    """
+    if model.target_norm is not None:
+        tokens = images[0, 0].numel() // model.encoder.stride**2
+        zero = torch.zeros((), device=images.device)
+        return zero.expand(len(images), tokens, model.head.out_features)
+    units = mask.mask if isinstance(mask, PatchMask) else mask
+    shown = (~units).flatten(1).float().mean(1).clamp_min(1e-12)[:, None]
+    seen = mask_image(images, mask, 0.0, mean=model.mean, std=model.std)
+    colour = seen.mean((2, 3)) / shown
+    return colour[:, :, None, None].expand(*images.shape)

@@ -1,0 +1,295 @@
+"""The file of a checkpoint: written whole, read back, and checked before anything is made of it.
+
+A checkpoint is a dictionary in a file of ``torch.save``, or a model alone in a safetensors file. It
+holds a checksum of each of its parts; files of earlier versions, which have none, are read too.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from simmim.config.field_types import wrong_fields
+from simmim.config.run import RunConfig
+from simmim.errors import UserError, first_line, require
+from simmim.storage.checksums import check_archive, checksums, damaged_parts
+from simmim.storage.files import replacing
+from simmim.storage.kinds import explain_wrong_kind
+
+VERSION = 1
+LAST = "last.pt"
+SAFETENSORS = ".safetensors"
+_CHECKSUMS = "checksums"
+_METADATA = {"format", "version", "config", "kind", _CHECKSUMS}
+#: what every checkpoint holds, and what those from which a run goes on hold too
+_MODEL = {"config": str, "model": dict}
+_TRAINING = {
+    "optimizer": dict,
+    "update": int,
+    "global_batch": int,
+    "loss_sum": float,
+    "norm_sum": float,
+    "counters": dict,
+    "data": dict,
+}
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not, or no longer, what a run wrote."""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint of update ``step`` in ``folder``."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def step_of(path: Path) -> int | None:
+    """The update in the name of a checkpoint; ``None`` for every other name, those of copies too."""
+    found = re.fullmatch(r"step-(\d{8,})\.pt", path.name, re.ASCII)
+    if found is None or path != path_of(path.parent, int(found[1])):
+        return None
+    return int(found[1])
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The files in ``folder`` with a checkpoint's name, the newest last."""
+    found = [path for path in folder.glob("step-*.pt") if step_of(path) is not None]
+    return sorted((path for path in found if path.is_file()), key=step_of)
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the highest update in ``folder``, good or damaged, or ``None``."""
+    found = numbered(folder)
+    return found[-1] if found else None
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path`` with its checksums, and read it back before it takes its place.
+
+    Raises:
+        UserError: it could not be written, or was not read back as it was written; what stood at
+            ``path`` stays.
+    """
+    contents = {"version": VERSION, **state}
+    contents[_CHECKSUMS] = checksums(contents)
+    with replacing(path, _check_archive_of_save) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)
+
+
+def _check_archive_of_save(path: Path) -> None:
+    try:
+        check_archive(path)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise OSError(None, f"the disk gives back something else ({first_line(error)})") from None
+
+
+def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, without running code that it might contain.
+
+    Args:
+        kind: the command whose checkpoint is expected; ``None`` for any.
+
+    Raises:
+        UserError: no such file, damaged, not a checkpoint of this version, or of another command. If
+            it is damaged and an older one beside it is not, the message names that.
+    """
+    try:
+        return read(path, kind)
+    except DamagedError as error:
+        for other in reversed(numbered(path.parent)):
+            if not other.samefile(path) and _is_good(other, kind):
+                raise DamagedError(f"{error}; {other} is not damaged") from error
+        raise
+
+
+def read(path: Path, kind: str | None) -> dict[str, Any]:
+    """As ``load``, without looking for another checkpoint.
+
+    Raises:
+        DamagedError: it is damaged.
+        UserError: all else.
+    """
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    model_only = path.suffix == SAFETENSORS
+    try:
+        if model_only:
+            state = _read_safetensors(path)
+        else:
+            check_archive(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: {error.strerror}") from error
+    except Exception as error:
+        raise DamagedError(f"{path} is not a checkpoint of simmim: {unreadable(error)}") from error
+    if not isinstance(state, dict) or "version" not in state:
+        raise DamagedError(
+            f"{path} is not a checkpoint of simmim: simmim import makes one of those of others"
+        )
+    version = state["version"]
+    if version != VERSION:
+        raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
+    if kind is not None and state.get("kind", "pretrain") != kind:
+        raise UserError(explain_wrong_kind(path, state, kind))
+    if _CHECKSUMS in state:
+        wrong = damaged_parts(state, state.pop(_CHECKSUMS))
+        if wrong:
+            raise DamagedError(
+                f"{path} is damaged: it does not hold what was written, in {some(wrong)}"
+            )
+    _check_parts(path, state, _MODEL if model_only else _MODEL | _TRAINING)
+    return state
+
+
+def _check_parts(path: Path, state: dict[str, Any], parts: Mapping[str, type]) -> None:
+    lacking = parts.keys() - state.keys()
+    if lacking:
+        raise DamagedError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
+    for name, kind in parts.items():
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise DamagedError(
+                f"{path} is damaged: its {name} is a {type(state[name]).__name__}, no "
+                f"{kind.__name__}"
+            )
+    for name, value in state["model"].items():
+        if not isinstance(name, str) or not is_plain_tensor(value):
+            raise DamagedError(f"{path} is damaged: its model's {name} is no dense tensor")
+
+
+def is_plain_tensor(value: object) -> bool:
+    """Whether ``value`` is a dense, real tensor in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
+
+
+def _is_good(path: Path, kind: str | None) -> bool:
+    try:
+        read(path, kind)
+    except UserError:
+        return False
+    return True
+
+
+def settings(path: Path, state: Mapping[str, Any], kind: type[Config]) -> Config:
+    """The configuration of the run that wrote ``state``, read from ``path``.
+
+    Raises:
+        DamagedError: no settings, or values of other types than the fields have.
+        UserError: settings of another version.
+    """
+    words = f"the settings in {path} cannot be used: "
+    try:
+        config = kind.from_json(state["config"])
+    except UserError as error:
+        raise UserError(words + first_line(error)) from error
+    except (ValueError, TypeError) as error:
+        raise DamagedError(words + first_line(error)) from error
+    wrong = wrong_fields(config)
+    if wrong:
+        raise DamagedError(words + some(wrong))
+    return config
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file of tensors could not be read, in one line, without PyTorch's advice to run what it
+    holds."""
+    if isinstance(error, pickle.UnpicklingError):
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if forbidden:
+            return f"it cannot be read without running code, {forbidden[1]}"
+        return "it is no file of tensors"
+    if isinstance(error, RuntimeError | EOFError | OSError):
+        return f"it is damaged or cut short ({first_line(error).partition('. ')[0]})"
+    return first_line(error)
+
+
+def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What keeps ``found`` from being the tensors of a model, in one line; empty if nothing does."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} for {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    parts = {
+        "missing": some(sorted(expected.keys() - found.keys())),
+        "surplus": some(sorted(found.keys() - expected.keys())),
+        "other shapes:": some(shapes),
+    }
+    return "; ".join(f"{what} {names}" for what, names in parts.items() if names)
+
+
+def check_weights(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ``UserError`` where the checkpoint ``path`` holds other tensors than a model has."""
+    wrong = differences(found, expected)
+    if wrong:
+        raise UserError(
+            f"{path} does not hold the weights of its own settings: {wrong}; it was changed, or "
+            "another version wrote it"
+        )
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first ``count`` of ``names``, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def save_model(
+    path: Path, config: str, model: dict[str, torch.Tensor], kind: str = "pretrain"
+) -> None:
+    """Write a model without the state of its training, as safetensors; ``load`` reads it.
+
+    Args:
+        config: the run's configuration as JSON.
+        kind: the command that trains such models.
+
+    Raises:
+        UserError: it could not be written; what stood at ``path`` stays.
+    """
+    safetensors = require("safetensors.torch")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = {name: value.contiguous() for name, value in model.items()}
+    sums = checksums({"version": VERSION, "config": config, "kind": kind, "model": model})
+    metadata = {"format": "pt", "version": str(VERSION), "config": config, "kind": kind}
+    metadata[_CHECKSUMS] = json.dumps(sums)
+
+    def check(written: Path) -> None:
+        state = _read_safetensors(written)
+        if state.pop(_CHECKSUMS) != sums or checksums(state) != sums:
+            raise OSError(None, "the disk gives back something else")
+
+    with replacing(path, check) as temporary:
+        safetensors.save_file(model, temporary, metadata)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with require("safetensors").safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if "version" not in metadata:
+            return {}
+        unknown = metadata.keys() - _METADATA
+        if unknown:
+            # perhaps the damaged name of what would show the damage
+            raise RuntimeError(f"unknown entry {min(unknown)!r}")
+        state = {
+            "version": int(metadata["version"]),
+            "config": metadata["config"],
+            "kind": metadata.get("kind", "pretrain"),
+            "model": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+        }
+    if _CHECKSUMS in metadata:
+        state[_CHECKSUMS] = json.loads(metadata[_CHECKSUMS])
+    return state

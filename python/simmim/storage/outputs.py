@@ -1,0 +1,35 @@
+"""Whether a command may write where it is told to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from simmim.errors import UserError
+from simmim.storage.manifest import manifests
+
+
+def check_replaceable(path: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Refuse to write to ``path`` where something stands that must stay.
+
+    Args:
+        path: the file to write.
+        overwrite: another file may be replaced.
+        source: a file that is read.
+
+    Raises:
+        UserError: ``path`` is a folder, the ``source``, a file of a run, or exists and ``overwrite``
+            was not given.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    if not os.path.lexists(path):
+        return
+    if source is not None and source.exists() and path.exists() and path.samefile(source):
+        raise UserError(f"{path} is the file that is read: choose another --out")
+    for out in (path.parent, path.parent.parent):
+        for manifest in manifests(out):
+            if manifest.wrote(out / path.relative_to(out)):
+                raise UserError(f"{path} belongs to the run in {out}: choose another --out")
+    if not overwrite:
+        raise UserError(f"{path} exists: replace it with --overwrite, or choose another --out")

@@ -1,0 +1,1 @@
+"""Training runs: updates, records, and an orderly end."""

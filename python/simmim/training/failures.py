@@ -1,0 +1,105 @@
+"""What ends a run early, in one line that says what to do and what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from simmim.errors import LostProcessError, ProcessError, UserError, first_line
+from simmim.training.finite import NotFiniteError
+
+
+class AgreedFailure(Exception):
+    """A failure of one process that all processes of the run learnt of at the same point.
+
+    Args:
+        error: what went wrong in this process; ``None`` where it was another one.
+    """
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the failures below, for which PyTorch has long words, into ``UserError``.
+
+    Raises:
+        UserError: no memory left, or a process that read images was killed, which is what a system
+            without memory does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        explanation = _explain(error)
+        if explanation is None:
+            raise
+        raise explanation from error
+
+
+@contextmanager
+def saved_on_failure(save: Callable[[bool], str]) -> Iterator[None]:
+    """Save what there is before an exception ends the run.
+
+    Args:
+        save: told whether all processes take part; saves the state after the last whole update
+            where it can, and says in words what remains. Called once, for every ``Exception``
+            but numbers that are not finite.
+
+    Raises:
+        UserError: the failure with what remains, if it is one of those that are explained.
+        LostProcessError: the failure was another process's.
+        BrokenPipeError: the reader of the output has gone.
+    """
+    try:
+        yield
+    except (NotFiniteError, LostProcessError):
+        raise
+    except AgreedFailure as failure:
+        remains = save(True)
+        if failure.error is None:
+            raise LostProcessError(remains) from None
+        raise _with(failure.error, remains) from failure.error
+    except Exception as error:
+        failure = _with(error, save(False))
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def _with(error: Exception, remains: str) -> Exception:
+    """``error`` as one that also says what remains; errors of unknown kind stay as they are."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    if isinstance(error, RuntimeError):
+        error = _explain(error) or error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        error = ProcessError(f"{where}{error.strerror or _innermost(error)}")
+    return type(error)(f"{error}; {remains}") if isinstance(error, UserError) else error
+
+
+def _innermost(error: OSError) -> str:
+    """What ``error`` says; of one that a data-loader worker sent, the last line of its traceback."""
+    if "DataLoader worker process" in str(error):
+        return str(error).strip().splitlines()[-1].strip()
+    return first_line(error)
+
+
+def _explain(error: RuntimeError) -> UserError | None:
+    # but for a GPU's memory, these have no type of their own
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return ProcessError(
+            "out of memory: lower --batch-size (for pretrain and finetune raise --accumulate by as "
+            "much, and the run stays the same)"
+        )
+    if text.startswith("DataLoader worker"):
+        return ProcessError(
+            "a process that reads images was killed, as systems do that run out of memory: lower "
+            "--workers or --batch-size, or leave out --cache"
+        )
+    return None

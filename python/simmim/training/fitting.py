@@ -1,0 +1,350 @@
+"""The course of a training run: updates, log rows, validations, checkpoints, and an orderly end."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simmim.config.conflicts import remarks
+from simmim.config.run import RunConfig
+from simmim.data.crops import Batch, Crops, check_readable
+from simmim.data.order import Order
+from simmim.errors import first_line
+from simmim.storage import checkpoint
+from simmim.storage.run_folder import RunFolder
+from simmim.training.counters import Counters, Summary
+from simmim.training.failures import AgreedFailure, saved_on_failure
+from simmim.training.finite import NotFiniteError
+from simmim.training.introduction import introduction
+from simmim.training.optimizer import learning_rate
+from simmim.training.processes import Peers
+from simmim.training.progress import named_if_slow
+from simmim.training.reader import Reader
+from simmim.training.records import NoRecords, Records
+from simmim.training.sharding import gathered
+from simmim.training.signals import caught_signals, worker_deaths_reported_when_reading
+from simmim.training.sums import Sums
+
+#: what processes tell each other when one of them cannot go on; above all signals
+FAILED = 1000
+
+
+class Fitting(ABC):
+    """``fit`` and all that it does; what a run consists of and how it is saved is in ``Loop``.
+
+    The state of a run changes in ``_update`` alone, wholly or not at all, so that it can be saved
+    whatever ends the run.
+    """
+
+    kind: ClassVar[str]
+    config: RunConfig
+    train_set: Crops
+    images: int
+    parameters: int
+    attention: str
+    data_summary: Sequence[str]
+    fabric: Any
+    order: Order
+    peers: Peers
+    model: Any
+    optimizer: Any
+    update: int
+    counters: Counters
+    log_every: int
+    folder: Path
+    run_folder: RunFolder
+    saved_at: int
+
+    def __init__(self) -> None:
+        self.sums = Sums(self.fabric.device)
+        self.caught: list[int] = []
+        self.reader: Reader | None = None
+        # False while weights and counters belong to different updates, and while saving
+        self._whole = True
+
+    @abstractmethod
+    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
+        """The mean loss of one pass in ``epoch``."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Update the validation's counters and records; all processes take part."""
+
+    @abstractmethod
+    def _save(self) -> None:
+        """Write a checkpoint; all processes take part."""
+
+    @abstractmethod
+    def _what_remains(self) -> str:
+        """Which checkpoint there is, in words."""
+
+    def fit(self) -> Summary:
+        """Train from the current update to the end, or until SIGTERM, SIGINT or SIGHUP.
+
+        Whatever ends the run early, the state after the last whole update is saved if it can be.
+
+        Raises:
+            UserError: numbers that are no longer finite, images that cannot be read, a disk that
+                takes no more.
+            LostProcessError: another process of the run has died or failed.
+            BrokenPipeError: the reader of the output has gone.
+        """
+        config, order = self.config, self.order
+        records = Records if self.fabric.is_global_zero else NoRecords
+        self.records = records(config.out, self.update, order.updates, order.global_batch)
+        with (
+            self.run_folder,
+            self.peers.watched(self._what_remains, self.records.say_from_any),
+            closing(self.records),
+            caught_signals() as self.caught,
+            saved_on_failure(self._rescue),
+        ):
+            self._introduce()
+            stop = self._train()
+        self.peers.leave()
+        return Summary(
+            updates=self.update,
+            images_per_second=self.records.overall_rate(self.update),
+            counters=self.counters,
+            checkpoint=self.folder / checkpoint.LAST,
+            signal=stop if self.update < order.updates else 0,
+        )
+
+    def _introduce(self) -> None:
+        """Say what is going to be done."""
+        config, order = self.config, self.order
+        self.records.say(
+            introduction(
+                self.kind,
+                config,
+                order,
+                parameters=self.parameters,
+                images=self.images,
+                update=self.update,
+                device=self.fabric.device.type,
+            )
+        )
+        for line in (*self.data_summary, self.attention):
+            self.records.say(line)
+        for remark in remarks(config):
+            self.records.say(remark)
+        for line in self.counters.changes:
+            self.records.note(self.update, line)
+
+    def _train(self) -> int:
+        """Make the updates that remain; returns the signal that ended them early, else 0."""
+        config, order = self.config, self.order
+        self._record()
+        self.model.train()
+        stop = self.peers.largest(self._reason_to_stop())
+        if self.update < order.updates and not stop:
+            pin = self.fabric.device.type == "cuda"
+            self.reader = Reader(self.train_set, config, order, self.update, pin)
+            with worker_deaths_reported_when_reading():
+                while self.update < order.updates and not stop:
+                    stop = self._update()
+                    self.records.advance(self.update)
+                    self._record()
+                    if self.update % config.save_every == 0:
+                        self._keep()
+                    if order.world == 1:
+                        stop = self._reason_to_stop()
+        if self.saved_at != self.update:
+            self._keep()
+        unwritten = stop in (0, FAILED) and self.records.error is not None
+        if self.peers.largest(int(unwritten)):
+            raise AgreedFailure(self.records.error)
+        return stop
+
+    def _reason_to_stop(self) -> int:
+        """``FAILED``, the number of a signal, or 0."""
+        if self.reader is not None and self.reader.failure is not None:
+            return FAILED
+        if self.caught:
+            return self.caught[0]
+        return FAILED if self.records.error is not None else 0
+
+    def _record(self) -> None:
+        """Write the row of the log and make the validation that are due, each once.
+
+        Where they could not be completed, the resumed run comes here again at the same update.
+        """
+        at_end = self.update == self.order.updates
+        if self.sums.count and (at_end or self.update % self.log_every == 0):
+            self._log()
+        if self._validation_due() and self.counters.validated != self.update:
+            self._validate()
+
+    def _recorded(self) -> bool:
+        """Whether the first process could write all rows, the same in all processes."""
+        return not self.peers.largest(int(not self.records.complete))
+
+    def _keep(self) -> None:
+        self._whole = False
+        self._save()
+        self._whole = True
+
+    def _rescue(self, together: bool) -> str:
+        """Save the state after the last whole update, where it is not saved yet and that needs no
+        process that is gone; says what remains."""
+        can = self._whole and (together or self.order.world == 1)
+        if can and self.update and self.saved_at != self.update:
+            try:
+                self._save()
+                # nobody leaves, and has the launcher end all, before the first process has written
+                self.peers.largest(0)
+            except Exception as error:
+                return f"no checkpoint could be saved ({first_line(error)}); {self._what_remains()}"
+        return self._what_remains()
+
+    def _update(self) -> int:
+        """Make one update, wholly or not at all; returns why all processes are to stop, else 0.
+
+        Raises:
+            AgreedFailure: a process could not go on, so none has made the update.
+        """
+        config, order = self.config, self.order
+        self._seed_update()
+        total = torch.zeros_like(self.sums.loss)
+        bad: dict[str, str] = {}
+        notes: dict[str, str] = {}
+        for turn in range(config.accumulate):
+            batch = self.reader.read()
+            bad.update(batch.bad)
+            notes.update(batch.notes)
+            last = turn == config.accumulate - 1
+            with self.fabric.no_backward_sync(self.model, enabled=not last):
+                loss = self.pass_loss(batch, order.epoch(self.update))
+                loss = loss * order.weight(self.update, turn)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        # once an update: clipping each pass's part would change the gradient's direction
+        norm = gathered(self._clip())
+        stop = self.peers.largest(self._reason_to_stop()) if order.world > 1 else 0
+        if stop == FAILED:
+            raise AgreedFailure(self.reader.failure or self.records.error)
+        self._whole = False
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sums.add(total, norm)
+        self._add_bad(bad)
+        self._add_notes(notes)
+        self.update += 1
+        self._whole = True
+        return stop
+
+    def _seed_update(self) -> None:
+        key = [self.config.seed % 2**64, self.update, self.order.rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        config, order = self.config, self.order
+        scale = order.global_batch / 512
+        return learning_rate(
+            self.update,
+            updates=order.updates,
+            warmup=round(config.warmup_epochs * order.updates_per_epoch),
+            peak=config.lr * scale,
+            start=config.warmup_lr * scale,
+            end=config.min_lr * scale,
+            schedule=config.schedule,
+        )
+
+    def _clip(self) -> Tensor:
+        if self.config.clip:
+            return self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+            )
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def note_bad(self, batch: Batch) -> None:
+        """Remember and name the files of ``batch`` that were passed over."""
+        check_readable(batch, self.config.on_bad_image)
+        self._add_bad(dict(batch.bad))
+        self._add_notes(dict(batch.notes))
+
+    def _add_bad(self, found: dict[str, str]) -> None:
+        for path, reason in found.items():
+            if path not in self.counters.bad:
+                self.counters.bad[path] = reason
+                self.records.say(f"skipped {path}: {reason}")
+
+    def _add_notes(self, found: dict[str, str]) -> None:
+        for path, note in found.items():
+            if path not in self.counters.partly:
+                self.counters.partly[path] = note
+                self.records.say(f"{path}: {note}")
+
+    def _log(self) -> None:
+        loss, norm = (total / self.sums.count for total in self._read_sums())
+        self.records.training(
+            self.update,
+            self.order.epoch(self.update - 1),
+            loss=loss,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            grad_norm=norm,
+        )
+        if self._recorded():
+            self.sums.clear()
+
+    def _read_sums(self) -> list[float]:
+        """Loss and gradient norm summed since the last log row, the mean of all processes; the
+        host waits for the GPU here.
+
+        Raises:
+            NotFiniteError: one of them is infinite or not a number: the weights are lost.
+        """
+        sums = self.fabric.all_reduce(self.sums.stack()).tolist()
+        if not all(map(math.isfinite, sums)):
+            raise self._not_finite("the loss or its gradient")
+        return sums
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        """The error that says how to go on."""
+        advice = f"lower --lr (now {self.config.lr:g})"
+        if self.config.precision != "32-true":
+            advice += ", or use --precision 32-true"
+        if len(checkpoint.numbered(self.folder)) > 1:
+            advice += "; if that is not enough, delete this checkpoint to go on from the one before"
+        return NotFiniteError(
+            f"{what} is no longer finite by update {self.update}; {self._what_remains()}; {advice}"
+        )
+
+    def _validation_due(self) -> bool:
+        if self.update == self.order.updates:
+            return True
+        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
+        return rest == 0 and epoch % self.config.val_every == 0
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        began = time.perf_counter()
+        bad = dict(self.counters.bad)
+        self.model.eval()
+        try:
+            with named_if_slow("validating", self.records.say):
+                self.validate()
+        except BaseException:
+            # files that vanished are not unreadable ones of the run that goes on
+            self.counters.bad = bad
+            raise
+        self.model.train()
+        if not self.counters.are_finite():
+            raise self._not_finite("the validation loss")
+        if self._recorded():
+            self.counters.validated = self.update
+        self.records.pause(time.perf_counter() - began)

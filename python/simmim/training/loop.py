@@ -1,0 +1,241 @@
+"""What every training run consists of, and how it is saved and restored."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from simmim.config.run import RunConfig
+from simmim.data.crops import Crops, check_readable, collate
+from simmim.data.fingerprint import Fingerprint
+from simmim.data.order import Order
+from simmim.errors import UserError, first_line
+from simmim.models.attention_path import choose_attention
+from simmim.storage import checkpoint
+from simmim.storage.files import write_text
+from simmim.storage.run_folder import RunFolder
+from simmim.storage.training_state import check_training_state
+from simmim.training.counters import Counters
+from simmim.training.finite import first_not_finite
+from simmim.training.fitting import Fitting
+from simmim.training.optimizer import adamw, parameter_groups
+from simmim.training.processes import Peers, launch
+from simmim.training.progress import named_if_slow
+from simmim.training.resume_rules import accepted_changes, refused_changes
+from simmim.training.sharding import gathered, load_model, load_optimizer
+
+
+class Loop(Fitting):
+    """One training run in ``config.out``, in one process or in several that torchrun started.
+
+    The state of a run is a function of the number of updates done: order, crops and masks depend on
+    (seed, epoch, sample id) only, the learning rate on the update, dropout and stochastic depth on
+    (seed, update, process), and a checkpoint holds the rest. So a run that is resumed from any
+    checkpoint repeats, in float32 on the CPU bit for bit, what the uninterrupted run does; on
+    another number of processes, as long as nothing is dropped at random, to rounding.
+
+    Args:
+        config: already checked.
+        train_set: the samples of an epoch.
+        fingerprint: of the images in it, which must be the same on resuming.
+        data_summary: lines for the log that say which files are used.
+
+    Raises:
+        UserError: settings that cannot work, an ``out`` that already holds a run.
+    """
+
+    #: the command, with which its checkpoints are marked
+    kind: ClassVar[str]
+    counters_type: ClassVar[type[Counters]] = Counters
+
+    def __init__(
+        self,
+        config: RunConfig,
+        train_set: Crops,
+        fingerprint: Fingerprint,
+        data_summary: Sequence[str] = (),
+    ) -> None:
+        self.config, self.train_set = config, train_set
+        self.images = len(train_set.paths)
+        self.fingerprint, self.data_summary = fingerprint, data_summary
+        self.fabric = launch(config.device, config.precision, config.shard)
+        self.order = Order(
+            samples=len(train_set),
+            batch=config.batch_size,
+            accumulate=config.accumulate,
+            seed=config.seed,
+            epochs=config.epochs,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+            keep_rest=config.keep_rest,
+        )
+        if not self.order.updates_per_epoch:
+            raise UserError(
+                f"{self.images} images x {config.crops_per_image} crops make no full batch of "
+                f"{self.order.global_batch}: lower --batch-size or raise --crops-per-image"
+            )
+        self.log_every = config.log_every or self.order.updates_per_epoch
+        self.peers = Peers(self.order.rank, self.order.world)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        torch.manual_seed(config.seed)
+        with named_if_slow(f"building {config.encoder}"):
+            model = self.build_model()
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.attention = choose_attention(
+            model, config.attention, self.fabric.device.type, config.precision
+        )
+        # in this order: sharding gives the model other parameters
+        self.model = self.fabric.setup_module(model)
+        self.optimizer = self.fabric.setup_optimizers(adamw(self.groups(self.model.module)))
+        self.update = 0
+        self.counters = self.counters_type()
+        super().__init__()
+        self.run_folder = RunFolder(config.out, self.kind)
+        self.folder = self.run_folder.checkpoints
+        self.saved_at = -1
+        self._open_out()
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model, newly initialised from the default generator; has ``encoder``."""
+
+    def groups(self, model: nn.Module) -> list[dict]:
+        """The optimiser's parameter groups."""
+        return parameter_groups(model, self.config.weight_decay)
+
+    def _what_remains(self) -> str:
+        newest = self.run_folder.newest
+        return (
+            f"the newest checkpoint is {newest}, from which --resume goes on"
+            if newest
+            else "no checkpoint was written yet"
+        )
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        loss_sum, norm_sum = self._read_sums()
+        self._add_bad(self.peers.union(self.counters.bad))
+        self.counters.partly = self.peers.union(self.counters.partly)
+        self.records.sync()
+        state = {
+            "kind": self.kind,
+            "model": gathered(self.model.state_dict()),
+            "optimizer": gathered(self.optimizer.state_dict()),
+            "update": self.update,
+            "epoch": self.order.epoch(self.update),
+            "update_in_epoch": self.update % self.order.updates_per_epoch,
+            "global_batch": self.order.global_batch,
+            "loss_sum": loss_sum,
+            "norm_sum": norm_sum,
+            "summed": self.sums.count,
+            "counters": dataclasses.asdict(self.counters),
+            "config": self.config.to_json(),
+            "data": self.fingerprint.state(),
+        }
+        lost = first_not_finite({key: state[key] for key in ("model", "optimizer")})
+        if lost:
+            raise self._not_finite(lost)
+        self.run_folder.newest = self._in_first_process(
+            lambda: self.run_folder.save(self.update, state, self.config.keep)
+        )
+        self.saved_at = self.update
+        self.records.pause(time.perf_counter() - began)
+
+    def _in_first_process(self, action: Callable[[], Any]) -> Any:
+        """What ``action`` returns in the first process, in every process.
+
+        Raises:
+            UserError: it raised one, or what the system refuses, in the first process.
+        """
+        result, problem = None, None
+        if self.fabric.is_global_zero:
+            try:
+                result = action()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                where = f": {error.filename}" if error.filename else ""
+                problem = f"{error.strerror or first_line(error)}{where}"
+        result, problem = self.fabric.broadcast((result, problem))
+        if problem is not None:
+            raise UserError(problem)
+        return result
+
+    def _open_out(self) -> None:
+        """Take the run's folder, and restore its newest checkpoint or begin anew."""
+        try:
+            found = self._in_first_process(self._take_folder)
+            if found is not None:
+                self._restore(found)
+            self._in_first_process(lambda: self._begin_in_folder(found))
+        except BaseException:
+            self.run_folder.release()
+            raise
+
+    def _take_folder(self) -> Path | None:
+        """Lock the folder; returns the checkpoint to go on from."""
+        self.run_folder.lock()
+        return self.run_folder.resume_from(self._read) if self.config.resume else None
+
+    def _begin_in_folder(self, found: Path | None) -> None:
+        config = self.config
+        if found is not None:
+            self.run_folder.go_on(found)
+        else:
+            # before anything is deleted
+            check_readable(collate([self.train_set[0, 0]]), config.on_bad_image)
+            self.run_folder.start_anew(config.overwrite, restart=config.resume)
+        write_text(config.out / "config.json", config.to_json())
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The state in the checkpoint ``path``, checked against this run.
+
+        Raises:
+            DamagedError: it is damaged.
+            UserError: it is of a run with other settings or images.
+        """
+        state = checkpoint.read(path, self.kind)
+        changed = refused_changes(self.config, checkpoint.settings(path, state, type(self.config)))
+        if state["global_batch"] != self.order.global_batch:
+            changed.append(
+                f"{state['global_batch']} images an update, not {self.order.global_batch} "
+                f"(--batch-size {self.order.batch} x --accumulate {self.order.accumulate} x "
+                f"{self.order.world} processes)"
+            )
+        if changed:
+            raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
+        check_training_state(path, state, self.model, self.optimizer, self.counters_type)
+        other = self.fingerprint.difference(state["data"])
+        if other:
+            raise UserError(
+                f"the images are not those of {path} ({other}): resume with the same --data, or "
+                "start anew in another --out"
+            )
+        return state
+
+    def _restore(self, path: Path) -> None:
+        state = self._read(path)
+        old = checkpoint.settings(path, state, type(self.config))
+        load_model(self.model, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.run_folder.newest = path
+        self.update = self.saved_at = state["update"]
+        count = state.get("summed", self.update % self.log_every)
+        self.sums.restore(state["loss_sum"], state["norm_sum"], count)
+        self.counters = self.counters_type(**state["counters"])
+        text = accepted_changes(path, self.config, old, self.update, self.order)
+        if text:
+            before = max(group["lr"] for group in self.optimizer.param_groups)
+            self.counters.changes.append(
+                f"{text} (learning rate {before:.3g} before, {self.learning_rate():.3g} now)"
+            )

@@ -1,0 +1,99 @@
+"""Pre-training: the loss on what was hidden, on training and on held-out images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.crops import (
+    VALIDATION_SEED,
+    Batch,
+    split_files,
+    training_crops,
+    validation_batches,
+    validation_crops,
+)
+from simmim.data.fingerprint import data_fingerprint
+from simmim.errors import UnreadableImageError
+from simmim.models.build import build_masking, build_model
+from simmim.models.simmim import SimMIM, visible_mean_colour
+from simmim.training.counters import Counters
+from simmim.training.loop import Loop
+from simmim.training.progress import named_if_slow
+
+
+@dataclass
+class PretrainCounters(Counters):
+    """Validation losses, and that of the guess that a model must beat."""
+
+    baseline: float | None = None
+
+
+class Trainer(Loop):
+    """One pre-training run in ``config.out``, see ``Loop``.
+
+    Raises:
+        UserError: settings that cannot work, data that cannot be read, an ``out`` that already
+            holds a run.
+    """
+
+    kind = "pretrain"
+    counters_type = PretrainCounters
+
+    def __init__(self, config: PretrainConfig) -> None:
+        config.check()
+        with named_if_slow(f"looking for images in {config.data}"):
+            files = split_files(config)
+        self.all_images = len(files.train) + len(files.validation)
+        self.val_set = validation_crops(config, files.validation) if files.validation else None
+        self.masking = build_masking(config)
+        super().__init__(
+            config,
+            training_crops(config, files.train),
+            data_fingerprint(files.train, files.root),
+            files.summary,
+        )
+
+    def build_model(self) -> SimMIM:
+        return build_model(self.config)
+
+    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
+        return self.model(*self._to_device(batch, self.config.seed, epoch))
+
+    def _to_device(self, batch: Batch, seed: int, epoch: int) -> tuple[Tensor, Any]:
+        device = self.fabric.device
+        mask = self.masking(batch.ids, seed=seed, epoch=epoch, device=device)
+        return batch.images.to(device, non_blocking=True), mask
+
+    def validate(self) -> None:
+        """Measure the loss on the held-out images, the first time also the baseline's."""
+        if self.val_set is None:
+            return
+        order, model = self.order, self.model.module
+        sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        for batch, count in validation_batches(self.val_set, order.batch, order.rank, order.world):
+            self.note_bad(batch)
+            images, mask = self._to_device(batch, VALIDATION_SEED, 0)
+            losses = [self.model(images, mask, reduction="none")]
+            if self.counters.baseline is None:
+                guess = visible_mean_colour(model, images, mask)
+                losses.append(model.score(guess, images, mask, reduction="none"))
+            read = batch.read[:count].to(sums.device)
+            sums[0] += read.sum()
+            for place, values in enumerate(losses, 1):
+                sums[place] += values[:count][read].sum(dtype=torch.float64)
+        counted, loss, baseline = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        if not counted:
+            raise UnreadableImageError(
+                f"none of the {len(self.val_set.paths):,} images to validate on can be read"
+            )
+        if self.counters.baseline is None:
+            self.counters.baseline = baseline / counted
+            self.counters.first_validation = loss / counted
+        self.counters.last_validation = loss / counted
+        epoch = self.update // order.updates_per_epoch
+        self.records.validation(self.update, epoch, loss=loss / counted)

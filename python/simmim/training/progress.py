@@ -1,0 +1,170 @@
+"""What a run shows on the terminal: a bar that moves with every update, or plain lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from simmim.errors import printable, require
+from simmim.training.sink import Sink
+
+#: seconds without a word after which a log that is no terminal gets a line
+QUIET = 20.0
+#: seconds after which a preparation that is still going on is named
+PATIENCE = 3.0
+
+
+def _print_quietly(text: str) -> None:
+    """Print to stderr; a line that only informs is no reason to fail."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def named_if_slow(
+    text: str, say: Callable[[str], None] = _print_quietly, patience: float = PATIENCE
+) -> Iterator[None]:
+    """Say ``text`` in the first process of the run if the block takes longer than a moment.
+
+    Args:
+        text: what the block does.
+        say: prints a line; called from another thread.
+        patience: seconds until then.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    timer = threading.Timer(patience, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Progress:
+    """The bar on a terminal; elsewhere a line for the first update, for each record, and after
+    ``QUIET`` seconds without either.
+
+    No ``OSError`` is raised here: once the output takes no more, ``error`` says why.
+
+    Args:
+        total: updates of the whole run.
+        done: updates done before this process began.
+        global_batch: images in an update.
+    """
+
+    def __init__(self, total: int, done: int, global_batch: int) -> None:
+        self.total, self.first, self.global_batch = total, done, global_batch
+        self.terminal = Sink("")
+        self._paused = 0.0
+        self._start = self._last_time = self._last_word = time.perf_counter()
+        self._last_update = done
+        self._bar = None
+
+    @property
+    def error(self) -> OSError | None:
+        """Why something could not be written, ``None`` as long as everything could."""
+        return self.terminal.error
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the metrics so far was written."""
+        return True
+
+    def open(self) -> None:
+        """Show the bar, where there is a terminal."""
+        if sys.stderr is not None and sys.stderr.isatty():
+            self.terminal(self._open_bar)
+
+    def _open_bar(self) -> None:
+        tqdm = require("tqdm").tqdm
+        # the monitor is a thread for bars with a stride, and data loaders fork
+        tqdm.monitor_interval = 0
+        # terminals inside other programs may not know their width
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        self._bar = tqdm(
+            total=self.total,
+            initial=self.first,
+            unit=" updates",
+            miniters=1,
+            dynamic_ncols=known,
+            ncols=None if known else 80,
+            nrows=None if known else 20,
+            file=sys.stderr,
+        )
+
+    def advance(self, update: int) -> None:
+        """Show that ``update`` updates are done."""
+        if self._bar is not None:
+            self.terminal(self._bar.update, update - self._bar.n)
+        elif (update == self.first + 1 and update < self.total) or self._quiet():
+            self.say(f"update {update}/{self.total}  {self._speed(update)}")
+
+    def images_per_second(self, update: int) -> float:
+        """Rate since the last call, time in ``pause`` left out."""
+        now = time.perf_counter()
+        images = (update - self._last_update) * self.global_batch
+        rate = images / max(1e-9, now - self._last_time)
+        self._last_time, self._last_update = now, update
+        return rate
+
+    def overall_rate(self, update: int) -> float:
+        """Training images per second of this process so far."""
+        seconds = time.perf_counter() - self._start - self._paused
+        return (update - self.first) * self.global_batch / max(1e-9, seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training (validation, checkpoints)."""
+        self._paused += seconds
+        self._last_time += seconds
+
+    def show(self, update: int, epoch: int, loss: float, rate: float) -> None:
+        """Loss, speed and time left."""
+        if self._bar is not None:
+            text = f"epoch {epoch}, loss {loss:.4f}, {rate:.0f} images/s"
+            self.terminal(self._bar.set_postfix_str, text)
+        else:
+            self.say(
+                f"update {update}/{self.total}  epoch {epoch}  loss {loss:.4f}  "
+                f"{rate:.0f} images/s  {self._time_left(update)}"
+            )
+
+    def say(self, text: str) -> None:
+        """A line of its own, from the first process of the run."""
+        self.say_from_any(text)
+
+    def say_from_any(self, text: str) -> None:
+        """A line of its own, from any process."""
+        self._last_word = time.perf_counter()
+        if self._bar is not None:
+            self.terminal(self._bar.write, printable(text), file=sys.stderr)
+        else:
+            self.terminal(print, printable(text), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self.terminal(self._bar.close)
+            self._bar = None
+
+    def _quiet(self) -> bool:
+        return time.perf_counter() - self._last_word > QUIET
+
+    def _speed(self, update: int) -> str:
+        return f"{self.overall_rate(update):.3g} images/s  {self._time_left(update)}"
+
+    def _time_left(self, update: int) -> str:
+        left = (self.total - update) * self.global_batch / max(1e-9, self.overall_rate(update))
+        return f"{_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,110 @@
+"""Where numbers go: a CSV file, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from simmim.training.event_files import event_writer
+from simmim.training.metrics import MetricsFile, read_metrics
+from simmim.training.progress import Progress
+from simmim.training.sink import Sink
+
+__all__ = ["MetricsFile", "NoRecords", "Records", "read_metrics"]
+
+
+class Records(Progress):
+    """All three places for the numbers of one run.
+
+    As on the terminal, a disk that takes no more raises nothing: ``error`` says so, and the run
+    ends in order.
+
+    Args:
+        out: folder of the run; ``metrics.csv`` and ``tensorboard`` come to lie there.
+        update: updates done before this process began.
+        total: updates of the whole run.
+        global_batch: images in an update.
+    """
+
+    def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
+        super().__init__(total, update, global_batch)
+        self.metrics = MetricsFile(out / "metrics.csv", update)
+        self.board = event_writer(out / "tensorboard", purge_step=update + 1)
+        self._to_metrics = Sink(str(out / "metrics.csv"))
+        self._to_board = Sink(str(out / "tensorboard"))
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._report_thread
+        self.open()
+        if self.metrics.set_aside:
+            self.say(
+                f"not everything in {out / 'metrics.csv'} is a record of this program: what was "
+                f"there is kept in {self.metrics.set_aside}"
+            )
+
+    @property
+    def error(self) -> OSError | None:
+        sinks = (self._to_metrics, self._to_board, self.terminal)
+        return next((sink.error for sink in sinks if sink.error is not None), None)
+
+    @property
+    def complete(self) -> bool:
+        return self._to_metrics.error is None
+
+    def training(self, update: int, epoch: int, *, loss: float, lr: float, grad_norm: float):
+        """Record means since the last such record, and the speed."""
+        rate = self.images_per_second(update)
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "images_per_second": rate}
+        self._write(update, epoch, "train", values)
+        self.show(update, epoch, loss, rate)
+
+    def validation(self, update: int, epoch: int, **values: float) -> None:
+        """Record what was found on held-out images after ``update`` updates: columns of the
+        file."""
+        self._write(update, epoch, "val", values)
+        found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.say(f"update {update}/{self.total}  validation {found}")
+
+    def note(self, update: int, text: str) -> None:
+        """A line that TensorBoard shows too."""
+        self._to_board(self.board.add_text, "run", text, update)
+        self.say(text)
+
+    def sync(self) -> None:
+        """Return when every record so far is on the disk."""
+        self._to_metrics(self.metrics.sync)
+        self._to_board(self.board.flush)
+
+    def close(self) -> None:
+        super().close()
+        self._to_metrics(self.metrics.close)
+        self._to_board(self.board.close)
+        threading.excepthook = self._excepthook
+
+    def _write(self, update: int, epoch: int, split: str, values: dict[str, float]) -> None:
+        self._to_metrics(self.metrics.write, update=update, epoch=epoch, split=split, **values)
+        for name, value in values.items():
+            self._to_board(self.board.add_scalar, f"{split}/{name}", value, update)
+
+    def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Leave out TensorBoard's thread, whose failure the next record reports."""
+        if not isinstance(failure.exc_value, OSError):
+            self._excepthook(failure)
+
+
+class NoRecords(Progress):
+    """The records of a process that leaves them to the first one of its run."""
+
+    def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
+        super().__init__(total, update, global_batch)
+
+    def training(self, update: int, epoch: int, **values: float) -> None: ...
+
+    def validation(self, update: int, epoch: int, **values: float) -> None: ...
+
+    def advance(self, update: int) -> None: ...
+
+    def note(self, update: int, text: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def sync(self) -> None: ...

@@ -1,0 +1,80 @@
+"""The output of a training step on the kernels, whose reconstruction is made when it is read."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import simmim_kernels as sk
+from tests.budget import assert_within_budget
+from tests.integrations.transformers_models import build, flat, problem, training_output
+
+
+def test_replicas_of_data_parallel_run_on_their_own_weights():
+    model, (images, mask, side) = build("ViT"), problem("ViT")
+    report = sk.apply_kernels(model)
+    for module in (model, model.vit.embeddings):
+        replica = module._replicate_for_data_parallel()
+        assert replica is not module and replica.forward.module is replica
+    out = model(images, flat(mask, side))
+    gathered = type(out)((key, out[key]) for key in out)  # as DataParallel puts outputs together
+    assert gathered.loss is out.loss and gathered.reconstruction is out.reconstruction
+    report.undo()
+    assert "_replicate_for_data_parallel" not in model.__dict__
+
+
+READERS = {
+    "attribute": lambda out: out.reconstruction,
+    "key": lambda out: out["reconstruction"],
+    "get": lambda out: out.get("reconstruction"),
+    "index": lambda out: out[1],
+    "slice": lambda out: out[:2][1],
+    "tuple": lambda out: out.to_tuple()[1],
+    "items": lambda out: dict(out.items())["reconstruction"],
+    "values": lambda out: list(out.values())[1],
+    "dict": lambda out: dict(out)["reconstruction"],
+    "unpacked": lambda out: {**out}["reconstruction"],
+    "copy": lambda out: copy.copy(out).reconstruction,
+    "pytree": lambda out: torch.utils._pytree.tree_leaves(out)[1],
+    "pickle": lambda out: pickle.loads(pickle.dumps(detached(out))).reconstruction,
+}
+
+
+def detached(out):
+    out.loss, out.reconstruction = out.loss.detach(), out.reconstruction.detach()
+    return out
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+@pytest.mark.parametrize("reader", READERS)
+def test_reconstruction_whoever_reads_it(reader, case, autocast):
+    _, theirs = training_output(case, kernels=False, autocast=autocast)
+    _, exact = training_output(case, kernels=False, dtype=torch.float64)
+    _, out = training_output(case, autocast=autocast)
+    assert isinstance(out, type(theirs))
+    assert list(out) == list(theirs) and len(out) == len(theirs)
+    assert out["loss"] is out.loss and out[0] is out.loss
+    with torch.no_grad():
+        image = READERS[reader](out)
+    assert image.dtype == theirs.reconstruction.dtype
+    if reader != "pickle":
+        assert image.requires_grad
+    assert_within_budget(image, theirs.reconstruction, exact.reconstruction)
+    assert out.reconstruction is out.reconstruction
+
+
+def test_reconstruction_is_refused_after_the_head_was_updated():
+    model, out = training_output()
+    out.loss.backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    with pytest.raises(RuntimeError, match="before the optimizer's step"):
+        _ = out.reconstruction
+    assert out.loss.isfinite()
+
+
+def test_reconstruction_left_out_of_training_steps_alone():
+    model, out = training_output(reconstruction=False)
+    assert out.reconstruction is None and list(out) == ["loss"]
+    assert model.eval()(*problem("ViT")[:1]).reconstruction is not None

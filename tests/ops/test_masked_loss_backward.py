@@ -1,0 +1,108 @@
+"""The backward pass of the masked losses: factors, hooks, accumulation, what is refused."""
+
+import importlib
+
+import pytest
+import torch
+
+import simmim_kernels as sk
+from tests.backends import BACKENDS
+from tests.ops.loss_cases import problem
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_twice(dtype, factor, reduction):
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", dtype, torch.float32)
+    pred.requires_grad_()
+    weight = torch.full((2,) if reduction == "none" else (), factor)
+    loss = sk.masked_mse(pred, target, mask, reduction=reduction)
+    (first,) = torch.autograd.grad(loss, pred, weight, retain_graph=True)
+    kept = first.clone()
+    first.fill_(7.0)  # what the caller does with it must not reach the graph
+    (second,) = torch.autograd.grad(loss, pred, weight, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, pred, weight)
+    assert torch.equal(second, kept) and torch.equal(third, kept)
+    (expected,) = torch.autograd.grad(
+        sk.masked_mse(pred, target, mask, reduction=reduction), pred, torch.ones_like(weight)
+    )
+    assert torch.allclose(kept.float(), expected.float() * factor, rtol=0.02, atol=1e-6)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, pred, weight)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_what_a_hook_has_saved_stays_as_it_is(factor):
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return len(saved) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda place: saved[place]):
+        loss = sk.masked_mse(pred.requires_grad_(), target, mask)
+    before = [tensor.clone() for tensor in saved]
+    (loss * factor).backward()
+    pred.grad.zero_()
+    assert before and all(torch.equal(a, b) for a, b in zip(saved, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cpu"])
+def test_a_kernel_scales_what_it_need_not_read(backend):
+    """Backward passes on a GPU, where the host may not look at the factor."""
+    room = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
+    bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+    signalling = {torch.float32: 0x7F800001, torch.bfloat16: 0x7F81, torch.float16: 0x7C01}
+    shapes = ((1, 1), (), (1,)), ((3, 70), (), (3,)), ((2, 1, 9001), (), (2,)), ((0, 4), (), (0,))
+    for dtype in (*bits, torch.float64):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for shape, *factors in shapes:
+            for factor in factors:
+                grad = torch.randn(shape).to(dtype)
+                factor = torch.randn(factor)
+                rows = factor.view(-1, *(1,) * (len(shape) - 1)) if factor.dim() else factor
+                expected = (grad.to(wide) * rows.to(wide)).to(dtype)
+                room.scale_gradient_(grad, factor)
+                assert torch.equal(grad, expected)
+        same = torch.randn(3, 2, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+        expected = same.to(wide).mul(2.0).to(dtype)
+        room.scale_gradient_(same, torch.full((1,), 2.0).expand(3))
+        assert torch.equal(same, expected)
+    for dtype, whole in bits.items():
+        # Whoever multiplies a signalling NaN by 1 makes it a quiet one.
+        grad = torch.full((2, 5000), signalling[dtype], dtype=whole).view(dtype)
+        room.scale_gradient_(grad, torch.tensor((1.0, 0.5)))
+        if backend != "reference":
+            assert (grad[0].view(whole) == signalling[dtype]).all()
+        assert grad.isnan().all()
+
+
+def test_gradients_accumulate():
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    pred.requires_grad_()
+    for _ in range(2):
+        sk.masked_l1(pred, target, mask).backward()
+    twice = pred.grad.clone()
+    pred.grad = None
+    loss = sk.masked_l1(pred, target, mask)
+    (loss + loss).backward()
+    assert torch.equal(pred.grad, twice)
+
+
+def test_a_leaf_takes_the_saved_gradient_itself():
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
+    loss = sk.masked_l1(pred.requires_grad_(), target, mask)
+    memory = loss.grad_fn.saved_tensors[0].data_ptr()
+    loss.backward()
+    assert pred.grad.data_ptr() == memory
+
+
+def test_gradients_of_float16_survive_a_scaler():
+    pred, target, mask, _ = problem(8, 3, (7, 7), 32, 16, "cyx", torch.float16, torch.float32)
+    pred.requires_grad_()
+    (sk.masked_l1(pred, target, mask) * 65536).backward()
+    masked = mask.mask.sum() * 32 * 32 * 3
+    expected = (65536 / masked).half()
+    assert torch.equal(pred.grad.abs().unique(), torch.stack((torch.zeros(()).half(), expected)))

@@ -287,10 +287,6 @@ int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tens
 int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, const Tensor& index,
                 const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
                 const Tensor& grad, const Tensor& scale, const Tensor& scratch, Stream stream) {
-    if (spec.kind < kL1 || spec.kind > kSmoothL1 || spec.reduction < kMean ||
-        spec.reduction > kEach) {
-        return kInvalidValue;
-    }
     const ImageLayout image = image_layout(target);
     const Pieces pieces = pieces_of(pred, image, mask, index, spec);
     const int64_t p = pieces.p;

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from simmim_kernels.backends._loss_spec import LossSpec
+
 BF16, F32 = torch.bfloat16, torch.float32
 
 
@@ -100,11 +102,12 @@ def masked_loss(backend) -> dict[str, Callable]:
         for what, (pred, target) in problems.items():
             stats = (torch.zeros(3), torch.ones(3)) if what == "bytes" else (None, None)
             listed = index if what == "listed" else None
-            options = ("cyx", *stats, kind, 1.0, 1e-5, "mean", "none", 0, 0.0, True)
-            given = (pred, target, mask, listed, *options)
+            spec = LossSpec(kind, 1.0, "cyx", 1e-5, "mean")
+            given = (pred, target, mask, listed, *stats, spec, True)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
             if what == "listed":
-                norm = (*given[:-4], "window", 47, 1e-6, True)
+                spec = spec._replace(norm="window", norm_side=47, norm_eps=1e-6)
+                norm = (pred, target, mask, listed, *stats, spec, True)
                 calls[f"listed {size} norm"] = lambda given=norm: op(*given)
     for dtype in (BF16, F32):
         grad = torch.empty(4, 196, 768, dtype=dtype)

@@ -248,7 +248,7 @@ def test_the_folder_of_a_machine_is_named_after_processor_or_gpu():
 @pytest.mark.slow
 def test_every_benchmark_is_collected():
     """`make bench` and the tables have the same rows."""
-    command = ["-m", "pytest", "benchmarks", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "benchmarks", "--collect-only", "-p", "no:cacheprovider"]
     import sys
 
     listed = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)

@@ -57,7 +57,9 @@ def read(path: Path) -> Any:
     """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP
-    if zipped and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        file.seek(0)
+        records = torch._C.PyTorchFileReader(file).get_all_records() if zipped else []
+    if "constants.pkl" in records:
         raise UserError(
             f"{path} is a TorchScript archive, which is a program: save the state_dict() of the "
             "model with torch.save"
@@ -68,8 +70,21 @@ def read(path: Path) -> Any:
             "wrote it and save its state_dict() again"
         )
     return torch.load(
-        str(path), map_location="cpu", pickle_module=_Module, weights_only=False, mmap=zipped
+        str(path),
+        map_location="cpu",
+        pickle_module=_Module,
+        weights_only=False,
+        mmap=zipped and _is_utf8(path),
     )
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether the path is UTF-8, as PyTorch needs it of a file to memory-map."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_mapping(value: Any) -> dict | None:

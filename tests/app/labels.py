@@ -21,6 +21,8 @@ def finetuning(labelled: Path, out: Path, **changes) -> FinetuneConfig:
         **ENCODER,
         **{name: TINY[name] for name in ("precision", "device", "workers", "warmup_epochs")},
     }
+    if "val_data" in changes:
+        del settings["val_share"]
     return FinetuneConfig(**{**settings, **changes})
 
 

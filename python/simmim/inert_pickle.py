@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 from simmim.errors import UserError
+from simmim.files import is_utf8
 
 _ZIP = b"PK\x03\x04"
 
@@ -69,22 +70,10 @@ def read(path: Path) -> Any:
             f"{path} has the tar format of PyTorch before 0.1.10: load it with the PyTorch that "
             "wrote it and save its state_dict() again"
         )
+    mapped = zipped and is_utf8(path)
     return torch.load(
-        str(path),
-        map_location="cpu",
-        pickle_module=_Module,
-        weights_only=False,
-        mmap=zipped and _is_utf8(path),
+        str(path), map_location="cpu", pickle_module=_Module, weights_only=False, mmap=mapped
     )
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether the path is UTF-8, as PyTorch needs it of a file to memory-map."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def as_mapping(value: Any) -> dict | None:

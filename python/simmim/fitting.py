@@ -66,16 +66,16 @@ class Fitting(Recording):
         """
         config, order = self.config, self.order
         records = Records if self.fabric.is_global_zero else NoRecords
-        self.records = records(config.out, self.update, order.updates, order.global_batch)
-        with (
-            self.run_folder,
-            self.peers.watched(self._what_remains, self.records.say_from_any),
-            closing(self.records),
-            caught_signals() as self.caught,
-            saved_on_failure(self._rescue),
-        ):
-            self._introduce()
-            stop = self._train()
+        # signals first: what opens the records loads packages, which can take seconds
+        with self.run_folder, caught_signals() as self.caught:
+            self.records = records(config.out, self.update, order.updates, order.global_batch)
+            with (
+                self.peers.watched(self._what_remains, self.records.say_from_any),
+                closing(self.records),
+                saved_on_failure(self._rescue),
+            ):
+                self._introduce()
+                stop = self._train()
         self.peers.leave()
         return Summary(
             updates=self.update,

@@ -75,7 +75,11 @@ class Fitting(Recording):
                 saved_on_failure(self._rescue),
             ):
                 self._introduce()
-                stop = self._train()
+                try:
+                    stop = self._train()
+                finally:
+                    if self.reader is not None:
+                        self.reader.close()
         self.peers.leave()
         return Summary(
             updates=self.update,

@@ -59,6 +59,14 @@ class Reader:
             lost=False,
         )
 
+    def close(self) -> None:
+        """End the workers. They ignore SIGTERM, by which the interpreter's exit would end them, and
+        an exception's traceback keeps the iterator alive until then."""
+        # there is no public way; without workers there is no such method
+        end = getattr(self._batches, "_shutdown_workers", None)
+        if end is not None:
+            end()
+
     def _next(self) -> Batch:
         batch = next(self._batches)
         check_readable(batch, self.config.on_bad_image)

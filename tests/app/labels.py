@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simmim.config.labels import FinetuneConfig, ProbeConfig
+from simmim.config.pretrain.labels import FinetuneConfig, ProbeConfig
 
 from .conftest import TINY
 
@@ -21,6 +21,8 @@ def finetuning(labelled: Path, out: Path, **changes) -> FinetuneConfig:
         **ENCODER,
         **{name: TINY[name] for name in ("precision", "device", "workers", "warmup_epochs")},
     }
+    if "val_data" in changes:
+        del settings["val_share"]
     return FinetuneConfig(**{**settings, **changes})
 
 

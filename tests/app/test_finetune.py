@@ -14,10 +14,17 @@ from simmim.models.encoders import build_encoder
 from simmim.storage import checkpoint
 from simmim.training.finetune import Finetuner, mixing
 from simmim.training.optimizer import parameter_groups
+from simmim.training.reader import Reader
 from simmim.training.records import read_metrics
 
 from ..budget import assert_within_budget
 from .labels import finetuning, without
+
+
+def first_batch(trainer: Finetuner):
+    """The images of the first pass."""
+    order = trainer.order
+    return Reader(trainer.train_set, trainer.config, order, update=0, pin=False).read()
 
 
 def test_fine_tuning_learns_from_the_checkpoint(labelled, pretrained, tmp_path):
@@ -98,7 +105,7 @@ def test_the_loss_is_smoothed_cross_entropy(labelled, tmp_path):
     )
     trainer = Finetuner(config)
     trainer.model.eval()
-    batch = next(trainer._batches())
+    batch = first_batch(trainer)
     loss = trainer.pass_loss(batch, 0)
     logs = trainer.model(batch.images).double().log_softmax(1)
     labels = trainer.classes.train.labels[batch.sources]
@@ -125,7 +132,7 @@ def test_labels_follow_the_image_that_stands_in(labelled, tmp_path):
     for path in sorted((labelled / "dark").iterdir()):
         path.write_bytes(b"")
     trainer = Finetuner(finetuning(labelled, tmp_path / "run", val_data=labelled, batch_size=18))
-    batch = next(trainer._batches())
+    batch = first_batch(trainer)
     labels = trainer.classes.train.labels[batch.sources]
     assert 0 not in labels
     for image, label in zip(batch.images, labels, strict=True):

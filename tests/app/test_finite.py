@@ -17,7 +17,7 @@ from simmim.training.pretrain import Trainer
 
 from .labels import finetuning
 from .test_cli import FAST
-from .test_endings import UPDATES, config_of, step_of
+from .test_endings import config_of, step_of
 
 
 def pretrain(data: Path, out: Path, *more: object) -> list[str]:
@@ -79,23 +79,27 @@ def test_the_advice_to_go_back_further(photographs, tmp_path, capsys):
     assert "from update 4 on: --epochs 3 instead of 2, --lr 0.0001" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("clip", [0.0, 5.0])
-@pytest.mark.parametrize("where", ["loss", "gradient", "weight", "moment"])
+@pytest.mark.parametrize(
+    ("where", "clip"),
+    [("loss", 5.0), ("gradient", 0.0), ("gradient", 5.0), ("weight", 5.0), ("moment", 5.0)],
+)
 def test_the_last_update_counts_too(photographs, tmp_path, where, clip):
-    trainer = Trainer(config_of(photographs, tmp_path / "run", clip=clip, save_every=4))
+    config = config_of(photographs, tmp_path / "run", clip=clip, save_every=4, epochs=1)
+    trainer = Trainer(config)
+    last = trainer.order.updates - 1
     loss, step = trainer.pass_loss, trainer.optimizer.step
 
     def at_the_end(batch, epoch):
         value = loss(batch, epoch)
-        if trainer.update == UPDATES - 1 and where == "loss":
+        if trainer.update == last and where == "loss":
             value = value * math.inf
-        if trainer.update == UPDATES - 1 and where == "gradient":
+        if trainer.update == last and where == "gradient":
             value.register_hook(lambda gradient: gradient * math.inf)
         return value
 
     def step_at_the_end():
         step()
-        if trainer.update == UPDATES - 1:
+        if trainer.update == last:
             weight = next(trainer.model.module.parameters())
             with torch.no_grad():
                 if where == "weight":
@@ -104,9 +108,9 @@ def test_the_last_update_counts_too(photographs, tmp_path, where, clip):
                     trainer.optimizer.state[weight]["exp_avg_sq"].view(-1)[0] = math.inf
 
     trainer.pass_loss, trainer.optimizer.step = at_the_end, step_at_the_end
-    with pytest.raises(UserError, match="no longer finite by update 12"):
+    with pytest.raises(UserError, match="no longer finite by update 6"):
         trainer.fit()
-    assert step_of(tmp_path / "run") == 8
+    assert step_of(tmp_path / "run") == 4
     assert_finite(tmp_path / "run")
 
 

@@ -11,9 +11,9 @@ import tifffile
 from PIL import Image
 
 from simmim.cli import main
-from simmim.config.pretrain import PretrainConfig
-from simmim.data.classes import split_classes
-from simmim.data.crops import split_files
+from simmim.config.pretrain.pretrain import PretrainConfig
+from simmim.data.crops.classes import split_classes
+from simmim.data.crops.crops import split_files
 from simmim.errors import UserError
 
 from .conftest import smooth_image
@@ -54,8 +54,8 @@ def test_the_log_says_what_is_used_and_left(photographs, tmp_path, capsys):
     arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST)
     status, out, err = run(capsys, *arguments, "--epochs", 2)
     assert status == 0
-    line = err.splitlines()[0]
-    assert line.startswith("13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 GIF (not read), ")
+    start = "13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 GIF (not read), "
+    (line,) = (line for line in err.splitlines() if line.startswith(start))
     assert all(kind in line for kind in KINDS)
     assert f"1 link to nothing ({photographs / 'gone.png'})" in line
     assert f"skipped {photographs / 'a.tif'}: 16 bits a channel" in err
@@ -192,21 +192,19 @@ def test_outputs_are_no_inputs_of_the_next_run(labelled, capsys):
     for _ in range(2):
         for command, arguments in commands.items():
             out = labelled / "results" / command
-            more = ("--overwrite",) if command != "probe" else ()
-            status, _, err = run(
-                capsys, command, "--data", labelled, "--out", out, *arguments, *more
-            )
+            places = ("--data", labelled, "--out", out, "--overwrite")
+            status, _, err = run(capsys, command, *places, *arguments)
             assert status == 0, err
             assert f"{len(before)} images: 18 PNG" in err
     assert len(list(labelled.rglob("*.png"))) > len(before)
     assert f"the run in {labelled / 'results' / 'finetune'}" in err and "the run in" in err
     checkpoint = labelled / "results" / "pretrain" / "checkpoints" / "last.pt"
-    arguments = ("reconstruct", "--checkpoint", checkpoint, "--data", labelled, "--out")
+    arguments = ("reconstruct", "--checkpoint", checkpoint, "--data", labelled, "--overwrite")
     for place in ("dark/new.png", "new.JPG", "dark/0.png"):
-        status, _, err = run(capsys, *arguments, labelled / place)
+        status, _, err = run(capsys, *arguments, "--out", labelled / place)
         assert status == 2 and "lies among the images" in err
     for place in ("new.pdf", "results/pretrain/new.png", "../new.png"):
-        assert run(capsys, *arguments, labelled / place)[0] == 0
+        assert run(capsys, *arguments, "--out", labelled / place)[0] == 0
 
 
 @COMMANDS

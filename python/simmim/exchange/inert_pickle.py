@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 from simmim.errors import UserError
+from simmim.storage.files import is_utf8
 
 _ZIP = b"PK\x03\x04"
 
@@ -57,7 +58,9 @@ def read(path: Path) -> Any:
     """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP
-    if zipped and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        file.seek(0)
+        records = torch._C.PyTorchFileReader(file).get_all_records() if zipped else []
+    if "constants.pkl" in records:
         raise UserError(
             f"{path} is a TorchScript archive, which is a program: save the state_dict() of the "
             "model with torch.save"
@@ -67,8 +70,9 @@ def read(path: Path) -> Any:
             f"{path} has the tar format of PyTorch before 0.1.10: load it with the PyTorch that "
             "wrote it and save its state_dict() again"
         )
+    mapped = zipped and is_utf8(path)
     return torch.load(
-        str(path), map_location="cpu", pickle_module=_Module, weights_only=False, mmap=zipped
+        str(path), map_location="cpu", pickle_module=_Module, weights_only=False, mmap=mapped
     )
 
 
@@ -191,7 +195,7 @@ for _opcode, _function in {
 class _Module:
     """What `torch.load` takes for its `pickle_module`."""
 
-    __name__ = "simmim.exchange.inert_pickle"
+    __name__ = "simmim.exchange.command.inert_pickle"
     Unpickler = _Unpickler
 
     @staticmethod

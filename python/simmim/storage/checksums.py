@@ -72,8 +72,9 @@ def check_archive(path: Path) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 parts = {part.filename.partition("/")[2]: part for part in archive.infolist()}
-            # the reader that torch.load uses
-            reader = torch._C.PyTorchFileReader(str(path))
+            # the reader that torch.load uses; it takes no path whose bytes are not UTF-8
+            file.seek(0)
+            reader = torch._C.PyTorchFileReader(file)
             if parts.keys() != set(reader.get_all_records()):
                 raise RuntimeError("its directory is damaged")
             for name, part in parts.items():

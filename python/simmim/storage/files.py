@@ -76,6 +76,15 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether ``path`` is valid UTF-8, as libraries need it that take no bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _temporary(path: Path) -> Path:
     suffix = f".{secrets.token_hex(4)}.tmp"
     name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from simmim.config.run import RunConfig
-from simmim.data.crops import Batch, Crops, check_readable, loader
-from simmim.data.order import Order, Remaining
+from simmim.config.pretrain.run import RunConfig
+from simmim.data.crops.crops import Batch, Crops, check_readable, loader
+from simmim.data.crops.order import Order, Remaining
 
 
 class Reader:
@@ -58,6 +58,14 @@ class Reader:
             notes=[],
             lost=False,
         )
+
+    def close(self) -> None:
+        """End the workers. They ignore SIGTERM, by which the interpreter's exit would end them, and
+        an exception's traceback keeps the iterator alive until then."""
+        # there is no public way; without workers there is no such method
+        end = getattr(self._batches, "_shutdown_workers", None)
+        if end is not None:
+            end()
 
     def _next(self) -> Batch:
         batch = next(self._batches)

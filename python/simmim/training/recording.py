@@ -1,0 +1,169 @@
+"""What a training run says and logs: rows, validations, files that were passed over."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from simmim.config.conflicts import remarks
+from simmim.config.run import RunConfig
+from simmim.data.crops import Batch, check_readable
+from simmim.data.order import Order
+from simmim.storage import checkpoint
+from simmim.training.counters import Counters
+from simmim.training.finite import NotFiniteError
+from simmim.training.introduction import introduction
+from simmim.training.processes import Peers
+from simmim.training.progress import named_if_slow
+from simmim.training.records import NoRecords, Records
+from simmim.training.sums import Sums
+
+
+class Recording(ABC):
+    """The records of a run, and the numbers in them, which must be finite."""
+
+    kind: ClassVar[str]
+    config: RunConfig
+    images: int
+    parameters: int
+    attention: str
+    data_summary: Sequence[str]
+    fabric: Any
+    order: Order
+    peers: Peers
+    model: Any
+    optimizer: Any
+    update: int
+    counters: Counters
+    log_every: int
+    folder: Path
+    records: Records | NoRecords
+    sums: Sums
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Update the validation's counters and records; all processes take part."""
+
+    @abstractmethod
+    def _what_remains(self) -> str:
+        """Which checkpoint there is, in words."""
+
+    def _introduce(self) -> None:
+        """Say what is going to be done."""
+        config, order = self.config, self.order
+        self.records.say(
+            introduction(
+                self.kind,
+                config,
+                order,
+                parameters=self.parameters,
+                images=self.images,
+                update=self.update,
+                device=self.fabric.device.type,
+            )
+        )
+        for line in (*self.data_summary, self.attention):
+            self.records.say(line)
+        for remark in remarks(config):
+            self.records.say(remark)
+        for line in self.counters.changes:
+            self.records.note(self.update, line)
+
+    def _record(self) -> None:
+        """Write the row of the log and make the validation that are due, each once.
+
+        Where they could not be completed, the resumed run comes here again at the same update.
+        """
+        at_end = self.update == self.order.updates
+        if self.sums.count and (at_end or self.update % self.log_every == 0):
+            self._log()
+        if self._validation_due() and self.counters.validated != self.update:
+            self._validate()
+
+    def _recorded(self) -> bool:
+        """Whether the first process could write all rows, the same in all processes."""
+        return not self.peers.largest(int(not self.records.complete))
+
+    def note_bad(self, batch: Batch) -> None:
+        """Remember and name the files of ``batch`` that were passed over."""
+        check_readable(batch, self.config.on_bad_image)
+        self._add_bad(dict(batch.bad))
+        self._add_notes(dict(batch.notes))
+
+    def _add_bad(self, found: dict[str, str]) -> None:
+        for path, reason in found.items():
+            if path not in self.counters.bad:
+                self.counters.bad[path] = reason
+                self.records.say(f"skipped {path}: {reason}")
+
+    def _add_notes(self, found: dict[str, str]) -> None:
+        for path, note in found.items():
+            if path not in self.counters.partly:
+                self.counters.partly[path] = note
+                self.records.say(f"{path}: {note}")
+
+    def _log(self) -> None:
+        loss, norm = (total / self.sums.count for total in self._read_sums())
+        self.records.training(
+            self.update,
+            self.order.epoch(self.update - 1),
+            loss=loss,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            grad_norm=norm,
+        )
+        if self._recorded():
+            self.sums.clear()
+
+    def _read_sums(self) -> list[float]:
+        """Loss and gradient norm summed since the last log row, the mean of all processes; the
+        host waits for the GPU here.
+
+        Raises:
+            NotFiniteError: one of them is infinite or not a number: the weights are lost.
+        """
+        sums = self.fabric.all_reduce(self.sums.stack()).tolist()
+        if not all(map(math.isfinite, sums)):
+            raise self._not_finite("the loss or its gradient")
+        return sums
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        """The error that says how to go on."""
+        advice = f"lower --lr (now {self.config.lr:g})"
+        if self.config.precision != "32-true":
+            advice += ", or use --precision 32-true"
+        if len(checkpoint.numbered(self.folder)) > 1:
+            advice += "; if that is not enough, delete this checkpoint to go on from the one before"
+        return NotFiniteError(
+            f"{what} is no longer finite by update {self.update}; {self._what_remains()}; {advice}"
+        )
+
+    def _validation_due(self) -> bool:
+        if self.update == self.order.updates:
+            return True
+        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
+        return rest == 0 and epoch % self.config.val_every == 0
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        began = time.perf_counter()
+        bad = dict(self.counters.bad)
+        self.model.eval()
+        try:
+            with named_if_slow("validating", self.records.say):
+                self.validate()
+        except BaseException:
+            # files that vanished are not unreadable ones of the run that goes on
+            self.counters.bad = bad
+            raise
+        self.model.train()
+        if not self.counters.are_finite():
+            raise self._not_finite("the validation loss")
+        if self._recorded():
+            self.counters.validated = self.update
+        self.records.pause(time.perf_counter() - began)

@@ -161,10 +161,15 @@ def _with_norm(
     return spec._replace(norm="patch", norm_side=unit[0], norm_eps=target_norm.eps)
 
 
-def _with_numbers(spec: LossSpec) -> LossSpec:
-    """`spec` with Python's own numbers; smooth L1 without a parabola is L1."""
+def _with_numbers(spec: LossSpec, largest: float) -> LossSpec:
+    """`spec` with Python's own numbers; smooth L1 without a parabola is L1.
+
+    `largest`: number of the type that losses are computed in.
+    """
     if type(spec.beta) is not float or type(spec.eps) is not float:
         spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
+    if largest < spec.beta < math.inf:
+        spec = spec._replace(beta=largest)
     if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
         return spec
     if not 0.0 <= spec.beta < math.inf:
@@ -189,9 +194,10 @@ def loss_of(
     of the prediction's numbers."""
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
-    spec = _with_numbers(spec)
     is_tensor("pred", pred, FLOATS)
     is_tensor("target", target, PIXELS)
+    wide = torch.float64 in (pred.dtype, target.dtype)
+    spec = _with_numbers(spec, torch.finfo(torch.float64 if wide else torch.float32).max)
     grid = mask_grid(mask)
     if index is None:
         index = _unit_index(pred, target, mask)

@@ -64,7 +64,10 @@ struct SmoothL1 : PixelLoss {
     }
 };
 
-// What `use` makes of the loss of that kind.
+// What `use`, of the host or the device as its caller is, makes of the loss of that kind.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
 template <class Use>
 SIMMIM_HD auto with_loss(LossKind kind, const Use& use) {
     switch (kind) {

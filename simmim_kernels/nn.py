@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from simmim_kernels._numbers import to_float, to_int
 from simmim_kernels.ops.mask_tokens import mask_tokens
-from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
+from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.patch_mask import PatchMask
 from simmim_kernels.target_norm import TargetNorm
 
-__all__ = ["MaskToken", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
+__all__ = ["MaskToken", "MaskedHuberLoss", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
 
 
 class MaskToken(nn.Module):
@@ -125,3 +125,17 @@ class MaskedSmoothL1Loss(_MaskedLoss):
     def __init__(self, *, beta: float = 1.0, **options) -> None:
         super().__init__(**options)
         self.beta = to_float("beta", beta)
+
+
+class MaskedHuberLoss(_MaskedLoss):
+    """`masked_huber` with its configuration.
+
+    Args:
+        delta: where the parabola ends, > 0.
+    """
+
+    function, parameters_of_loss = masked_huber, ("delta",)
+
+    def __init__(self, *, delta: float = 1.0, **options) -> None:
+        super().__init__(**options)
+        self.delta = to_float("delta", delta)

@@ -5,8 +5,8 @@
 namespace simmim {
 
 // The names have the order of the codes; in Python they are those of backends/_pixel_loss.py.
-enum LossKind : int { kL1, kMSE, kSmoothL1 };
-constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1"};
+enum LossKind : int { kL1, kMSE, kSmoothL1, kHuber };
+constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
 
 }  // namespace simmim
 
@@ -64,6 +64,21 @@ struct SmoothL1 : PixelLoss {
     }
 };
 
+struct Huber : PixelLoss {
+    static double parameter(double delta) { return delta; }
+    // Both branches in one: near is |d| or delta.
+    template <class C>
+    SIMMIM_HD static C value(const C& d, const C& delta) {
+        const C size = d < C{} ? -d : d, near = size < delta ? size : delta;
+        return near * (size - 0.5f * near);
+    }
+    template <class C>
+    SIMMIM_HD static C slope(const C& d, const C& delta) {
+        const C least = d < -delta ? -delta : d;
+        return least > delta ? delta : least;
+    }
+};
+
 // What `use`, of the host or the device as its caller is, makes of the loss of that kind.
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
@@ -75,6 +90,8 @@ SIMMIM_HD auto with_loss(LossKind kind, const Use& use) {
             return use(SquaredError());
         case kSmoothL1:
             return use(SmoothL1());
+        case kHuber:
+            return use(Huber());
         default:
             return use(L1());
     }

@@ -14,6 +14,11 @@ def _smooth_l1(d: Tensor, beta: float) -> Tensor:
     return torch.where(size < beta, size.square() / (2 * beta), size - beta / 2)
 
 
+def _huber(d: Tensor, delta: float) -> Tensor:
+    size = d.abs()
+    return torch.where(size < delta, size.square() / 2, delta * (size - delta / 2))
+
+
 Function = Callable[[Tensor, float], Tensor]
 
 # By name: what a pixel costs as a function of the difference and of `LossSpec.beta`, and the
@@ -22,4 +27,5 @@ PIXEL_LOSSES: dict[str, tuple[Function, Function]] = {
     "l1": (lambda d, beta: d.abs(), lambda d, beta: torch.sign(d)),
     "mse": (lambda d, beta: d.square(), lambda d, beta: 2 * d),
     "smooth_l1": (_smooth_l1, lambda d, beta: (d / beta).clamp(-1, 1)),
+    "huber": (_huber, lambda d, delta: d.clamp(-delta, delta)),
 }

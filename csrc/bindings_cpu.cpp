@@ -8,9 +8,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/runs_here.h"
 #include "loss_spec_caster.h"
 #include "tensor_caster.h"
-#include "cpu/runs_here.h"
 
 #ifdef SIMMIM_HAS_BASELINE
 #define SIMMIM_ISA baseline

@@ -30,7 +30,7 @@ template <>
 struct type_caster<simmim::LossSpec> {
     PYBIND11_TYPE_CASTER(simmim::LossSpec, const_name("LossSpec"));
     bool load(handle source, bool) {
-        if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 8) return false;
+        if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 9) return false;
         const auto field = [&](int i) { return PyTuple_GET_ITEM(source.ptr(), i); };
         using namespace simmim;
         value.kind = code_of<LossKind>("kind", field(0), kLossKinds);
@@ -41,6 +41,7 @@ struct type_caster<simmim::LossSpec> {
         value.norm = code_of<Norm>("norm", field(5), kNorms);
         value.norm_side = PyLong_AsLongLong(field(6));
         value.norm_eps = PyFloat_AsDouble(field(7));
+        value.factor = PyFloat_AsDouble(field(8));
         if (PyErr_Occurred()) throw error_already_set();
         return true;
     }

@@ -10,11 +10,12 @@ from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_linear import (
+    masked_linear_huber,
     masked_linear_l1,
     masked_linear_mse,
     masked_linear_smooth_l1,
 )
-from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
+from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
 from simmim_kernels.ops.normalize_patches import normalize_patches
 from simmim_kernels.ops.normalize_targets import normalize_targets
@@ -35,7 +36,9 @@ __all__ = [
     "box_mask",
     "mask_image",
     "mask_tokens",
+    "masked_huber",
     "masked_l1",
+    "masked_linear_huber",
     "masked_linear_l1",
     "masked_linear_mse",
     "masked_linear_smooth_l1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from simmim_kernels._numbers import to_float, to_int
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.mask_tokens import mask_tokens
-from simmim_kernels.ops.masked_loss import masked_l1, masked_mse, masked_smooth_l1
+from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.target_norm import TargetNorm
 
-__all__ = ["MaskToken", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
+__all__ = ["MaskToken", "MaskedHuberLoss", "MaskedL1Loss", "MaskedMSELoss", "MaskedSmoothL1Loss"]
 
 
 class MaskToken(nn.Module):
@@ -69,6 +69,9 @@ class MaskToken(nn.Module):
 class _MaskedLoss(nn.Module):
     """What the masked losses have in common; arguments are those of `masked_l1`."""
 
+    function: Callable[..., Tensor]
+    parameters_of_loss: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,
@@ -86,10 +89,13 @@ class _MaskedLoss(nn.Module):
         self.mean = None if mean is None else tuple(to_float("mean", value) for value in mean)
         self.std = None if std is None else tuple(to_float("std", value) for value in std)
 
+    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        return type(self).function(pred, target, mask, **self.options())
+
     def options(self) -> dict[str, object]:
         """The keyword arguments of the function."""
         names = ("order", "target_norm", "mean", "std", "eps", "reduction")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*self.parameters_of_loss, *names)}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options().items() if v is not None)
@@ -98,15 +104,13 @@ class _MaskedLoss(nn.Module):
 class MaskedL1Loss(_MaskedLoss):
     """`masked_l1` with its configuration."""
 
-    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        return masked_l1(pred, target, mask, **self.options())
+    function = masked_l1
 
 
 class MaskedMSELoss(_MaskedLoss):
     """`masked_mse` with its configuration."""
 
-    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        return masked_mse(pred, target, mask, **self.options())
+    function = masked_mse
 
 
 class MaskedSmoothL1Loss(_MaskedLoss):
@@ -116,12 +120,22 @@ class MaskedSmoothL1Loss(_MaskedLoss):
         beta: where the parabola ends, >= 0.
     """
 
+    function, parameters_of_loss = masked_smooth_l1, ("beta",)
+
     def __init__(self, *, beta: float = 1.0, **options) -> None:
         super().__init__(**options)
         self.beta = to_float("beta", beta)
 
-    def options(self) -> dict[str, object]:
-        return {"beta": self.beta, **super().options()}
 
-    def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        return masked_smooth_l1(pred, target, mask, **self.options())
+class MaskedHuberLoss(_MaskedLoss):
+    """`masked_huber` with its configuration.
+
+    Args:
+        delta: where the parabola ends, > 0.
+    """
+
+    function, parameters_of_loss = masked_huber, ("delta",)
+
+    def __init__(self, *, delta: float = 1.0, **options) -> None:
+        super().__init__(**options)
+        self.delta = to_float("delta", delta)

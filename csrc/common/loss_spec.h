@@ -3,11 +3,9 @@
 
 #include <cstdint>
 
-namespace simmim {
+#include "common/pixel_loss.h"
 
-// The one table of losses on this side; in Python it is `KINDS` of backends/_loss_spec.py.
-enum LossKind : int { kL1, kMSE, kSmoothL1 };
-constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1"};
+namespace simmim {
 
 // How a token's numbers follow each other: (channel, dy, dx) or (dy, dx, channel).
 enum Order : int { kPlanar, kInterleaved };
@@ -30,6 +28,7 @@ struct LossSpec {
     Norm norm;
     int64_t norm_side;  // of the window or patch, in pixels
     double norm_eps;    // added to the variance
+    double factor;      // what the loss is multiplied by
 };
 
 }  // namespace simmim

@@ -1,13 +1,30 @@
-// What one pixel costs, as a function of d = prediction - target, and the derivative by d. C is a
-// float type or a vector of one.
+// The losses: name, value of one pixel as a function of d = prediction - target, and derivative by
+// d.
 #pragma once
 
-#include "common/loss_spec.h"
+namespace simmim {
+
+// The names have the order of the codes; in Python they are those of backends/_pixel_loss.py.
+enum LossKind : int { kL1, kMSE, kSmoothL1, kHuber };
+constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
+
+}  // namespace simmim
+
+#ifdef SIMMIM_ISA  // the bindings, which need the names alone, are compiled for no instruction set
+
 #include "common/types.h"
 
 SIMMIM_BEGIN
 
-struct L1 {
+// A loss has `value` and `slope`, where C is a float type or a vector of one and the second
+// argument is `parameter(beta)`. Values are in units of `unit(beta)`, so that only their sum is
+// multiplied.
+struct PixelLoss {
+    static double parameter(double) { return 0.0; }
+    static double unit(double) { return 1.0; }
+};
+
+struct L1 : PixelLoss {
     template <class C>
     SIMMIM_HD static C value(const C& d, const C&) {
         return d < C{} ? -d : d;
@@ -20,7 +37,7 @@ struct L1 {
     }
 };
 
-struct SquaredError {
+struct SquaredError : PixelLoss {
     template <class C>
     SIMMIM_HD static C value(const C& d, const C&) {
         return d * d;
@@ -31,8 +48,9 @@ struct SquaredError {
     }
 };
 
-// In units of beta, so that sums are multiplied by it once: `inverse` is 1 / beta, beta > 0.
-struct SmoothL1 {
+struct SmoothL1 : PixelLoss {
+    static double parameter(double beta) { return 1.0 / beta; }
+    static double unit(double beta) { return beta; }
     template <class C>
     SIMMIM_HD static C value(const C& d, const C& inverse) {
         const C size = d < C{} ? -d : d, u = size * inverse;
@@ -46,4 +64,39 @@ struct SmoothL1 {
     }
 };
 
+struct Huber : PixelLoss {
+    static double parameter(double delta) { return delta; }
+    // Both branches in one: near is |d| or delta.
+    template <class C>
+    SIMMIM_HD static C value(const C& d, const C& delta) {
+        const C size = d < C{} ? -d : d, near = size < delta ? size : delta;
+        return near * (size - 0.5f * near);
+    }
+    template <class C>
+    SIMMIM_HD static C slope(const C& d, const C& delta) {
+        const C least = d < -delta ? -delta : d;
+        return least > delta ? delta : least;
+    }
+};
+
+// What `use`, of the host or the device as its caller is, makes of the loss of that kind.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Use>
+SIMMIM_HD auto with_loss(LossKind kind, const Use& use) {
+    switch (kind) {
+        case kMSE:
+            return use(SquaredError());
+        case kSmoothL1:
+            return use(SmoothL1());
+        case kHuber:
+            return use(Huber());
+        default:
+            return use(L1());
+    }
+}
+
 SIMMIM_END
+
+#endif

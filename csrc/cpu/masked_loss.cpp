@@ -11,15 +11,15 @@ namespace {
 // Denominators, and the quotients that loss and gradient are.
 struct Weights {
     Reduction reduction;
-    double eps, unit_pixels, channels;
+    double eps, unit_pixels, channels, factor;
 
     // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
     double denominator(double masked_units) const {
         if (reduction == kSum) return 1.0;
         return masked_units == 0.0 ? 0.0 : (masked_units * unit_pixels + eps) * channels;
     }
-    // Nothing masked: 0.
-    static double over(double a, double b) { return b == 0.0 ? 0.0 : a / b; }
+    // a / b times the factor; 0 where nothing is masked.
+    double over(double a, double b) const { return b == 0.0 ? 0.0 : a * factor / b; }
 };
 
 // Which token of which sample each row of a list predicts: position `cell` of the token grid in
@@ -63,7 +63,7 @@ int64_t count_masked(const uint8_t* cells, int64_t n) {
 // `sums` has room for a number a piece and two a sample, `scratch` for `team` times what the walk
 // needs.
 template <class C>
-void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums, char* scratch,
+void run(const Walk<C>& walk, const Weights& weights, double unit, double* sums, char* scratch,
          C* loss, C* scale_out, int threads) {
     const int64_t per_sample = walk.pieces_per_sample(), pieces = walk.batch * per_sample;
     const bool apart = weights.reduction == kEach;
@@ -82,7 +82,7 @@ void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums,
     parallel_for(threads, elements, threads, [&](int64_t part) {
         for (int64_t i = pieces * part / threads; i < pieces * (part + 1) / threads; ++i) {
             const int64_t b = i / per_sample;
-            const double scale = scale_out ? 1.0 : Weights::over(1.0, denominator[apart ? b : 0]);
+            const double scale = scale_out ? 1.0 : weights.over(1.0, denominator[apart ? b : 0]);
             double total[kLanes] = {};
             walk.piece(b, i % per_sample, C(scale), scratch + part * bytes, total);
             partial[i] = sum_lanes(total);
@@ -93,8 +93,8 @@ void run(const Walk<C>& walk, const Weights& weights, double beta, double* sums,
     for (int64_t i = 0; i < pieces; ++i) sum[apart ? i / per_sample : 0] += partial[i];
     for (int64_t b = 0; b < results; ++b) {
         const bool empty = walk.batch == 0;
-        loss[b] = empty ? C(0) : C(Weights::over(sum[b] * beta, denominator[b]));
-        if (scale_out) scale_out[b] = empty ? C(0) : C(Weights::over(1.0, denominator[b]));
+        loss[b] = empty ? C(0) : C(weights.over(sum[b] * unit, denominator[b]));
+        if (scale_out) scale_out[b] = empty ? C(0) : C(weights.over(1.0, denominator[b]));
     }
 }
 
@@ -172,13 +172,17 @@ int64_t serve(const Call& call) {
                      channel_numbers(call.std, statistics + channels)};
     scorer.direct = span_for<C>(call.pred.element, spec.kind, bool(call.grad));
     scorer.buffered = span_for<C>(kElement<C>, spec.kind, bool(call.grad));
-    scorer.inverse_beta = C(1.0 / spec.beta);
+    double unit = 1.0;
+    with_loss(spec.kind, [&](auto loss) {
+        scorer.parameter = C(loss.parameter(spec.beta));
+        unit = loss.unit(spec.beta);
+    });
     scorer.stream = call.grad && call.grad.data != call.pred.data &&
                     is_streamed(image.elements() * element_size(call.pred.element));
     const Weights weights{spec.reduction, spec.eps, double(walk.grid.scale.cells()),
-                          double(channels)};
-    run(walk, weights, spec.kind == kSmoothL1 ? spec.beta : 1.0, numbers.as<double>(),
-        each.as<char>(), call.loss.as<C>(), call.scale.as<C>(), call.threads);
+                          double(channels), spec.factor};
+    run(walk, weights, unit, numbers.as<double>(), each.as<char>(), call.loss.as<C>(),
+        call.scale.as<C>(), call.threads);
     if (call.grad) zero_padding(scorer.grad, list, channels * p * p);
     return -1;
 }

@@ -2,7 +2,7 @@
 // predictions side by side, their targets in the compute type, and the place of their gradients.
 #pragma once
 
-#include "common/pixel_loss.h"
+#include "common/loss_spec.h"
 #include "cpu/rows.h"
 #include "cpu/vectors.h"
 
@@ -36,15 +36,15 @@ struct Rows {
 };
 
 template <class C>
-using SpanLoop = void (*)(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse,
+using SpanLoop = void (*)(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter,
                           C scale, double* total);
 
 // The losses of kLanes pixels at a time, summed in C; those sums join float64 sums before they are
 // long.
-template <class C, class P, class LossKind, bool kGrad>
+template <class C, class P, class Loss, bool kGrad>
 class Span {
   public:
-    Span(C inverse, C scale) : inverse_(V{} + inverse), scale_(V{} + scale) {}
+    Span(C parameter, C scale) : parameter_(V{} + parameter), scale_(V{} + scale) {}
 
     void add(const P* pred, const C* target, P* grad) {
         for (int64_t k = 0; k < kParts; ++k) sum_[k] += part(k, pred, target, grad);
@@ -93,10 +93,10 @@ class Span {
         const V d =
             load_vector<C, kWidth>(pred + k * kWidth) - load_vector<C, kWidth>(target + k * kWidth);
         if (kGrad) {
-            const V slope = LossKind::template slope<V>(d, inverse_);
+            const V slope = Loss::template slope<V>(d, parameter_);
             store_vector<C, kWidth>(slope * scale_, grad + k * kWidth);
         }
-        return LossKind::template value<V>(d, inverse_);
+        return Loss::template value<V>(d, parameter_);
     }
 
     void fold() {
@@ -109,17 +109,17 @@ class Span {
     }
 
     V sum_[kParts] = {};
-    const V inverse_, scale_;
+    const V parameter_, scale_;
     Double folded_[kLanes / kDoubles] = {};
     int64_t unfolded_ = 0;
 };
 
 // total[j] += the losses of the masked pixels; their gradient is slope * scale where kGrad, that of
 // visible ones 0. Runs are short (16 or 32 pixels), so there is nothing to decide within them.
-template <class C, class P, class LossKind, bool kGrad>
-void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse, C scale,
+template <class C, class P, class Loss, bool kGrad>
+void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter, C scale,
           double* total) {
-    Span<C, P, LossKind, kGrad> sum(inverse, scale);
+    Span<C, P, Loss, kGrad> sum(parameter, scale);
     const bool in_place = rows.grad == rows.pred;
     // Vectors streamed one by one, between the loads, were half as fast as whole rows.
     const Run& last = runs[run_count - 1];
@@ -164,29 +164,18 @@ void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C inverse, C 
     sum.finish(total);
 }
 
-template <class C, class P, class LossKind>
-SpanLoop<C> span_with(bool grad) {
-    return grad ? span<C, P, LossKind, true> : span<C, P, LossKind, false>;
-}
-
 template <class C, class P>
-SpanLoop<C> span_of(int loss, bool grad) {
-    switch (loss) {
-        case kL1:
-            return span_with<C, P, L1>(grad);
-        case kMSE:
-            return span_with<C, P, SquaredError>(grad);
-        case kSmoothL1:
-            return span_with<C, P, SmoothL1>(grad);
-        default:
-            return nullptr;
-    }
+SpanLoop<C> span_of(LossKind kind, bool grad) {
+    return with_loss(kind, [&](auto loss) -> SpanLoop<C> {
+        using Loss = decltype(loss);
+        return grad ? span<C, P, Loss, true> : span<C, P, Loss, false>;
+    });
 }
 
 // The loop over predictions where they lie; null where they are converted first, as float64 sums
 // over a prediction of another type are: a rare case, and half of all loops to compile.
 template <class C>
-SpanLoop<C> span_for(int element, int loss, bool grad) {
+SpanLoop<C> span_for(int element, LossKind loss, bool grad) {
     if constexpr (kSame<C, double>) {
         return element == kFloat64 ? span_of<double, double>(loss, grad) : nullptr;
     } else {

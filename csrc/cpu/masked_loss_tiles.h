@@ -111,7 +111,7 @@ struct Scorer {
     Prediction pred, grad;  // grad.memory.base is null where no gradient is wanted
     Target target;
     SpanLoop<C> direct, buffered;  // over the prediction's own memory (or null), over rows of C
-    C inverse_beta;
+    C parameter;                   // of the loss
     int64_t channels, p;
     // Where only some tokens are predicted: the row of token (ty, tx) of sample b is
     // row_of[(b * h + ty) * w + tx]; null where all are.
@@ -143,7 +143,7 @@ struct Scorer {
             const Run run = {0, n, true};
             direct({pred.memory.at(from), goal, slopes(to), n, step, n, count, count,
                     (next - tx) * pred.stx, count > 1 ? (next - tx) * p : 0, stream},
-                   &run, 1, inverse_beta, scale, total);
+                   &run, 1, parameter, scale, total);
             from += n * count;
             to += n * count;
         };
@@ -186,7 +186,7 @@ struct Scorer {
                            numbers<C>(target.memory, target.at(b, c, y, x)),
                            slopes(image(grad, b, c, y, x)), pred.sty, target.sy, grad.sty, count,
                            kAhead, more ? pred.sc : 0, more ? target.sc : 0, stream},
-                          runs, run_count, inverse_beta, scale, total);
+                          runs, run_count, parameter, scale, total);
         }
         const Affine<C> affine = target.template affine<C>(c);
         score_made(b, c, y, count, runs, run_count, scale, total,
@@ -218,7 +218,7 @@ struct Scorer {
                 direct(
                     {pred.memory.at(image(pred, b, c, y, x)), goal, slopes(image(grad, b, c, y, x)),
                      pred.sty, length, grad.sty, rows, kAhead, rows * pred.sty, 0, stream},
-                    runs, run_count, inverse_beta, scale, total);
+                    runs, run_count, parameter, scale, total);
                 continue;
             }
             const bool planar = walks_tokens() && pred.is_planar(p);
@@ -261,7 +261,7 @@ struct Scorer {
             direct({pred.memory.at(token(pred, b, ty, tx) + within), goal + (x - run.x),
                     slopes(token(grad, b, ty, tx) + within), p, goal_step, p, p, kAhead, pred.stx,
                     0, stream},
-                   &line, 1, inverse_beta, scale, total);
+                   &line, 1, parameter, scale, total);
         }
     }
 
@@ -285,8 +285,8 @@ struct Scorer {
             const Run part = {0, n, true};
             char* numbers = reinterpret_cast<char*>(row);
             pred.memory.load(token(pred, b, ty, tx) + in_pred + dx * pred.sdx, pred_step, n, row);
-            buffered({numbers, goal + i, numbers, 0, 0, 0, 1, 0, 0, 0, false}, &part, 1,
-                     inverse_beta, scale, total);
+            buffered({numbers, goal + i, numbers, 0, 0, 0, 1, 0, 0, 0, false}, &part, 1, parameter,
+                     scale, total);
             if (grad.memory.base) grad.memory.store(row, n, to, grad_step);
         }
     }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/grid.h"
-#include "common/pixel_loss.h"
+#include "common/loss_spec.h"
 #include "cuda/loss_sums.h"
 
 SIMMIM_BEGIN
@@ -37,9 +37,9 @@ struct Problem {
     int64_t patch, units_in_row;
     const double *scale, *affine;
     double* partial;
-    double inverse_beta;
+    double parameter;  // of the loss
     int64_t channels, tiles;
-    int kind;
+    LossKind kind;
     bool each, scaled;
 
     __device__ __forceinline__ void move(Place& p, int axis_number, int64_t steps) const {
@@ -102,15 +102,11 @@ struct Problem {
 
     template <class C>
     __device__ __forceinline__ C value(C d) const {
-        if (kind == kL1) return L1::value(d, C(0));
-        if (kind == kMSE) return SquaredError::value(d, C(0));
-        return SmoothL1::value(d, C(inverse_beta));
+        return with_loss(kind, [&](auto loss) { return loss.value(d, C(parameter)); });
     }
     template <class C>
     __device__ __forceinline__ C slope(C d) const {
-        if (kind == kL1) return L1::slope(d, C(0));
-        if (kind == kMSE) return SquaredError::slope(d, C(0));
-        return SmoothL1::slope(d, C(inverse_beta));
+        return with_loss(kind, [&](auto loss) { return loss.slope(d, C(parameter)); });
     }
 
     // The pixel value (stored - offset) * scale; `affine` holds the scales, then the offsets, and

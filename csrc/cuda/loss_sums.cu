@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
             denominator = total ? double(total * scaling.pixels) + scaling.eps : 0.0;
             denominator *= double(scaling.channels);
         }
-        const double scale = denominator == 0.0 ? 0.0 : 1.0 / denominator;
+        const double scale = denominator == 0.0 ? 0.0 : scaling.factor / denominator;
         scaling.scale[result] = scale;
         if (scaling.out.base) scaling.out.store(result, scale);
     }
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     results_kernel(LossScale scaling, LossList list, const double* partial, int64_t n,
-                   int64_t tiles, double factor, Array loss) {
+                   int64_t tiles, double unit, Array loss) {
     const int64_t result = blockIdx.x;
     const bool flat = list.given && !list.per_sample && scaling.reduction == kEach;
     const int64_t first = flat ? 0 : result * n;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
         if (!flat || list.sample(i / tiles, &unit) == result) sum += partial[first + i];
     }
     const double total = block_sum(sum);
-    if (threadIdx.x == 0) loss.store(result, total * factor * scaling.scale[result]);
+    if (threadIdx.x == 0) loss.store(result, total * unit * scaling.scale[result]);
 }
 
 __global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* marks) {
@@ -105,13 +105,13 @@ int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* m
 }
 
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,
-                 int64_t tiles, double factor, int64_t batch, Array loss, Stream stream) {
+                 int64_t tiles, double unit, int64_t batch, Array loss, Stream stream) {
     const bool each = scaling.reduction == kEach;
     const int64_t results = each ? batch : 1;
     const bool flat = list.given && !list.per_sample;
     if (each && !flat && batch) n /= batch;
     return launch(results_kernel, results, dim3(kThreads), stream, scaling, list, partial, n, tiles,
-                  factor, loss);
+                  unit, loss);
 }
 
 SIMMIM_END

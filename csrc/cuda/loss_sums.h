@@ -30,7 +30,7 @@ struct LossScale {
     double* affine;            // null where numbers of the target are taken as they are
     double unit;               // what they are divided by first: 255 for bytes
     int64_t pixels, channels;  // pixels of a unit
-    double eps;
+    double eps, factor;
     Reduction reduction;
 };
 
@@ -65,15 +65,15 @@ __device__ __forceinline__ void leave_sum(double value, double* partial) {
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// scale[r] = 1 / ((masked pixels of result r + eps) * channels), or 0 where nothing is masked; and
-// in `affine` what a difference of each channel is multiplied by, then what is subtracted before.
-// `counts` is scratch: a number for each kCounted units.
+// scale[r] = factor / ((masked pixels of result r + eps) * channels), or 0 where nothing is masked;
+// and in `affine` what a difference of each channel is multiplied by, then what is subtracted
+// before. `counts` is scratch: a number for each kCounted units.
 int loss_scales(const LossScale& scaling, const LossList& list, const uint8_t* mask, int64_t batch,
                 int64_t units, int64_t* counts, Stream stream);
 
-// loss[r] = scale[r] * factor * the sum of the partial sums that belong to result r; `tiles` of
+// loss[r] = scale[r] * unit * the sum of the partial sums that belong to result r; `tiles` of
 // them belong to each row.
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,
-                 int64_t tiles, double factor, int64_t batch, Array loss, Stream stream);
+                 int64_t tiles, double unit, int64_t batch, Array loss, Stream stream);
 
 SIMMIM_END

@@ -250,7 +250,7 @@ Problem problem_of(const Tensor& pred, const Tensor& grad, const ImageLayout& im
     problem.target_x = image.sx;
     problem.patch = p;
     problem.units_in_row = tokens.width;
-    problem.inverse_beta = 1.0 / spec.beta;
+    problem.parameter = with_loss(spec.kind, [&](auto l) { return l.parameter(spec.beta); });
     problem.channels = image.channels;
     problem.kind = spec.kind;
     problem.each = spec.reduction == kEach;
@@ -313,6 +313,7 @@ int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, co
                             index ? p * p : problem.grid.scale.cells(),
                             image.channels,
                             spec.eps,
+                            spec.factor,
                             spec.reduction};
     int code =
         loss_scales(scaling, list, problem.grid.mask, image.batch, problem.units, counts, stream);
@@ -320,9 +321,9 @@ int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, co
     const int64_t blocks = pieces.rows * pieces.tiles;
     code = start_pass(problem, blocks, pieces.threads, pred, grad, target, stream);
     if (code != cudaSuccess) return code;
-    return loss_results(scaling, list, partial, blocks, pieces.tiles,
-                        spec.kind == kSmoothL1 ? spec.beta : 1.0, image.batch, array_of(loss),
-                        stream);
+    const double unit = with_loss(spec.kind, [&](auto l) { return l.unit(spec.beta); });
+    return loss_results(scaling, list, partial, blocks, pieces.tiles, unit, image.batch,
+                        array_of(loss), stream);
 }
 
 SIMMIM_END

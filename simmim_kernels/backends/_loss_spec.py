@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-KINDS = ("l1", "mse", "smooth_l1")
+from simmim_kernels.backends._pixel_loss import PIXEL_LOSSES
+
+KINDS = tuple(PIXEL_LOSSES)
 ORDERS = ("cyx", "yxc")
 REDUCTIONS = ("mean", "sum", "none")
 NORMS = ("none", "window", "patch")
@@ -15,13 +17,14 @@ class LossSpec(NamedTuple):
 
     Attributes:
         kind: one of `KINDS`.
-        beta: where smooth L1 turns from a parabola into a line.
+        beta: where the loss turns from a parabola into a line, if it does.
         order: how a token's numbers follow each other, one of `ORDERS`.
         eps: added to the number of masked pixels.
         reduction: one of `REDUCTIONS`.
         norm: how the target is normalised, one of `NORMS`.
         norm_side: of the window or the patch, in pixels.
         norm_eps: added to the variance.
+        factor: what the loss is multiplied by.
     """
 
     kind: str
@@ -32,6 +35,7 @@ class LossSpec(NamedTuple):
     norm: str = "none"
     norm_side: int = 0
     norm_eps: float = 0.0
+    factor: float = 1.0
 
 
 def check_names(spec: LossSpec) -> None:

@@ -36,6 +36,8 @@ def check(
         raise ValueError(f"eps is {spec.eps}; allowed: a finite number >= 0")
     if not SMALLEST_BETA <= spec.beta < math.inf:
         raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= {SMALLEST_BETA}")
+    if not 0.0 < spec.factor < math.inf:
+        raise ValueError(f"factor is {spec.factor}; allowed: a finite number > 0")
     check_channel_stats(target, mean, std)
     if index is None:
         _check_dense(pred, target)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import scale_of, whole_root, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
@@ -199,4 +200,28 @@ def masked_linear_smooth_l1(
     `masked_smooth_l1`.
     """
     spec = LossSpec("smooth_l1", beta, order, eps, reduction)
+    return _loss(spec, tokens, weight, bias, target, mask, target_norm, mean, std)
+
+
+def masked_linear_huber(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    delta: float = 1.0,
+    order: str = "cyx",
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The linear prediction head and `masked_huber` on the masked tokens alone.
+
+    Arguments, result, gradients and errors are those of `masked_linear_l1`, `delta` is that of
+    `masked_huber`.
+    """
+    spec = LossSpec("huber", to_float("delta", delta), order, eps, reduction)
     return _loss(spec, tokens, weight, bias, target, mask, target_norm, mean, std)

@@ -1,4 +1,4 @@
-"""Masked losses: L1, mean squared error and smooth L1 over the masked pixels alone."""
+"""Masked losses: L1, mean squared error, smooth L1 and Huber over the masked pixels alone."""
 
 from __future__ import annotations
 
@@ -161,10 +161,22 @@ def _with_norm(
     return spec._replace(norm="patch", norm_side=unit[0], norm_eps=target_norm.eps)
 
 
-def _with_numbers(spec: LossSpec) -> LossSpec:
-    """`spec` with Python's own numbers; smooth L1 without a parabola is L1."""
+def _with_numbers(spec: LossSpec, largest: float) -> LossSpec:
+    """`spec` with Python's own numbers; smooth L1 without a parabola is L1.
+
+    `largest`: number of the type that losses are computed in.
+    """
     if type(spec.beta) is not float or type(spec.eps) is not float:
         spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
+    if largest < spec.beta < math.inf:
+        spec = spec._replace(beta=largest)
+    if spec.kind == "huber":
+        if not 0.0 < spec.beta < math.inf:
+            raise ValueError(f"delta is {spec.beta}; allowed: a finite number > 0")
+        if spec.beta >= 1.0:
+            return spec
+        # A small delta times smooth L1, whose slopes do not vanish in float16.
+        spec = spec._replace(kind="smooth_l1", factor=spec.beta)
     if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
         return spec
     if not 0.0 <= spec.beta < math.inf:
@@ -189,9 +201,10 @@ def loss_of(
     of the prediction's numbers."""
     if isinstance(target, Tensor) and target.requires_grad:
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
-    spec = _with_numbers(spec)
     is_tensor("pred", pred, FLOATS)
     is_tensor("target", target, PIXELS)
+    wide = torch.float64 in (pred.dtype, target.dtype)
+    spec = _with_numbers(spec, torch.finfo(torch.float64 if wide else torch.float32).max)
     grid = mask_grid(mask)
     if index is None:
         index = _unit_index(pred, target, mask)
@@ -311,4 +324,29 @@ def masked_smooth_l1(
     Other arguments, result, gradient and errors are those of `masked_l1`.
     """
     spec = LossSpec("smooth_l1", beta, order, eps, reduction)
+    return loss_of(spec, pred, target, mask, target_norm, mean, std)
+
+
+def masked_huber(
+    pred: Tensor,
+    target: Tensor,
+    mask: PatchMask | Tensor,
+    *,
+    delta: float = 1.0,
+    order: str = "cyx",
+    target_norm: TargetNorm = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eps: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """The Huber error over the masked pixels: `masked_l1` with, for `|d|`,
+    `d^2 / 2` where `|d| < delta`, else `delta * (|d| - delta / 2)`.
+
+    Args:
+        delta: where the parabola ends, > 0 and finite.
+
+    Other arguments, result, gradient and errors are those of `masked_l1`.
+    """
+    spec = LossSpec("huber", to_float("delta", delta), order, eps, reduction)
     return loss_of(spec, pred, target, mask, target_norm, mean, std)

@@ -110,6 +110,11 @@ CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
         lambda b: (_leaf(b, 768, 7, 7), _image(b), _ids(b)),
         _loss("mse", reduction="sum"),
     ),
+    "Huber loss of tokens": (
+        ("random_mask", "masked_loss"),
+        lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),
+        _loss("huber", delta=2.0),
+    ),
     "loss of each sample, scaled": (
         ("random_mask", "masked_loss"),
         lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),

@@ -157,6 +157,21 @@ CALLS: dict[str, Call] = {
     "masked_smooth_l1 sum": Call(
         sk.masked_smooth_l1, _loss(image, torch.bfloat16, reduction="sum"), **LOSS
     ),
+    "masked_huber yxc": Call(
+        sk.masked_huber,
+        _loss(lambda b, g: tokens(b, g, dtype=torch.bfloat16), BYTES, order="yxc", delta=1.3),
+        **LOSS,
+    ),
+    "masked_huber small": Call(
+        sk.masked_huber, _loss(lambda b, g: tokens(b, g, dtype=HALF), delta=1e-3), **LOSS
+    ),
+    "masked_linear_huber": Call(
+        sk.masked_linear_huber,
+        lambda b, g: _head(b, g) | {"delta": 2.0},
+        ("tokens", "weight", "bias"),
+        ("masked_linear", "place_tokens", "masked_loss"),
+        products=True,
+    ),
     "masked_linear_l1": Call(
         sk.masked_linear_l1,
         _head,

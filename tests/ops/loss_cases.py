@@ -7,16 +7,20 @@ import torch.nn.functional as F
 
 import simmim_kernels as sk
 
-LOSSES = ("l1", "mse", "smooth_l1")
+LOSSES = ("l1", "mse", "smooth_l1", "huber")
 LAYOUTS = ("image", "channels_last", "cyx", "yxc", "map", "map_last", "units")
 BETA = 0.7
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def numbers_of(kind, beta):
+    """`beta` under the name that it has for this loss, where the loss takes one."""
+    return {"smooth_l1": {"beta": beta}, "huber": {"delta": beta}}.get(kind, {})
+
+
 def ours(kind, pred, target, mask, layout, **options):
-    function = {"l1": sk.masked_l1, "mse": sk.masked_mse, "smooth_l1": sk.masked_smooth_l1}[kind]
-    if kind == "smooth_l1":
-        options.setdefault("beta", BETA)
+    function = getattr(sk, f"masked_{kind}")
+    options = numbers_of(kind, options.pop("beta", BETA)) | options
     order = "yxc" if layout == "yxc" else "cyx"
     return function(pred, target, mask, order=order, **options)
 
@@ -77,6 +81,9 @@ def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
         loss = F.l1_loss(image, target, reduction="none")
     elif kind == "mse":
         loss = F.mse_loss(image, target, reduction="none")
+    elif kind == "huber":
+        wide = torch.promote_types(image.dtype, target.dtype)  # its gradient takes one type
+        loss = F.huber_loss(image.to(wide), target.to(wide), reduction="none", delta=beta)
     else:
         loss = F.smooth_l1_loss(image, target, reduction="none", beta=beta)
     loss, pixels = (

@@ -25,6 +25,7 @@ CALLS = {
         "target_norm": sk.PatchNorm(),
     },
     "masked_smooth_l1": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "beta": 0.5},
+    "masked_huber": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "delta": 0.5},
     "masked_linear_l1": {
         "tokens": torch.randn(2, 4, 5),
         "weight": torch.randn(48, 5),
@@ -64,7 +65,14 @@ CALLS = {
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
 DIFFERENTIABLE = [
-    *("masked_l1", "masked_mse", "masked_smooth_l1", "masked_linear_l1", "mask_tokens"),
+    *(
+        "masked_l1",
+        "masked_mse",
+        "masked_smooth_l1",
+        "masked_huber",
+        "masked_linear_l1",
+        "mask_tokens",
+    ),
     *("mask_image", "masked_patch_embed"),
 ]
 # Of floating point: the rest have no sign to put off.

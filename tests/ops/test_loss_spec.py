@@ -15,20 +15,20 @@ from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
 
 SPEC = LossSpec("l1", 1.0, "cyx", 1e-5, "mean")
-HEADER = Path(__file__).parents[2] / "csrc/common/loss_spec.h"
+CSRC = Path(__file__).parents[2] / "csrc"
 
 
 @pytest.mark.parametrize(
-    ("table", "names"),
+    ("header", "table", "names"),
     [
-        ("kLossKinds", _loss_spec.KINDS),
-        ("kOrders", _loss_spec.ORDERS),
-        ("kReductions", _loss_spec.REDUCTIONS),
-        ("kNorms", _loss_spec.NORMS),
+        ("pixel_loss.h", "kLossKinds", _loss_spec.KINDS),
+        ("loss_spec.h", "kOrders", _loss_spec.ORDERS),
+        ("loss_spec.h", "kReductions", _loss_spec.REDUCTIONS),
+        ("loss_spec.h", "kNorms", _loss_spec.NORMS),
     ],
 )
-def test_the_tables_of_both_languages_agree(table, names):
-    found = re.search(rf"{table}\[\] = {{(.*?)}}", HEADER.read_text())[1]
+def test_the_tables_of_both_languages_agree(header, table, names):
+    found = re.search(rf"{table}\[\] = {{(.*?)}}", (CSRC / "common" / header).read_text())[1]
     assert tuple(re.findall(r'"(\w+)"', found)) == names
 
 
@@ -63,6 +63,23 @@ def test_no_function_has_more_than_twelve_parameters():
             given = node.args
             count = len(given.args) + len(given.posonlyargs) + len(given.kwonlyargs)
             assert count <= 12, f"{path.relative_to(root)}: {node.name}"
-    for path in (HEADER.parents[2] / "cpu/kernels.h", HEADER.parents[2] / "cuda/kernels.h"):
+    for path in (CSRC / "cpu/kernels.h", CSRC / "cuda/kernels.h"):
         for name, given in re.findall(r"\w+ (\w+)\(([^)]*)\);", path.read_text()):
             assert given.count(",") < 12, f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_factor_multiplies_loss_and_gradient(backend, dtype, reduction):
+    pred, target = torch.randn(2, 3, 4, 4).to(dtype), torch.randn(2, 3, 4, 4)
+    mask = sk.random_mask(2, (2, 2), 0.5, seed=0).mask
+    spec = SPEC._replace(kind="smooth_l1", beta=0.5, reduction=reduction)
+    op, arguments = torch.ops.simmim_kernels.masked_loss, (pred, target, mask, None, None, None)
+    with sk.backend(backend):
+        loss, grad, scale = op(*arguments, *spec, True)
+        times = op(*arguments, *spec._replace(factor=0.25), True)
+        with pytest.raises(ValueError, match="factor is 0"):
+            op(*arguments, *spec._replace(factor=0.0), True)
+    assert torch.equal(times[0], loss / 4) and torch.equal(times[2], scale / 4)
+    assert torch.equal(times[1], grad if scale.numel() else grad / 4)

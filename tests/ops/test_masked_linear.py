@@ -26,6 +26,7 @@ OURS = {
     "l1": sk.masked_linear_l1,
     "mse": sk.masked_linear_mse,
     "smooth_l1": lambda *args, **options: sk.masked_linear_smooth_l1(*args, beta=BETA, **options),
+    "huber": lambda *args, **options: sk.masked_linear_huber(*args, delta=BETA, **options),
 }
 
 
@@ -77,7 +78,7 @@ def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction=
 
 
 @given(
-    kind=st.sampled_from(["mse", "smooth_l1"]),  # the sign of L1 turns on a rounding
+    kind=st.sampled_from(["mse", "smooth_l1", "huber"]),  # the sign of L1 turns on a rounding
     order=st.sampled_from(["cyx", "yxc"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
@@ -180,13 +181,12 @@ def test_padding_rows_reach_nothing():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend):
+@pytest.mark.parametrize("kind", ["mse", "huber"])
+def test_gradcheck(backend, kind):
     tokens, weight, bias, target, mask = head_problem(2, 1, (2, 1), 4, 2, 3, torch.float64)
     leaves = [x.requires_grad_() for x in (tokens, weight, bias)]
     with sk.backend(backend):
-        assert torch.autograd.gradcheck(
-            lambda *head: sk.masked_linear_mse(*head, target, mask), leaves
-        )
+        assert torch.autograd.gradcheck(lambda *head: OURS[kind](*head, target, mask), leaves)
 
 
 @pytest.mark.parametrize("argument", ["weight", "bias"])

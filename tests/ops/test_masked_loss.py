@@ -220,6 +220,56 @@ def test_beta_of_zero_is_l1_and_of_any_size_is_right(backend):
     assert BETA not in (0, 1)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("delta", [1e-30, 1e-6, 1e-3, 0.7, 1.0, 3.0, 50.0, 1e6, 1e30])
+def test_huber_of_any_delta_is_right(backend, dtype, delta):
+    # Multiplied as a gradient scaler does, so that float16 has something to hold.
+    weight = torch.tensor(65536.0)
+    pred, target, mask, _ = problem(2, 1, (2, 2), 8, 4, "cyx", dtype, torch.float32)
+    for pixels in (target, torch.zeros_like(target)):
+        with sk.backend(backend):
+            check_against_published(
+                "huber", pred, pixels, mask, 4, "cyx", weight, {}, beta=delta, reduction="sum"
+            )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huber_of_extreme_delta_and_differences(backend):
+    mask, zero = torch.ones(1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, 2, 2)
+    for dtype, delta, size in (
+        (torch.float32, 1e300, 2.0),
+        (torch.float64, 1e300, 2.0),
+        (torch.float64, 1e-300, 2.0),
+        (torch.float32, 1e-35, 1e3),
+        (torch.float32, 1e10, 1e-12),
+        (torch.float32, 1e10, 1e27),
+        (torch.float32, 1.0, 1e37),
+        (torch.float32, 0.5, 1e37),
+    ):
+        pred = torch.full(zero.shape, -size, dtype=dtype, requires_grad=True)
+        with sk.backend(backend):
+            loss = sk.masked_huber(pred, zero, mask, delta=delta, eps=0.0)
+            loss.backward()
+        exact = pred.detach().double().requires_grad_()
+        expected = torch.nn.functional.huber_loss(exact, zero.double(), delta=delta)
+        expected.backward()
+        epsilon = 8 * torch.finfo(dtype).eps
+        assert torch.allclose(loss.double(), expected, rtol=epsilon, atol=0), (dtype, delta, size)
+        assert torch.allclose(pred.grad.double(), exact.grad, rtol=epsilon, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huber_keeps_infinity_and_nan(backend):
+    mask, zero = torch.ones(1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, 2, 2)
+    for number in (float("inf"), float("nan")):
+        for delta in (0.5, 2.0, 1e300):
+            with sk.backend(backend):
+                loss = sk.masked_huber(zero + number, zero, mask, delta=delta)
+            assert torch.equal(loss.isnan(), torch.tensor(number != number))
+            assert not loss.isfinite()
+
+
 def test_many_channels_do_not_fit_a_tile():
     for layout in ("cyx", "yxc", "channels_last"):
         pred, target, mask, _ = problem(1, 300, (2, 1), 8, 4, layout, torch.float32, torch.float32)

@@ -1,6 +1,7 @@
 """What section 7 of the specification asks of every op, for the masked losses."""
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import simmim_kernels as sk
 from simmim_kernels import nn
 from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
-from tests.ops.loss_cases import LAYOUTS, LOSSES, ours, problem
+from tests.ops.loss_cases import LAYOUTS, LOSSES, numbers_of, ours, problem
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +157,10 @@ def test_bad_beta_and_index_are_named():
     pred, target, mask, _ = problem(2, 3, (2, 2), 4, 4, "units", torch.float32, torch.float32)
     with pytest.raises(ValueError, match="beta is -1"):
         sk.masked_smooth_l1(pred, target, mask, beta=-1)
+    for delta in (0, -1.0, float("inf"), float("nan")):
+        for loss in (partial(sk.masked_huber, delta=delta), nn.MaskedHuberLoss(delta=delta)):
+            with pytest.raises(ValueError, match=rf"^delta is {float(delta)}; allowed: a finite"):
+                loss(pred, target, mask)
     with pytest.raises(ValueError, match="pred has shape"):
         sk.masked_l1(pred[:, 1:], target, mask)
     for bad in (-1, 0, 4):  # 0 is named once for every unit
@@ -173,10 +178,16 @@ def test_bad_beta_and_index_are_named():
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_modules(kind):
-    module = {"l1": nn.MaskedL1Loss, "mse": nn.MaskedMSELoss, "smooth_l1": nn.MaskedSmoothL1Loss}
+    module = {
+        "l1": nn.MaskedL1Loss,
+        "mse": nn.MaskedMSELoss,
+        "smooth_l1": nn.MaskedSmoothL1Loss,
+        "huber": nn.MaskedHuberLoss,
+    }
     pred, target, mask, stats = problem(2, 3, (2, 2), 8, 4, "yxc", torch.float32, torch.uint8)
-    extra = {"beta": 0.5} if kind == "smooth_l1" else {}
+    extra = numbers_of(kind, 0.5)
     loss = module[kind](order="yxc", reduction="none", eps=2.0, **stats, **extra)
+    assert all(f"{name}=0.5" in repr(loss) for name in extra)
     assert "order='yxc'" in repr(loss) and "reduction='none'" in repr(loss)
     expected = ours(kind, pred, target, mask, "yxc", reduction="none", eps=2.0, **stats, **extra)
     assert torch.equal(loss(pred, target, mask), expected)

@@ -73,6 +73,11 @@ REAL = {
         "beta": (0.5, lambda x: sk.masked_smooth_l1(*LOSS, beta=x)),
         "eps": (0.5, lambda x: sk.masked_smooth_l1(*LOSS, eps=x)),
     },
+    "masked_huber": {
+        "delta": (0.5, lambda x: sk.masked_huber(*LOSS, delta=x)),
+        "eps": (0.5, lambda x: sk.masked_huber(*LOSS, eps=x)),
+    },
+    "masked_linear_huber": {"delta": (0.5, lambda x: sk.masked_linear_huber(*HEAD, delta=x))},
     "masked_linear_l1": {"eps": (0.5, lambda x: sk.masked_linear_l1(*HEAD, eps=x))},
     "masked_linear_mse": {"eps": (0.5, lambda x: sk.masked_linear_mse(*HEAD, eps=x))},
     "masked_linear_smooth_l1": {"beta": (0.5, lambda x: sk.masked_linear_smooth_l1(*HEAD, beta=x))},
@@ -81,6 +86,7 @@ REAL = {
         "mean": (0.5, lambda x: nn.MaskedL1Loss(mean=[x] * 3, std=[1.5] * 3)(*LOSS)),
     },
     "MaskedSmoothL1Loss": {"beta": (0.5, lambda x: nn.MaskedSmoothL1Loss(beta=x)(*LOSS))},
+    "MaskedHuberLoss": {"delta": (0.5, lambda x: nn.MaskedHuberLoss(delta=x)(*LOSS))},
 }
 INTEGERS = (*(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)),)
 FLOATS = ("float16", "float32", "float64", "longdouble")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
+from simmim_kernels.backends._pixel_loss import PIXEL_LOSSES
 from simmim_kernels.backends.reference.normalize_patches import normalize_patches
 from simmim_kernels.backends.reference.normalize_targets import (
     normalize_targets,
@@ -41,19 +42,6 @@ def _as_prediction(pixels: Tensor, pred: Tensor, patch: int, order: str) -> Tens
     return tokens.transpose(1, 2).reshape(pred.shape) if pred.dim() == 4 else tokens
 
 
-def _smooth_l1(d: Tensor, beta: float) -> Tensor:
-    size = d.abs()
-    return torch.where(size < beta, size.square() / (2 * beta), size - beta / 2)
-
-
-# What a pixel costs as a function of the difference and beta, and the derivative.
-_LOSSES = {
-    "l1": (lambda d, beta: d.abs(), lambda d, beta: torch.sign(d)),
-    "mse": (lambda d, beta: d.square(), lambda d, beta: 2 * d),
-    "smooth_l1": (_smooth_l1, lambda d, beta: (d / beta).clamp(-1, 1)),
-}
-
-
 def _listed(index: Tensor, batch: int, units: int) -> tuple[Tensor, Tensor]:
     """Sample and position of every listed row; position -1 where a row of a flat list is padding."""
     place = index.long().flatten()
@@ -83,7 +71,7 @@ def masked_loss(
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_names(spec)
-    cost, derivative = _LOSSES[spec.kind]
+    cost, derivative = PIXEL_LOSSES[spec.kind]
     image = target.shape
     batch, channels, height, width = image
     patch = prediction_patch(pred.shape, image)
@@ -117,8 +105,8 @@ def masked_loss(
     denominator = torch.where(count == 0, 0, (count + spec.eps) * channels)
     if spec.reduction == "sum":
         denominator = torch.ones_like(count)
-    scale = torch.where(denominator == 0, 0, 1 / denominator)
-    loss = torch.where(denominator == 0, 0, value / denominator).to(dtype)
+    scale = torch.where(denominator == 0, 0, spec.factor / denominator)
+    loss = torch.where(denominator == 0, 0, value * spec.factor / denominator).to(dtype)
     if not with_grad:
         return loss, pred.new_empty((0,)), loss.new_empty((0,))
     slope = derivative(difference, spec.beta)

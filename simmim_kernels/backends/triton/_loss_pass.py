@@ -19,6 +19,11 @@ def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
     elif KIND == "l1":
         value = tl.abs(d)
         slope = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)).to(d.dtype)
+    elif KIND == "huber":
+        size = tl.abs(d)
+        near = tl.where(size < BETA, size, BETA)
+        value = near * (size - 0.5 * near)
+        slope = tl.where(d > BETA, BETA, tl.where(d < -BETA, -BETA, d)).to(d.dtype)
     else:
         tl.static_assert(KIND == "smooth_l1", "unknown loss")
         u = d / BETA

@@ -48,10 +48,10 @@ def scales(
     counts, index, scale, scale_out, mean, std, affine,
     n, known, batch, per_sample, units, pixels,
     LISTED: tl.constexpr, EACH: tl.constexpr, COUNTS: tl.constexpr, MEAN: tl.constexpr,
-    EPS: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, AFFINE: tl.constexpr,
+    EPS: tl.constexpr, FACTOR: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, AFFINE: tl.constexpr,
     UNIT: tl.constexpr, STATS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Result r's factor 1 / ((masked pixels + eps) * channels), or 0 where nothing is masked.
+    """Result r's scale FACTOR / ((masked pixels + eps) * channels), or 0 where nothing is masked.
 
     Of masked units there are `known`, plus the sum of `counts[r * n : (r + 1) * n]`, or as many as
     of the `n` rows of the list belong to sample r. With AFFINE the first program also leaves what
@@ -77,7 +77,7 @@ def scales(
         # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
         masked = tl.sum(total, 0).to(tl.float64)
         denominator = tl.where(masked == 0, 0.0, (masked * pixels + EPS) * CHANNELS)
-    factor = tl.where(denominator == 0, 0.0, 1.0 / denominator)
+    factor = tl.where(denominator == 0, 0.0, FACTOR / denominator)
     tl.store(scale + result, factor)
     if STORE:
         tl.store(scale_out + result, factor.to(scale_out.dtype.element_ty))

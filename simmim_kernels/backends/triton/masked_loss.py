@@ -133,7 +133,7 @@ def masked_loss(
                 counts, index, scale, scale_out, mean, std, affine,
                 n, known, batch, per_sample, units, unit[0] * unit[1],
                 LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=spec.reduction != "sum", EPS=spec.eps,
-                CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
+                FACTOR=spec.factor, CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
                 UNIT=255.0 if bytes_in else 1.0, STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if partial.numel():

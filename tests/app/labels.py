@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simmim.config.pretrain.labels import FinetuneConfig, ProbeConfig
+from simmim.config.labels import FinetuneConfig, ProbeConfig
 
 from .conftest import TINY
 

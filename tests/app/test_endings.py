@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from simmim.config.pretrain.pretrain import PretrainConfig
-from simmim.data.crops import crops as data
-from simmim.data.crops.images import BadImageError
+from simmim.config.pretrain import PretrainConfig
+from simmim.data import crops as data
+from simmim.data.images import BadImageError
 from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.metrics import MetricsFile, read_metrics

@@ -11,9 +11,9 @@ import tifffile
 from PIL import Image
 
 from simmim.cli import main
-from simmim.config.pretrain.pretrain import PretrainConfig
-from simmim.data.crops.classes import split_classes
-from simmim.data.crops.crops import split_files
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.classes import split_classes
+from simmim.data.crops import split_files
 from simmim.errors import UserError
 
 from .conftest import smooth_image

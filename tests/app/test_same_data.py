@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from simmim.cli import main
-from simmim.config.pretrain.pretrain import PretrainConfig
-from simmim.data.crops.crops import LOST_IN_A_ROW
-from simmim.data.crops.fingerprint import data_fingerprint
-from simmim.data.crops.images import BadImageError, LostImageError, find_images, read_image
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.crops import LOST_IN_A_ROW
+from simmim.data.fingerprint import data_fingerprint
+from simmim.data.images import BadImageError, LostImageError, find_images, read_image
 from simmim.errors import UserError
 from simmim.evaluation.probe import probe
 from simmim.training.finetune import Finetuner
@@ -190,7 +190,7 @@ def test_a_lost_disk_ends_the_run(how, workers, many, tmp_path, capsys, monkeypa
                 many.mkdir(parents=True)
         return read_image(path, channels)
 
-    monkeypatch.setattr("simmim.data.crops.crops.read_image", read)
+    monkeypatch.setattr("simmim.data.crops.read_image", read)
     arguments = ("pretrain", "--data", many, "--out", tmp_path / "run", *FAST, "--epochs", 9)
     status = main([str(a) for a in (*arguments, "--batch-size", 8, "--workers", workers)])
     last = capsys.readouterr().err.splitlines()[-1]
@@ -213,7 +213,7 @@ def test_lost_test_images(command, labelled, tmp_path, monkeypatch, capsys):
             shutil.rmtree(test)
         return read_image(path, channels)
 
-    monkeypatch.setattr("simmim.data.crops.crops.read_image", read)
+    monkeypatch.setattr("simmim.data.crops.read_image", read)
     arguments = ["--data", labelled, "--val-data", test, "--out", tmp_path / "run"]
     arguments += [
         *FAST[:2],
@@ -270,7 +270,7 @@ def test_refused_files_are_opened_once(many, tmp_path, monkeypatch):
     """A long row of files that are not read costs each sample behind it no time."""
     opened = []
     monkeypatch.setattr(
-        "simmim.data.crops.crops.read_image", lambda p, c: opened.append(p) or read_image(p, c)
+        "simmim.data.crops.read_image", lambda p, c: opened.append(p) or read_image(p, c)
     )
     bad = find_images(many)[:40]
     break_files(bad)

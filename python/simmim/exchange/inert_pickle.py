@@ -195,7 +195,7 @@ for _opcode, _function in {
 class _Module:
     """What `torch.load` takes for its `pickle_module`."""
 
-    __name__ = "simmim.exchange.command.inert_pickle"
+    __name__ = "simmim.exchange.inert_pickle"
     Unpickler = _Unpickler
 
     @staticmethod

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.crops.crops import Batch, Crops
+from simmim.data.crops import Batch, Crops
 from simmim.errors import first_line
 from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder

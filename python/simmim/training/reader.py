@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from simmim.config.pretrain.run import RunConfig
-from simmim.data.crops.crops import Batch, Crops, check_readable, loader
-from simmim.data.crops.order import Order, Remaining
+from simmim.config.run import RunConfig
+from simmim.data.crops import Batch, Crops, check_readable, loader
+from simmim.data.order import Order, Remaining
 
 
 class Reader:

@@ -162,7 +162,8 @@ def _with_norm(
 
 
 def _with_numbers(spec: LossSpec, largest: float) -> LossSpec:
-    """`spec` with Python's own numbers; smooth L1 without a parabola is L1.
+    """`spec` with Python's own numbers, as the kernel whose values keep their precision: Huber is
+    beta times smooth L1, and smooth L1 without a parabola is L1.
 
     `largest`: number of the type that losses are computed in.
     """
@@ -177,6 +178,9 @@ def _with_numbers(spec: LossSpec, largest: float) -> LossSpec:
             return spec
         # A small delta times smooth L1, whose slopes do not vanish in float16.
         spec = spec._replace(kind="smooth_l1", factor=spec.beta)
+    elif spec.kind == "smooth_l1" and 1.0 < spec.beta < math.inf:
+        # In units of a large beta, differences and their squares vanish.
+        return spec._replace(kind="huber", factor=1.0 / spec.beta)
     if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
         return spec
     if not 0.0 <= spec.beta < math.inf:

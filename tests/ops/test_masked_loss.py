@@ -223,14 +223,15 @@ def test_beta_of_zero_is_l1_and_of_any_size_is_right(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("delta", [1e-30, 1e-6, 1e-3, 0.7, 1.0, 3.0, 50.0, 1e6, 1e30])
-def test_huber_of_any_delta_is_right(backend, dtype, delta):
+@pytest.mark.parametrize("kind", ["huber", "smooth_l1"])
+def test_any_delta_and_beta_is_right(backend, dtype, delta, kind):
     # Multiplied as a gradient scaler does, so that float16 has something to hold.
     weight = torch.tensor(65536.0)
     pred, target, mask, _ = problem(2, 1, (2, 2), 8, 4, "cyx", dtype, torch.float32)
     for pixels in (target, torch.zeros_like(target)):
         with sk.backend(backend):
             check_against_published(
-                "huber", pred, pixels, mask, 4, "cyx", weight, {}, beta=delta, reduction="sum"
+                kind, pred, pixels, mask, 4, "cyx", weight, {}, beta=delta, reduction="sum"
             )
 
 

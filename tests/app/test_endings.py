@@ -335,6 +335,27 @@ def test_a_worker_that_is_killed(photographs, tmp_path):
     assert_saved(out)
 
 
+@pytest.mark.slow
+def test_data_that_vanish_end_a_run_with_workers(photographs, tmp_path):
+    """The workers end with the run, which would else wait for them without end."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photographs, data)
+    process = subprocess.Popen(
+        endless(data, out, "--workers", 1),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_rows(out, process)
+    data.rename(tmp_path / "gone")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("simmim: ") and "cannot be opened" in errors
+    assert "Traceback" not in errors
+    assert step_of(out) > 0
+
+
 def test_a_pipe_that_closes_in_the_middle(photographs, tmp_path, monkeypatch):
     """The run stops after its update and saves it."""
     read, write = os.pipe()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import random
-import shutil
-import stat
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,9 +11,9 @@ import torch
 
 from simmim.config.run import RunConfig
 from simmim.errors import UserError
-from simmim.storage import checkpoint, files
+from simmim.storage import checkpoint
 from simmim.storage.checksums import checksums
-from simmim.storage.run_folder import RunFolder, point_last_at
+from simmim.storage.run_folder import RunFolder
 from simmim.storage.training_state import check_training_state
 
 
@@ -59,6 +53,15 @@ def write_safetensors(path: Path) -> dict:
 
 
 FORMATS = {"small.pt": write_pt, "small.safetensors": write_safetensors}
+
+
+def started(out: Path) -> RunFolder:
+    """The folder of a run with one checkpoint."""
+    folder = RunFolder(out, "pretrain")
+    folder.lock()
+    folder.start_anew(overwrite=False)
+    folder.save(1, small_state(), keep=1)
+    return folder
 
 
 def is_refused(path: Path, content: bytes, whole: dict[str, int]) -> bool:
@@ -262,153 +265,3 @@ def test_a_damaged_checkpoint_names_a_good_one_beside_it(tmp_path):
     for path in (folder.checkpoints / "last.pt", newest):
         with pytest.raises(UserError, match=r"step-00000001\.pt is not damaged"):
             checkpoint.load(path)
-
-
-def fails(*_args, **_options):
-    raise OSError(errno.EPERM, "Operation not permitted")
-
-
-@pytest.mark.parametrize("lacking", [(), ("symlink",), ("symlink", "link")], ids=str)
-def test_last_works_without_links(lacking, tmp_path, monkeypatch):
-    for name in lacking:
-        monkeypatch.setattr(os, name, fails)
-    if "symlink" in lacking:
-        monkeypatch.setattr(Path, "symlink_to", fails)
-    last = tmp_path / "last.pt"
-    for step in (1, 2):
-        path = checkpoint.path_of(tmp_path, step)
-        checkpoint.write(path, small_state() | {"update": step})
-        point_last_at(path)
-        point_last_at(path)
-        assert checkpoint.load(last)["update"] == step
-        assert torch.load(last, weights_only=True)["update"] == step
-    assert last.is_symlink() == (not lacking)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "last.pt",
-        "step-00000001.pt",
-        "step-00000002.pt",
-    ]
-
-
-def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch):
-    genuine = os.fsync
-
-    def fsync(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        genuine(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    write_pt(tmp_path / "x.pt")
-
-
-def test_a_disk_that_fails_when_flushed(tmp_path, monkeypatch):
-    path = tmp_path / "x.pt"
-    write_pt(path)
-    before = path.read_bytes()
-
-    def fsync(_descriptor):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(UserError, match=r"cannot write .*x\.pt: Input/output error"):
-        write_pt(path)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_what_the_disk_changes_never_takes_the_place_of_a_good_file(name, tmp_path, monkeypatch):
-    path = tmp_path / name
-    FORMATS[name](path)
-    before = path.read_bytes()
-    genuine = files.flush_file
-
-    def flush(written: Path) -> None:
-        content = bytearray(written.read_bytes())
-        weight = small_state()["model"]["weight"].numpy().tobytes()
-        content[content.index(weight)] ^= 1
-        written.write_bytes(content)
-        genuine(written)
-
-    monkeypatch.setattr(files, "flush_file", flush)
-    with pytest.raises(UserError, match="the disk gives back something else"):
-        FORMATS[name](path)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def started(out: Path) -> RunFolder:
-    """The folder of a run with one checkpoint."""
-    folder = RunFolder(out, "pretrain")
-    folder.lock()
-    folder.start_anew(overwrite=False)
-    folder.save(1, small_state(), keep=1)
-    return folder
-
-
-def assert_first_checkpoint_alone(folder: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == ["last.pt", "step-00000001.pt"]
-    assert checkpoint.load(folder / "last.pt")["update"] == 1
-
-
-@pytest.mark.parametrize("numbers", [14_000, 30_000, 10**6])
-def test_a_file_system_that_is_full(numbers, small_drive):
-    with started(small_drive / "run") as folder:
-        state = small_state() | {"update": 2}
-        state["model"]["weight"] = torch.zeros(numbers)
-        path = folder.checkpoints / "step-00000002.pt"
-        with pytest.raises(UserError) as caught:
-            folder.save(2, state, keep=1)
-        assert str(caught.value) == f"cannot write {path}: No space left on device"
-        assert_first_checkpoint_alone(folder.checkpoints)
-
-
-def test_a_file_system_without_room_for_anything(small_drive):
-    with started(small_drive / "run") as folder:
-        filler = small_drive / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(b"x" * 512):
-                pass
-        with pytest.raises(UserError, match="No space left on device") as caught:
-            folder.save(2, small_state() | {"update": 2}, keep=1)
-        assert "\n" not in str(caught.value)
-        assert_first_checkpoint_alone(folder.checkpoints)
-        filler.unlink()
-        folder.save(2, small_state() | {"update": 2}, keep=1)
-        assert checkpoint.load(folder.checkpoints / "last.pt")["update"] == 2
-
-
-def test_a_file_system_that_becomes_read_only(small_drive):
-    with started(small_drive / "run") as folder:
-        subprocess.run(["mount", "-o", "remount,ro", str(small_drive)], check=True)
-        try:
-            with pytest.raises(UserError, match="Read-only file system") as caught:
-                folder.save(2, small_state() | {"update": 2}, keep=1)
-        finally:
-            subprocess.run(["mount", "-o", "remount,rw", str(small_drive)], check=True)
-        assert "\n" not in str(caught.value)
-        assert_first_checkpoint_alone(folder.checkpoints)
-
-
-def test_a_folder_that_vanishes(tmp_path):
-    out = tmp_path / "run"
-    with started(out) as folder:
-        out.rename(tmp_path / "moved")
-        with pytest.raises(UserError, match=r"the folder .*run has vanished"):
-            folder.save(2, small_state() | {"update": 2}, keep=1)
-    assert not out.exists()
-    assert_first_checkpoint_alone(tmp_path / "moved" / "checkpoints")
-
-
-def test_a_folder_of_checkpoints_that_vanishes(tmp_path):
-    with started(tmp_path / "run") as folder:
-        folder.checkpoints.rename(tmp_path / "moved")
-        with pytest.raises(UserError, match=r"step-00000002\.pt: No such file or directory"):
-            folder.save(2, small_state() | {"update": 2}, keep=1)
-    assert_first_checkpoint_alone(tmp_path / "moved")
-
-
-def test_a_record_that_was_deleted_stops_no_run(tmp_path):
-    with started(tmp_path / "run") as folder:
-        shutil.rmtree(tmp_path / "run" / ".simmim")
-        folder.save(2, small_state() | {"update": 2}, keep=1)
-    assert [p.name for p in checkpoint.numbered(folder.checkpoints)] == ["step-00000002.pt"]

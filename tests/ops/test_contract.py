@@ -74,7 +74,9 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
             expected = results(
                 name, arguments | {key: strided.clone(memory_format=torch.contiguous_format)}
             )
-            assert_same(found, expected, exact=not CALLS[name].products)
+            # CUDA has a kernel of its own for what cannot be read in packs, and it rounds elsewhere
+            exact = backend != "cuda" and not CALLS[name].products
+            assert_same(found, expected, exact=exact)
 
 
 SLOW = pytest.mark.slow

@@ -30,6 +30,13 @@ def assert_same(found, expected, exact=True):
             torch.testing.assert_close(ours, theirs)
 
 
+def assert_close_to_rounding(found, expected):
+    """Both are products of float32 factors, rounded once or twice: within 0.5 and 1.1 eps of exact."""
+    for ours, theirs in zip(found, expected, strict=True):
+        eps = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0
+        torch.testing.assert_close(ours, theirs, rtol=2 * eps, atol=0)
+
+
 def served(backend, name):
     """`sk.backend`; skips a call that the backend does not serve."""
     for room in CALLS[name].rooms:
@@ -74,9 +81,11 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
             expected = results(
                 name, arguments | {key: strided.clone(memory_format=torch.contiguous_format)}
             )
-            # CUDA has a kernel of its own for what cannot be read in packs, and it rounds elsewhere
-            exact = backend != "cuda" and not CALLS[name].products
-            assert_same(found, expected, exact=exact)
+            if backend == "cuda":
+                # what cannot be read in packs has a kernel of its own, which rounds a product elsewhere
+                assert_close_to_rounding(found, expected)
+            else:
+                assert_same(found, expected, exact=not CALLS[name].products)
 
 
 SLOW = pytest.mark.slow

@@ -143,8 +143,9 @@ def _open_tiff(file: BinaryIO) -> Image.Image:
             if reasons:
                 raise BadImageError(", ".join(reasons))
             page = tiff.pages.first
-            if page.planarconfig == 2 and _values(page, 338, 0) == (_ASSOCIATED,):
-                # Pillow opens it and then knows no way to decode it
+            apart = page.planarconfig == 2 and _values(page, 338, 0) == (_ASSOCIATED,)
+            if apart or (page.compression == 1 and _values(page, 262, 0) == (_YCBCR,)):
+                # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
                 return _decode_plain(page)
             try:
                 file.seek(0)
@@ -240,8 +241,8 @@ def _join(numbers: list) -> str:
 
 
 def _decode_plain(page) -> Image.Image:
-    """Gray or RGB, with or without opacity, in a layout that Pillow does not know, such as a
-    big-endian BigTIFF.
+    """Gray or RGB, with or without opacity, or YCbCr, in a layout that Pillow does not know, such as
+    a big-endian BigTIFF.
 
     Raises:
         BadImageError: a compression that needs a package of its own.
@@ -252,7 +253,7 @@ def _decode_plain(page) -> Image.Image:
         page.samplesperpixel,
     )
     try:
-        if model not in (0, 1, _RGB) or bits != {8}:
+        if model not in (0, 1, _RGB, _YCBCR) or bits != {8}:
             raise ValueError("not plain")
         pixels = page.asarray()
     except Exception as error:
@@ -265,6 +266,7 @@ def _decode_plain(page) -> Image.Image:
         pixels = np.concatenate([255 - pixels[..., :1], pixels[..., 1:]], -1)
     associated = _values(page, 338, 0) == (_ASSOCIATED,)
     mode = {1: "L", 2: "La" if associated else "LA", 3: "RGB", 4: "RGBa" if associated else "RGBA"}
+    mode |= {3: "YCbCr"} if model == _YCBCR else {}
     size = (page.imagewidth, page.imagelength)
     image = Image.frombytes(mode[bands], size, np.ascontiguousarray(pixels).tobytes())
     if associated:

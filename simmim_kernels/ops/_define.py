@@ -84,14 +84,19 @@ class Op:
     def run(self, *args: Any) -> Any:
         """Check the arguments and run the backend that serves the first tensor's device; tensors on
         `meta` get the shapes of the results alone."""
-        description = _describe(args)
-        if description is None or description not in self.passed:
+        if not self._has_passed(description := _describe(args)):
             self.check(*args)
             self._remember(description)
         device = args[0].device.type
         if device == "meta":
             return self.fake(*args)
         return backends.serve(self.room, self.name, device)(*args)
+
+    def _has_passed(self, description: tuple[Any, ...] | None) -> bool:
+        try:
+            return description in self.passed
+        except TypeError:  # an argument of a type that no op takes
+            return False
 
     def _remember(self, description: tuple[Any, ...] | None) -> None:
         if description is None:

@@ -40,9 +40,11 @@ MODELS = {
         "norm_pix_loss": True,
     },
 }
+SAME_PATH = "ours, sdpa"  # the attention path that transformers takes
 # name -> (with kernels, PatchMask, compiled); compiled, ours leaves the reconstruction out
 CONTENDERS = {
     "ours": (True, False, False),
+    SAME_PATH: (True, False, False),
     "ours, PatchMask": (True, True, False),
     "ours, compiled": (True, True, True),
     "eager": (False, False, False),
@@ -81,7 +83,8 @@ def make_step(model: nn.Module, name: str) -> Step:
     kernels, units, compile = CONTENDERS[name]
     model = copy.deepcopy(model)
     if kernels:
-        sk.apply_kernels(model, reconstruction=not compile)
+        attention = None if name == SAME_PATH else "auto"
+        sk.apply_kernels(model, reconstruction=not compile, attention=attention)
     step = Step(model, "cpu", lambda images, mask, tokens: (images, mask if units else tokens))
     if compile:
         step.compile()

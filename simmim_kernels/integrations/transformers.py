@@ -17,6 +17,7 @@ from simmim_kernels.integrations import transformers_mae
 from simmim_kernels.integrations.deferred_output import deferred_output
 from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.integrations.report import Report
+from simmim_kernels.integrations.transformers_attention import choose_attention, register
 from simmim_kernels.integrations.transformers_embeddings import (
     embeddings_forward,
     mask_of,
@@ -38,7 +39,9 @@ _MODELS = {
 }
 
 
-def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
+def apply_kernels(
+    model: nn.Module, *, reconstruction: bool = True, attention: str | None = "auto"
+) -> Report:
     """Run the masked image model of transformers, this instance alone, on the kernels.
 
     Mask tokens, prediction head and loss are replaced; arguments, outputs, `state_dict` and
@@ -72,11 +75,17 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
             a `Trainer`).
         reconstruction: False leaves it out, as None, in training steps. For `torch.compile`, which
             would compute it, and for accelerate's mixed precision, which reads every output.
+        attention: `"auto"` lets a model that runs `scaled_dot_product_attention` take plain products
+            where those were measured to be faster: in training steps on CPUs, in 16-bit types or with
+            a learned bias. None leaves its path alone.
 
     Raises:
         TypeError: another class, or a subclass with a forward of its own.
-        ValueError: this instance's forward was replaced already, by this function or another.
+        ValueError: this instance's forward was replaced already, by this function or another; another
+            `attention`.
     """
+    if attention not in ("auto", None):
+        raise ValueError(f"attention is {attention!r}; allowed: 'auto', None")
     name, output_class = _model_of(model)
     encoder = getattr(model, name)
     if is_changed(model) or is_changed(encoder.embeddings):
@@ -85,6 +94,8 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
             "that first (report.undo() where it was apply_kernels), and apply before wrapping"
         )
     report = Report(type(model).__name__)
+    if attention == "auto":
+        choose_attention(report, model)
     if output_class.__name__ == "ViTMAEForPreTrainingOutput":
         return _apply_to_mae(report, model, output_class, reconstruction)
     embeddings, reason = encoder.embeddings, why_not_embed(encoder.embeddings)
@@ -159,6 +170,7 @@ def _model_forward(
     name: str, output_class: type, reconstruction: bool, theirs: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The forward of a whole model whose encoder is called `name`."""
+    register()
     names = [field.name for field in fields(output_class)][2:]
     positional = list(signature(theirs).parameters)[3:]
     first = _first_token(name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from simmim_kernels.integrations.deferred_output import deferred_output
 from simmim_kernels.integrations.instance import has_hooks
+from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import patch_grid, why_not_embed
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.masked_loss import masked_mse
@@ -88,6 +89,7 @@ def model_forward(
     output_class: type, reconstruction: bool, theirs: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The forward of the whole model."""
+    register()
     names = [name for name in signature(theirs).parameters if name not in ("self", "kwargs")]
 
     def forward(self, pixel_values=None, *args, **kwargs):

@@ -27,6 +27,7 @@ def first_batch(trainer: Finetuner):
     return Reader(trainer.train_set, trainer.config, order, update=0, pin=False).read()
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_from_the_checkpoint(labelled, pretrained, tmp_path):
     config = finetuning(
         labelled,
@@ -53,6 +54,7 @@ def test_fine_tuning_learns_from_the_checkpoint(labelled, pretrained, tmp_path):
     assert list((config.out / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_uninterrupted_one(labelled, tmp_path):
     """With every randomness: drop path, dropout, mixup, cutmix."""
     config = finetuning(labelled, tmp_path / "whole", save_every=1, keep=100)

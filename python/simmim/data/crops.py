@@ -8,26 +8,25 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.batches import Batch, Sample, collate
 from simmim.data.cropping import ORDER, Cropping, random_numbers
 from simmim.data.demo import demo_photographs
-from simmim.data.image_contents import UnusedContentWarning
+from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, LostImageError, find_listing, read_image
 from simmim.data.listing import Listing, summarize_bad
 from simmim.data.order import piece
 from simmim.data.splits import resolve_split
 from simmim.errors import UnreadableImageError, UserError
-from simmim.training.signals import leave_signals_to_parent
 
 #: files that the system does not give us, one after the other, until we take the disk for lost
 LOST_IN_A_ROW = 8
@@ -70,6 +69,8 @@ class Crops(Dataset):
         self._notes: dict[int, str] = {}
         self._lost = 0
         self._last_lost = ("", "")
+        # what is odd in a file is told by the errors and notes; threads cannot catch its warnings
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
         return len(self.paths) * self.crops
@@ -107,8 +108,7 @@ class Crops(Dataset):
         if which in self._refused:
             raise BadImageError(self._refused[which])
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UnusedContentWarning)
+            with collected_notes() as notes:
                 image = read_image(self.paths[which], self.channels)
         except LostImageError as error:
             self._lost += 1
@@ -119,7 +119,6 @@ class Crops(Dataset):
             self._refused[which] = str(error)
             raise
         self._lost = 0
-        notes = [str(w.message) for w in caught if issubclass(w.category, UnusedContentWarning)]
         if notes:
             self._notes[which] = ", ".join(notes)
         if self.cache is not None:
@@ -143,24 +142,6 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
     if not len(batch.images):
         kinds = summarize_bad(dict(batch.bad))
         raise UnreadableImageError(f"no image can be read: {kinds}; the first is {path}: {reason}")
-
-
-def loader(
-    dataset: Crops, batches: Iterable[list[tuple[int, int]]], workers: int, pin: bool = False
-) -> DataLoader:
-    """``batches`` of ``(epoch, sample id)``, read ahead by ``workers`` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=leave_signals_to_parent,
-        # forkserver, Python 3.14's default, imports everything anew: seconds before the first batch
-        multiprocessing_context="fork" if workers else None,
-        # a loader without its own generator draws from the default one, which drop-path uses
-        generator=torch.Generator(),
-    )
 
 
 def validation_batches(

@@ -16,11 +16,12 @@ from simmim.config.run import RunConfig
 from simmim.data.crops import Batch, check_readable
 from simmim.data.order import Order
 from simmim.storage import checkpoint
+from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
-from simmim.training.introduction import introduction
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
+from simmim.training.reader import Reader
 from simmim.training.records import NoRecords, Records
 from simmim.training.sums import Sums
 
@@ -43,6 +44,7 @@ class Recording(ABC):
     counters: Counters
     log_every: int
     folder: Path
+    reader: Reader | None
     records: Records | NoRecords
     sums: Sums
 
@@ -57,16 +59,12 @@ class Recording(ABC):
     def _introduce(self) -> None:
         """Say what is going to be done."""
         config, order = self.config, self.order
+        processes = f", {order.world} processes" if order.world > 1 else ""
         self.records.say(
-            introduction(
-                self.kind,
-                config,
-                order,
-                parameters=self.parameters,
-                images=self.images,
-                update=self.update,
-                device=self.fabric.device.type,
-            )
+            f"{self.kind} {config.encoder}: {self.parameters / 1e6:.3g} M parameters, {self.images} "
+            f"images, {order.updates - self.update} of {order.updates} updates of "
+            f"{order.global_batch} images ({config.epochs} epochs), {self.fabric.device.type}"
+            f"{processes}, {config.precision}, into {config.out}"
         )
         for line in (*self.data_summary, self.attention):
             self.records.say(line)
@@ -110,15 +108,23 @@ class Recording(ABC):
 
     def _log(self) -> None:
         loss, norm = (total / self.sums.count for total in self._read_sums())
+        images, seconds = self.records.since_last(self.update)
+        waited = self.reader.take_waited() if self.reader else 0.0
         self.records.training(
             self.update,
             self.order.epoch(self.update - 1),
             loss=loss,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
             grad_norm=norm,
+            images_per_second=images / seconds,
+            waiting=min(1.0, waited / seconds),
         )
         if self._recorded():
             self.sums.clear()
+        if self.reader and self.update < self.order.updates:
+            text = self.reader.judge(images, seconds, waited, self.update)
+            if text:
+                self.records.say(text)
 
     def _read_sums(self) -> list[float]:
         """Loss and gradient norm summed since the last log row, the mean of all processes; the
@@ -155,7 +161,8 @@ class Recording(ABC):
         bad = dict(self.counters.bad)
         self.model.eval()
         try:
-            with named_if_slow("validating", self.records.say):
+            # for the sizes and the few passes of a validation, compiling would take longer
+            with named_if_slow("validating", self.records.say), uncompiled():
                 self.validate()
         except BaseException:
             # files that vanished are not unreadable ones of the run that goes on

@@ -19,7 +19,7 @@ from benchmarks.rows.shapes import CPU, GPU, trial
 
 ROOT = Path(__file__).parents[2]
 # Ops that make or measure masks and have no row yet.
-WITHOUT_ROWS = {"avg_dist", "block_mask", "box_mask"}
+WITHOUT_ROWS = {"avg_dist", "block_mask", "box_mask", "uniform_mask"}
 
 
 @pytest.mark.parametrize("setting", [CPU, GPU], ids=["cpu", "gpu"])

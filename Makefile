@@ -75,12 +75,12 @@ gpu-check: ## on a machine with a GPU: build, test and measure there, results in
 lint: ## check format and style, Python and C++
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 format: ## rewrite Python and C++ in the project's format
 	$(PY) -m ruff check --fix -q .
 	$(PY) -m ruff format -q .
-	$(CLANG_FORMAT) -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info simmim_kernels/*.so simmim_kernels/_build_info.json

@@ -71,7 +71,7 @@ class Encoder:
         """The register that holds an operand of type `kind`."""
         if text in _SPECIAL:
             return _SPECIAL[text]
-        if text[0] == "%":
+        if re.fullmatch(r"%[\w$]+", text):
             return self._register(text)
         if single := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", text):
             bits = int(single[1], 16)

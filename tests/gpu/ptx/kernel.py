@@ -15,6 +15,7 @@ from tests.gpu.ptx.parser import Entry, Module
 
 RISING, FALLING = 0, 1
 _REPORT_ROOM = 1 << 16
+_MOST_INSTRUCTIONS = 20_000_000_000  # of a launch, counted for every lane: five minutes
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_int64),
         ("switches", ctypes.c_int64),
         ("checks_races", ctypes.c_int64),
+        ("most_instructions", ctypes.c_uint64),
     )
 
 
@@ -70,9 +72,9 @@ class Kernel:
     """A kernel of a PTX text. `name` is what people call it, `entry.name` what the text does."""
 
     def __init__(self, entry: Entry, name: str | None = None) -> None:
+        self._program: int | None = None
         self.entry, self.name = entry, name or entry.name
         self.encoded = Encoder(entry)
-        self._program: int | None = None
 
     @classmethod
     def of_text(cls, text: str) -> Kernel:
@@ -99,6 +101,7 @@ class Kernel:
         dynamic_shared_bytes: int = 0,
         order: Order = Order(),
         checks_races: bool = True,
+        most_instructions: int = _MOST_INSTRUCTIONS,
     ) -> Launch:
         """Run the kernel on this process's memory.
 
@@ -120,6 +123,7 @@ class Kernel:
             order.seed,
             order.switches,
             checks_races,
+            most_instructions,
         )
         _library().ptx_launch(
             self._machine_program(),

@@ -44,6 +44,7 @@ struct Launch {
     s64 parameter_bytes, dynamic_shared_bytes;
     const u64* ranges;  // begin and end of each buffer that the kernel may access
     s64 range_count, seed, switches, checks_races;
+    u64 most_instructions;
 };
 
 // Adds to `traffic`, five numbers for each instruction, and to `executed`. The report has a line
@@ -61,6 +62,7 @@ void ptx_launch(const Program* program, const Launch* launch, Traffic* traffic, 
     m.parameters = launch->parameters;
     m.parameter_bytes = u64(launch->parameter_bytes);
     m.checks_races = launch->checks_races;
+    m.most_instructions = launch->most_instructions;
     m.shared.resize(size_t(program->shared_bytes + launch->dynamic_shared_bytes));
     m.shared_shadow.resize(m.shared.size());
     m.traffic.resize(program->code.size());

@@ -33,6 +33,7 @@ struct Machine {
     bool checks_races = true;
     bool stuck = false;  // the launch cannot go on
     u64 executed = 0;    // instructions, counted once for every lane
+    u64 most_instructions = ~0ull;
     std::vector<u8> shared;
     std::vector<Shadow> shared_shadow;
     std::vector<Warp> warps;

@@ -89,7 +89,7 @@ void Scheduler::run_block() {
 }
 
 void Scheduler::run_warp(Warp& w) {
-    while (left_ > 0) {
+    while (left_ > 0 && !m_.stuck) {
         u32 pc = ~0u;
         for (int lane = 0; lane < kLanes; ++lane)
             if (w.state[lane] == kRuns) pc = std::min(pc, w.pc[lane]);
@@ -110,6 +110,11 @@ void Scheduler::run_lanes(Warp& w, u32 pc, u32 active) {
     const bool alone = w.lanes_in(kRuns) == active;
     while (active && left_-- > 0) {
         const Instruction& i = code_[pc];
+        if (m_.executed > m_.most_instructions) {
+            m_.fault("a launch that does not end", i, w.first_thread, 0);
+            m_.stuck = true;
+            return;
+        }
         u32 mask = enabled(w, i, active);
         if (i.lanes >= 0 && mask) {
             mask = gather(w, i, mask, &active);

@@ -18,7 +18,7 @@ SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo learn check test test-lowest bench gpu-check sanitize lint format clean
+.PHONY: help install build demo learn check test test-lowest ptx bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-lowest: ## run the quick tests with the lowest versions that pyproject.toml
 	cd $(LOWEST)/source && PATH="$(abspath $(LOWEST))/venv/bin:$$PATH" ../venv/bin/python -m pip install \
 		-q -c ../constraints.txt --no-build-isolation -e ".[train,hub,test,bench]"
 	cd $(LOWEST)/source && $(MAKE) check PYTHON=../venv/bin/python
+
+ptx: install ## run the compiled GPU kernels on this processor, in several orders of warps (15 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m tests.gpu.ptx
 
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
 	$(PY) -m simmim pretrain --preset demo --overwrite

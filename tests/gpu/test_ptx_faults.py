@@ -109,6 +109,17 @@ def test_an_undefined_register_may_be_passed_over(chosen, faults):
     assert kinds(launch(body)) == faults
 
 
+@pytest.mark.parametrize(("half", "faults"), [(5, set()), (6, {"undefined register"})])
+def test_half_of_a_register_may_stay_undefined(half, faults):
+    body = f"""
+        mov.b64 %rd3, {{%r0, %r9}};
+        add.rn.f32x2 %rd4, %rd3, %rd3;
+        mov.b64 {{%r5, %r6}}, %rd4;
+        st.global.u32 [%rd2], %r{half};
+    """
+    assert kinds(launch(body)) == faults
+
+
 DIVERGENT = """
     setp.lt.u32 %p0, %r1, 16;
     @%p0 bra LOW;
@@ -236,8 +247,9 @@ def test_what_the_machine_lacks_is_an_error(line):
 def test_traffic_is_counted():
     def traffic(body):
         run = launch(body, torch.zeros(256, dtype=torch.int32), threads=32)
-        (row,) = run.traffic[4:][run.traffic[4:, 0] > 0]
-        return row.tolist()
+        # The first access is to the parameter, which counts as none.
+        (row,) = run.counts[run.counts["requests"] > 0].tolist()
+        return list(row[1:])
 
     # requests, lanes, bytes, sectors or wavefronts, the least number of them
     assert traffic("st.global.u32 [%rd2], %r0;") == [1, 32, 128, 4, 4]

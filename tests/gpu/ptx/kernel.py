@@ -14,8 +14,14 @@ from tests.gpu.ptx.encode import Encoder
 from tests.gpu.ptx.parser import Entry, Module
 
 RISING, FALLING = 0, 1
+# How often an instruction ran, once for each lane; then of its accesses to memory how many there
+# were, by how many lanes, of how many bytes, in how many sectors (of shared memory: wavefronts), and
+# how many of these would do.
+COUNTS = np.dtype(
+    [(name, np.uint64) for name in ("executed", "requests", "lanes", "bytes", "units", "least")]
+)
 _REPORT_ROOM = 1 << 16
-_MOST_INSTRUCTIONS = 20_000_000_000  # of a launch, counted for every lane: five minutes
+_MOST_INSTRUCTIONS = 4_000_000_000  # of a launch, counted for every lane: a minute
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: how many instructions its lanes ran, and what each instruction moved: requests,
-    lanes, bytes, sectors (of shared memory wavefronts) and the least number of these."""
+    """One launch: how many instructions its lanes ran, and of each instruction `COUNTS`."""
 
     kernel: Kernel
     instructions: int
-    traffic: np.ndarray
+    counts: np.ndarray
     faults: list[Fault]
 
 
@@ -111,7 +116,7 @@ class Kernel:
             ranges: first address and the one behind the last of each buffer that may be accessed.
         """
         buffers = np.array(sorted(set(ranges)) or [(0, 0)], dtype=np.uint64)
-        traffic = np.zeros((len(self.encoded.rows), 5), dtype=np.uint64)
+        counts = np.zeros(len(self.encoded.rows), dtype=COUNTS)
         report, executed = ctypes.create_string_buffer(_REPORT_ROOM), ctypes.c_uint64()
         launch = _Launch(
             *((ctypes.c_uint32 * 3)(*[*sizes, 1, 1][:3]) for sizes in (grid, block)),
@@ -128,13 +133,13 @@ class Kernel:
         _library().ptx_launch(
             self._machine_program(),
             ctypes.byref(launch),
-            ctypes.c_void_p(traffic.ctypes.data),
+            ctypes.c_void_p(counts.ctypes.data),
             ctypes.byref(executed),
             report,
             ctypes.c_int64(_REPORT_ROOM),
         )
         faults = [self._fault(line) for line in report.value.decode().splitlines()]
-        return Launch(self, executed.value, traffic, faults)
+        return Launch(self, executed.value, counts, faults)
 
     def _fault(self, line: str) -> Fault:
         kind, number, who, address, text = line.split("|")

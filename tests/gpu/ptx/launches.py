@@ -54,7 +54,14 @@ def why_not(backend: str) -> str | None:
 
 @contextmanager
 def running(backend: str, target: str, **options) -> Iterator[Run]:
-    """Serve ops on CPU tensors by `backend`, its kernels compiled for `target` and run by the machine.
+    """`serving`, and every op is served by this backend."""
+    with serving(backend, target, **options) as run, sk.backend(backend):
+        yield run
+
+
+@contextmanager
+def serving(backend: str, target: str, **options) -> Iterator[Run]:
+    """Let `backend` serve ops on CPU tensors, its kernels compiled for `target` and run by the machine.
 
     Args:
         backend: `"cuda"` or `"triton"`.
@@ -68,7 +75,7 @@ def running(backend: str, target: str, **options) -> Iterator[Run]:
     package.devices, package.unavailable = ("cpu",), None
     _forget_choices()
     try:
-        with handing(target, run), sk.backend(backend):
+        with handing(target, run):
             yield run
     finally:
         package.devices, package.unavailable = before

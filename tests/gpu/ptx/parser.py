@@ -26,12 +26,17 @@ class Instruction:
     A vector operand in braces is a list of its elements."""
 
     text: str
-    place: str
+    path: str
+    line: int
     predicate: str | None
     negated: bool
     opcode: tuple[str, ...]
     operands: tuple[str | list[str], ...]
     starts_block: bool
+
+    @property
+    def place(self) -> str:
+        return f"{Path(self.path).name}:{self.line}"
 
 
 @dataclass
@@ -59,9 +64,7 @@ class Module:
     ones into a module."""
 
     def __init__(self, text: str) -> None:
-        self._files = {
-            int(n): name for n, first, second in _FILE.findall(text) for name in (second or first,)
-        }
+        self._files = {int(n): str(Path(first, second)) for n, first, second in _FILE.findall(text)}
         text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
         self._text, self._starts, outside, end = text, {}, [], 0
         for match in _ENTRY.finditer(text):
@@ -129,11 +132,11 @@ def _add_symbols(entry: Entry, text: str) -> None:
 
 
 def _read_body(entry: Entry, body: str, files: dict[int, str]) -> None:
-    statements, place, declared = [], "?", set()
+    statements, place, declared = [], ("?", 0), set()
     for match in _STATEMENT.finditer(body):
         text = match["text"]
         if match["file"]:
-            place = f"{Path(files.get(int(match['file']), '?')).name}:{match['line']}"
+            place = files.get(int(match["file"]), "?"), int(match["line"])
         elif match["label"]:
             entry.labels[match["label"]] = len(statements)
         elif text.startswith(".reg"):
@@ -148,13 +151,13 @@ def _read_body(entry: Entry, body: str, files: dict[int, str]) -> None:
                 raise NotImplementedError(text)
         else:
             statements.append((" ".join(text.split()), place))
-    statements.append(("ret", "the end"))
+    statements.append(("ret", place))
     starts = set(entry.labels.values())
     for number, (text, place) in enumerate(statements):
-        entry.instructions.append(_instruction(text, place, number in starts))
+        entry.instructions.append(_instruction(text, *place, number in starts))
 
 
-def _instruction(text: str, place: str, starts_block: bool) -> Instruction:
+def _instruction(text: str, path: str, line: int, starts_block: bool) -> Instruction:
     guard = _GUARDED.match(text)
     opcode, _, rest = (text[guard.end() :] if guard else text).partition(" ")
     operands = [
@@ -165,7 +168,8 @@ def _instruction(text: str, place: str, starts_block: bool) -> Instruction:
     ]
     return Instruction(
         text,
-        place,
+        path,
+        line,
         guard[2] if guard else None,
         bool(guard and guard[1]),
         tuple(opcode.split(".")),

@@ -47,9 +47,9 @@ struct Launch {
     u64 most_instructions;
 };
 
-// Adds to `traffic`, five numbers for each instruction, and to `executed`. The report has a line
+// Adds to the counts of each instruction, and to `executed`, their sum. The report has a line
 // for each fault: kind, instruction, thread, address and more, with bars between.
-void ptx_launch(const Program* program, const Launch* launch, Traffic* traffic, u64* executed,
+void ptx_launch(const Program* program, const Launch* launch, Counts* counts, u64* executed,
                 char* report, s64 room) {
     Machine m;
     m.program = program;
@@ -65,12 +65,13 @@ void ptx_launch(const Program* program, const Launch* launch, Traffic* traffic, 
     m.most_instructions = launch->most_instructions;
     m.shared.resize(size_t(program->shared_bytes + launch->dynamic_shared_bytes));
     m.shared_shadow.resize(m.shared.size());
-    m.traffic.resize(program->code.size());
+    m.counts.resize(program->code.size());
     Scheduler(m, {launch->seed, launch->switches != 0}).run_grid();
-    for (size_t k = 0; k < m.traffic.size(); ++k) {
-        const Traffic& t = m.traffic[k];
-        Traffic& sum = traffic[k];
-        sum.requests += t.requests, sum.lanes += t.lanes, sum.bytes += t.bytes;
+    for (size_t k = 0; k < m.counts.size(); ++k) {
+        const Counts& t = m.counts[k];
+        Counts& sum = counts[k];
+        sum.executed += t.executed, sum.requests += t.requests, sum.lanes += t.lanes,
+            sum.bytes += t.bytes;
         sum.units += t.units, sum.least += t.least;
     }
     *executed += m.executed;

@@ -61,7 +61,7 @@ void Machine::touch(Shadow& s, u32 thread, Warp& warp, const Instruction& i, u64
         return;
     }
     for (const Shadow::Access& reader : s.reader)
-        if (changes && !ordered(reader, thread, warp))
+        if (!ordered(reader, thread, warp))
             fault("race, write after read", i, local, address, describe("read", reader.thread));
     s.writer = now;
     s.written = true;
@@ -113,7 +113,7 @@ u8* Machine::access(Warp& warp, const Instruction& i, int lane, u64 address, u32
 
 void Machine::count(const Instruction& i, u32 mask, const u64* base, u32 size) {
     if (i.space == kParameter) return;
-    Traffic& t = traffic[size_t(i.number)];
+    Counts& t = counts[size_t(i.number)];
     ++t.requests;
     t.lanes += u64(__builtin_popcount(mask));
     if (i.space == kShared)
@@ -124,7 +124,7 @@ void Machine::count(const Instruction& i, u32 mask, const u64* base, u32 size) {
 
 // Lanes whose bytes fill the 32 banks of 4 bytes go together; two words of one bank need a
 // wavefront each.
-void Machine::count_wavefronts(Traffic& t, const Instruction& i, u32 mask, const u64* base,
+void Machine::count_wavefronts(Counts& t, const Instruction& i, u32 mask, const u64* base,
                                u32 size) {
     const int group = std::clamp(int(128 / size), 1, kLanes);
     std::vector<u64> words;
@@ -144,7 +144,7 @@ void Machine::count_wavefronts(Traffic& t, const Instruction& i, u32 mask, const
     }
 }
 
-void Machine::count_sectors(Traffic& t, const Instruction& i, u32 mask, const u64* base, u32 size) {
+void Machine::count_sectors(Counts& t, const Instruction& i, u32 mask, const u64* base, u32 size) {
     u64 at[kLanes], end = 0, bytes = 0, next_sector = 0;
     int n = 0;
     each(mask, [&](int lane) { at[n++] = base[lane] + u64(i.offset); });

@@ -37,7 +37,7 @@ struct Machine {
     std::vector<u8> shared;
     std::vector<Shadow> shared_shadow;
     std::vector<Warp> warps;
-    std::vector<Traffic> traffic;
+    std::vector<Counts> counts;
     std::string report;
 
     u32 threads() const { return block_size[0] * block_size[1] * block_size[2]; }
@@ -57,8 +57,8 @@ struct Machine {
     bool ordered(const Shadow::Access& before, u32 thread, const Warp& warp) const;
     void touch(Shadow& s, u32 thread, Warp& warp, const Instruction& i, u64 address, bool writes,
                bool changes);
-    void count_wavefronts(Traffic& t, const Instruction& i, u32 mask, const u64* base, u32 size);
-    void count_sectors(Traffic& t, const Instruction& i, u32 mask, const u64* base, u32 size);
+    void count_wavefronts(Counts& t, const Instruction& i, u32 mask, const u64* base, u32 size);
+    void count_sectors(Counts& t, const Instruction& i, u32 mask, const u64* base, u32 size);
 
     std::map<std::pair<std::string, s32>, u64> seen_;
     size_t last_buffer_ = 0;

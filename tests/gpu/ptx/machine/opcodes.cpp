@@ -139,7 +139,7 @@ void shuffle(HANDLER_ARGUMENTS) {
     u64 *d = w.output(i, 0), *p = i.outputs > 1 ? w.output(i, 1) : nullptr;
     u64 a[kLanes], *b = w.input(i, 1), *c = w.input(i, 2);
     std::memcpy(a, w.input(i, 0), sizeof a);
-    const u32 known = w.defined[size_t(i.input[0])];
+    const u32 known = w.known_input(i, 0).both();
     u32 good = 0;
     each(mask, [&](int l) {
         const int step = int(b[l] & 31), clamp = int(c[l] & 31), segment = int(c[l] >> 8 & 31);
@@ -157,8 +157,7 @@ void shuffle(HANDLER_ARGUMENTS) {
         good |= (known >> from & 1) << l;
     });
     for (int k = 0; k < i.outputs; ++k) {
-        u32& defined = w.defined[size_t(i.output[k])];
-        defined = (defined & ~mask) | (k == 0 ? good : mask);
+        w.known_output(i, k).replace(mask, k == 0 ? Known{good, good} : kKnown);
     }
 }
 template <class T, T (*F)(T, T)>
@@ -254,10 +253,10 @@ Table make_table() {
     t["setp.f16"] = {set_predicate<f16>}, t["setp.bf16"] = {set_predicate<bf16>};
     t["max.relu.s32"] = {binary<s32, s32, s32, clamped_at_zero<s32, maximum<s32>>>};
     t["min.relu.s32"] = {binary<s32, s32, s32, clamped_at_zero<s32, minimum<s32>>>};
-    t["add.f32x2"] = {binary<pair, pair, pair, of_pairs<add<f32>>>};
-    t["sub.f32x2"] = {binary<pair, pair, pair, of_pairs<sub<f32>>>};
-    t["mul.f32x2"] = {binary<pair, pair, pair, of_pairs<mul<f32>>>};
-    t["fma.f32x2"] = {ternary<pair, pair, pair, pair, multiply_add_pairs>};
+    t["add.f32x2"] = {binary<pair, pair, pair, of_pairs<add<f32>>>, kPairs};
+    t["sub.f32x2"] = {binary<pair, pair, pair, of_pairs<sub<f32>>>, kPairs};
+    t["mul.f32x2"] = {binary<pair, pair, pair, of_pairs<mul<f32>>>, kPairs};
+    t["fma.f32x2"] = {ternary<pair, pair, pair, pair, multiply_add_pairs>, kPairs};
     t["add.f32.bf16"] = {mixed<bf16, add<f32>>}, t["sub.f32.bf16"] = {mixed<bf16, sub<f32>>};
     t["add.f32.f16"] = {mixed<f16, add<f32>>}, t["sub.f32.f16"] = {mixed<f16, sub<f32>>};
     t["popc.b32"] = {unary<u32, u32, count_ones<u32>>};
@@ -268,7 +267,7 @@ Table make_table() {
     t["prmt.b32"] = {ternary<u32, u32, u32, u32, permute_bytes>};
     t["shf.l.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<true>>};
     t["shf.r.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<false>>};
-    t["lop3.b32"] = {logic}, t["mov"] = {move}, t["cvt"] = {convert_type};
+    t["lop3.b32"] = {logic}, t["mov"] = {move, kMove}, t["cvt"] = {convert_type};
     t["selp"] = {select, kSelect}, t["ld"] = {load, kLoad}, t["st"] = {store, kStore};
     t["ldmatrix"] = {matrix<false>, kMatrix}, t["stmatrix"] = {matrix<true>, kMatrix};
     t["shfl.up"] = {shuffle<kUpwards>, kShuffle}, t["shfl.down"] = {shuffle<kDownwards>, kShuffle};

@@ -10,7 +10,7 @@ Scheduler::Scheduler(Machine& machine, Order order)
     m_.warps.resize((m_.threads() + kLanes - 1) / kLanes);
     for (Warp& warp : m_.warps) {
         warp.registers.resize(size_t(m_.program->registers) * kLanes);
-        warp.defined.resize(size_t(m_.program->registers));
+        warp.known.resize(size_t(m_.program->registers));
     }
 }
 
@@ -47,10 +47,10 @@ void Scheduler::start_block(u64 number) {
         w.syncs = 0;
         w.exists = lanes_where([&](int lane) { return w.first_thread + u32(lane) < threads; });
         std::fill(w.registers.begin(), w.registers.end(), 0xDEADBEEFDEADBEEFull);
-        std::fill(w.defined.begin(), w.defined.end(), 0);
-        std::fill(w.defined.begin(), w.defined.begin() + kFirstFree, kAllLanes);
+        std::fill(w.known.begin(), w.known.end(), Known{});
+        std::fill(w.known.begin(), w.known.begin() + kFirstFree, kKnown);
         for (const Constant& constant : m_.program->constants) {
-            w.defined[constant.reg] = kAllLanes;
+            w.known[constant.reg] = kKnown;
             std::fill_n(w.reg(s32(constant.reg)), kLanes, constant.value);
         }
         for (u32 lane = 0; lane < kLanes; ++lane) {
@@ -121,7 +121,7 @@ void Scheduler::run_lanes(Warp& w, u32 pc, u32 active) {
             if (!mask) break;  // the rest of the warp has been told where it stands
         }
         if (i.kind == kBranch) {
-            m_.executed += u64(__builtin_popcount(active));
+            count_execution(i, active);
             if (mask == active && alone) {
                 pc = u32(i.target);
                 continue;
@@ -138,11 +138,17 @@ void Scheduler::run_lanes(Warp& w, u32 pc, u32 active) {
     stand_at(active, pc);
 }
 
+void Scheduler::count_execution(const Instruction& i, u32 mask) {
+    const u64 lanes = u64(__builtin_popcount(mask));
+    m_.executed += lanes;
+    m_.counts[size_t(i.number)].executed += lanes;
+}
+
 // The lanes in which the instruction's predicate holds.
 u32 Scheduler::enabled(Warp& w, const Instruction& i, u32 active) {
     if (i.predicate < 0) return active;
     const u64* p = w.reg(i.predicate);
-    const u32 unknown = active & ~w.defined[size_t(i.predicate)];
+    const u32 unknown = active & ~w.known[size_t(i.predicate)].both();
     if (unknown)
         m_.fault("undefined predicate", i, w.first_thread + u32(__builtin_ctz(unknown)), 0);
     return active & lanes_where([&](int lane) { return (p[lane] & 1) != u64(i.negated); });
@@ -168,30 +174,48 @@ u32 Scheduler::gather(Warp& w, const Instruction& i, u32 mask, u32* active) {
     return here;
 }
 
-void Scheduler::execute(Warp& w, const Instruction& i, u32 mask) {
-    auto defined = [&](int k) { return w.defined[size_t(i.input[k])]; };
-    u32 good = kAllLanes;
+// The lanes in which an output will be known, as far as the inputs are.
+Known Scheduler::known_result(Warp& w, const Instruction& i, int output, u32 mask) {
+    auto known = [&](int k) { return w.known_input(i, k); };
+    if (i.kind == kLoad || i.kind == kMatrix) return kKnown;
     if (i.kind == kSelect) {
         const u64* p = w.input(i, 2);
-        const u32 first = lanes_where([&](int lane) { return p[lane] & 1; });
-        good = defined(2) & ((first & defined(0)) | (~first & defined(1)));
-    } else {
-        for (int k = 0; k < i.inputs; ++k) good &= defined(k);
+        const u32 first = lanes_where([&](int lane) { return p[lane] & 1; }) & known(2).both();
+        const u32 chosen = known(2).both();
+        Known result = known(1);
+        result.replace(first, known(0));
+        return result & Known{chosen, chosen};
     }
-    const u32 bad = mask & ~good;
+    if (i.kind == kMove && i.size == 64 && i.outputs > 1) {
+        const u32 half = known(0).half(2 * output / i.outputs);
+        return {half, half};
+    }
+    if (i.kind == kMove && i.size == 64 && i.inputs > 1) {
+        Known result = kKnown;
+        for (int k = 0; k < i.inputs; ++k)
+            (2 * k < i.inputs ? result.low : result.high) &= known(k).both();
+        return result;
+    }
+    Known all = kKnown;
+    for (int k = 0; k < i.inputs; ++k) all = all & known(k);
+    if (i.kind == kPairs || (i.kind == kMove && i.inputs == 1)) return all;
+    const u32 both = i.kind == kReduction && mask & ~all.both() ? 0 : all.both();
+    return {both, both};
+}
+
+void Scheduler::execute(Warp& w, const Instruction& i, u32 mask) {
     const bool must_know =
         i.kind == kLoad || i.kind == kStore || i.kind == kMatrix || i.kind == kBarrier;
-    if (must_know && bad)
-        m_.fault("undefined register", i, w.first_thread + u32(__builtin_ctz(bad)), 0);
-    if (i.kind == kLoad || i.kind == kMatrix) good = kAllLanes;
-    if (i.kind == kReduction && bad) good = 0;
+    for (int k = 0; must_know && k < i.inputs; ++k)
+        if (const u32 bad = mask & ~w.known_input(i, k).both())
+            m_.fault("undefined register", i, w.first_thread + u32(__builtin_ctz(bad)), 0);
+    Known results[kMostOperands];
+    for (int k = 0; k < i.outputs; ++k) results[k] = known_result(w, i, k, mask);
     i.run(m_, w, i, mask);
-    m_.executed += u64(__builtin_popcount(mask));
-    for (int k = 0; k < i.outputs && i.kind != kShuffle; ++k) {
-        u32& known = w.defined[size_t(i.output[k])];
-        known = (known & ~mask) | (mask & good);
-    }
-    w.defined[kSink] = kAllLanes;
+    count_execution(i, mask);
+    for (int k = 0; k < i.outputs && i.kind != kShuffle; ++k)
+        w.known_output(i, k).replace(mask, results[k]);
+    w.known[kSink] = kKnown;
 }
 
 // Everyone has ended or waits. Returns whether anyone goes on.

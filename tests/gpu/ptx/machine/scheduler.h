@@ -30,7 +30,9 @@ class Scheduler {
     // Lanes of `mask` that stay; the others wait until the lanes that the instruction names are
     // here.
     u32 gather(Warp& warp, const Instruction& i, u32 mask, u32* active);
+    Known known_result(Warp& warp, const Instruction& i, int output, u32 mask);
     void execute(Warp& warp, const Instruction& i, u32 mask);
+    void count_execution(const Instruction& i, u32 mask);
     bool release_barrier();
     template <class T>
     void arrange(std::vector<T>& turns);

@@ -33,6 +33,8 @@ using Handler = void (*)(Machine&, Warp&, const Instruction&, u32 mask);
 // What the scheduler must know of an opcode; the rest is the handler's.
 enum Kind : u8 {
     kPlain,
+    kMove,
+    kPairs,
     kSelect,
     kShuffle,
     kReduction,
@@ -80,12 +82,27 @@ struct Program {
     s64 shared_bytes = 0;
 };
 
+// The lanes in which the lower and the upper 32 bits of a register have been written: compilers
+// pack two numbers into 64 bits, one of which may stay unused.
+struct Known {
+    u32 low = 0, high = 0;
+
+    u32 both() const { return low & high; }
+    u32 half(int k) const { return k == 0 ? low : high; }
+    void replace(u32 mask, Known by) {
+        low = (low & ~mask) | (by.low & mask);
+        high = (high & ~mask) | (by.high & mask);
+    }
+};
+inline Known operator&(Known a, Known b) { return {a.low & b.low, a.high & b.high}; }
+constexpr Known kKnown{kAllLanes, kAllLanes};
+
 enum State : u8 { kRuns, kWaitsForBlock, kWaitsForWarp, kEnded };
 
 // Every lane has a program counter of its own.
 struct Warp {
     std::vector<u64> registers;
-    std::vector<u32> defined;  // of each register, the lanes in which it was written
+    std::vector<Known> known;
     u32 pc[kLanes];
     State state[kLanes];
     s32 barrier[kLanes];
@@ -94,6 +111,8 @@ struct Warp {
     u32 syncs = 0;  // how often all its lanes have synchronised
 
     u64* reg(s32 number) { return &registers[size_t(number) * kLanes]; }
+    Known& known_output(const Instruction& i, int k) { return known[size_t(i.output[k])]; }
+    const Known& known_input(const Instruction& i, int k) { return known[size_t(i.input[k])]; }
     u64* output(const Instruction& i, int k) { return reg(i.output[k]); }
     u64* input(const Instruction& i, int k) { return reg(i.input[k]); }
     u32 lanes_in(State which) const {
@@ -104,10 +123,11 @@ struct Warp {
     }
 };
 
-// What an instruction that accesses memory has moved. Units are sectors of 32 bytes, of shared
-// memory wavefronts; `least` is how many would do for the same bytes.
-struct Traffic {
-    u64 requests = 0, lanes = 0, bytes = 0, units = 0, least = 0;
+// How often an instruction ran, counted once for every lane, and what it has moved. Units are
+// sectors of 32 bytes, of shared memory wavefronts; `least` is how many would do for the same
+// bytes.
+struct Counts {
+    u64 executed = 0, requests = 0, lanes = 0, bytes = 0, units = 0, least = 0;
 };
 
 }  // namespace ptx

@@ -41,6 +41,16 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
+def ptxas(backend: str, architecture: str) -> str:
+    """The assembler that a backend's compiler calls: Triton brings its own."""
+    if backend == "cuda":
+        return str(Path(nvcc()).resolve().with_name("ptxas"))
+    from triton import knobs
+
+    newest = architecture.startswith(("sm_10", "sm_12"))
+    return (knobs.nvidia.ptxas_blackwell if newest else knobs.nvidia.ptxas).path
+
+
 def compiled(sources: Iterable[Path], *options: str, suffix: str = "ptx") -> list[Path]:
     """What nvcc makes of CUDA sources with `options`: a file each, PTX or machine code."""
     sources = list(sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -65,10 +66,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: how many instructions its lanes ran, and of each instruction `COUNTS`."""
+    """One launch: its threads, the instructions that its lanes ran, the sectors of global memory that
+    it read and wrote, each once, and of each instruction `COUNTS`."""
 
     kernel: Kernel
+    threads: int
+    shared_bytes: int
     instructions: int
+    sectors_read: int
+    sectors_written: int
     counts: np.ndarray
     faults: list[Fault]
 
@@ -117,7 +123,7 @@ class Kernel:
         """
         buffers = np.array(sorted(set(ranges)) or [(0, 0)], dtype=np.uint64)
         counts = np.zeros(len(self.encoded.rows), dtype=COUNTS)
-        report, executed = ctypes.create_string_buffer(_REPORT_ROOM), ctypes.c_uint64()
+        report, totals = ctypes.create_string_buffer(_REPORT_ROOM), (ctypes.c_uint64 * 3)()
         launch = _Launch(
             *((ctypes.c_uint32 * 3)(*[*sizes, 1, 1][:3]) for sizes in (grid, block)),
             parameters,
@@ -134,12 +140,13 @@ class Kernel:
             self._machine_program(),
             ctypes.byref(launch),
             ctypes.c_void_p(counts.ctypes.data),
-            ctypes.byref(executed),
+            totals,
             report,
             ctypes.c_int64(_REPORT_ROOM),
         )
         faults = [self._fault(line) for line in report.value.decode().splitlines()]
-        return Launch(self, executed.value, counts, faults)
+        shared_bytes = self.entry.shared_bytes + dynamic_shared_bytes
+        return Launch(self, math.prod(block), shared_bytes, *totals, counts, faults)
 
     def _fault(self, line: str) -> Fault:
         kind, number, who, address, text = line.split("|")

@@ -44,6 +44,7 @@ class Entry:
     """A kernel as it stands in the text. Parameters: name -> (offset, bytes). Symbols, in shared
     memory: name -> (offset, bytes); one of unknown size, at the end, has 0 bytes."""
 
+    module: Module
     name: str
     parameters: dict[str, tuple[int, int]]
     symbols: dict[str, tuple[int, int]]
@@ -60,13 +61,13 @@ class Entry:
 
 
 class Module:
-    """The kernels of one PTX text. They are read when first asked for: nvcc writes dozens of long
+    """The kernels of one PTX text, which `text` holds without comments. They are read when first asked for: nvcc writes dozens of long
     ones into a module."""
 
     def __init__(self, text: str) -> None:
         self._files = {int(n): str(Path(first, second)) for n, first, second in _FILE.findall(text)}
         text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
-        self._text, self._starts, outside, end = text, {}, [], 0
+        self.text, self._starts, outside, end = text, {}, [], 0
         for match in _ENTRY.finditer(text):
             outside.append(text[end : match.start()])
             end = _closing_brace(text, match.end())
@@ -81,8 +82,8 @@ class Module:
 
     def entry(self, name: str) -> Entry:
         begin, end, parameters = self._starts[name]
-        entry = Entry(name, _parameters(parameters), {})
-        _read_body(entry, self._text[begin:end], self._files)
+        entry = Entry(self, name, _parameters(parameters), {})
+        _read_body(entry, self.text[begin:end], self._files)
         _add_symbols(entry, self._outside)  # last, for what has no size lies behind the rest
         return entry
 

@@ -47,16 +47,19 @@ struct Launch {
     u64 most_instructions;
 };
 
-// Adds to the counts of each instruction, and to `executed`, their sum. The report has a line
+struct Totals {
+    u64 executed = 0, sectors_read = 0, sectors_written = 0;  // each sector once
+};
+
+// Adds to the counts of each instruction. The report has a line
 // for each fault: kind, instruction, thread, address and more, with bars between.
-void ptx_launch(const Program* program, const Launch* launch, Counts* counts, u64* executed,
+void ptx_launch(const Program* program, const Launch* launch, Counts* counts, Totals* totals,
                 char* report, s64 room) {
     Machine m;
     m.program = program;
-    static u32 epochs = 0;
-    m.epoch = m.launch_epoch = ++epochs;
     for (s64 k = 0; k < launch->range_count; ++k)
-        m.buffers.push_back({launch->ranges[2 * k], launch->ranges[2 * k + 1], {}});
+        m.buffers.push_back({launch->ranges[2 * k], launch->ranges[2 * k + 1]});
+    for (Buffer& b : m.buffers) b.touched.resize((b.end + 31) / 32 - b.begin / 32);
     std::copy_n(launch->grid, 3, m.grid);
     std::copy_n(launch->block, 3, m.block_size);
     m.parameters = launch->parameters;
@@ -74,7 +77,9 @@ void ptx_launch(const Program* program, const Launch* launch, Counts* counts, u6
             sum.bytes += t.bytes;
         sum.units += t.units, sum.least += t.least;
     }
-    *executed += m.executed;
+    *totals = {m.executed};
+    for (const Buffer& b : m.buffers)
+        for (u8 t : b.touched) totals->sectors_read += t & 1, totals->sectors_written += t >> 1;
     std::snprintf(report, size_t(room), "%s", m.report.c_str());
 }
 

@@ -14,20 +14,12 @@ void Machine::fault(const char* kind, const Instruction& i, u32 thread, u64 addr
     report += line;
 }
 
-u8* Machine::find_global(u64 address, u32 size, std::vector<Shadow>** shadow, u64* at) {
-    auto holds = [&](const Buffer& b) {
-        return address >= b.begin && address <= b.end && b.end - address >= size;
-    };
-    if (last_buffer_ >= buffers.size() || !holds(buffers[last_buffer_])) {
-        const auto found = std::find_if(buffers.begin(), buffers.end(), holds);
-        if (found == buffers.end()) return nullptr;
-        last_buffer_ = size_t(found - buffers.begin());
-    }
-    Buffer& buffer = buffers[last_buffer_];
-    if (checks_races && buffer.shadow.empty()) buffer.shadow.resize(buffer.end - buffer.begin);
-    *shadow = &buffer.shadow;
-    *at = address - buffer.begin;
-    return reinterpret_cast<u8*>(address);
+Buffer* Machine::find_buffer(u64 address, u32 size) {
+    if (last_buffer_ < buffers.size() && buffers[last_buffer_].holds(address, size))
+        return &buffers[last_buffer_];
+    for (last_buffer_ = 0; last_buffer_ < buffers.size(); ++last_buffer_)
+        if (buffers[last_buffer_].holds(address, size)) return &buffers[last_buffer_];
+    return nullptr;
 }
 
 // Threads are numbered through the grid. Barriers order the threads of a block, `bar.warp.sync`
@@ -87,7 +79,7 @@ u8* Machine::access(Warp& warp, const Instruction& i, int lane, u64 address, u32
         }
         for (u64 k = address; k < address + size; ++k) {
             Shadow& s = shared_shadow[k];
-            if (s.epoch != epoch) s = Shadow{}, s.epoch = epoch;
+            if (s.block != blocks_begun) s = Shadow{}, s.block = blocks_begun;
             if (!writes && !s.written) fault("uninitialised shared byte", i, local, k);
             const bool changes = writes && (!s.written || shared[k] != value[k - address]);
             if (checks_races) touch(s, thread, warp, i, k, writes, changes);
@@ -95,17 +87,17 @@ u8* Machine::access(Warp& warp, const Instruction& i, int lane, u64 address, u32
         }
         return &shared[address];
     }
-    std::vector<Shadow>* shadow;
-    u64 at;
-    u8* found = find_global(address, size, &shadow, &at);
-    if (!found) {
+    Buffer* buffer = find_buffer(address, size);
+    if (!buffer) {
         fault(writes ? "global write out of bounds" : "global read out of bounds", i, local,
               address);
         return nullptr;
     }
+    u8* found = reinterpret_cast<u8*>(address);
+    buffer->touched[address / 32 - buffer->begin / 32] |= writes ? 2 : 1;
+    if (checks_races && buffer->shadow.empty()) buffer->shadow.resize(buffer->end - buffer->begin);
     for (u32 k = 0; checks_races && k < size; ++k) {
-        Shadow& s = (*shadow)[at + k];
-        if (s.epoch != launch_epoch) s = Shadow{}, s.epoch = launch_epoch;
+        Shadow& s = buffer->shadow[address - buffer->begin + k];
         touch(s, thread, warp, i, address + k, writes, writes && found[k] != value[k]);
     }
     return found;

@@ -14,13 +14,19 @@ struct Shadow {
         u32 thread = ~0u, barrier = 0, sync = 0;
     };
     Access writer, reader[2];
-    u32 epoch = 0;  // launch or block that this belongs to
+    u32 block = 0;  // in shared memory: the one that this belongs to
     bool written = false;
 };
 
+// `touched`: of each sector of 32 bytes, whether anyone has read it (1) or written it (2).
 struct Buffer {
     u64 begin, end;
-    std::vector<Shadow> shadow;
+    std::vector<Shadow> shadow = {};
+    std::vector<u8> touched = {};
+
+    bool holds(u64 address, u64 size) const {
+        return address >= begin && address <= end && end - address >= size;
+    }
 };
 
 struct Machine {
@@ -29,7 +35,8 @@ struct Machine {
     const u8* parameters = nullptr;
     u64 parameter_bytes = 0;
     u32 grid[3] = {}, block_size[3] = {}, block[3] = {};
-    u32 block_number = 0, barriers = 0, epoch = 0, launch_epoch = 0;
+    u32 block_number = 0, barriers = 0;
+    u32 blocks_begun = 0;
     bool checks_races = true;
     bool stuck = false;  // the launch cannot go on
     u64 executed = 0;    // instructions, counted once for every lane
@@ -53,7 +60,7 @@ struct Machine {
     void count(const Instruction& i, u32 mask, const u64* base, u32 size);
 
   private:
-    u8* find_global(u64 address, u32 size, std::vector<Shadow>** shadow, u64* at);
+    Buffer* find_buffer(u64 address, u32 size);
     bool ordered(const Shadow::Access& before, u32 thread, const Warp& warp) const;
     void touch(Shadow& s, u32 thread, Warp& warp, const Instruction& i, u64 address, bool writes,
                bool changes);

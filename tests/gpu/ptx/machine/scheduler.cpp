@@ -37,7 +37,7 @@ void Scheduler::start_block(u64 number) {
     m_.block[0] = u32(number % m_.grid[0]);
     m_.block[1] = u32(number % plane / m_.grid[0]);
     m_.block[2] = u32(number / plane);
-    ++m_.epoch;
+    ++m_.blocks_begun;
     m_.barriers = 0;
     std::fill(m_.shared.begin(), m_.shared.end(), u8(0xA5));
     const u32 *size = m_.block_size, threads = m_.threads();

@@ -12,7 +12,7 @@ _WORDS = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 
 
 def compute(operation, result, *sources):
-    """`operation` in PTX with `d` for its result and `a`, `b`, `c` for its sources, 32 lanes at once.
+    """`operation` in PTX with `d` for its result and `a`, `b`, `c` for its sources, in 32 lanes.
     Results have the NumPy type `result`."""
     data = np.zeros((32, 4), dtype=np.int64)
     raw = data.view(np.uint8).reshape(32, 4, 8)
@@ -126,9 +126,9 @@ def test_real_arithmetic(name, dtype):
             found = compute(f"{operation}.{name} d, a;", dtype, a)
             assert np.array_equal(found, function(a), equal_nan=True), operation
         found = compute(f"fma.rn.{name} d, a, b, c;", dtype, a, b, c)
-        wide = a.astype(np.longdouble) * b + c
-    finite = np.isfinite(wide.astype(dtype))
-    assert np.allclose(found[finite], wide[finite].astype(dtype), rtol=2 * np.finfo(dtype).eps)
+        exact = (a.astype(np.longdouble) * b + c).astype(dtype)
+    finite = np.isfinite(exact)
+    assert np.allclose(found[finite], exact[finite], rtol=2 * np.finfo(dtype).eps)
 
 
 def test_comparisons():

@@ -44,3 +44,44 @@ def test_what_a_kernel_takes_of_a_multiprocessor(backend):
     assert 1 <= blocks <= 32
     assert blocks * launch.threads <= 2048
     assert blocks * launch.threads * resources.registers <= 65536
+
+
+# Kernels that move most of their bytes in less than 16 a lane. It must become empty.
+NARROW = {
+    ("cuda", "forward_wide"): "nvcc splits the store of a struct",
+    ("cuda", "backward_wide"): "nvcc splits the store of a struct",
+    ("cuda", "normalize_patch"): "one number a load",
+    ("cuda", "normalize_window"): "one number a load",
+    ("triton", "_normalize_window"): "one number a load",
+}
+
+
+def step(function, *tensors):
+    leaves = [t for t in tensors if t.requires_grad]
+    out = function(*tensors)
+    torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+def streams():
+    """Calls of the ops that stream, at widths of ViT-B, in two types."""
+    mask, image = sk.random_mask(1, (7, 7), 0.6, seed=1), torch.randn(1, 3, 112, 112)
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(1, 49, 768, dtype=dtype, requires_grad=True)
+        token = torch.randn(768, dtype=dtype, requires_grad=True)
+        yield lambda x=x, token=token: step(lambda x, t: sk.mask_tokens(x, mask, t), x, token)
+        yield lambda x=x: step(lambda x: sk.masked_l1(x, image, mask), x)
+    yield lambda: sk.normalize_patches(image, 16)
+    yield lambda: sk.normalize_targets(image, 47)
+
+
+def test_what_streams_moves_16_bytes_a_lane(backend):
+    narrow, streaming = set(), set()
+    for call in streams():
+        for found in count_call(backend, TARGETS[backend][1], call):
+            if found.bytes > 64 << 10:
+                kernel = backend, found.kernel.partition("<")[0]
+                streaming.add(kernel)
+                if found.wide_bytes < 0.8 * found.bytes:
+                    narrow.add(kernel)
+    assert len(streaming) == 5
+    assert narrow == {kernel for kernel in NARROW if kernel[0] == backend}

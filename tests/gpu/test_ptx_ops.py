@@ -1,14 +1,15 @@
-"""Every op's kernels as nvcc and Triton compile them, run by the machine of tests/gpu/ptx: no fault,
-and results as close to float64 as plain PyTorch's."""
+"""Every op's kernels as nvcc and Triton compile them, run by the machine of tests/gpu/ptx: no
+fault, and results as close to float64 as plain PyTorch's."""
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
 import simmim_kernels as sk
-from simmim_kernels import backends
 from tests.budget import assert_within_budget
+from tests.gpu.ptx.kernel import RISING, Order
 from tests.gpu.ptx.launches import TARGETS, running, why_not
+from tests.gpu.suite import rooms_of
 from tests.ops.calls import CALLS, arguments_of, results
 from tests.poison import poison_memory
 
@@ -32,31 +33,38 @@ def wide(value):
     return value
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(
-    ("backend", "target"), [(name, target) for name in TARGETS for target in TARGETS[name]]
-)
+CASES = [
+    (backend, target, name)
+    for backend, targets in TARGETS.items()
+    for target in targets
+    for name, call in CALLS.items()
+    if {*call.rooms} <= {*rooms_of(backend)}
+]
+ORDERS = (Order(RISING), Order(20, switches=True))
+
+
+@pytest.mark.parametrize(("backend", "target", "name"), CASES)
 def test_compiled_kernels_have_no_fault_and_the_reference_result(
     backend, target, name, monkeypatch, request
 ):
-    if reason := KNOWN_FAULTS.get((backend, name)):
+    known = [KNOWN_FAULTS.get((backend, room)) for room in CALLS[name].rooms]
+    for reason in filter(None, known):
         request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
     if (reason := why_not(backend)) is not None:
         pytest.skip(reason)
     poison_memory(monkeypatch, backend)
-    arguments = arguments_of(name)
-    with running(backend, target) as run:
-        for room in CALLS[name].rooms:
-            if (reason := backends.why_not(backend, room, "cpu")) is not None:
-                pytest.skip(reason)
-        found = results(name, arguments)
-    assert run.counts["launches"]
-    assert not run.faults, "\n".join(map(str, run.faults))
+    arguments, found = arguments_of(name), []
+    for order in ORDERS:
+        with running(backend, target, order=order) as run:
+            found.append(results(name, arguments))
+        assert run.counts["launches"]
+        assert not run.faults, "\n".join(map(str, run.faults))
     with sk.backend("reference"):
         plain = results(name, arguments)
         exact = results(name, pytree.tree_map(wide, arguments), grad_dtype=plain[0].dtype)
-    for ours, theirs, right in zip(found, plain, exact, strict=True):
+    for ours, again, theirs, right in zip(*found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, again)
         if ours.is_floating_point():
             assert_within_budget(ours, theirs, right, name)
         else:

@@ -1,1 +1,1 @@
-"""Runs the PTX that nvcc and Triton make of the kernels on CPU tensors: docs/gpu_without_a_gpu.md."""
+"""Runs the PTX of the GPU kernels on CPU tensors: docs/gpu_without_a_gpu.md."""

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tests.gpu.ptx import build
 from tests.gpu.ptx.kernel import Kernel, Launch
 from tests.gpu.ptx.launches import running
@@ -23,9 +25,10 @@ class LaunchCounts:
     Attributes:
         kernel: its name.
         instructions: of all lanes.
-        requests, sectors, least_sectors: accesses of warps to global memory, the sectors of 32 bytes
-            that they move, and how many would hold the same bytes.
+        requests, sectors, least_sectors: accesses of warps to global memory, the sectors of 32
+            bytes that they move, and how many would hold the same bytes.
         distinct_sectors: sectors that are read and sectors that are written, each counted once.
+        bytes, wide_bytes: what those accesses move, and what of it in 16 bytes or more a lane.
         wavefronts, least_wavefronts: of shared memory, the same.
     """
 
@@ -35,13 +38,17 @@ class LaunchCounts:
     sectors: int
     least_sectors: int
     distinct_sectors: int
+    bytes: int
+    wide_bytes: int
     wavefronts: int
     least_wavefronts: int
 
 
-def launches_of(backend: str, target: str, call: Callable[[], object]) -> list[Launch]:
+def launches_of(
+    backend: str, target: str, call: Callable[[], object], checks_races: bool = True
+) -> list[Launch]:
     """The launches of one call; raises `ValueError` where the machine finds a fault."""
-    with running(backend, target, keeps=True) as run:
+    with running(backend, target, keeps=True, checks_races=checks_races) as run:
         call()
     if run.faults:
         raise ValueError("\n".join(map(str, run.faults)))
@@ -49,8 +56,12 @@ def launches_of(backend: str, target: str, call: Callable[[], object]) -> list[L
 
 
 def count(launch: Launch) -> LaunchCounts:
-    def total(space: int, what: str) -> int:
-        return int(launch.counts[what][launch.kernel.encoded.rows["space"] == space].sum())
+    rows = launch.kernel.encoded.rows
+    # A load has its address as only input, a store as the first of them.
+    wide = rows["size"] * np.maximum(rows["outputs"], rows["inputs"] - 1) >= 16
+
+    def total(space: int, what: str, of: np.ndarray | bool = True) -> int:
+        return int(launch.counts[what][(rows["space"] == space) & of].sum())
 
     return LaunchCounts(
         launch.kernel.name,
@@ -59,6 +70,8 @@ def count(launch: Launch) -> LaunchCounts:
         total(_GLOBAL, "units"),
         total(_GLOBAL, "least"),
         launch.sectors_read + launch.sectors_written,
+        total(_GLOBAL, "bytes"),
+        total(_GLOBAL, "bytes", wide),
         total(_SHARED, "units"),
         total(_SHARED, "least"),
     )
@@ -93,7 +106,8 @@ def resources_of(kernel: Kernel, backend: str) -> Resources:
 
 def blocks_per_multiprocessor(launch: Launch, registers: int) -> int:
     """How many blocks an H100 holds at once on each of its multiprocessors: 65,536 registers, given
-    to warps by 256; 2,048 threads; 32 blocks; 227 KiB of shared memory, 1 KiB of a block reserved."""
+    to warps by 256; 2,048 threads; 32 blocks; 227 KiB of shared memory, 1 KiB of it reserved for
+    each block."""
     warps = -(-launch.threads // 32)
     by_registers = 65536 // (-(-registers * 32 // 256) * 256 * warps)
     by_shared = 227 * 1024 // (launch.shared_bytes + 1024)

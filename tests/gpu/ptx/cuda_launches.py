@@ -16,7 +16,7 @@ import torch
 from simmim_kernels.backends import cuda as package
 from tests.gpu.ptx import build
 from tests.gpu.ptx.kernel import Kernel
-from tests.gpu.ptx.launches import Run, is_tensor, modules_of, storage_range
+from tests.gpu.ptx.launches import Run, modules_of, storage_range
 from tests.gpu.ptx.parser import Module
 
 _HOOK = ctypes.CFUNCTYPE(
@@ -63,7 +63,7 @@ def handing(target: str, run: Run) -> Iterator[None]:
 
     def launcher(function):
         def call(*args):
-            ranges[:] = [storage_range(value) for value in args if is_tensor(value)]
+            ranges[:] = [storage_range(value) for value in args if isinstance(value, torch.Tensor)]
             result = function(*args)
             if errors:
                 raise errors.pop()

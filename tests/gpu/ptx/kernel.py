@@ -16,8 +16,8 @@ from tests.gpu.ptx.parser import Entry, Module
 
 RISING, FALLING = 0, 1
 # How often an instruction ran, once for each lane; then of its accesses to memory how many there
-# were, by how many lanes, of how many bytes, in how many sectors (of shared memory: wavefronts), and
-# how many of these would do.
+# were, by how many lanes, of how many bytes, in how many sectors (of shared memory: wavefronts),
+# and how many of these would do.
 COUNTS = np.dtype(
     [(name, np.uint64) for name in ("executed", "requests", "lanes", "bytes", "units", "least")]
 )
@@ -66,8 +66,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: its threads, the instructions that its lanes ran, the sectors of global memory that
-    it read and wrote, each once, and of each instruction `COUNTS`."""
+    """One launch: threads and bytes of shared memory of a block, the instructions that all lanes
+    ran, the sectors of global memory that were read and written, each once, and of each instruction
+    `COUNTS`."""
 
     kernel: Kernel
     threads: int
@@ -120,6 +121,12 @@ class Kernel:
             grid, block: one to three sizes.
             parameters: the bytes of all parameters, laid out as the entry says.
             ranges: first address and the one behind the last of each buffer that may be accessed.
+            dynamic_shared_bytes: shared memory of a block behind what the kernel declares.
+            order: how warps and blocks take turns.
+            checks_races: whether races are looked for.
+            most_instructions: of all lanes; beyond them the launch is ended, which is a fault.
+
+        Raises `NotImplementedError` for a kernel with an opcode that the machine lacks.
         """
         buffers = np.array(sorted(set(ranges)) or [(0, 0)], dtype=np.uint64)
         counts = np.zeros(len(self.encoded.rows), dtype=COUNTS)

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 import simmim_kernels as sk
 from simmim_kernels import backends
 from tests.gpu.ptx import build
-from tests.gpu.ptx.kernel import Fault, Launch, Order
+from tests.gpu.ptx.kernel import Fault, Kernel, Launch, Order
 
 TRITON_TARGETS = ("sm_80", "sm_90", "sm_100")
 TARGETS = {"cuda": build.CUDA_TARGETS, "triton": TRITON_TARGETS}
@@ -24,15 +23,24 @@ TARGETS = {"cuda": build.CUDA_TARGETS, "triton": TRITON_TARGETS}
 
 @dataclass
 class Run:
-    """What has been launched, and what was wrong. Launches are kept where that is asked for."""
+    """How launches are run, what has been launched, and what was wrong.
+
+    Attributes:
+        order: how warps take turns.
+        keeps: whether `launches` holds every launch, with what each of its instructions did.
+        checks_races: whether races are looked for, which takes most of the time.
+        faults: of all launches.
+        kernels: those that were launched, by `id`.
+        counts: "launches" and "instructions" of their lanes.
+    """
 
     order: Order = field(default_factory=Order)
     keeps: bool = False
     checks_races: bool = True
     launches: list[Launch] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    kernels: dict = field(default_factory=dict)
-    counts: Counter = field(default_factory=Counter)
+    kernels: dict[int, Kernel] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, launch: Launch) -> None:
         self.faults += launch.faults
@@ -61,7 +69,8 @@ def running(backend: str, target: str, **options) -> Iterator[Run]:
 
 @contextmanager
 def serving(backend: str, target: str, **options) -> Iterator[Run]:
-    """Let `backend` serve ops on CPU tensors, its kernels compiled for `target` and run by the machine.
+    """Let `backend` serve ops on CPU tensors: kernels are compiled for `target`, the machine runs
+    them.
 
     Args:
         backend: `"cuda"` or `"triton"`.
@@ -96,7 +105,3 @@ def storage_range(tensor: Tensor) -> tuple[int, int]:
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
     for info in pkgutil.iter_modules(package.__path__):
         yield importlib.import_module(f"{package.__name__}.{info.name}")
-
-
-def is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)

@@ -61,8 +61,8 @@ class Entry:
 
 
 class Module:
-    """The kernels of one PTX text, which `text` holds without comments. They are read when first asked for: nvcc writes dozens of long
-    ones into a module."""
+    """The kernels of one PTX text, which `text` holds without comments. They are read when first
+    asked for: nvcc writes dozens of long ones into a module."""
 
     def __init__(self, text: str) -> None:
         self._files = {int(n): str(Path(first, second)) for n, first, second in _FILE.findall(text)}

@@ -1,5 +1,5 @@
-"""A plugin of pytest: the machine runs every launch of the tests. SIMMIM_TEST_PTX says which backend,
-for which target and in which order, and the file that gets the outcome."""
+"""A plugin of pytest: the machine runs every launch of the tests. SIMMIM_TEST_PTX says which
+backend, for which target and in which order, and the file that gets the outcome."""
 
 from __future__ import annotations
 

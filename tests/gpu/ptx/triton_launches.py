@@ -6,12 +6,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from tests.gpu.ahead_of_time import TARGETS, compiling_for
 from tests.gpu.ptx.kernel import Kernel
-from tests.gpu.ptx.launches import Run, is_tensor, storage_range
+from tests.gpu.ptx.launches import Run, storage_range
 
 _FORMATS = {"i1": "<b", "i8": "<b", "i16": "<h", "i32": "<i", "i64": "<q", "u1": "<B", "u8": "<B"}
 _FORMATS |= {"u16": "<H", "u32": "<I", "u64": "<Q", "fp32": "<f", "fp64": "<d"}
@@ -76,7 +77,7 @@ def _parameters(kernel: Kernel, signature: dict[str, str], given: dict):
     parameters, ranges = bytearray(kernel.entry.parameter_bytes), []
     for name, (at, size) in zip(names, slots[:-2], strict=True):
         value, kind = given[name], signature[name]
-        if is_tensor(value):
+        if isinstance(value, torch.Tensor):
             ranges.append(storage_range(value))
             value, kind = value.data_ptr(), "u64"
         assert struct.calcsize(_FORMATS[kind]) == size, f"{kernel.name}: {name} is {kind}"

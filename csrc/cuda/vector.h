@@ -24,12 +24,28 @@ __device__ __forceinline__ void widen_pack(const Pack<T, V>& pack, C* values) {
     for (int i = 0; i < V; ++i) values[i] = C(widen(pack.v[i]));
 }
 
+// One store of 16 bytes. Said in PTX: nvcc splits the assignment of a struct, even of uint4.
+__device__ __forceinline__ void store_word(void* target, const uint4& word) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+#else
+    std::memcpy(target, &word, sizeof(word));
+#endif
+}
+
 template <class T, int V, class C>
 __device__ __forceinline__ void store_pack(T* target, const C* values) {
-    Pack<T, V> pack;
+    constexpr int kWords = int(sizeof(T)) * V / 16;
+    static_assert(kWords * 16 == int(sizeof(T)) * V, "whole words");
+    T pack[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) pack.v[i] = Narrow<T>::from(values[i]);
-    *reinterpret_cast<Pack<T, V>*>(target) = pack;
+    for (int i = 0; i < V; ++i) pack[i] = Narrow<T>::from(values[i]);
+    uint4 words[kWords];
+    std::memcpy(words, pack, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) store_word(target + i * (V / kWords), words[i]);
 }
 
 // A tensor of any element type, read and written one element at a time. The type is the same for

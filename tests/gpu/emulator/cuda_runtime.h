@@ -26,6 +26,10 @@ struct dim3 {
     dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct uint4 {
+    unsigned x, y, z, w;
+};
+
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };

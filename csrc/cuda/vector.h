@@ -27,8 +27,8 @@ __device__ __forceinline__ void widen_pack(const Pack<T, V>& pack, C* values) {
 // One store of 16 bytes. Said in PTX: nvcc splits the assignment of a struct, even of uint4.
 __device__ __forceinline__ void store_word(void* target, const uint4& word) {
 #ifdef __CUDA_ARCH__
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x),
-                 "r"(word.y), "r"(word.z), "r"(word.w)
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x), "r"(word.y),
+                 "r"(word.z), "r"(word.w)
                  : "memory");
 #else
     std::memcpy(target, &word, sizeof(word));

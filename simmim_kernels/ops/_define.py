@@ -87,10 +87,10 @@ class Op:
         if not self._has_passed(description := _describe(args)):
             self.check(*args)
             self._remember(description)
-        device = args[0].device.type
-        if device == "meta":
+        device = args[0].device
+        if device.type == "meta":
             return self.fake(*args)
-        return backends.serve(self.room, self.name, device)(*args)
+        return backends.serve(self.room, self.name, device.type, device.index)(*args)
 
     def _has_passed(self, description: tuple[Any, ...] | None) -> bool:
         try:

@@ -118,7 +118,8 @@ def _scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
     if grad.device.type != "cuda" or shared or _keeps_graph():
         return (grad * rows).to(grad.dtype)
     if grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last):
-        backends.serve("masked_loss", "scale_gradient_", grad.device.type)(grad, factor)
+        device = grad.device
+        backends.serve("masked_loss", "scale_gradient_", device.type, device.index)(grad, factor)
         return grad
     return grad.mul_(rows)
 

@@ -38,9 +38,7 @@ def machine_code(source: str) -> dict[str, list[str]]:
         mangled = part.split(None, 1)[0]
         name = _output(["c++filt", mangled]).partition("(anonymous namespace)::")[2]
         name = name.replace("simmim::cuda::", "").partition("(")[0]
-        kernels[name] = re.findall(
-            r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", part
-        )
+        kernels[name] = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", part)
     return kernels
 
 

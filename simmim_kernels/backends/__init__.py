@@ -60,12 +60,12 @@ def forced() -> str | None:
 
 def serve(room: str, name: str, device: str, index: int | None = None) -> Callable[..., Any]:
     """The function that runs op `name` of file `room` on the device of that type and number."""
-    return _served(room, name, device, index, _override.get())
+    return _served(room, name, device, _override.get(), index)
 
 
 @cache
 def _served(
-    room: str, name: str, device: str, index: int | None, forced: str | None
+    room: str, name: str, device: str, forced: str | None, index: int | None = None
 ) -> Callable[..., Any]:
     reasons = []
     for candidate in (forced,) if forced else ORDER.get(device, ("reference",)):

@@ -15,6 +15,7 @@ from simmim_kernels.backends._results import memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import normalised, store
+from simmim_kernels.backends.triton._scalars import bits_of, float64
 from simmim_kernels.backends.triton._sums import add_rows
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.grid import scale_of
@@ -38,11 +39,11 @@ def _lines(piece, width, height, R: tl.constexpr, BLOCK: tl.constexpr, CHANNELS:
     return r // height + k * 0, r % height + k * 0, k + r * 0, k, inside
 
 
-@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w"])
+@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w", "number"])
 def _mask_image(
     image, i_b, i_c, i_y, i_x, mask, fill, mean, std, out, o_b, o_c, o_y, o_x,
-    height, width, unit_h, unit_w, grid_h, grid_w, pieces,
-    CHANNELS: tl.constexpr, VALUE: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
+    height, width, unit_h, unit_w, grid_h, grid_w, pieces, number: tl.int64,
+    CHANNELS: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
     MEAN: tl.constexpr, STD: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +65,7 @@ def _mask_image(
     if FILL:
         colour = tl.load(fill + c, mask=inside, other=0.0).to(COMPUTE)
     else:
-        colour = tl.full((R, BLOCK), VALUE, COMPUTE)
+        colour = tl.full((R, BLOCK), 0, COMPUTE) + float64(number).to(COMPUTE)
     value = tl.where(masked, colour, value)
     store(out + place, value, inside)
 
@@ -120,7 +121,7 @@ def mask_image_forward(
     with on_device_of(image):
         _mask_image[(batch * pieces,)](
             image, *image.stride(), mask.contiguous(), fill, mean, std, out, *out.stride(),
-            *_grid(image, mask), pieces, CHANNELS=channels, VALUE=value, FILL=fill is not None,
+            *_grid(image, mask), pieces, bits_of(value), CHANNELS=channels, FILL=fill is not None,
             BYTES=image.dtype == torch.uint8, MEAN=mean is not None, STD=std is not None, LAST=last,
             COMPUTE=compute_type(image.dtype, dtype), R=rows, BLOCK=block, num_warps=4, **OPTIONS,
         )  # fmt: skip

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow
 STREAMING = {
     ("mask_tokens", "forward_wide"): 0,
     ("mask_tokens_backward", "backward_wide"): 9,
-    ("masked_loss", "pass_wide"): 1,
+    ("loss_wide", "pass_wide"): 4,
+    ("loss_staged", "pass_staged"): 4,
     ("scale_gradient", "scale_rows"): 5,
 }
 

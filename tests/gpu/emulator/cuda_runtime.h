@@ -71,6 +71,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
     return cudaSuccess;
 }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
 inline dim3 threadIdx;

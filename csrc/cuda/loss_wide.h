@@ -70,12 +70,6 @@ __device__ __forceinline__ float scaled_slope(float d, float parameter, float fa
     return Loss::slope(d, parameter) * factor;
 }
 
-template <class T>
-__device__ __forceinline__ T* moved(T* base, int64_t bytes) {
-    using Byte = typename std::conditional<std::is_const<T>::value, const char, char>::type;
-    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes);
-}
-
 constexpr int kStagedNumbers = 4096, kStagedTokens = 4096, kStagedChannels = 128;
 
 // How the pixels of a cell are laid out in the order of the prediction: `lines` lines of `line`

@@ -22,6 +22,13 @@ __device__ __forceinline__ Pack<T, V> load_pack(const T* source) {
     return *reinterpret_cast<const Pack<T, V>*>(source);
 }
 
+// The address so many bytes further.
+template <class T>
+__device__ __forceinline__ T* moved(T* base, int64_t bytes) {
+    using Byte = typename std::conditional<std::is_const<T>::value, const char, char>::type;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes);
+}
+
 // The bfloat16 in the lower or the upper half of a word: one instruction, where a conversion of
 // bits into a float would count as another.
 __device__ __forceinline__ float lower_bfloat16(uint32_t word) {

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kRowThreads)
                 // Where only dx is wanted, a masked row is not read, and the other way round.
                 const bool masked = place[k] < 0;
                 if (place[k] != kOutside && (masked ? token_sums != nullptr : dx != nullptr)) {
-                    packs[k] = load_pack<In, V>(moved(grad, masked ? kHidden - place[k] : place[k]));
+                    packs[k] =
+                        load_pack<In, V>(moved(grad, masked ? kHidden - place[k] : place[k]));
                 }
             }
 #pragma unroll
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
     backward_positions(const In* grad, Tokens tokens, Out* dx, float* token_sums, float* pos_sums,
-                  int64_t pos_rows, int64_t run, int64_t batch, int32_t tiles, int64_t width) {
+                       int64_t pos_rows, int64_t run, int64_t batch, int32_t tiles, int64_t width) {
     const Tile tile = tile_of<kVector>(tiles, width);
     const bool inside = tile.feature < width;
     int64_t offsets[kTokens], units[kTokens];
@@ -198,8 +199,7 @@ Runs runs_of(const TokenLayout& tokens, const Tensor& token, const Tensor& pos_e
         return tokens.batch * cut_rows(tokens.batch, tokens.length(), tokens.width / V).tiles;
     };
     const int64_t rows = max_of(runs * tiles, max_of(wide(4), wide(8)));
-    return {run, runs, token ? rows * tokens.width : 0,
-            pos_embed ? runs * pos_embed.numel() : 0};
+    return {run, runs, token ? rows * tokens.width : 0, pos_embed ? runs * pos_embed.numel() : 0};
 }
 
 // Where partial sums go; null where nobody asks for them.

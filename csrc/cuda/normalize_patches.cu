@@ -1,25 +1,17 @@
-// Per-patch normalisation: one block a patch, which it reads three times, from memory once.
+// Per-patch normalisation of any type at any stride, in double: one block a patch, which it reads
+// three times, from memory once. Patches of whole words are held in registers: patches_wide.cu.
 #include <cmath>
 
 #include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/loss_sums.h"
+#include "cuda/patches.h"
 
 SIMMIM_BEGIN
 
 namespace {
 
 constexpr int kMostThreads = 256;
-
-struct Patches {
-    Array image, out, mean, std;
-    ImageLayout from, to;
-    const uint8_t* mask;  // of units, where only masked pixels are wanted
-    int64_t units;
-    uint32_t grid_w, unit_h, unit_w;
-    uint32_t h, w, channels, side;
-    double eps;
-};
 
 // Six blocks of a multiprocessor have 40 registers a thread; with the 32 of eight it would spill.
 __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
@@ -38,7 +30,7 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
         *y = top + k % area / p.side;
         *x = left + k % p.side;
         double value = p.image.load(p.from.at(sample, *c, *y, *x));
-        if (p.image.element == kUInt8) value /= 255.0;
+        if (p.unit != 1.0) value /= p.unit;
         if (p.std.base) value = (value - p.mean.load(*c)) / p.std.load(*c);
         return value;
     };
@@ -82,7 +74,12 @@ int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std
                           uint32_t(cells.width),
                           uint32_t(from.channels),
                           uint32_t(patch),
-                          eps};
+                          eps,
+                          image.element == kUInt8 ? 255.0 : 1.0,
+                          uint32_t(from.channels)};
+    const bool nested = unit.height % patch == 0 && unit.width % patch == 0;
+    int code = cudaSuccess;
+    if (from.elements() && (!mask || nested) && hold_patches(patches, stream, &code)) return code;
     const int threads = max_of(kWarp, power_of_two(from.channels * patch * patch, kMostThreads));
     return launch(normalize_patch, from.batch * cells.cells(), dim3(unsigned(threads)), stream,
                   patches);

@@ -59,8 +59,8 @@ struct Tokens {
         return unit >= 0 && grid.mask[sample * units + unit];
     }
 
-    // Where a block's tokens lie behind the first of their sample, in bytes; that of a masked one is
-    // kMasked, or with `keep` kHidden less what it were.
+    // Where a block's tokens lie behind the first of their sample, in bytes; that of a masked one
+    // is kMasked, or with `keep` kHidden less what it were.
     template <class In>
     __device__ __forceinline__ void list_places(const RowPiece& piece, int64_t* places,
                                                 bool keep = false) const {

@@ -13,6 +13,7 @@ STREAMING = {
     ("mask_tokens_backward", "backward_wide"): 9,
     ("loss_wide", "pass_wide"): 4,
     ("loss_staged", "pass_staged"): 4,
+    ("patches_wide", "normalize_held"): 0,
     ("scale_gradient", "scale_rows"): 5,
 }
 

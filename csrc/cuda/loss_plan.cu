@@ -110,6 +110,7 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     const int64_t p = prediction_patch(pred, at), height = at.size.height, width = at.size.width;
     const bool map = pred.dims == 4, last = at.sc == 1 && at.sx == at.channels && at.channels > 1;
     if (pred.element == kFloat64 || target.element == kFloat64 || p < 2) return false;
+    if (target.element == kUInt16 || target.element == kInt16) return false;
     if ((map && last) || (!last && at.sx != 1) || p % 4) return false;
     const Extent units = extent_from(mask, 1), unit = scale_of(at.size, units);
     if (!index && (unit.height % p || unit.width % p)) return false;

@@ -219,8 +219,8 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
     double unit = std::is_same<T, uint8_t>::value ? 255.0 : 1.0;
     if (w.std.base) unit *= w.std.load(c);
     const double eps = w.eps * unit * unit;
-    // `limit` of bytes is that of any byte, that of other numbers holds for a deviation of 1.
-    const double limit = std::is_same<T, uint8_t>::value ? w.limit : w.limit * unit;
+    // `limit` of whole numbers is that of a stored one, that of others holds for a deviation of 1.
+    const double limit = std::is_integral<T>::value ? w.limit : w.limit * unit;
 
     Sums<T, ROWS> sums(w.scratch, columns);
     const int32_t first = max_of(0, top - w.radius_y), last = min_of(w.height, top + w.radius_y);
@@ -360,6 +360,10 @@ int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask
             return start<BFloat16>(problem, image.data, planes, stream);
         case kFloat16:
             return start<Float16>(problem, image.data, planes, stream);
+        case kUInt16:
+            return start<uint16_t>(problem, image.data, planes, stream);
+        case kInt16:
+            return start<int16_t>(problem, image.data, planes, stream);
         default:
             return start<uint8_t>(problem, image.data, planes, stream);
     }

@@ -179,6 +179,10 @@ struct Array {
                 return widen(static_cast<const BFloat16*>(base)[offset]);
             case kFloat16:
                 return widen(static_cast<const Float16*>(base)[offset]);
+            case kUInt16:
+                return static_cast<const uint16_t*>(base)[offset];
+            case kInt16:
+                return static_cast<const int16_t*>(base)[offset];
             default:
                 return static_cast<const uint8_t*>(base)[offset];
         }

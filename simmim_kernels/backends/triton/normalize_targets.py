@@ -82,7 +82,7 @@ def _normalize_window(
         unit = unit * tl.load(std + c).to(tl.float64)
     if image.dtype.element_ty == tl.uint8:
         unit = unit * 255
-    else:
+    if image.dtype.element_ty.is_floating():
         largest = largest * unit  # `limit` is that for a deviation of 1
     least = unit * unit * float64(eps)
     lane = tl.arange(0, BLOCK)

@@ -163,10 +163,6 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     w.scaled = pred.element != kFloat16;
     w.parameter = float(with_loss(spec.kind, [&](auto l) { return l.parameter(spec.beta); }));
     w.unit = target.element == kUInt8 ? 255.0 : 1.0;
-    const int64_t chunk = max_of<int64_t>(ceil_div(rows * cells, kRowBlocks), 16);
-    w.cut.tiles = int32_t(max_of<int64_t>(ceil_div(cells, chunk), 1));
-    w.cut.chunk = int32_t(ceil_div(cells, w.cut.tiles));
-
     const bool interleaved = spec.order == kInterleaved;
     const int32_t side = int32_t(p), channels = int32_t(at.channels);
     StagedCell& s = *cell;
@@ -207,6 +203,10 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
         s.inner_place = interleaved ? side * channels : side;
         s.run_place = interleaved ? channels : 1;
     }
+    const int64_t chunk =
+        max_of<int64_t>(ceil_div(rows * cells, s.few() ? 4 * kRowBlocks : kRowBlocks), 16);
+    w.cut.tiles = int32_t(max_of<int64_t>(ceil_div(cells, chunk), 1));
+    w.cut.chunk = int32_t(ceil_div(cells, w.cut.tiles));
     // Channels that follow each other fastest in both would need their own statistics a number.
     if (last && interleaved) return false;
     return w.cut.blocks(rows) <= 0x7FFFFFFF;

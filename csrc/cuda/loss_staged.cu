@@ -10,8 +10,9 @@ SIMMIM_BEGIN
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kRounds = kStagedNumbers / kThreads / 4;  // vectors of four pixels that a thread lays
+constexpr int kMostThreads = 256;
+constexpr int kRounds =
+    kStagedNumbers / kMostThreads / 4;  // vectors of four pixels that a thread lays
 
 // Four neighbours of a target of any type but float64.
 __device__ __forceinline__ void load_four(const void* base, int element, int64_t bytes,
@@ -29,13 +30,16 @@ __device__ __forceinline__ void load_four(const void* base, int element, int64_t
     }
 }
 
-template <class In, class Loss>
-__global__ void __launch_bounds__(kThreads)
+// FEW: a cell of no map, with at most a quarter of the numbers, for which fewer threads do.
+template <class In, class Loss, bool FEW>
+__global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads)
     pass_staged(const WideLoss w, const StagedCell cell, const In* pred, In* grad, Array target) {
     constexpr int V = 16 / int(sizeof(In));
-    alignas(16) __shared__ float pixels[kStagedNumbers];
-    __shared__ uint8_t seen[kStagedTokens];  // of a map: which of the sample's tokens are masked
+    alignas(16) __shared__ float pixels[FEW ? kStagedNumbers / 4 : kStagedNumbers];
+    __shared__ uint8_t
+        seen[FEW ? 1 : kStagedTokens];  // of a map: which of the sample's tokens are masked
     __shared__ float gains[kStagedChannels], offsets[kStagedChannels];
+    const int32_t threads = int32_t(blockDim.x);
     const int32_t row = int32_t(blockIdx.x / uint32_t(w.cut.tiles));
     const int32_t first = int32_t(blockIdx.x - uint32_t(row) * uint32_t(w.cut.tiles)) * w.cut.chunk;
     const int32_t last = min_of(first + w.cut.chunk, w.cells);
@@ -47,12 +51,12 @@ __global__ void __launch_bounds__(kThreads)
         w.scaling.leave(each ? owner : 0, found);
     }
     const float factor = w.scaled ? float(found) : 1.0f;
-    for (int32_t c = int32_t(threadIdx.x); c < cell.channels; c += kThreads) {
+    for (int32_t c = int32_t(threadIdx.x); c < cell.channels; c += threads) {
         const double spread = w.std.base ? w.std.load(c) : 1.0;
         gains[c] = float(1.0 / (w.unit * spread));
         offsets[c] = w.std.base ? float(w.unit * w.mean.load(c)) : 0.0f;
     }
-    for (int32_t t = int32_t(threadIdx.x); t < cell.tokens; t += kThreads) {
+    for (int32_t t = int32_t(threadIdx.x); !FEW && t < cell.tokens; t += threads) {
         const int32_t y = t / cell.tokens_across * cell.p, x = t % cell.tokens_across * cell.p;
         seen[t] =
             w.scaling.mask[row * w.scaling.units + y / w.unit_h * w.units_across + x / w.unit_w];
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t in_line = cell.line / 4, vectors = cell.lines * in_line;
 #pragma unroll
     for (int k = 0; k < kRounds; ++k) {
-        const int32_t j = int32_t(threadIdx.x) + k * kThreads, line = j / in_line;
+        const int32_t j = int32_t(threadIdx.x) + k * threads, line = j / in_line;
         const int32_t b = (j - line * in_line) * 4, outer = line / cell.inner_lines;
         const int32_t inner = line - outer * cell.inner_lines;
         from[k] = outer * cell.outer_bytes + inner * cell.inner_bytes + b * cell.size;
@@ -82,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int32_t o = first; o < last; ++o) {
         int64_t place;
         int32_t channel = 0, unit;
-        if (cell.tokens) {
+        if (!FEW && cell.tokens) {
             channel = o / cell.p;
             place = row * w.target_sample + channel * w.target_channel +
                     (o - channel * cell.p) * w.target_y;
@@ -95,10 +99,10 @@ __global__ void __launch_bounds__(kThreads)
             bool wanted[kRounds];
 #pragma unroll
             for (int k = 0; k < kRounds; ++k) {  // all loads before the first use
-                wanted[k] = int32_t(threadIdx.x) + k * kThreads < vectors;
+                wanted[k] = int32_t(threadIdx.x) + k * threads < vectors;
 #pragma unroll
                 for (int e = 0; e < 4; ++e) values[k][e] = 0;
-                if (wanted[k] && (!cell.tokens || seen[token[k]])) {
+                if (wanted[k] && (FEW || !cell.tokens || seen[token[k]])) {
                     load_four(target.base, target.element, place + from[k], values[k]);
                 }
             }
@@ -119,11 +123,11 @@ __global__ void __launch_bounds__(kThreads)
         __syncthreads();
         const In* const numbers = moved(pred, row * w.pred_sample + o * int64_t(w.pred_cell));
         In* const slopes_of = moved(grad, row * w.grad_sample + o * int64_t(w.grad_cell));
-        for (int32_t i = int32_t(threadIdx.x) * V; i < w.numbers; i += kThreads * V) {
+        for (int32_t i = int32_t(threadIdx.x) * V; i < w.numbers; i += threads * V) {
             bool here[V], any = place >= 0;
 #pragma unroll
             for (int n = 0; n < V; ++n) here[n] = any;
-            if (cell.tokens) {
+            if (!FEW && cell.tokens) {
                 int32_t t = i % cell.tokens;
                 any = false;
 #pragma unroll
@@ -163,9 +167,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class In>
 int start(const WideLoss& wide, const StagedCell& cell, int64_t blocks, const Tensor& pred,
           const Tensor& grad, const Tensor& target, LossKind kind, Stream stream) {
+    const bool few = cell.few();
     return with_loss(kind, [&](auto loss) {
-        return launch(pass_staged<In, decltype(loss)>, blocks, dim3(kThreads), stream, wide, cell,
-                      pred.as<In>(), grad.as<In>(), array_of(target));
+        const auto kernel =
+            few ? pass_staged<In, decltype(loss), true> : pass_staged<In, decltype(loss), false>;
+        return launch(kernel, blocks, dim3(unsigned(few ? kMostThreads / 4 : kMostThreads)), stream,
+                      wide, cell, pred.as<In>(), grad.as<In>(), array_of(target));
     });
 }
 

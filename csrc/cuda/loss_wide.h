@@ -83,6 +83,8 @@ struct StagedCell {
     int32_t channels;
     int32_t tokens, tokens_across, p;  // of a map; else 0
     bool late;  // a line mixes channels: statistics are applied in the order of the prediction
+
+    bool few() const { return !tokens && lines * line <= kStagedNumbers / 4; }
 };
 
 // How a prediction, its gradient (where there is one) and the target are walked; false where that

@@ -18,11 +18,12 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
     const uint32_t image = blockIdx.x / (p.h * p.w), cell = blockIdx.x - image * (p.h * p.w);
     const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
     const int64_t sample = image;
-    const uint8_t* units = p.mask ? p.mask + sample * p.units : nullptr;
+    const uint8_t* units = p.grid.mask ? p.grid.sample(sample) : nullptr;
     const auto masked = [&](uint32_t y, uint32_t x) {
-        return units[int64_t(y / p.unit_h) * p.grid_w + x / p.unit_w] != 0;
+        return units[p.grid.unit32(0, int32_t(y), int32_t(x))] != 0;
     };
-    const bool whole = p.unit_h % p.side == 0 && p.unit_w % p.side == 0;
+    const Extent& unit = p.grid.scale;
+    const bool whole = unit.height % p.side == 0 && unit.width % p.side == 0;
     if (units && whole && !masked(top, left)) return;
     const uint32_t area = p.side * p.side, n = p.channels * area;
     const auto pixel = [&](uint32_t k, uint32_t* c, uint32_t* y, uint32_t* x) {
@@ -57,19 +58,15 @@ int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std
                       const Tensor& mask, const Tensor& out, int64_t patch, double eps,
                       Stream stream) {
     const ImageLayout from = image_layout(image);
-    const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
-    const Extent unit = scale_of(from.size, units), cells = scale_of(from.size, {1, patch, patch});
+    const Extent cells = scale_of(from.size, {1, patch, patch});
+    const MaskGrid grid = mask ? mask_over(mask, from.size) : MaskGrid{nullptr, {}, {1, 1, 1}};
     const Patches patches{array_of(image),
                           array_of(out),
                           array_of(mean),
                           array_of(std),
                           from,
                           image_layout(out),
-                          mask.as<uint8_t>(),
-                          units.cells(),
-                          uint32_t(units.width),
-                          uint32_t(unit.height),
-                          uint32_t(unit.width),
+                          grid,
                           uint32_t(cells.height),
                           uint32_t(cells.width),
                           uint32_t(from.channels),
@@ -77,7 +74,7 @@ int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std
                           eps,
                           image.element == kUInt8 ? 255.0 : 1.0,
                           uint32_t(from.channels)};
-    const bool nested = unit.height % patch == 0 && unit.width % patch == 0;
+    const bool nested = grid.scale.height % patch == 0 && grid.scale.width % patch == 0;
     int code = cudaSuccess;
     if (from.elements() && (!mask || nested) && hold_patches(patches, stream, &code)) return code;
     const int threads = max_of(kWarp, power_of_two(from.channels * patch * patch, kMostThreads));

@@ -10,9 +10,7 @@ SIMMIM_BEGIN
 struct Patches {
     Array image, out, mean, std;
     ImageLayout from, to;
-    const uint8_t* mask;  // of units, where only masked pixels are wanted
-    int64_t units;
-    uint32_t grid_w, unit_h, unit_w;
+    MaskGrid grid;  // without a mask every pixel is wanted
     uint32_t h, w, channels, side;
     double eps;
     double unit;      // what numbers are divided by first: 255 for bytes

@@ -66,9 +66,9 @@ __global__ void __launch_bounds__(kThreads)
         const uint32_t sample = patch / (p.h * p.w), cell = patch - sample * (p.h * p.w);
         const uint32_t ty = cell / p.w, tx = cell - ty * p.w;
         bool wanted = patch < patches;
-        if (wanted && p.mask) {
-            wanted = p.mask[int64_t(sample) * p.units + int64_t(ty * lines / p.unit_h) * p.grid_w +
-                            tx * p.side / p.unit_w];
+        if (wanted && p.grid.mask) {
+            wanted =
+                p.grid.sample(sample)[p.grid.unit32(0, int32_t(ty * lines), int32_t(tx * p.side))];
         }
         if (WARPS == 1 && !wanted) continue;
         const In* const source =

@@ -30,11 +30,39 @@ struct PlainValue {
     __device__ __forceinline__ float of(float stored) const { return stored; }
 };
 
+// A thread's eight float32 of the target, of which it reads 16 bytes at a time together with its
+// neighbour, so that every sector is asked for once; then they exchange what is the other's. Lanes
+// with an odd number have read the second and fourth word of four.
+template <class T, int V>
+__device__ __forceinline__ void load_with_neighbour(const T* own, bool odd, Pack<T, V>* pack) {
+    const T* const first = own - (odd ? V : 0) + (odd ? V / 2 : 0);
+    const Pack<T, V / 2> near = load_pack<T, V / 2>(first);
+    const Pack<T, V / 2> far = load_pack<T, V / 2>(first + V);
+#pragma unroll
+    for (int n = 0; n < V / 2; ++n) {
+        pack->words[n] = near.words[n];
+        pack->words[V / 2 + n] = far.words[n];
+    }
+}
+
+template <class T, int V>
+__device__ __forceinline__ void exchange_with_neighbour(bool odd, Pack<T, V>* pack) {
+#pragma unroll
+    for (int n = 0; n < V / 2; ++n) {
+        T &near = pack->words[n], &far = pack->words[V / 2 + n];
+        const T got = __shfl_xor_sync(kAllLanes, odd ? near : far, 1);
+        near = odd ? got : near;
+        far = odd ? far : got;
+    }
+}
+
 // T: what the target holds; Value: what that becomes.
 template <class In, class T, class Value, class Loss>
 __global__ void __launch_bounds__(kRowThreads)
     pass_wide(const WideLoss w, const In* pred, In* grad, const T* target) {
     constexpr int V = 16 / int(sizeof(In));
+    constexpr bool kMayPair = sizeof(T) == 2 * sizeof(In);
+    const bool odd = threadIdx.x % 2;
     __shared__ int64_t places[kCells];
     __shared__ int32_t units[kCells];
     const RowPiece piece(w.cut, w.cells);
@@ -82,12 +110,21 @@ __global__ void __launch_bounds__(kRowThreads)
                 if (w.fine && place[k] >= 0 && !mask[units[cell]]) place[k] = kVisible;
                 if (place[k] < 0) continue;
                 packs[k] = load_pack<In, V>(moved(pred, int64_t(cell) * w.pred_cell));
+                if constexpr (kMayPair) {
+                    if (w.paired) {
+                        load_with_neighbour<T, V>(moved(target, place[k]), odd, &wanted[k]);
+                        continue;
+                    }
+                }
                 wanted[k] = load_pack<T, V>(moved(target, place[k]));
             }
 #pragma unroll
             for (int k = 0; k < kInFlight; ++k) {
                 In* to = moved(grad, int64_t(start + k * down) * w.grad_cell);
                 if (place[k] >= 0) {
+                    if constexpr (kMayPair) {  // a warp is in one cell: all lanes are here
+                        if (w.paired) exchange_with_neighbour<T, V>(odd, &wanted[k]);
+                    }
                     float values[V], pixels[V], slopes[V], cost = 0;
                     widen_pack<In, V>(packs[k], values);
                     widen_pack<T, V>(wanted[k], pixels);

@@ -30,6 +30,7 @@ struct WideLoss {
     int32_t unit_h, unit_w, units_across;
     RowCut cut;
     bool fine;        // units are smaller than cells
+    bool paired;      // a warp is in one cell, and neighbours in one line of it
     bool scaled;      // whether gradients are multiplied by the factor
     float parameter;  // of the loss
     double unit;      // what numbers of the target are divided by first

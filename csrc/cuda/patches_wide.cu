@@ -12,7 +12,11 @@ SIMMIM_BEGIN
 
 namespace {
 
-constexpr int kThreads = 256, kVector = 4, kHeld = 8;  // groups of numbers that a thread holds
+constexpr int kThreads = 256, kNumbers = 32;  // that a thread holds
+
+// Numbers that it moves at a time, in 16 bytes of the wider type.
+template <class In, class Out>
+constexpr int kNeighbours = 16 / int(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
 
 // The sum over the WARPS warps of a team, in a fixed order, in every thread of it.
 template <int WARPS>
@@ -36,6 +40,7 @@ __device__ __forceinline__ float team_sum(float value, float* shared) {
 template <class In, class Out, int WARPS, bool STATS>
 __global__ void __launch_bounds__(kThreads)
     normalize_held(Patches p, const In* image, Out* out, uint32_t line, uint32_t lines) {
+    constexpr int kVector = kNeighbours<In, Out>, kHeld = kNumbers / kVector;
     constexpr uint32_t kTeam = WARPS * kWarp, kTeams = kThreads / kTeam;
     __shared__ float shared[kThreads / kWarp];
     const uint32_t member = threadIdx.x % kTeam, numbers = line * lines * p.planes;
@@ -142,13 +147,11 @@ int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
 template <class In, class Out>
 int start(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
     const int64_t numbers = int64_t(line) * lines * p.planes;
-    const int64_t held = kWarp * kVector * kHeld;
+    const int64_t held = kWarp * kNumbers;
     if (numbers <= held) return start_team<In, Out, 1>(p, line, lines, stream);
     if (numbers <= 4 * held) return start_team<In, Out, 4>(p, line, lines, stream);
     return start_team<In, Out, 8>(p, line, lines, stream);
 }
-
-bool whole(int64_t strides) { return strides % kVector == 0; }
 
 }  // namespace
 
@@ -161,13 +164,15 @@ bool hold_patches(Patches p, Stream stream, int* code) {
     if (both ? stats : from.sx != 1 || to.sx != 1) return false;
     p.planes = both ? 1 : uint32_t(from.channels);
     const int64_t line = int64_t(p.side) * depth, numbers = line * p.side * p.planes;
+    const int64_t vector = 16 / max_of(element_size(p.image.element), element_size(p.out.element));
+    const auto whole = [&](int64_t strides) { return strides % vector == 0; };
     const auto aligned = [&](const ImageLayout& at, const Array& array) {
-        const int64_t bytes = kVector * element_size(array.element);
+        const int64_t bytes = vector * element_size(array.element);
         return reinterpret_cast<uintptr_t>(array.base) % uintptr_t(bytes) == 0 && whole(at.sb) &&
                whole(at.sy) && (both || whole(at.sc)) &&
                p.planes * max_of(at.sc, at.sy) + p.side * at.sy <= 0x7FFFFFFF;
     };
-    if (!whole(line) || numbers > 8 * kWarp * kVector * kHeld || !aligned(from, p.image) ||
+    if (!whole(line) || numbers > 8 * kWarp * kNumbers || !aligned(from, p.image) ||
         !aligned(to, p.out) || from.batch * p.h * p.w >= int64_t(1) << 31) {
         return false;
     }

@@ -13,16 +13,34 @@ namespace py = pybind11;
 
 namespace {
 
-// The runtime in this module is its own: it must be told the device that PyTorch has chosen.
+using Context = struct CUctx_st*;
+
+// The driver's function of that name.
+template <class Function>
+Function* driver_function(const char* name) {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+    cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found);
+#else
+    cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found);
+#endif
+    return reinterpret_cast<Function*>(function);
+}
+
+// The runtime in this module is its own: it must be told the device that PyTorch has chosen. What
+// was current before is the driver's business, for the runtime would create a context on the GPU
+// that it takes for the current one, the first, only to make that current again.
 class OnDevice {
   public:
     explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_));
-        if (before_ != device) check(cudaSetDevice(device));
-        device_ = device;
+        static const auto get = driver_function<int(Context*)>("cuCtxGetCurrent");
+        known_ = get && get(&before_) == 0;
+        check(cudaSetDevice(device));
     }
     ~OnDevice() {
-        if (before_ != device_) cudaSetDevice(before_);
+        static const auto set = driver_function<int(Context)>("cuCtxSetCurrent");
+        if (known_ && set) set(before_);
     }
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
@@ -36,7 +54,8 @@ class OnDevice {
     }
 
   private:
-    int before_ = 0, device_ = 0;
+    Context before_ = nullptr;
+    bool known_ = false;
 };
 
 template <class Launcher>

@@ -91,6 +91,16 @@ def _served(room: str, device: str) -> str:
     return serving + (f"   ({why})" if why else "")
 
 
+def _order(device: str) -> Iterator[str]:
+    """Why a device's backends are tried in their order."""
+    try:
+        from simmim_kernels import backends
+    except Exception:  # the lines of the ops say what is broken
+        return
+    if device in backends.REASONS and not backends.forced():
+        yield f"  ({backends.REASONS[device]})"
+
+
 def _smoke(device: str) -> str:
     import torch
 
@@ -123,6 +133,7 @@ def lines() -> Iterator[str]:
     for device in ("cpu", "cuda"):
         yield ""
         yield f"{device} tensors are served by"
+        yield from _order(device)
         for room in rooms():
             yield f"  {room:<22} {_guarded(lambda room=room, device=device: _served(room, device))}"
     yield ""

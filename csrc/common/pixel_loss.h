@@ -24,10 +24,19 @@ struct PixelLoss {
     static double unit(double) { return 1.0; }
 };
 
+template <class C>
+SIMMIM_HD C magnitude(const C& d) {
+#ifdef __CUDA_ARCH__
+    return fabs(d);
+#else
+    return d < C{} ? -d : d;
+#endif
+}
+
 struct L1 : PixelLoss {
     template <class C>
     SIMMIM_HD static C value(const C& d, const C&) {
-        return d < C{} ? -d : d;
+        return magnitude(d);
     }
     // As torch.sign: 0 at 0 and at NaN.
     template <class C>
@@ -53,7 +62,7 @@ struct SmoothL1 : PixelLoss {
     static double unit(double beta) { return beta; }
     template <class C>
     SIMMIM_HD static C value(const C& d, const C& inverse) {
-        const C size = d < C{} ? -d : d, u = size * inverse;
+        const C size = magnitude(d), u = size * inverse;
         const C inner = 0.5f * u * u, outer = u - 0.5f;
         return u < C{} + 1.0f ? inner : outer;
     }
@@ -69,7 +78,7 @@ struct Huber : PixelLoss {
     // Both branches in one: near is |d| or delta.
     template <class C>
     SIMMIM_HD static C value(const C& d, const C& delta) {
-        const C size = d < C{} ? -d : d, near = size < delta ? size : delta;
+        const C size = magnitude(d), near = size < delta ? size : delta;
         return near * (size - 0.5f * near);
     }
     template <class C>

@@ -42,8 +42,9 @@ int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x
                          const Tensor& scratch, Stream stream);
 
 // `grad` and `scale` are written where they are present; doubles of scratch.
-int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tensor& mask,
-                            const Tensor& index, const LossSpec& spec);
+int64_t masked_loss_scratch(const Tensor& pred, const Tensor& grad, const Tensor& target,
+                            const Tensor& mask, const Tensor& index, const Tensor& std,
+                            const LossSpec& spec);
 int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, const Tensor& index,
                 const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
                 const Tensor& grad, const Tensor& scale, const Tensor& scratch, Stream stream);

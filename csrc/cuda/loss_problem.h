@@ -17,30 +17,24 @@ struct Axis {
 };
 
 struct Place {
-    int64_t at[kLossAxes];
     int64_t pred, grad, target;
     int32_t y, x, channel;
 };
-
-// Divides in 32 bits where both fit, several times faster on a GPU.
-__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
-    if (((a | b) >> 31) == 0) return uint32_t(a) / uint32_t(b);
-    return a / b;
-}
 
 struct Problem {
     Axis axis[kLossAxes];  // by falling stride of the prediction
     int64_t numbers, pred_batch, grad_batch, target_batch, target_y, target_x;
     MaskGrid grid;
-    int64_t units;  // of a sample
     LossList list;
     int64_t patch, units_in_row;
-    const double *scale, *affine;
+    LossScale scaling;
+    Array mean, std;
+    double unit;  // what numbers of the target are divided by first
     double* partial;
     double parameter;  // of the loss
-    int64_t channels, tiles;
+    int64_t tiles;
     LossKind kind;
-    bool each, scaled;
+    bool scaled;  // whether gradients are multiplied by the factor
 
     __device__ __forceinline__ void move(Place& p, int axis_number, int64_t steps) const {
         const Axis& a = axis[axis_number];
@@ -57,23 +51,10 @@ struct Problem {
 #pragma unroll
         for (int a = kLossAxes - 1; a >= 0; --a) {
             const int64_t rest = a ? quotient(i, axis[a].size) : 0;
-            p.at[a] = i - rest * axis[a].size;
-            move(p, a, p.at[a]);
+            move(p, a, i - rest * axis[a].size);
             i = rest;
         }
         return p;
-    }
-
-    // To the number after this one.
-    __device__ __forceinline__ void next(Place& p) const {
-        bool carry = true;
-#pragma unroll
-        for (int a = kLossAxes - 1; a >= 0; --a) {
-            if (!carry) continue;
-            carry = p.at[a] + 1 == axis[a].size && a > 0;
-            move(p, a, carry ? -p.at[a] : 1);
-            p.at[a] = carry ? 0 : p.at[a] + 1;
-        }
     }
 
     // Where row `row` of the prediction begins, and its sample; -1 where it belongs to none.
@@ -97,27 +78,19 @@ struct Problem {
 
     __device__ __forceinline__ bool masked(int64_t sample, int32_t y, int32_t x) const {
         if (list.given) return sample >= 0;
-        return grid.mask[sample * units + grid.unit32(0, y, x)];
+        return grid.sample(sample)[grid.unit32(0, y, x)];
     }
 
-    template <class C>
-    __device__ __forceinline__ C value(C d) const {
-        return with_loss(kind, [&](auto loss) { return loss.value(d, C(parameter)); });
+    __device__ __forceinline__ double value(double d) const {
+        return with_loss(kind, [&](auto loss) { return loss.value(d, parameter); });
     }
-    template <class C>
-    __device__ __forceinline__ C slope(C d) const {
-        return with_loss(kind, [&](auto loss) { return loss.slope(d, C(parameter)); });
+    __device__ __forceinline__ double slope(double d) const {
+        return with_loss(kind, [&](auto loss) { return loss.slope(d, parameter); });
     }
 
-    // The pixel value (stored - offset) * scale; `affine` holds the scales, then the offsets, and
-    // is null where numbers are taken as they are.
-    template <class C>
-    __device__ __forceinline__ C wanted(C stored, int32_t channel) const {
-        return affine ? (stored - C(affine[channels + channel])) * C(affine[channel]) : stored;
-    }
-
-    __device__ __forceinline__ double factor(int64_t sample) const {
-        return scaled && sample >= 0 ? scale[each ? sample : 0] : 1.0;
+    __device__ __forceinline__ double wanted(double stored, int32_t channel) const {
+        const double value = stored / unit;
+        return std.base ? (value - mean.load(channel)) / std.load(channel) : value;
     }
 };
 

@@ -8,44 +8,51 @@ using namespace tokens_tile;
 
 namespace {
 
-// In: what x holds; Out: what the result holds; token and pos hold In or float.
-template <class In, class Out>
-__global__ void __launch_bounds__(kThreads)
-    forward_wide(const In* x, Tokens tokens, Array token, Array pos, int64_t pos_skip, Out* out,
-                 int32_t tiles, int64_t width) {
-    const Tile tile = tile_of<kVector>(tiles, width);
-    if (tile.feature >= width) return;
-    Pack<In, kVector> packs[kTokens];
-    bool masked[kTokens];
+// In: what x holds; Out: what the result holds; token and pos hold In or float. Without positions
+// numbers pass as they are.
+template <class In, class Out, bool POS>
+__global__ void __launch_bounds__(kRowThreads)
+    forward_wide(RowCut cut, const In* x, Tokens tokens, Array token, Array pos, int32_t pos_skip,
+                 Out* out, int64_t width) {
+    constexpr int V = kNumbers<In, Out>;
+    __shared__ int64_t places[kCells];
+    const RowPiece piece(cut, tokens.length);
+    tokens.list_places<In>(piece, places);
+    __syncthreads();
+    const int64_t feature = int64_t(piece.group) * V;
+    if (feature >= width || piece.down >= cut.down) return;
+    float shared[V];
+    load_either<In, V>(token, feature, shared);
+    const Pack<Out, V> substitute = narrow_pack<Out, V>(shared);
+    x += piece.row * tokens.sb + feature;
+    out += (int64_t(piece.row) * tokens.length + piece.first) * width + feature;
+    for (int32_t start = piece.down; start < piece.padded; start += piece.step) {
+        int64_t place[kInFlight];
+        Pack<In, V> packs[kInFlight];
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-        const int32_t t = tile.token + k * int32_t(blockDim.y);
-        masked[k] = true;
-        if (t >= tokens.length) continue;
-        int64_t unit;
-        const int64_t offset = tokens.offset(t, &unit);
-        masked[k] = tokens.masked(tile.piece, unit);
-        if (!masked[k]) {
-            packs[k] = load_pack<In, kVector>(x + tile.piece * tokens.sb + offset + tile.feature);
+        for (int k = 0; k < kInFlight; ++k) {  // all loads before the first use
+            place[k] = places[start + k * cut.down];
+            if (place[k] >= 0) packs[k] = load_pack<In, V>(moved(x, place[k]));
         }
-    }
-    float shared[kVector];
-    load_either<In, kVector>(token, tile.feature, shared);
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-        const int32_t t = tile.token + k * int32_t(blockDim.y);
-        if (t >= tokens.length) continue;
-        float values[kVector], added[kVector];
-        widen_pack<In, kVector>(packs[k], values);
+        for (int k = 0; k < kInFlight; ++k) {
+            if (place[k] == kOutside) continue;
+            const int32_t t = start + k * cut.down;
+            Out* const to = out + t * width;
+            const int32_t row = piece.first + t - pos_skip;
+            if (POS && row >= 0) {
+                float values[V], added[V];
+                widen_pack<In, V>(packs[k], values);
+                load_either<In, V>(pos, row * width + feature, added);
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) values[i] = masked[k] ? shared[i] : values[i];
-        if (pos.base && t >= pos_skip) {
-            load_either<In, kVector>(pos, (t - pos_skip) * width + tile.feature, added);
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) values[i] += added[i];
+                for (int i = 0; i < V; ++i) {
+                    values[i] = (place[k] < 0 ? shared[i] : values[i]) + added[i];
+                }
+                store_pack<Out, V>(to, values);
+            } else {
+                store_pack<Out, V>(to, place[k] < 0 ? substitute : converted<In, Out, V>(packs[k]));
+            }
         }
-        store_pack<Out, kVector>(out + (tile.piece * tokens.length + t) * width + tile.feature,
-                                 values);
     }
 }
 
@@ -77,9 +84,11 @@ bool either(const Array& rows, int element, int64_t width) {
 template <class In, class Out>
 int start_forward(const Problem& p, const Array& x, const Array& token, const Array& pos,
                   int64_t pos_skip, const Array& out) {
-    return start(forward_wide<In, Out>, kVector, p.batch, p.tokens, p.width, p.stream,
-                 static_cast<const In*>(x.base), p.tokens, token, pos, pos_skip,
-                 static_cast<Out*>(out.base));
+    const RowCut cut = cut_rows(p.batch, p.tokens.length, p.width / kNumbers<In, Out>);
+    const auto kernel = pos.base ? forward_wide<In, Out, true> : forward_wide<In, Out, false>;
+    return launch(kernel, cut.blocks(p.batch), cut.threads(), p.stream, cut,
+                  static_cast<const In*>(x.base), p.tokens, token, pos, int32_t(pos_skip),
+                  static_cast<Out*>(out.base), p.width);
 }
 
 }  // namespace

@@ -10,32 +10,88 @@ using namespace tokens_tile;
 
 namespace {
 
-// The sums of the rows of threads in a block, row by row, into one row of partial sums.
+// The sums of the threads that lie behind each other in `down` rows of `across`, V neighbours each,
+// into one row of partial sums, of which neighbours are stored together.
 template <class C, int V>
-__device__ __forceinline__ void leave_row(const C* own, C* row, const Tile& tile, int64_t width) {
-    __shared__ C sums[V][kThreads];
-    const unsigned slot = threadIdx.y * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void leave_row(const C* own, C* row, int32_t across, int32_t down,
+                                          int64_t first, int64_t width) {
+    __shared__ C sums[V][kRowThreads];
+    const int32_t thread = int32_t(threadIdx.y * blockDim.x + threadIdx.x);
 #pragma unroll
-    for (int i = 0; i < V; ++i) sums[i][slot] = own[i];
+    for (int i = 0; i < V; ++i) sums[i][thread] = own[i];
     __syncthreads();
-    if (threadIdx.y != 0 || tile.feature >= width) return;
-    for (int i = 0; i < V; ++i) {
+    const int64_t rest = min_of<int64_t>(int64_t(across) * V, width - first);
+    for (int32_t f = thread; f < rest; f += int32_t(blockDim.x * blockDim.y)) {
         C sum = 0;
-        for (unsigned y = 0; y < blockDim.y; ++y) sum += sums[i][y * blockDim.x + threadIdx.x];
-        row[tile.feature + i] = sum;
+        for (int32_t y = 0; y < down; ++y) sum += sums[f % V][y * across + f / V];
+        row[first + f] = sum;
     }
 }
 
-// In: what the incoming gradient holds; Out: what dx holds. POS: sums for positions are wanted,
-// which take kTokens * kVector registers.
-template <class In, class Out, bool POS>
+// In: what the incoming gradient holds; Out: what dx holds. A block goes through tokens of one
+// sample and leaves a row of sums over its masked ones.
+template <class In, class Out>
+__global__ void __launch_bounds__(kRowThreads)
+    backward_wide(RowCut cut, const In* grad, Tokens tokens, Out* dx, float* token_sums,
+                  int64_t width) {
+    constexpr int V = kNumbers<In, Out>;
+    __shared__ int64_t places[kCells];
+    const RowPiece piece(cut, tokens.length);
+    tokens.list_places<In>(piece, places, true);
+    __syncthreads();
+    const int64_t feature = int64_t(piece.group) * V;
+    const bool inside = feature < width && piece.down < cut.down;
+    float sum[V] = {};
+    if (inside) {
+        grad += piece.row * tokens.sb + feature;
+        if (dx) dx += (int64_t(piece.row) * tokens.length + piece.first) * width + feature;
+        for (int32_t start = piece.down; start < piece.padded; start += piece.step) {
+            int64_t place[kInFlight];
+            Pack<In, V> packs[kInFlight];
+#pragma unroll
+            for (int k = 0; k < kInFlight; ++k) {  // all loads before the first use
+                place[k] = places[start + k * cut.down];
+                // Where only dx is wanted, a masked row is not read, and the other way round.
+                const bool masked = place[k] < 0;
+                if (place[k] != kOutside && (masked ? token_sums != nullptr : dx != nullptr)) {
+                    packs[k] =
+                        load_pack<In, V>(moved(grad, masked ? kHidden - place[k] : place[k]));
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < kInFlight; ++k) {
+                if (place[k] == kOutside) continue;
+                if (place[k] < 0) {
+                    if (token_sums) {
+                        float values[V];
+                        widen_pack<In, V>(packs[k], values);
+#pragma unroll
+                        for (int i = 0; i < V; ++i) sum[i] += values[i];
+                    }
+                    if (dx) store_pack<Out, V>(dx + (start + k * cut.down) * width, Pack<Out, V>{});
+                } else if (dx) {
+                    store_pack<Out, V>(dx + (start + k * cut.down) * width,
+                                       converted<In, Out, V>(packs[k]));
+                }
+            }
+        }
+    }
+    if (!token_sums) return;
+    const int64_t block = blockIdx.x / uint32_t(cut.parts);
+    leave_row<float, V>(sum, token_sums + block * width, cut.across, cut.down,
+                        int64_t(piece.part) * cut.across * V, width);
+}
+
+// The same with sums for positions, which take kTokens * kVector registers: a block goes through a
+// run of samples.
+template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
-    backward_wide(const In* grad, Tokens tokens, Out* dx, float* token_sums, float* pos_sums,
-                  int64_t pos_rows, int64_t run, int64_t batch, int32_t tiles, int64_t width) {
+    backward_positions(const In* grad, Tokens tokens, Out* dx, float* token_sums, float* pos_sums,
+                       int64_t pos_rows, int64_t run, int64_t batch, int32_t tiles, int64_t width) {
     const Tile tile = tile_of<kVector>(tiles, width);
     const bool inside = tile.feature < width;
     int64_t offsets[kTokens], units[kTokens];
-    float token_sum[kVector] = {}, pos_sum[POS ? kTokens : 1][kVector] = {};
+    float token_sum[kVector] = {}, pos_sum[kTokens][kVector] = {};
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
         const int32_t t = tile.token + k * int32_t(blockDim.y);
@@ -51,11 +107,8 @@ __global__ void __launch_bounds__(kThreads)
             masked[k] = false;
             if (tile.token + k * int32_t(blockDim.y) >= tokens.length) continue;
             masked[k] = tokens.masked(sample, units[k]);
-            // Where only dx is wanted, a masked row is not read.
-            if (POS || token_sums || !masked[k]) {
-                packs[k] =
-                    load_pack<In, kVector>(grad + sample * tokens.sb + offsets[k] + tile.feature);
-            }
+            packs[k] =
+                load_pack<In, kVector>(grad + sample * tokens.sb + offsets[k] + tile.feature);
         }
 #pragma unroll
         for (int k = 0; k < kTokens; ++k) {
@@ -67,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
             for (int i = 0; i < kVector; ++i) {
                 kept[i] = masked[k] ? 0.0f : values[i];
                 token_sum[i] += masked[k] ? values[i] : 0.0f;
-                if (POS) pos_sum[POS ? k : 0][i] += values[i];
+                pos_sum[k][i] += values[i];
             }
             if (dx) {
                 store_pack<Out, kVector>(dx + (sample * tokens.length + t) * width + tile.feature,
@@ -75,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
             }
         }
     }
-    if (POS && inside) {
+    if (inside) {
         const int64_t pos_skip = tokens.length - pos_rows;
 #pragma unroll
         for (int k = 0; k < kTokens; ++k) {
@@ -83,12 +136,13 @@ __global__ void __launch_bounds__(kThreads)
             if (t >= tokens.length || t < pos_skip) continue;
             store_pack<float, kVector>(
                 pos_sums + (tile.piece * pos_rows + t - pos_skip) * width + tile.feature,
-                pos_sum[POS ? k : 0]);
+                pos_sum[k]);
         }
     }
     if (!token_sums) return;
     leave_row<float, kVector>(token_sum, token_sums + (tile.piece * tiles + tile.tile) * width,
-                              tile, width);
+                              int32_t(blockDim.x), int32_t(blockDim.y),
+                              tile.feature - int64_t(threadIdx.x) * kVector, width);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -120,8 +174,8 @@ __global__ void __launch_bounds__(kThreads)
     if (!token_sums.base) return;
     leave_row<double, 1>(
         &token_sum,
-        static_cast<double*>(token_sums.base) + (tile.piece * tiles + tile.tile) * width, tile,
-        width);
+        static_cast<double*>(token_sums.base) + (tile.piece * tiles + tile.tile) * width,
+        int32_t(blockDim.x), int32_t(blockDim.y), tile.feature - int64_t(threadIdx.x), width);
 }
 
 constexpr int64_t kTileTokens = 32;  // fewest tokens whose sum over a run of samples a block leaves
@@ -141,8 +195,11 @@ Runs runs_of(const TokenLayout& tokens, const Tensor& token, const Tensor& pos_e
     const int64_t blocks = tokens.batch * tiles * ceil_div(tokens.width, kFeatures);
     const int64_t run = max_of(ceil_div(blocks, kBlocks), pos_embed ? kLeastRun : int64_t(1));
     const int64_t runs = ceil_div(tokens.batch, run);
-    return {run, runs, token ? runs * tiles * tokens.width : 0,
-            pos_embed ? runs * pos_embed.numel() : 0};
+    const auto wide = [&](int64_t V) {
+        return tokens.batch * cut_rows(tokens.batch, tokens.length(), tokens.width / V).tiles;
+    };
+    const int64_t rows = max_of(runs * tiles, max_of(wide(4), wide(8)));
+    return {run, runs, token ? rows * tokens.width : 0, pos_embed ? runs * pos_embed.numel() : 0};
 }
 
 // Where partial sums go; null where nobody asks for them.
@@ -153,11 +210,27 @@ struct Partial {
 
 template <class In, class Out>
 int start_backward(const Problem& p, const Array& grad, const Array& dx, const Partial& partial) {
-    const auto kernel = partial.pos ? backward_wide<In, Out, true> : backward_wide<In, Out, false>;
-    return start(kernel, kVector, ceil_div(p.batch, partial.run), p.tokens, p.width, p.stream,
-                 static_cast<const In*>(grad.base), p.tokens, static_cast<Out*>(dx.base),
-                 static_cast<float*>(partial.token), static_cast<float*>(partial.pos),
-                 partial.pos_rows, partial.run, p.batch);
+    const In* from = static_cast<const In*>(grad.base);
+    Out* to = static_cast<Out*>(dx.base);
+    float *token = static_cast<float*>(partial.token), *pos = static_cast<float*>(partial.pos);
+    if (pos) {
+        return start(backward_positions<In, Out>, kVector, ceil_div(p.batch, partial.run), p.tokens,
+                     p.width, p.stream, from, p.tokens, to, token, pos, partial.pos_rows,
+                     partial.run, p.batch);
+    }
+    const RowCut cut = cut_rows(p.batch, p.tokens.length, p.width / kNumbers<In, Out>);
+    return launch(backward_wide<In, Out>, cut.blocks(p.batch), cut.threads(), p.stream, cut, from,
+                  p.tokens, to, token, p.width);
+}
+
+// Rows of sums for the token that those kernels leave.
+int64_t token_rows(const Problem& p, int element, int dx_element, const Runs& runs, bool pos) {
+    const bool narrow = element == kFloat64;
+    if (pos || narrow) {
+        return runs.runs * tiles_of(p.tokens.length, block_of(p.width, narrow ? 1 : kVector));
+    }
+    const int64_t most = max_of(element_size(element), element_size(dx_element));
+    return p.batch * cut_rows(p.batch, p.tokens.length, p.width / (16 / most)).tiles;
 }
 
 }  // namespace
@@ -207,11 +280,10 @@ int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x
                          dx, Array{partial.token, kFloat64}, Array{partial.pos, kFloat64},
                          partial.pos_rows, runs.run, p.batch);
     }
-    const dim3 block = block_of(width, sum_element == kFloat32 ? kVector : 1);
-    const int64_t tiles = tiles_of(p.tokens.length, block);
     if (code == cudaSuccess && token) {
-        code =
-            add_rows(partial.token, sum_element, runs.runs * tiles, width, array_of(token), stream);
+        const int64_t rows = token_rows(p, sum_element == kFloat64 ? kFloat64 : grad.element,
+                                        x ? x.element : grad.element, runs, bool(pos_embed));
+        code = add_rows(partial.token, sum_element, rows, width, array_of(token), stream);
     }
     if (code == cudaSuccess && pos_embed) {
         code = add_rows(partial.pos, sum_element, runs.runs, pos_embed.numel(), array_of(pos_embed),

@@ -1,126 +1,34 @@
-// Masked losses and their gradient in one pass over the masked pixels. Three launches: the factor
-// of each result from the number of masked pixels, the pass with one partial sum a block, and the
-// ordered sum of those.
+// Masked losses and their gradient in one pass over the masked pixels. Two launches: the pass,
+// whose blocks count the masked units for themselves and leave one partial sum each, and the
+// ordered sum of those; a third where there is more to count than a block should.
 //
-// A block handles `threads` times kNumbers numbers of one sample (or of one row of a list), in the
-// order in which the prediction lies in memory. In the wide kernels a thread moves kGroups groups
-// of kVector neighbours: that many 16-byte loads of the prediction are in flight before the first
-// use. The narrow kernel moves one number of any type at any stride, in double.
+// Of three kernels for the pass the first serves that can: pass_wide (loss_wide.cu), where groups
+// of neighbours in the prediction are neighbours in the target; pass_staged (loss_staged.cu), which
+// brings the target into that order in shared memory; and pass_narrow here, which moves one number
+// of any type at any stride, in double: a block handles `threads` times kNumbers numbers of one
+// sample (or of one row of a list), in the order in which the prediction lies in memory.
 #include "cuda/kernels.h"
 #include "cuda/loss_problem.h"
+#include "cuda/loss_wide.h"
 #include "cuda/vector.h"
 
 SIMMIM_BEGIN
 
 namespace {
 
-constexpr int kMostThreads = 256, kVector = 8, kGroups = 4, kNumbers = kVector * kGroups;
-
-// Groups that a thread has in flight: targets that come one by one take a register a number.
-template <class T>
-constexpr int kInFlight = kGroups;
-template <>
-constexpr int kInFlight<Array> = kGroups / 2;
-
-// In: what prediction and gradient hold. T: what the target holds, where its neighbours are the
-// prediction's; Array where they are not, or where it is of another type.
-template <class In, class T>
-struct Targets {
-    const T* base;
-    Pack<T, kVector> pack;
-    __device__ __forceinline__ void load(const Problem&, const Place& p, uint32_t bits) {
-        if (bits) pack = load_pack<T, kVector>(base + p.target);
-    }
-    __device__ __forceinline__ uint32_t masked(const Problem& problem, int64_t sample,
-                                               const Place& p) const {
-        return problem.masked(sample, p.y, p.x) ? 0xFFu : 0u;
-    }
-    __device__ __forceinline__ float get(const Problem& problem, const Place& p, int i) const {
-        return problem.wanted(float(widen(pack.v[i])), p.channel);
-    }
-};
-
-template <class In>
-struct Targets<In, Array> {
-    Array base;
-    float values[kVector];
-    __device__ __forceinline__ void load(const Problem& problem, Place p, uint32_t bits) {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            if (bits >> i & 1) values[i] = problem.wanted(float(base.load(p.target)), p.channel);
-            problem.next(p);
-        }
-    }
-    __device__ __forceinline__ uint32_t masked(const Problem& problem, int64_t sample,
-                                               Place p) const {
-        uint32_t bits = 0;
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            bits |= uint32_t(problem.masked(sample, p.y, p.x)) << i;
-            problem.next(p);
-        }
-        return bits;
-    }
-    __device__ __forceinline__ float get(const Problem&, const Place&, int i) const {
-        return values[i];
-    }
-};
-
-template <class In, class T, class Base>
-__global__ void __launch_bounds__(kMostThreads)
-    pass_wide(Problem problem, const In* pred, In* grad, Base target) {
-    const int64_t row = blockIdx.x / problem.tiles, tile = blockIdx.x - row * problem.tiles;
-    int64_t sample;
-    const Place begin = problem.begin(row, &sample);
-    constexpr int kFew = kInFlight<T>;
-    const int64_t first = (tile * kGroups * blockDim.x + threadIdx.x) * kVector;
-    const int64_t step = int64_t(blockDim.x) * kVector;
-    const float factor = float(problem.factor(sample));
-    double sum = 0;
-#pragma unroll 1
-    for (int group = 0; group < kGroups; group += kFew) {
-        const int64_t start = first + group * step;
-        Place places[kFew];
-        uint32_t bits[kFew];
-        Pack<In, kVector> packs[kFew];
-        Targets<In, T> targets[kFew];
-#pragma unroll
-        for (int k = 0; k < kFew; ++k) {
-            bits[k] = 0;
-            targets[k].base = target;
-            if (start + k * step >= problem.numbers) continue;
-            places[k] = problem.place(begin, start + k * step);
-            bits[k] = targets[k].masked(problem, sample, places[k]);
-            if (bits[k]) packs[k] = load_pack<In, kVector>(pred + places[k].pred);
-            targets[k].load(problem, places[k], bits[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < kFew; ++k) {
-            if (start + k * step >= problem.numbers) continue;
-            float slopes[kVector], cost = 0;
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) {
-                slopes[i] = 0;
-                if (bits[k] >> i & 1) {
-                    const float d =
-                        float(widen(packs[k].v[i])) - targets[k].get(problem, places[k], i);
-                    cost += problem.value(d);
-                    slopes[i] = problem.slope(d) * factor;
-                }
-            }
-            if (grad) store_pack<In, kVector>(grad + places[k].grad, slopes);
-            sum += cost;
-        }
-    }
-    leave_sum(sum, problem.partial);
-}
+constexpr int kMostThreads = 256, kNumbers = 32;
 
 __global__ void __launch_bounds__(kMostThreads)
     pass_narrow(Problem problem, Array pred, Array grad, Array target) {
     const int64_t row = blockIdx.x / problem.tiles, tile = blockIdx.x - row * problem.tiles;
     int64_t sample;
     const Place begin = problem.begin(row, &sample);
-    const double factor = problem.factor(sample);
+    const bool each = problem.scaling.reduction == kEach;
+    const double found = each && sample < 0 ? 0.0 : problem.scaling.of(max_of<int64_t>(sample, 0));
+    if (threadIdx.x == 0 && tile == 0 && (each ? sample >= 0 : row == 0)) {
+        problem.scaling.leave(each ? sample : 0, found);
+    }
+    const double factor = problem.scaled ? found : 1.0;
     double sum = 0;
     for (int k = 0; k < kNumbers; ++k) {
         const int64_t i = (tile * kNumbers + k) * blockDim.x + threadIdx.x;
@@ -137,80 +45,44 @@ __global__ void __launch_bounds__(kMostThreads)
     leave_sum(sum, problem.partial);
 }
 
-// Whether groups of kVector numbers are neighbours in memory, in `stride`'s tensor at `base`.
-bool groups_pack(const Problem& problem, int64_t Axis::* stride, const void* base, int element,
-                 int64_t batch) {
-    const int64_t bytes = min_of<int64_t>(16, kVector * element_size(element));
-    const auto whole = [&](int64_t step) { return step * element_size(element) % bytes == 0; };
-    int64_t run = 1;
-    bool fits = whole(batch) && reinterpret_cast<uintptr_t>(base) % uintptr_t(bytes) == 0;
-    for (int a = kLossAxes - 1; a >= 0; --a) {
-        const Axis& axis = problem.axis[a];
-        if (axis.size == 1) continue;
-        if (run % kVector != 0 || run == 1) {
-            fits = fits && axis.*stride == run;
-            run *= axis.size;
-        } else {
-            fits = fits && whole(axis.*stride);
-        }
-    }
-    return fits && run % kVector == 0;
-}
-
-// Whether a group of the prediction is a group of a row of the target, in one mask unit.
-bool along_rows(const Problem& problem, const void* base, int element) {
-    const Axis* inner = &problem.axis[kLossAxes - 1];
-    while (inner->size == 1 && inner != problem.axis) --inner;
-    const int64_t bytes = min_of<int64_t>(16, kVector * element_size(element));
-    const auto whole = [&](int64_t step) { return step * element_size(element) % bytes == 0; };
-    if (inner->x != 1 || inner->target != 1 || inner->size % kVector) return false;
-    if (problem.list.given ? problem.patch % kVector : problem.grid.scale.width % kVector)
-        return false;
-    if (!whole(problem.target_y) || !whole(problem.target_batch)) return false;
-    for (const Axis& axis : problem.axis) {
-        if (axis.size > 1 && &axis != inner && !whole(axis.target)) return false;
-    }
-    return reinterpret_cast<uintptr_t>(base) % uintptr_t(bytes) == 0;
-}
-
-template <class In>
-int start_wide(const Problem& problem, int64_t blocks, dim3 threads, Array pred, Array grad,
-               Array target, bool along, Stream stream) {
-    const In* from = static_cast<const In*>(pred.base);
-    In* to = static_cast<In*>(grad.base);
-    if (along && target.element == kFloat32) {
-        return launch(pass_wide<In, float, const float*>, blocks, threads, stream, problem, from,
-                      to, static_cast<const float*>(target.base));
-    }
-    if (along && target.element == kUInt8) {
-        return launch(pass_wide<In, uint8_t, const uint8_t*>, blocks, threads, stream, problem,
-                      from, to, static_cast<const uint8_t*>(target.base));
-    }
-    return launch(pass_wide<In, Array, Array>, blocks, threads, stream, problem, from, to, target);
-}
-
-// How a row of the prediction (a sample, or a row of a list) is cut, and where in the scratch what
-// is computed on the way lies: factors of the results, of channels, partial sums, counts.
+// How the work is cut, and where in the scratch what is computed on the way lies: factors of the
+// results, partial sums, counts.
 struct Pieces {
-    int64_t p, rows, tiles, results, channels, counts;
+    int64_t p, rows, tiles, blocks, results, counts;
     unsigned threads;
+    bool is_wide, is_staged;
+    WideLoss wide;
+    StagedCell cell;
 
-    int64_t doubles() const { return results + 2 * channels + rows * tiles; }
+    int64_t doubles() const { return results + blocks; }
 };
 
-Pieces pieces_of(const Tensor& pred, const ImageLayout& image, const Tensor& mask,
-                 const Tensor& index, const LossSpec& spec) {
+Pieces pieces_of(const Tensor& pred, const Tensor& grad, const Tensor& target, const Tensor& mask,
+                 const Tensor& index, const Tensor& std, const LossSpec& spec) {
+    const ImageLayout image = image_layout(target);
     Pieces of{};
     of.p = prediction_patch(pred, image);
+    const int64_t cells =
+        scale_of(image.size, {1, max_of<int64_t>(of.p, 1), max_of<int64_t>(of.p, 1)}).cells();
+    const LossList list = list_of(index, image.batch, cells);
     of.rows = index ? index.numel() : image.batch;
     of.results = spec.reduction == kEach ? image.batch : 1;
-    of.channels = image.channels;
-    of.counts = ceil_div(mask.numel(), kCounted);
+    of.counts = parts_counted(list, spec.reduction, image.batch, extent_from(mask, 1).cells());
+    of.is_wide = plan_wide(pred, grad, target, mask, index, std, spec, &of.wide);
+    of.is_staged =
+        !of.is_wide && plan_staged(pred, grad, target, mask, index, spec, &of.wide, &of.cell);
+    if (of.is_wide || of.is_staged) {
+        const WideLoss& w = of.wide;
+        of.tiles = int64_t(w.planes) * w.cut.tiles * w.cut.parts;
+        of.blocks = w.cells ? (index ? of.rows / w.cells : image.batch) * of.tiles : 0;
+        return of;
+    }
     // Few idle threads in short rows.
     const int64_t numbers =
         index ? pred.size(-1) : image.channels * image.size.height * image.size.width;
     of.threads = unsigned(max_of(kWarp, power_of_two(ceil_div(numbers, kNumbers), kMostThreads)));
     of.tiles = ceil_div(numbers, int64_t(kNumbers) * of.threads);
+    of.blocks = of.rows * of.tiles;
     return of;
 }
 
@@ -251,36 +123,17 @@ Problem problem_of(const Tensor& pred, const Tensor& grad, const ImageLayout& im
     problem.patch = p;
     problem.units_in_row = tokens.width;
     problem.parameter = with_loss(spec.kind, [&](auto l) { return l.parameter(spec.beta); });
-    problem.channels = image.channels;
     problem.kind = spec.kind;
-    problem.each = spec.reduction == kEach;
     problem.scaled = pred.element != kFloat16;
     return problem;
 }
 
-// The pass itself, by the widest kernel that fits.
-int start_pass(const Problem& problem, int64_t blocks, unsigned threads, const Tensor& pred,
-               const Tensor& grad, const Tensor& target, Stream stream) {
-    const Array from = array_of(pred), wanted = array_of(target);
-    const Array to{grad.data, pred.element};
-    const bool wide =
-        pred.element != kFloat64 && target.element != kFloat64 &&
-        groups_pack(problem, &Axis::pred, from.base, pred.element, problem.pred_batch) &&
-        (!to.base || groups_pack(problem, &Axis::grad, to.base, pred.element, problem.grad_batch));
-    const dim3 block{threads};
-    if (!wide) return launch(pass_narrow, blocks, block, stream, problem, from, to, wanted);
-    const bool along = along_rows(problem, wanted.base, target.element);
-    auto* start = pred.element == kFloat32    ? start_wide<float>
-                  : pred.element == kBFloat16 ? start_wide<BFloat16>
-                                              : start_wide<Float16>;
-    return start(problem, blocks, block, from, to, wanted, along, stream);
-}
-
 }  // namespace
 
-int64_t masked_loss_scratch(const Tensor& pred, const Tensor& target, const Tensor& mask,
-                            const Tensor& index, const LossSpec& spec) {
-    const Pieces pieces = pieces_of(pred, image_layout(target), mask, index, spec);
+int64_t masked_loss_scratch(const Tensor& pred, const Tensor& grad, const Tensor& target,
+                            const Tensor& mask, const Tensor& index, const Tensor& std,
+                            const LossSpec& spec) {
+    const Pieces pieces = pieces_of(pred, grad, target, mask, index, std, spec);
     return pieces.doubles() + pieces.counts;
 }
 
@@ -288,41 +141,60 @@ int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, co
                 const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
                 const Tensor& grad, const Tensor& scale, const Tensor& scratch, Stream stream) {
     const ImageLayout image = image_layout(target);
-    const Pieces pieces = pieces_of(pred, image, mask, index, spec);
-    const int64_t p = pieces.p;
-    const LossList list = list_of(index, image.batch, scale_of(image.size, {1, p, p}).cells());
+    Pieces pieces = pieces_of(pred, grad, target, mask, index, std, spec);
+    const int64_t p = pieces.p, batch = image.batch;
+    const LossList list = list_of(index, batch, scale_of(image.size, {1, p, p}).cells());
     double* const scales = scratch.as<double>();
-    double* const affine = scales + pieces.results;
-    double* const partial = affine + 2 * pieces.channels;
+    double* const partial = scales + pieces.results;
     int64_t* const counts = reinterpret_cast<int64_t*>(scales + pieces.doubles());
-    const bool bytes = target.element == kUInt8;
-
-    Problem problem = problem_of(pred, grad, image, list, spec, p);
-    problem.grid = mask_over(mask, image.size);
-    problem.units = problem.grid.units.cells();
-    problem.scale = scales;
-    problem.affine = bytes || std ? affine : nullptr;
-    problem.partial = partial;
-    problem.tiles = pieces.tiles;
+    const MaskGrid grid = mask_over(mask, image.size);
+    const int64_t units = grid.units.cells();
+    if (pieces.counts) {
+        const int code =
+            count_masked(list, spec.reduction, grid.mask, batch, units, counts, stream);
+        if (code != cudaSuccess) return code;
+    }
+    const int64_t known = list.per_sample ? list.rows / pieces.results : -1;
     const LossScale scaling{scales,
                             array_of(scale),
-                            array_of(mean),
-                            array_of(std),
-                            bytes || std ? affine : nullptr,
-                            bytes ? 255.0 : 1.0,
-                            index ? p * p : problem.grid.scale.cells(),
+                            grid.mask,
+                            pieces.counts ? counts : nullptr,
+                            pieces.counts,
+                            known,
+                            units,
+                            batch,
+                            index ? p * p : grid.scale.cells(),
                             image.channels,
                             spec.eps,
                             spec.factor,
                             spec.reduction};
-    int code =
-        loss_scales(scaling, list, problem.grid.mask, image.batch, problem.units, counts, stream);
-    if (code != cudaSuccess) return code;
-    const int64_t blocks = pieces.rows * pieces.tiles;
-    code = start_pass(problem, blocks, pieces.threads, pred, grad, target, stream);
+    int code;
+    if (pieces.is_wide || pieces.is_staged) {
+        WideLoss& wide = pieces.wide;
+        wide.scaling = scaling;
+        wide.list = list;
+        wide.mean = array_of(mean);
+        wide.std = array_of(std);
+        wide.partial = partial;
+        code = pieces.is_wide
+                   ? start_wide(wide, pieces.blocks, pred, grad, target, spec.kind, stream)
+                   : start_staged(wide, pieces.cell, pieces.blocks, pred, grad, target, spec.kind,
+                                  stream);
+    } else {
+        Problem problem = problem_of(pred, grad, image, list, spec, p);
+        problem.grid = grid;
+        problem.scaling = scaling;
+        problem.mean = array_of(mean);
+        problem.std = array_of(std);
+        problem.unit = target.element == kUInt8 ? 255.0 : 1.0;
+        problem.partial = partial;
+        problem.tiles = pieces.tiles;
+        code = launch(pass_narrow, pieces.blocks, dim3(pieces.threads), stream, problem,
+                      array_of(pred), Array{grad.data, pred.element}, array_of(target));
+    }
     if (code != cudaSuccess) return code;
     const double unit = with_loss(spec.kind, [&](auto l) { return l.unit(spec.beta); });
-    return loss_results(scaling, list, partial, blocks, pieces.tiles, unit, image.batch,
+    return loss_results(scaling, list, partial, pieces.blocks, pieces.tiles, unit, batch,
                         array_of(loss), stream);
 }
 

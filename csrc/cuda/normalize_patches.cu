@@ -1,9 +1,11 @@
-// Per-patch normalisation: one block a patch, which it reads three times, from memory once.
+// Per-patch normalisation of any type at any stride, in double: one block a patch, which it reads
+// three times, from memory once. Patches of whole words are held in registers: patches_wide.cu.
 #include <cmath>
 
 #include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/loss_sums.h"
+#include "cuda/patches.h"
 
 SIMMIM_BEGIN
 
@@ -11,26 +13,17 @@ namespace {
 
 constexpr int kMostThreads = 256;
 
-struct Patches {
-    Array image, out, mean, std;
-    ImageLayout from, to;
-    const uint8_t* mask;  // of units, where only masked pixels are wanted
-    int64_t units;
-    uint32_t grid_w, unit_h, unit_w;
-    uint32_t h, w, channels, side;
-    double eps;
-};
-
 // Six blocks of a multiprocessor have 40 registers a thread; with the 32 of eight it would spill.
 __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
     const uint32_t image = blockIdx.x / (p.h * p.w), cell = blockIdx.x - image * (p.h * p.w);
     const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
     const int64_t sample = image;
-    const uint8_t* units = p.mask ? p.mask + sample * p.units : nullptr;
+    const uint8_t* units = p.grid.mask ? p.grid.sample(sample) : nullptr;
     const auto masked = [&](uint32_t y, uint32_t x) {
-        return units[int64_t(y / p.unit_h) * p.grid_w + x / p.unit_w] != 0;
+        return units[p.grid.unit32(0, int32_t(y), int32_t(x))] != 0;
     };
-    const bool whole = p.unit_h % p.side == 0 && p.unit_w % p.side == 0;
+    const Extent& unit = p.grid.scale;
+    const bool whole = unit.height % p.side == 0 && unit.width % p.side == 0;
     if (units && whole && !masked(top, left)) return;
     const uint32_t area = p.side * p.side, n = p.channels * area;
     const auto pixel = [&](uint32_t k, uint32_t* c, uint32_t* y, uint32_t* x) {
@@ -38,7 +31,7 @@ __global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
         *y = top + k % area / p.side;
         *x = left + k % p.side;
         double value = p.image.load(p.from.at(sample, *c, *y, *x));
-        if (p.image.element == kUInt8) value /= 255.0;
+        if (p.unit != 1.0) value /= p.unit;
         if (p.std.base) value = (value - p.mean.load(*c)) / p.std.load(*c);
         return value;
     };
@@ -65,24 +58,25 @@ int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std
                       const Tensor& mask, const Tensor& out, int64_t patch, double eps,
                       Stream stream) {
     const ImageLayout from = image_layout(image);
-    const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
-    const Extent unit = scale_of(from.size, units), cells = scale_of(from.size, {1, patch, patch});
+    const Extent cells = scale_of(from.size, {1, patch, patch});
+    const MaskGrid grid = mask ? mask_over(mask, from.size) : MaskGrid{nullptr, {}, {1, 1, 1}};
     const Patches patches{array_of(image),
                           array_of(out),
                           array_of(mean),
                           array_of(std),
                           from,
                           image_layout(out),
-                          mask.as<uint8_t>(),
-                          units.cells(),
-                          uint32_t(units.width),
-                          uint32_t(unit.height),
-                          uint32_t(unit.width),
+                          grid,
                           uint32_t(cells.height),
                           uint32_t(cells.width),
                           uint32_t(from.channels),
                           uint32_t(patch),
-                          eps};
+                          eps,
+                          image.element == kUInt8 ? 255.0 : 1.0,
+                          uint32_t(from.channels)};
+    const bool nested = grid.scale.height % patch == 0 && grid.scale.width % patch == 0;
+    int code = cudaSuccess;
+    if (from.elements() && (!mask || nested) && hold_patches(patches, stream, &code)) return code;
     const int threads = max_of(kWarp, power_of_two(from.channels * patch * patch, kMostThreads));
     return launch(normalize_patch, from.batch * cells.cells(), dim3(unsigned(threads)), stream,
                   patches);

@@ -16,142 +16,21 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/vector.h"
+#include "cuda/window_sums.h"
 
 SIMMIM_BEGIN
 
+using namespace window_sums;
+
 namespace {
-
-constexpr int kThreads = 256;
-template <class T>
-constexpr bool kAnew = std::is_same<T, double>::value;
-
-constexpr int kMostColumns = 292;  // of the fast kernel, whose rows of sums fit into shared memory
 
 struct Window {
     Array out, std;
     int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;  // strides of image and result
-    const uint8_t* mask;  // of units, where only masked pixels are wanted
-    int64_t units;
-    int32_t unit_h, unit_w, grid_w;
+    MaskGrid grid;                                   // without a mask every pixel is wanted
     int32_t channels, height, width, band, strip, radius_y, radius_x;
     double eps, limit;
     double* scratch;
-};
-
-__device__ __forceinline__ bool fits(double limit, double x) { return x <= limit && x >= -limit; }
-
-// A row of column sums: of x and x^2 of the numbers that running sums can take; of `bad` ones, how
-// many the windows' rows hold.
-struct Row {
-    double *sums, *squares;
-    int32_t* bad;
-};
-
-// The sum of all lanes before this one; adds the sum of all to `total`.
-template <class T>
-__device__ __forceinline__ T before(T value, uint32_t lane, T* total) {
-    T running = value;
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-        const T other = __shfl_up_sync(kAllLanes, running, step);
-        if (lane >= uint32_t(step)) running += other;
-    }
-    const T base = *total;
-    *total += __shfl_sync(kAllLanes, running, kWarp - 1);
-    return base + running - value;
-}
-
-// The row's sums become sums of everything before each column, and the whole sum behind the last.
-__device__ __forceinline__ void prefix(const Row& row, int32_t width, uint32_t lane) {
-    const int32_t each = (width + kWarp - 1) / kWarp;
-    const int32_t first = min_of<int32_t>(width, int32_t(lane) * each);
-    const int32_t last = min_of<int32_t>(width, first + each);
-    double s = 0, q = 0, all_s = 0, all_q = 0;
-    int32_t n = 0, all_n = 0;
-    for (int32_t x = first; x < last; ++x) {
-        s += row.sums[x];
-        q += row.squares[x];
-        n += row.bad[x];
-    }
-    s = before(s, lane, &all_s);
-    q = before(q, lane, &all_q);
-    n = before(n, lane, &all_n);
-    for (int32_t x = first; x < last; ++x) {
-        const double ds = row.sums[x], dq = row.squares[x];
-        const int32_t dn = row.bad[x];
-        row.sums[x] = s;
-        row.squares[x] = q;
-        row.bad[x] = n;
-        s += ds;
-        q += dq;
-        n += dn;
-    }
-    if (lane == 0) {
-        row.sums[width] = all_s;
-        row.squares[width] = all_q;
-        row.bad[width] = all_n;
-    }
-    __syncwarp();
-}
-
-// The sums of a column over the rows of the window that now lies on it.
-struct Column {
-    double sum, square;
-    int32_t bad;
-
-    __device__ __forceinline__ void add(double limit, double value, int sign) {
-        const bool taken = fits(limit, value);
-        const double kept = taken ? value : 0.0;
-        sum += sign * kept;
-        square += sign * (kept * kept);
-        bad += taken ? 0 : sign;
-    }
-    __device__ __forceinline__ void take(double value) {
-        sum += value;
-        square += value * value;
-    }
-};
-
-// ROWS rows of sums at a time. One: everything lies in scratch memory, for any width and window.
-template <class T, int ROWS>
-struct Sums {
-    static constexpr int kColumns = (kMostColumns + kThreads - 1) / kThreads;
-    Column own[kColumns];
-
-    __device__ __forceinline__ Sums(double*, int32_t) : own{} {}
-    __device__ __forceinline__ Row row(int32_t r, int32_t) {
-        __shared__ double sums[ROWS][2][kMostColumns + 1];
-        __shared__ int32_t bad[ROWS][kMostColumns + 1];
-        return {sums[r][0], sums[r][1], bad[r]};
-    }
-    template <class Body>
-    __device__ __forceinline__ void each(int32_t columns, const Body& body) {
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-            const int32_t x = int32_t(threadIdx.x) + k * kThreads;
-            if (x < columns) body(x, own[k]);
-        }
-    }
-};
-
-template <class T>
-struct Sums<T, 1> {
-    double* base;
-    Column* own;
-
-    __device__ __forceinline__ Sums(double* scratch, int32_t columns) {
-        base = scratch + int64_t(blockIdx.x) * 6 * (columns + 1);
-        own = reinterpret_cast<Column*>(base + 3 * (columns + 1));
-        each(columns, [](int32_t, Column& column) { column = {}; });
-    }
-    __device__ __forceinline__ Row row(int32_t, int32_t columns) {
-        double* squares = base + columns + 1;
-        return {base, squares, reinterpret_cast<int32_t*>(squares + columns + 1)};
-    }
-    template <class Body>
-    __device__ __forceinline__ void each(int32_t columns, const Body& body) {
-        for (int32_t x = int32_t(threadIdx.x); x < columns; x += kThreads) body(x, own[x]);
-    }
 };
 
 // One row of a band, its sums made, normalised by the lanes of a warp.
@@ -160,10 +39,9 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
                                           int32_t y, int32_t left_column, int32_t x0, int32_t x1,
                                           const Row& row, double eps, double limit, uint32_t lane) {
     const int32_t begin = max_of(0, y - w.radius_y), end = min_of(w.height, y + w.radius_y + 1);
-    const uint8_t* units =
-        w.mask ? w.mask + b * w.units + int64_t(y / w.unit_h) * w.grid_w : nullptr;
+    const uint8_t* units = w.grid.mask ? w.grid.sample(b) : nullptr;
     for (int32_t x = x0 + int32_t(lane); x < x1; x += kWarp) {
-        if (units && !units[x / w.unit_w]) continue;
+        if (units && !units[w.grid.unit32(0, y, x)]) continue;
         const int32_t left = max_of(0, x - w.radius_x) - left_column;
         const int32_t right = min_of(w.width, x + w.radius_x + 1) - left_column;
         double s = 0, q = 0;
@@ -219,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
     double unit = std::is_same<T, uint8_t>::value ? 255.0 : 1.0;
     if (w.std.base) unit *= w.std.load(c);
     const double eps = w.eps * unit * unit;
-    // `limit` of bytes is that of any byte, that of other numbers holds for a deviation of 1.
-    const double limit = std::is_same<T, uint8_t>::value ? w.limit : w.limit * unit;
+    // `limit` of whole numbers is that of a stored one, that of others holds for a deviation of 1.
+    const double limit = std::is_integral<T>::value ? w.limit : w.limit * unit;
 
     Sums<T, ROWS> sums(w.scratch, columns);
     const int32_t first = max_of(0, top - w.radius_y), last = min_of(w.height, top + w.radius_y);
@@ -323,8 +201,7 @@ int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask
                       Stream stream) {
     const ImageLayout from = image_layout(image), to = image_layout(out);
     const Cut cut = cut_of(from, window);
-    const Extent units = mask ? extent_from(mask, 1) : Extent{1, 1, 1};
-    const Extent unit = scale_of(from.size, units);
+    const MaskGrid grid = mask ? mask_over(mask, from.size) : MaskGrid{nullptr, {}, {1, 1, 1}};
     const Window problem{array_of(out),
                          array_of(std),
                          from.sb,
@@ -335,11 +212,7 @@ int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask
                          to.sc,
                          to.sy,
                          to.sx,
-                         mask.as<uint8_t>(),
-                         units.cells(),
-                         int32_t(unit.height),
-                         int32_t(unit.width),
-                         int32_t(units.width),
+                         grid,
                          int32_t(from.channels),
                          int32_t(from.size.height),
                          int32_t(from.size.width),
@@ -360,6 +233,10 @@ int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask
             return start<BFloat16>(problem, image.data, planes, stream);
         case kFloat16:
             return start<Float16>(problem, image.data, planes, stream);
+        case kUInt16:
+            return start<uint16_t>(problem, image.data, planes, stream);
+        case kInt16:
+            return start<int16_t>(problem, image.data, planes, stream);
         default:
             return start<uint8_t>(problem, image.data, planes, stream);
     }

@@ -1,4 +1,6 @@
 // What the two directions of mask-token substitution share: tokens, tiles, and how blocks are cut.
+// The wide kernels go through the tokens of a sample as cut_rows says. Those for positions and the
+// narrow ones work in tiles.
 //
 // A block handles a tile of consecutive tokens by consecutive features, of one sample (forward) or
 // of a run of samples (backward, which adds up what the samples share). In the wide kernels a
@@ -7,7 +9,7 @@
 #pragma once
 
 #include "common/grid.h"
-#include "cuda/launch.h"
+#include "cuda/rows.h"
 #include "cuda/vector.h"
 
 SIMMIM_BEGIN
@@ -17,6 +19,24 @@ namespace tokens_tile {
 constexpr int kThreads = 256;
 constexpr int kVector = 8;
 constexpr int kTokens = 4;
+
+// Places of tokens that are masked, and that are none.
+constexpr int64_t kMasked = -1, kOutside = -2, kHidden = -3;
+
+// Numbers that a thread moves at a time, in 16 bytes of the wider type.
+template <class In, class Out>
+constexpr int kNumbers = 16 / int(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
+
+template <class In, class Out, int V>
+__device__ __forceinline__ Pack<Out, V> converted(const Pack<In, V>& pack) {
+    if constexpr (std::is_same<In, Out>::value) {
+        return pack;
+    } else {
+        float values[V];
+        widen_pack<In, V>(pack, values);
+        return narrow_pack<Out, V>(values);
+    }
+}
 
 // Where the tokens of x (or of its gradient) lie, and which of them are masked.
 struct Tokens {
@@ -37,6 +57,21 @@ struct Tokens {
     }
     __device__ __forceinline__ bool masked(int64_t sample, int64_t unit) const {
         return unit >= 0 && grid.mask[sample * units + unit];
+    }
+
+    // Where a block's tokens lie behind the first of their sample, in bytes; that of a masked one
+    // is kMasked, or with `keep` kHidden less what it were.
+    template <class In>
+    __device__ __forceinline__ void list_places(const RowPiece& piece, int64_t* places,
+                                                bool keep = false) const {
+        for (int32_t k = int32_t(threadIdx.x); k < piece.padded; k += int32_t(blockDim.x)) {
+            places[k] = kOutside;
+            if (k >= piece.count) continue;
+            int64_t unit;
+            const int64_t place = offset(piece.first + k, &unit) * int64_t(sizeof(In));
+            const bool is_masked = masked(piece.row, unit);
+            places[k] = !is_masked ? place : keep ? kHidden - place : kMasked;
+        }
     }
 };
 

@@ -11,17 +11,29 @@ BLOCK_STREAM = 0x82000000
 UNIFORM_STREAM = 0xA0000000
 
 
-def drawn(seed: int | None) -> int:
+def drawn(seed: int | None, device: torch.device | None = None) -> int:
     """`seed` as an unsigned 64-bit number; where it is None, one drawn from PyTorch's default CPU
     generator. Drawn when the op runs, so that compiled code draws anew at every call.
+
+    Args:
+        device: where the mask is made.
 
     Raises `RuntimeError` while a CUDA graph is captured, which would replay this one seed.
     """
     if seed is None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and _is_capturing(device):
             raise RuntimeError(
                 "seed is None while a CUDA graph is captured, and every replay would repeat one mask; "
                 "pass seed=, or make the mask outside the graph and copy it into a tensor of the graph"
             )
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
     return seed & 0xFFFFFFFFFFFFFFFF
+
+
+def _is_capturing(device: torch.device | None) -> bool:
+    """Whether the current stream of that GPU is captured; the current GPU's where it is none. To ask
+    creates a context, so no other GPU is asked."""
+    if device is None or device.type != "cuda":
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

@@ -49,11 +49,13 @@ class Op:
         check: Callable[..., None],
         fake: Callable[..., Any],
         spec_at: int | None,
+        composed: Callable[..., Any] | None,
     ) -> None:
         self.name = name
         self.room = room
         self.check = check
         self.fake = fake
+        self.composed = composed  # what runs on every device in place of a backend's function
         self.spec_at = spec_at  # which argument is a LossSpec, whose fields the dispatcher sees
         self.passed: set[tuple[Any, ...]] = set()  # descriptions of arguments that passed the check
         self.overload = getattr(torch.ops.simmim_kernels, name).default
@@ -87,10 +89,12 @@ class Op:
         if not self._has_passed(description := _describe(args)):
             self.check(*args)
             self._remember(description)
-        device = args[0].device.type
-        if device == "meta":
+        device = args[0].device
+        if device.type == "meta":
             return self.fake(*args)
-        return backends.serve(self.room, self.name, device)(*args)
+        if self.composed is not None:
+            return self.composed(*args)
+        return backends.serve(self.room, self.name, device.type, device.index)(*args)
 
     def _has_passed(self, description: tuple[Any, ...] | None) -> bool:
         try:
@@ -123,6 +127,7 @@ def define(
     room: str,
     check: Callable[..., None],
     fake: Callable[..., Any],
+    run: Callable[..., Any] | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> Op:
     """Register the op of `schema`, whose first argument is a tensor.
@@ -133,17 +138,19 @@ def define(
         room: the file that holds the op in every backend, for instance `"mask_tokens"`.
         check: raises on bad arguments; runs before the backend and before the fake kernel.
         fake: allocates outputs of the right shape, type and strides from fake tensors.
+        run: what runs on every device, for an op that is made of others; without it the function of
+            that name in the backend that serves.
     """
     name = schema.partition("(")[0]
     schema, spec_at = _expand(schema)
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    op = Op(name, room, check, fake, spec_at)
+    op = Op(name, room, check, fake, spec_at, run)
 
-    def run(*args: Any) -> Any:
+    def run_grouped(*args: Any) -> Any:
         return op.run(*op.grouped(args))
 
     for key in _KEYS:
-        _LIBRARY.impl(name, run, key)
+        _LIBRARY.impl(name, run_grouped, key)
     # Gradients are the autograd Functions' business, which call the op from outside.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from simmim_kernels import backends
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import prediction_patch, scale_of
@@ -16,9 +15,9 @@ from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
+from simmim_kernels.ops._scaled_gradient import scaled
 from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
 
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
@@ -87,7 +86,7 @@ class _MaskedLoss(torch.autograd.Function):
         factor = grad_loss * scale if scale.numel() else grad_loss
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
-        return (_scaled(grad, factor, ctx.shared), *(None,) * 6)
+        return (scaled(grad, factor, ctx.shared), *(None,) * 6)
 
 
 class _MaskedLossInPlace(_MaskedLoss):
@@ -97,34 +96,6 @@ class _MaskedLossInPlace(_MaskedLoss):
     def forward(ctx, pred, *args):
         loss, scale = _masked_loss_in_place(pred, *args)
         return _MaskedLoss.keep(ctx, loss, pred.detach(), scale, *args[:3])
-
-
-def _scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
-    """The saved gradient times a factor for all of it, or one for each of its first dimension.
-
-    In eager mode a factor of exactly 1 costs no pass over memory, and a graph that is not kept gives
-    its memory away: nobody else can see the saved tensor then, unless it is `shared` with a hook for
-    saved tensors. The CPU looks at one factor here; on a GPU that would be a synchronisation, so
-    that the kernel does.
-    """
-    rows = factor.view(-1, *(1,) * (grad.dim() - 1)) if factor.dim() else factor
-    if torch.compiler.is_compiling() or not (_is_plain(grad) and _is_plain(factor)):
-        return (grad * rows).to(grad.dtype)
-    if grad.device.type == "cpu" and not factor.dim():
-        number = factor.item()
-        if shared or _keeps_graph():
-            return grad * number
-        return grad if number == 1.0 else grad.mul_(number)
-    if grad.device.type != "cuda" or shared or _keeps_graph():
-        return (grad * rows).to(grad.dtype)
-    if grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last):
-        backends.serve("masked_loss", "scale_gradient_", grad.device.type)(grad, factor)
-        return grad
-    return grad.mul_(rows)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and not torch._C._len_torch_dispatch_stack()
 
 
 def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor | None:

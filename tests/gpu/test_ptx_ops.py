@@ -15,14 +15,6 @@ from tests.poison import poison_memory
 
 pytestmark = pytest.mark.slow
 
-# Faults that the machine finds in kernels and that are not mended yet. It must become empty.
-KNOWN_FAULTS = {
-    (
-        "triton",
-        "block_mask",
-    ): "grids of at most 32 units: one warp stores marks that others may read",
-}
-
 
 def wide(value):
     """The same call in float64: what is a floating-point number or type becomes one."""
@@ -45,11 +37,8 @@ ORDERS = (Order(RISING), Order(20, switches=True))
 
 @pytest.mark.parametrize(("backend", "target", "name"), CASES)
 def test_compiled_kernels_have_no_fault_and_the_reference_result(
-    backend, target, name, monkeypatch, request
+    backend, target, name, monkeypatch
 ):
-    known = [KNOWN_FAULTS.get((backend, room)) for room in CALLS[name].rooms]
-    for reason in filter(None, known):
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
     if (reason := why_not(backend)) is not None:
         pytest.skip(reason)
     poison_memory(monkeypatch, backend)

@@ -58,3 +58,10 @@ def masked_loss_(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
     """The same; the gradient takes the place of `pred`."""
     loss, _, scale = masked_loss(pred, *args, True, grad=pred)
     return loss, scale
+
+
+def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
+    if factor.dim():
+        grad.mul_(factor.view(-1, *(1,) * (grad.dim() - 1)))
+    elif (number := factor.item()) != 1.0:
+        grad.mul_(number)

@@ -4,6 +4,7 @@ results and scratch, and calls one launcher."""
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,10 +26,8 @@ try:
     kernels.connect(torch.Tensor)
     # The tests also build these sources for the host, to run them on CPU tensors.
     devices = (kernels.device_type,)
-    if kernels.device_type == "cuda" and not torch.cuda.is_available():
-        unavailable = "PyTorch sees no GPU"
-    else:
-        unavailable = kernels.why_not(0) or None
+    missing = kernels.device_type == "cuda" and not torch.cuda.is_available()
+    unavailable = "PyTorch sees no GPU" if missing else None
 except RuntimeError as error:
     kernels = None
     unavailable = str(error)
@@ -38,6 +37,15 @@ except AttributeError:
 except ImportError as error:
     kernels = None
     unavailable = _not_built(error)
+
+
+@cache
+def why_not(index: int) -> str | None:
+    """Why the kernels can't run on the GPU of that number; None where they can.
+
+    Asked when its first tensor comes, and of no other GPU: asking creates a context there.
+    """
+    return kernels.why_not(index) or None
 
 
 def stream(tensor: Tensor) -> int:

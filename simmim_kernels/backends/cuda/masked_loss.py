@@ -65,7 +65,8 @@ def masked_loss(
     if index is not None:
         numbers = pred.reshape(-1, pred.shape[-1])
         slopes = grad.view(numbers.shape) if with_grad else grad
-    size = kernels.masked_loss_scratch(numbers, target, mask, index, spec)
+    slopes = slopes if with_grad else None
+    size = kernels.masked_loss_scratch(numbers, slopes, target, mask, index, std, spec)
     kernels.masked_loss(
         numbers,
         target,
@@ -75,7 +76,7 @@ def masked_loss(
         std,
         spec,
         loss,
-        slopes if with_grad else None,
+        slopes,
         scale if unscaled else None,
         torch.empty(size, dtype=torch.float64, device=device),
         stream(pred),

@@ -17,5 +17,5 @@ def random_mask(
     masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
     visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
     outputs = mask, masked, visible
-    kernels.random_mask(ids.contiguous(), drawn(seed), epoch, *outputs, stream(ids))
+    kernels.random_mask(ids.contiguous(), drawn(seed, ids.device), epoch, *outputs, stream(ids))
     return outputs

@@ -7,12 +7,13 @@ import triton.language as tl
 
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._loss_sums import sample_of
+from simmim_kernels.backends.triton._scalars import float64
 
 IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel knows the numbers
 
 
 @triton.jit
-def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
+def _value_and_slope(d, beta, KIND: tl.constexpr):
     """What one pixel costs as a function of d, and the derivative: twin of common/pixel_loss.h."""
     if KIND == "mse":
         value, slope = d * d, d + d
@@ -21,26 +22,27 @@ def _value_and_slope(d, KIND: tl.constexpr, BETA: tl.constexpr):
         slope = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)).to(d.dtype)
     elif KIND == "huber":
         size = tl.abs(d)
-        near = tl.where(size < BETA, size, BETA)
+        delta = beta.to(d.dtype)
+        near = tl.where(size < delta, size, delta)
         value = near * (size - 0.5 * near)
-        slope = tl.where(d > BETA, BETA, tl.where(d < -BETA, -BETA, d)).to(d.dtype)
+        slope = tl.where(d > delta, delta, tl.where(d < -delta, -delta, d))
     else:
         tl.static_assert(KIND == "smooth_l1", "unknown loss")
-        u = d / BETA
+        u = d * (1 / beta).to(d.dtype)
         size = tl.abs(u)
-        value = tl.where(size < 1, 0.5 * u * u, size - 0.5) * BETA
+        value = tl.where(size < 1, 0.5 * u * u, size - 0.5) * beta.to(d.dtype)
         slope = tl.where(u > 1, 1.0, tl.where(u < -1, -1.0, u)).to(d.dtype)
     return value, slope
 
 
-@triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces"])
+@triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces", "beta"])
 def loss_pass(
     pred, p_b, p_c, p_ty, p_y, p_tx, p_x,
     grad, g_b, g_c, g_ty, g_y, g_tx, g_x,
     target, t_b, t_c, t_y, t_x,
     affine, mask, index, scale, partial,
-    height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces,
-    LAYOUT: tl.constexpr, YXC: tl.constexpr, AFFINE: tl.constexpr, KIND: tl.constexpr, BETA: tl.constexpr,
+    height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces, beta: tl.int64,
+    LAYOUT: tl.constexpr, YXC: tl.constexpr, AFFINE: tl.constexpr, KIND: tl.constexpr,
     WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
     EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
     COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
@@ -112,7 +114,7 @@ def loss_pass(
     if AFFINE:
         channel = tl.minimum(c, CHANNELS - 1)
         wanted = (wanted - tl.load(affine + CHANNELS + channel)) * tl.load(affine + channel)
-    value, slope = _value_and_slope(tl.where(at, value - wanted, 0.0), KIND, BETA)
+    value, slope = _value_and_slope(tl.where(at, value - wanted, 0.0), float64(beta), KIND)
     if WITH_GRAD:
         if SCALED:
             factor = tl.load(scale + row * EACH)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
+from simmim_kernels.backends.triton._scalars import float64
 
 _COUNTED = 1 << 15  # mask units that one program counts
 
@@ -43,15 +44,17 @@ def count(mask, counts, n, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     tl.store(counts + tl.program_id(0), tl.sum(total, 0))
 
 
-@triton.jit(do_not_specialize=["n", "known", "batch", "per_sample", "units", "pixels"])
+@triton.jit(
+    do_not_specialize=["n", "known", "batch", "per_sample", "units", "pixels", "eps", "factor"]
+)
 def scales(
     counts, index, scale, scale_out, mean, std, affine,
-    n, known, batch, per_sample, units, pixels,
+    n, known, batch, per_sample, units, pixels, eps: tl.int64, factor: tl.int64,
     LISTED: tl.constexpr, EACH: tl.constexpr, COUNTS: tl.constexpr, MEAN: tl.constexpr,
-    EPS: tl.constexpr, FACTOR: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, AFFINE: tl.constexpr,
+    CHANNELS: tl.constexpr, STORE: tl.constexpr, AFFINE: tl.constexpr,
     UNIT: tl.constexpr, STATS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Result r's scale FACTOR / ((masked pixels + eps) * channels), or 0 where nothing is masked.
+    """Result r's scale factor / ((masked pixels + eps) * channels), or 0 where nothing is masked.
 
     Of masked units there are `known`, plus the sum of `counts[r * n : (r + 1) * n]`, or as many as
     of the `n` rows of the list belong to sample r. With AFFINE the first program also leaves what
@@ -76,11 +79,11 @@ def scales(
     if MEAN:
         # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
         masked = tl.sum(total, 0).to(tl.float64)
-        denominator = tl.where(masked == 0, 0.0, (masked * pixels + EPS) * CHANNELS)
-    factor = tl.where(denominator == 0, 0.0, FACTOR / denominator)
-    tl.store(scale + result, factor)
+        denominator = tl.where(masked == 0, 0.0, (masked * pixels + float64(eps)) * CHANNELS)
+    found = tl.where(denominator == 0, 0.0, float64(factor) / denominator)
+    tl.store(scale + result, found)
     if STORE:
-        tl.store(scale_out + result, factor.to(scale_out.dtype.element_ty))
+        tl.store(scale_out + result, found.to(scale_out.dtype.element_ty))
     if AFFINE:
         for start in range(0, CHANNELS, BLOCK):
             channel = start + lane

@@ -35,6 +35,8 @@ def _take(mask, top, left, h, w, wanting, units, grid_w, BLOCK: tl.constexpr):
         free = tl.load(mask + unit, mask=exists, other=1) == 0
         new = free & (y >= 0) & (y < h) & (x >= 0) & (x < w)
         new = new & (tl.cumsum(new.to(tl.int32), 0) <= wanting)
+        # Of a small grid several warps hold copies of the units, and one of them stores.
+        tl.debug_barrier()
         tl.store(mask + unit, tl.full((BLOCK,), 1, tl.uint8), mask=new)
         wanting -= tl.sum(new.to(tl.int64), 0)
     tl.debug_barrier()  # other threads may read these units next
@@ -107,7 +109,7 @@ def block_mask(
     mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
     masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
     visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
-    seed = drawn(seed)
+    seed = drawn(seed, ids.device)
     if batch:
         with on_device_of(ids):
             _block_mask[(batch,)](

@@ -58,7 +58,7 @@ def box_mask(
     mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
     masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
     visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
-    seed = 0 if center else drawn(seed)
+    seed = 0 if center else drawn(seed, ids.device)
     if batch:
         with on_device_of(ids):
             _box_mask[(batch,)](

@@ -15,11 +15,13 @@ from simmim_kernels.backends._results import memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import normalised, store
+from simmim_kernels.backends.triton._scalars import bits_of, float64
 from simmim_kernels.backends.triton._sums import add_rows
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.grid import scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread
+_WARP_TILE = 1024  # numbers of a program of one warp: 32 a thread
 
 
 @triton.jit
@@ -38,35 +40,93 @@ def _lines(piece, width, height, R: tl.constexpr, BLOCK: tl.constexpr, CHANNELS:
     return r // height + k * 0, r % height + k * 0, k + r * 0, k, inside
 
 
-@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w"])
+@triton.jit
+def _statistics(mean, std, channel, inside, BYTES: tl.constexpr, STATS: tl.constexpr,
+                COMPUTE: tl.constexpr):  # fmt: skip
+    """What makes (x / 255 - mean) / std of a byte x, or (x - mean) / std of another number, by one
+    multiplication and addition, or by a subtraction first: gain and offset of each channel."""
+    gain, offset = tl.full((), 1.0, COMPUTE), tl.full((), 0.0, COMPUTE)
+    if STATS:
+        offset = tl.load(mean + channel, mask=inside, other=0.0).to(COMPUTE)
+        gain = 1 / tl.load(std + channel, mask=inside, other=1.0).to(COMPUTE)
+    if BYTES:
+        offset = 0 - offset * gain
+        gain = gain / 255
+    return gain, offset
+
+
+@triton.jit
+def _masked_values(
+    image, mask, fill, mean, std, source, cell, c, here, inside, colour, FILL: tl.constexpr,
+    BYTES: tl.constexpr, MEAN: tl.constexpr, STD: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The pixel values at `source` of channels c, and the fill where `mask` is set at `cell`."""
+    masked = tl.load(mask + cell, mask=here, other=0) != 0
+    value = tl.load(image + source, mask=inside & (masked == 0), other=0).to(COMPUTE)
+    if tl.float64 == COMPUTE:
+        value = normalised(value, mean, std, c, c >= 0, BYTES, MEAN, STD)
+    elif BYTES or MEAN:
+        gain, offset = _statistics(mean, std, c, c >= 0, BYTES, MEAN, COMPUTE)
+        value = tl.fma(value, gain, offset) if BYTES else (value - offset) * gain
+    elif STD:
+        value = value / tl.load(std + c).to(COMPUTE)
+    if FILL:
+        colour = tl.load(fill + c)
+    return tl.where(masked, colour.to(COMPUTE), value)
+
+
+@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w", "number"])
 def _mask_image(
     image, i_b, i_c, i_y, i_x, mask, fill, mean, std, out, o_b, o_c, o_y, o_x,
-    height, width, unit_h, unit_w, grid_h, grid_w, pieces,
-    CHANNELS: tl.constexpr, VALUE: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
-    MEAN: tl.constexpr, STD: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
+    height, width, unit_h, unit_w, grid_h, grid_w, pieces, number: tl.int64,
+    CHANNELS: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr, MEAN: tl.constexpr,
+    STD: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
+    WIDE: tl.constexpr, SAME: tl.constexpr,
+):  # fmt: skip
+    """R rows of a channel, G groups of V neighbours at a time; those of a group lie in one mask unit,
+    so that masking never splits a load. WIDE: a channel is beyond the reach of 32 bits; SAME: image
+    and result have the same strides."""
+    plane = tl.program_id(0) // pieces
+    y = tl.program_id(0) % pieces * R + tl.arange(0, R)[:, None, None]
+    sample, c = (plane // CHANNELS).to(tl.int64), (plane % CHANNELS).to(tl.int64)
+    image += sample * i_b + c * i_c
+    out += sample * o_b + c * o_c
+    mask += sample * (grid_h * grid_w)
+    g, v = tl.arange(0, G)[None, :, None] * V, tl.arange(0, V)[None, None, :]
+    row = y.to(tl.int64) if WIDE else y
+    for start in range(0, width, G * V):
+        x = start + g
+        column = (x + v).to(tl.int64) if WIDE else x + v
+        here = (y < height) & (x < width)
+        source = row * i_y + column * i_x
+        place = source if SAME else row * o_y + column * o_x
+        inside = here & (v < V)
+        cell = unit_of(y, x, unit_h, unit_w, grid_w)
+        value = _masked_values(
+            image, mask, fill, mean, std, source, cell, c, here, inside, float64(number),
+            FILL, BYTES, MEAN, STD, COMPUTE,
+        )  # fmt: skip
+        store(out + place, value, inside)
+
+
+@triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w", "number"])
+def _mask_channels_last(
+    image, mask, fill, mean, std, out, height, width, unit_h, unit_w, grid_h, grid_w, pieces,
+    number: tl.int64, CHANNELS: tl.constexpr, FILL: tl.constexpr, BYTES: tl.constexpr,
+    MEAN: tl.constexpr, STD: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The same of an image and a result that are contiguous in this format."""
     program = tl.program_id(0)
     sample = (program // pieces).to(tl.int64)
-    c, y, x, k, inside = _lines(program % pieces, width, height, R, BLOCK, CHANNELS, LAST)
+    c, y, x, k, inside = _lines(program % pieces, width, height, R, BLOCK, CHANNELS, True)
+    source = (sample * height + y) * (width * CHANNELS) + k
     cell = sample * (grid_h * grid_w) + unit_of(y, x, unit_h, unit_w, grid_w)
-    masked = tl.load(mask + cell, mask=inside, other=0) != 0
-    c, y, x = c.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
-    kept = inside & (masked == 0)
-    if LAST:  # image and result are contiguous in this format; said so, loads are wide
-        source = (sample * height + y) * (width * CHANNELS) + k
-        place = source
-    else:
-        source = sample * i_b + c * i_c + y * i_y + x * i_x
-        place = sample * o_b + c * o_c + y * o_y + x * o_x
-    value = tl.load(image + source, mask=kept, other=0)
-    value = normalised(value.to(COMPUTE), mean, std, c, kept, BYTES, MEAN, STD)
-    if FILL:
-        colour = tl.load(fill + c, mask=inside, other=0.0).to(COMPUTE)
-    else:
-        colour = tl.full((R, BLOCK), VALUE, COMPUTE)
-    value = tl.where(masked, colour, value)
-    store(out + place, value, inside)
+    value = _masked_values(
+        image, mask, fill, mean, std, source, cell, c, inside, inside, float64(number),
+        FILL, BYTES, MEAN, STD, COMPUTE,
+    )  # fmt: skip
+    store(out + source, value, inside)
 
 
 @triton.jit(do_not_specialize=["unit_h", "grid_h", "grid_w"])
@@ -98,6 +158,12 @@ def _grid(image: Tensor, mask: Tensor) -> tuple[int, ...]:
     return height, width, *scale_of((height, width), (grid_h, grid_w)), grid_h, grid_w
 
 
+def _reach(image: Tensor) -> int:
+    """How far the last pixel of a channel lies behind its first."""
+    (height, width), (by_row, by_column) = image.shape[2:], image.stride()[2:]
+    return height * by_row + width * by_column
+
+
 def mask_image_forward(
     image: Tensor,
     mask: Tensor,
@@ -112,17 +178,31 @@ def mask_image_forward(
     if not out.numel():
         return out
     batch, channels, height, width = image.shape
-    last = layout is torch.channels_last
     fill, mean, std = (None if t is None else t.contiguous() for t in (fill, mean, std))
-    rows, block, pieces = _tile(
-        width * (channels if last else 1), height * (1 if last else channels)
-    )
+    mask, grid = mask.contiguous(), _grid(image, mask)
+    options = {
+        "CHANNELS": channels, "FILL": fill is not None, "BYTES": image.dtype == torch.uint8,
+        "MEAN": mean is not None, "STD": std is not None,
+        "COMPUTE": compute_type(image.dtype, dtype), **OPTIONS,
+    }  # fmt: skip
     with on_device_of(image):
-        _mask_image[(batch * pieces,)](
-            image, *image.stride(), mask.contiguous(), fill, mean, std, out, *out.stride(),
-            *_grid(image, mask), pieces, CHANNELS=channels, VALUE=value, FILL=fill is not None,
-            BYTES=image.dtype == torch.uint8, MEAN=mean is not None, STD=std is not None, LAST=last,
-            COMPUTE=compute_type(image.dtype, dtype), R=rows, BLOCK=block, num_warps=4, **OPTIONS,
+        if layout is torch.channels_last:
+            rows, block, pieces = _tile(width * channels, height)
+            _mask_channels_last[(batch * pieces,)](
+                image, mask, fill, mean, std, out, *grid, pieces, bits_of(value),
+                R=rows, BLOCK=block, num_warps=4, **options,
+            )  # fmt: skip
+            return out
+        vector = min(grid[3] & -grid[3], 16 // out.element_size())
+        groups = width // vector
+        groups = groups & -groups if groups & -groups >= 8 else power_of_two(groups, 32)
+        groups = min(groups, 32)
+        rows = power_of_two(height, _WARP_TILE // (groups * vector))
+        pieces = cdiv(height, rows)
+        _mask_image[(batch * channels * pieces,)](
+            image, *image.stride(), mask, fill, mean, std, out, *out.stride(), *grid, pieces,
+            bits_of(value), R=rows, G=groups, V=vector, WIDE=_reach(image) >= 1 << 31,
+            SAME=image.stride() == out.stride(), num_warps=1, **options,
         )  # fmt: skip
     return out
 

@@ -18,6 +18,7 @@ from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
 from simmim_kernels.backends.triton._pixels import store
+from simmim_kernels.backends.triton._scalars import bits_of
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
 from simmim_kernels.backends.triton.normalize_targets import window_normalized
@@ -131,9 +132,10 @@ def masked_loss(
         if results:
             scales[(results,)](
                 counts, index, scale, scale_out, mean, std, affine,
-                n, known, batch, per_sample, units, unit[0] * unit[1],
-                LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=spec.reduction != "sum", EPS=spec.eps,
-                FACTOR=spec.factor, CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
+                n, known, batch, per_sample, units, unit[0] * unit[1], bits_of(spec.eps),
+                bits_of(spec.factor),
+                LISTED=layout == LISTED, EACH=each, COUNTS=n > 0, MEAN=spec.reduction != "sum",
+                CHANNELS=channels, STORE=scale_out.numel() > 0, AFFINE=is_affine,
                 UNIT=255.0 if bytes_in else 1.0, STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if partial.numel():
@@ -144,8 +146,8 @@ def masked_loss(
             loss_pass[(rows * pieces,)](
                 numbers, *next(strides), slopes, *next(strides), target, *target.stride(),
                 affine, mask, index, scale, partial,
-                height, width, *unit, width // unit[1], batch, per_sample, units, pieces,
-                LAYOUT=layout, YXC=spec.order == "yxc", AFFINE=is_affine, KIND=spec.kind, BETA=spec.beta,
+                height, width, *unit, width // unit[1], batch, per_sample, units, pieces, bits_of(spec.beta),
+                LAYOUT=layout, YXC=spec.order == "yxc", AFFINE=is_affine, KIND=spec.kind,
                 WITH_GRAD=with_grad, SCALED=scaled, EACH=int(each),
                 COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
                 CHANNELS=channels, P=patch,

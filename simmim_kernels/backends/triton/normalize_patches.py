@@ -10,6 +10,7 @@ from torch import Tensor
 from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.backends.triton._scalars import bits_of, float64
 from simmim_kernels.grid import scale_of
 
 _BLOCK = 1024  # pixels that a program reads at a time
@@ -28,10 +29,10 @@ def _pixels(image, at, channel, inside, mean, std, STATS: tl.constexpr):
     return tl.where(inside, x, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["eps"])
 def _normalize_patches(
     image, i_b, i_c, i_y, i_x, out, o_b, o_c, o_y, o_x, mean, std, mask, unit_h, unit_w, grid_h,
-    grid_w, h, w, CHANNELS: tl.constexpr, P: tl.constexpr, EPS: tl.constexpr,
+    grid_w, h, w, eps: tl.int64, CHANNELS: tl.constexpr, P: tl.constexpr,
     STATS: tl.constexpr, SOME: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -60,7 +61,7 @@ def _normalize_patches(
         d = _pixels(image, at, c, k < n, mean, std, STATS) - average
         squares += tl.where(k < n, d * d, 0.0)
     bessel: tl.constexpr = n - 1 if n > 1 else 1
-    spread = tl.sqrt(tl.sum(squares, 0) / bessel + EPS)
+    spread = tl.sqrt(tl.sum(squares, 0) / bessel + float64(eps))
     for start in range(0, n, BLOCK):
         k = (start + lane).to(tl.int64)
         c, y, x = k // (P * P), k // P % P, k % P
@@ -99,7 +100,7 @@ def patch_normalized(
         with on_device_of(image):
             _normalize_patches[(batch * h * w,)](
                 image, *image.stride(), out, *out.stride(), mean, std, mask, unit_h, unit_w, grid_h,
-                grid_w, h, w, CHANNELS=channels, P=patch, EPS=eps, STATS=std is not None,
+                grid_w, h, w, bits_of(eps), CHANNELS=channels, P=patch, STATS=std is not None,
                 SOME=mask is not None, WHOLE=unit_h % patch == 0 and unit_w % patch == 0,
                 BLOCK=power_of_two(channels * patch * patch, _BLOCK), num_warps=4, **OPTIONS,
             )  # fmt: skip

@@ -17,6 +17,7 @@ from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.backends.triton._scalars import bits_of, float64
 
 _PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
 _LEAST_ROWS = 32
@@ -57,11 +58,15 @@ def _directly(image, begin, end, i_y, i_x, lane, width, first, last, limit):
     return across, across_squares
 
 
-@triton.jit(do_not_specialize=["band", "radius_y", "radius_x", "unit_h", "unit_w", "grid_w"])
+@triton.jit(
+    do_not_specialize=[
+        "band", "radius_y", "radius_x", "unit_h", "unit_w", "grid_w", "eps", "limit",
+    ]
+)  # fmt: skip
 def _normalize_window(
     image, i_b, i_c, i_y, i_x, out, o_b, o_c, o_y, o_x, std, mask, unit_h, unit_w, grid_w,
     height, width, band, radius_y, radius_x,
-    CHANNELS: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, STD: tl.constexpr,
+    eps: tl.int64, limit: tl.int64, CHANNELS: tl.constexpr, STD: tl.constexpr,
     SOME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -72,14 +77,14 @@ def _normalize_window(
     out += b * o_b + c * o_c
     # Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
     unit = tl.full((), 1.0, tl.float64)
-    limit = tl.full((), LIMIT, tl.float64)
+    largest = float64(limit)
     if STD:
         unit = unit * tl.load(std + c).to(tl.float64)
     if image.dtype.element_ty == tl.uint8:
         unit = unit * 255
-    else:
-        limit = limit * unit  # LIMIT is that for a deviation of 1
-    eps = unit * unit * EPS
+    if image.dtype.element_ty.is_floating():
+        largest = largest * unit  # `limit` is that for a deviation of 1
+    least = unit * unit * float64(eps)
     lane = tl.arange(0, BLOCK)
     last = tl.minimum(tl.minimum(lane + radius_x, width - 1), BLOCK - 1)
     first = tl.minimum(tl.maximum(lane - radius_x, 0), last)
@@ -88,12 +93,12 @@ def _normalize_window(
     lost = tl.zeros((BLOCK,), tl.int32)
     begin = tl.maximum(top - radius_y, 0)
     for step in range(tl.minimum(top + radius_y, height) - begin):
-        x, bad = _row(image, begin + step, i_y, i_x, lane, width, limit)
+        x, bad = _row(image, begin + step, i_y, i_x, lane, width, largest)
         sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
     for step in range(tl.minimum(band, height - top)):
         y = top + step
         if y + radius_y < height:
-            x, bad = _row(image, y + radius_y, i_y, i_x, lane, width, limit)
+            x, bad = _row(image, y + radius_y, i_y, i_x, lane, width, largest)
             sums, squares, lost = sums + x, squares + x * x, lost + (bad != 0).to(tl.int32)
         end = tl.minimum(y + radius_y, height - 1) + 1
         begin = tl.maximum(y - radius_y, 0)
@@ -101,7 +106,7 @@ def _normalize_window(
         q = _across(squares, first, last)
         if tl.max(lost, 0) > 0:
             more, more_squares = _directly(
-                image, begin, end, i_y, i_x, lane, width, first, last, limit
+                image, begin, end, i_y, i_x, lane, width, first, last, largest
             )
             s, q = s + more, q + more_squares
         # Everything times n and k = n - 1, without a division: for one pixel n q - s^2 is 0 (or NaN).
@@ -109,8 +114,8 @@ def _normalize_window(
         k = tl.maximum(n - 1, 1.0)
         v = n * q - s * s
         v = tl.where(v < 0, 0.0, v)  # a NaN stays
-        good, bad = _row(image, y, i_y, i_x, lane, width, limit)
-        result = (n * (good + bad) - s) * k * tl.rsqrt(k * n * (v + eps * n * k))
+        good, bad = _row(image, y, i_y, i_x, lane, width, largest)
+        result = (n * (good + bad) - s) * k * tl.rsqrt(k * n * (v + least * n * k))
         if out.dtype.element_ty != tl.float64:
             result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         place = y.to(tl.int64) * o_y + lane.to(tl.int64) * o_x
@@ -120,7 +125,7 @@ def _normalize_window(
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
         if y - radius_y >= 0:
-            x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, limit)
+            x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, largest)
             sums, squares, lost = sums - x, squares - x * x, lost - (bad != 0).to(tl.int32)
 
 
@@ -153,7 +158,7 @@ def window_normalized(
         _normalize_window[(planes * cdiv(height, band),)](
             image, *image.stride(), out, *out.stride(), std, mask, height // grid_h,
             width // grid_w, grid_w, height, width, band, min(radius, height - 1),
-            min(radius, width - 1), CHANNELS=channels, EPS=eps, LIMIT=limit, STD=std is not None,
+            min(radius, width - 1), bits_of(eps), bits_of(limit), CHANNELS=channels, STD=std is not None,
             SOME=mask is not None, BLOCK=block,
             num_warps=min(max(block // 64, 1), 16), **OPTIONS,
         )  # fmt: skip

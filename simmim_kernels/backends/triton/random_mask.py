@@ -91,7 +91,7 @@ def random_mask(
     mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
     masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
     visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
-    seed = drawn(seed)
+    seed = drawn(seed, ids.device)
     block = power_of_two(units, _BLOCK)
     if batch:
         with on_device_of(ids):

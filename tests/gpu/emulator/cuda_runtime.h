@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -26,6 +27,10 @@ struct dim3 {
     dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct uint4 {
+    unsigned x, y, z, w;
+};
+
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
@@ -36,15 +41,37 @@ struct cudaLaunchConfig_t {
     cudaStream_t stream;
 };
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// Two GPUs. As with CUDA 12 and later, to choose one creates its context; the driver's functions
+// create none. A context is the GPU's number, counted from one.
+#define CUDART_VERSION 13000
+extern "C" {
+inline __attribute__((visibility("default"))) int emulated_contexts[2];  // how many each GPU has
+inline __attribute__((visibility("default"))) uintptr_t emulated_current;
+}
+inline cudaError_t cudaSetDevice(int device) {
+    emulated_contexts[device] = 1;
+    emulated_current = uintptr_t(device) + 1;
+    return cudaSuccess;
+}
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+constexpr int cudaEnableDefault = 0;
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, int,
+                                                    cudaDriverEntryPointQueryResult*) {
+    int (*get)(uintptr_t*) = [](uintptr_t* current) { return *current = emulated_current, 0; };
+    int (*set)(uintptr_t) = [](uintptr_t current) { return emulated_current = current, 0; };
+    *function = std::strcmp(name, "cuCtxGetCurrent") ? reinterpret_cast<void*>(set)
+                                                     : reinterpret_cast<void*>(get);
+    return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated error"; }
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+    if (!emulated_current) cudaSetDevice(0);
     return cudaSuccess;
 }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
 inline dim3 threadIdx;

@@ -1,0 +1,201 @@
+// Per-patch normalisation in one read: a team of warps holds a patch in registers, finds its mean
+// and its spread, and writes it.
+//
+// Numbers are taken less the patch's first one, in float32: what is lost is small against the
+// differences, however large the numbers are.
+#include <cmath>
+#include <type_traits>
+
+#include "cuda/patches.h"
+
+SIMMIM_BEGIN
+
+namespace {
+
+constexpr int kThreads = 256, kNumbers = 32;  // that a thread holds
+
+// Numbers that it moves at a time, in 16 bytes of the wider type.
+template <class In, class Out>
+constexpr int kNeighbours = 16 / int(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
+
+// The sum over the WARPS warps of a team, in a fixed order, in every thread of it.
+template <int WARPS>
+__device__ __forceinline__ float team_sum(float value, float* shared) {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        value += __shfl_xor_sync(kAllLanes, value, step);
+    }
+    if (WARPS == 1) return value;
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    const float* own = shared + threadIdx.x / kWarp / WARPS * WARPS;
+    value = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) value += own[i];
+    return value;
+}
+
+// In: what the image holds; Out: what the result holds; STATS: whether numbers are multiplied.
+template <class In, class Out, int WARPS, bool STATS>
+__global__ void __launch_bounds__(kThreads)
+    normalize_held(Patches p, const In* image, Out* out, uint32_t line, uint32_t lines) {
+    constexpr int kVector = kNeighbours<In, Out>, kHeld = kNumbers / kVector;
+    constexpr uint32_t kTeam = WARPS * kWarp, kTeams = kThreads / kTeam;
+    __shared__ float shared[kThreads / kWarp];
+    const uint32_t member = threadIdx.x % kTeam, numbers = line * lines * p.planes;
+    const uint32_t groups = numbers / kVector;
+    // Where this thread's groups lie behind a patch's first pixel, and what their channel is.
+    int32_t from[kHeld], to[kHeld];
+    float gains[STATS ? kHeld : 1], offsets[STATS ? kHeld : 1];
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+        const uint32_t i = (member + k * kTeam) * kVector, row = i / line, c = row / lines;
+        const uint32_t y = row - c * lines, x = i - row * line;
+        from[k] = int32_t(c * p.from.sc + y * p.from.sy + x);
+        to[k] = int32_t(c * p.to.sc + y * p.to.sy + x);
+        if (STATS) {
+            const bool exists = i < numbers;
+            const double spread = p.std.base && exists ? p.std.load(c) : 1.0;
+            const double mean = p.std.base && exists ? p.mean.load(c) : 0.0;
+            gains[k] = float(1.0 / (p.unit * spread));
+            offsets[k] = float(p.unit * mean);
+        }
+    }
+    const float shift = p.std.base ? float(p.unit * p.mean.load(0)) : 0.0f;
+    const float gain = float(1.0 / (p.unit * (p.std.base ? p.std.load(0) : 1.0)));
+    const uint32_t patches = uint32_t(p.from.batch) * p.h * p.w;
+    const uint32_t rounds = (patches + gridDim.x * kTeams - 1) / (gridDim.x * kTeams);
+    for (uint32_t round = 0; round < rounds; ++round) {
+        const uint32_t patch = (round * gridDim.x + blockIdx.x) * kTeams + threadIdx.x / kTeam;
+        const uint32_t sample = patch / (p.h * p.w), cell = patch - sample * (p.h * p.w);
+        const uint32_t ty = cell / p.w, tx = cell - ty * p.w;
+        bool wanted = patch < patches;
+        if (wanted && p.grid.mask) {
+            wanted =
+                p.grid.sample(sample)[p.grid.unit32(0, int32_t(ty * lines), int32_t(tx * p.side))];
+        }
+        if (WARPS == 1 && !wanted) continue;
+        const In* const source =
+            image + int64_t(sample) * p.from.sb + int64_t(ty * lines) * p.from.sy + tx * line;
+        float values[kHeld][kVector], sum = 0, squares = 0;
+        if (wanted) {
+            Pack<In, kVector> packs[kHeld];
+#pragma unroll
+            for (int k = 0; k < kHeld; ++k) {  // all loads before the first use
+                if (k * kTeam < groups && member + k * kTeam < groups) {
+                    packs[k] = load_pack<In, kVector>(source + from[k]);
+                }
+            }
+            const float stored = float(widen(*source));
+            float first = stored;
+            if (STATS) first = (stored - shift) * gain;
+#pragma unroll
+            for (int k = 0; k < kHeld; ++k) {
+                if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
+                widen_pack<In, kVector>(packs[k], values[k]);
+#pragma unroll
+                for (int n = 0; n < kVector; ++n) {
+                    float value = values[k][n];
+                    if (STATS) value = (value - offsets[k]) * gains[k];
+                    values[k][n] = value - first;
+                    sum += values[k][n];
+                }
+            }
+        }
+        const float mean = team_sum<WARPS>(sum, shared) / float(numbers);
+        if (wanted) {
+#pragma unroll
+            for (int k = 0; k < kHeld; ++k) {
+                if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
+#pragma unroll
+                for (int n = 0; n < kVector; ++n) {
+                    values[k][n] -= mean;
+                    squares = fmaf(values[k][n], values[k][n], squares);
+                }
+            }
+        }
+        squares = team_sum<WARPS>(squares, shared);
+        if (!wanted) continue;
+        const double variance = double(squares) / double(numbers > 1 ? numbers - 1 : 1) + p.eps;
+        const float inverse = float(1.0 / sqrt(variance));
+        Out* const target =
+            out + int64_t(sample) * p.to.sb + int64_t(ty * lines) * p.to.sy + tx * line;
+#pragma unroll
+        for (int k = 0; k < kHeld; ++k) {
+            if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
+#pragma unroll
+            for (int n = 0; n < kVector; ++n) values[k][n] *= inverse;
+            store_pack<Out, kVector>(target + to[k], values[k]);
+        }
+    }
+}
+
+template <class In, class Out, int WARPS>
+int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
+    constexpr int64_t kBlocks = 132 * 8;  // all at once
+    const int64_t patches = p.from.batch * p.h * p.w, teams = kThreads / kWarp / WARPS;
+    // A team has several patches, so that its first look-ups do not count.
+    const int64_t blocks = min_of(ceil_div(patches, teams * 4), kBlocks);
+    const bool stats = p.std.base || p.unit != 1.0;
+    const auto kernel = stats ? normalize_held<In, Out, WARPS, true>
+                              : normalize_held<In, Out, WARPS, std::is_same<In, uint8_t>::value>;
+    return launch(kernel, blocks, dim3(kThreads), stream, p, static_cast<const In*>(p.image.base),
+                  static_cast<Out*>(p.out.base), line, lines);
+}
+
+template <class In, class Out>
+int start(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
+    const int64_t numbers = int64_t(line) * lines * p.planes;
+    const int64_t held = kWarp * kNumbers;
+    if (numbers <= held) return start_team<In, Out, 1>(p, line, lines, stream);
+    if (numbers <= 4 * held) return start_team<In, Out, 4>(p, line, lines, stream);
+    return start_team<In, Out, 8>(p, line, lines, stream);
+}
+
+}  // namespace
+
+bool hold_patches(Patches p, Stream stream, int* code) {
+    const ImageLayout &from = p.from, &to = p.to;
+    const bool last = from.channels > 1 && from.sc == 1 && from.sx == from.channels;
+    const bool both = last && to.sc == 1 && to.sx == to.channels;
+    const uint32_t depth = both ? uint32_t(from.channels) : 1;
+    const bool stats = p.std.base || p.unit != 1.0;
+    if (both ? stats : from.sx != 1 || to.sx != 1) return false;
+    p.planes = both ? 1 : uint32_t(from.channels);
+    const int64_t line = int64_t(p.side) * depth, numbers = line * p.side * p.planes;
+    const int64_t vector = 16 / max_of(element_size(p.image.element), element_size(p.out.element));
+    const auto whole = [&](int64_t strides) { return strides % vector == 0; };
+    const auto aligned = [&](const ImageLayout& at, const Array& array) {
+        const int64_t bytes = vector * element_size(array.element);
+        return reinterpret_cast<uintptr_t>(array.base) % uintptr_t(bytes) == 0 && whole(at.sb) &&
+               whole(at.sy) && (both || whole(at.sc)) &&
+               p.planes * max_of(at.sc, at.sy) + p.side * at.sy <= 0x7FFFFFFF;
+    };
+    if (!whole(line) || numbers > 8 * kWarp * kNumbers || !aligned(from, p.image) ||
+        !aligned(to, p.out) || from.batch * p.h * p.w >= int64_t(1) << 31) {
+        return false;
+    }
+    const auto run = [&](auto* start_as) {
+        *code = start_as(p, uint32_t(line), p.side, stream);
+        return true;
+    };
+    switch (p.image.element * 16 + p.out.element) {
+        case kFloat32 * 16 + kFloat32:
+            return run(start<float, float>);
+        case kUInt8 * 16 + kFloat32:
+            return run(start<uint8_t, float>);
+        case kBFloat16 * 16 + kBFloat16:
+            return run(start<BFloat16, BFloat16>);
+        case kBFloat16 * 16 + kFloat32:
+            return run(start<BFloat16, float>);
+        case kFloat16 * 16 + kFloat16:
+            return run(start<Float16, Float16>);
+        case kFloat16 * 16 + kFloat32:
+            return run(start<Float16, float>);
+        default:
+            return false;
+    }
+}
+
+SIMMIM_END

@@ -1,0 +1,52 @@
+"""The machine code of kernels that stream: every number travels 16 bytes at a time."""
+
+import re
+
+import pytest
+
+from tests.gpu.machine_code import machine_code, nvcc
+
+pytestmark = pytest.mark.slow
+
+# By source and kernel: the most stores of fewer bytes, which are of sums that a block leaves and of
+# what follows the last whole 16 bytes of a row.
+STREAMING = {
+    ("mask_tokens", "forward_wide"): 0,
+    ("mask_tokens_backward", "backward_wide"): 9,
+    ("loss_wide", "pass_wide"): 4,
+    ("loss_staged", "pass_staged"): 4,
+    ("patches_wide", "normalize_held"): 0,
+    ("scale_gradient", "scale_rows"): 5,
+}
+
+
+SIZES = {"float": 4, "BFloat16": 2, "Float16": 2, "unsigned char": 1}
+SUFFIXES = {16: ".128", 8: ".64", 4: ".E"}
+
+
+def moved(source, name):
+    """How wide a kernel's loads and stores are: of two types the wider moves 16 bytes, the other as
+    many numbers."""
+    if "loss" in source or "scale" in source:
+        return ".128", ".128"
+    types = [SIZES[kind] for kind in re.findall(r"<([\w ]+), ([\w ]+)", name)[0]]
+    return tuple(SUFFIXES[16 * size // max(types)] for size in types)
+
+
+@pytest.mark.parametrize(("source", "kernel"), STREAMING)
+def test_streams_are_moved_16_bytes_at_a_time(source, kernel):
+    if nvcc() is None:
+        pytest.skip("nvcc is not installed")
+    pytest.importorskip("triton")
+    found = {name: code for name, code in machine_code(source).items() if kernel in name}
+    assert found
+    for name, code in found.items():
+        loads = [opcode for opcode in code if opcode.startswith("LDG")]
+        stores = [opcode for opcode in code if opcode.startswith("STG")]
+        read, written = moved(source, name)
+        assert any(opcode.endswith(read) for opcode in loads), name
+        assert any(opcode.endswith(written) for opcode in stores), name
+        narrow = [opcode for opcode in stores if not opcode.endswith(written)]
+        assert len(narrow) <= STREAMING[source, kernel], f"{name}: {narrow}"
+        sixteen = [opcode for opcode in narrow if "16" in opcode]
+        assert len(sixteen) <= (kernel == "scale_rows"), f"{name}: {sixteen}"

@@ -80,7 +80,6 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads)
                        (b + e) / cell.run * cell.run_place + (b + e) % cell.run * cell.number_place;
         }
     }
-    __syncthreads();
     const bool affine = w.std.base || w.unit != 1.0;
     double sum = 0;
     for (int32_t o = first; o < last; ++o) {

@@ -48,9 +48,6 @@ def test_what_a_kernel_takes_of_a_multiprocessor(backend):
 
 # Kernels that move most of their bytes in less than 16 a lane. It must become empty.
 NARROW = {
-    ("cuda", "forward_wide"): "nvcc splits the store of a struct",
-    ("cuda", "backward_wide"): "nvcc splits the store of a struct",
-    ("cuda", "normalize_patch"): "one number a load",
     ("cuda", "normalize_window"): "one number a load",
     ("triton", "_normalize_window"): "one number a load",
 }

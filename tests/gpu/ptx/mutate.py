@@ -135,8 +135,6 @@ def calls_of(backend: str, target: str) -> list[Call]:
     """Calls of every op that between them reach every loop: small ones, grids of several sizes."""
     sizes = {name: [(2, (2, 3))] for name in CALLS}
     for name, call in CALLS.items():
-        if call.rooms == ("block_mask",):
-            sizes[name].clear()  # it has a race: KNOWN_FAULTS in tests/gpu/test_ptx_ops.py
         if len(call.rooms) == 1 and call.rooms[0].endswith("_mask"):
             sizes[name] += [(2, (7, 7)), (2, (14, 14)), (1, (40, 40))]
     sizes["avg_dist"].append((2, (14, 14)))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.rows.shapes import CPU
 from benchmarks.run import Store, describe, passes, time_row
 from benchmarks.timing import clock_of
-from simmim.memory import keep_freed_memory
+from simmim_kernels import keep_freed_memory
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,7 @@ from benchmarks.timing import (
     take_rounds,
     tensors,
 )
-from simmim.memory import keep_freed_memory
-from simmim_kernels import backend, backends
+from simmim_kernels import backend, backends, keep_freed_memory
 
 
 @dataclass

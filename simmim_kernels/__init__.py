@@ -4,6 +4,7 @@ from simmim_kernels.backends import backend
 from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.integrations.transformers import apply_kernels
 from simmim_kernels.masks import PatchMask
+from simmim_kernels.memory import keep_freed_memory
 from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask
 from simmim_kernels.ops.box_mask import box_mask
@@ -34,6 +35,7 @@ __all__ = [
     "backend",
     "block_mask",
     "box_mask",
+    "keep_freed_memory",
     "mask_image",
     "mask_tokens",
     "masked_huber",

@@ -27,7 +27,6 @@ from simmim.errors import (
     printable,
     require,
 )
-from simmim.memory import keep_freed_memory
 from simmim.presets import PRESETS
 
 
@@ -135,6 +134,8 @@ def _run(arguments: list[str]) -> int:
                 file=sys.stderr,
                 flush=True,
             )
+        from simmim_kernels import keep_freed_memory
+
         keep_freed_memory()
     if isinstance(config, PretrainConfig):
         return _pretrain(config)

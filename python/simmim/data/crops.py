@@ -21,7 +21,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.batches import Batch, Sample, collate
 from simmim.data.cropping import ORDER, Cropping, random_numbers
 from simmim.data.demo import demo_photographs
-from simmim.data.image_contents import UnusedContentWarning
+from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, LostImageError, find_listing, read_image
 from simmim.data.listing import Listing, summarize_bad
 from simmim.data.order import piece
@@ -70,6 +70,8 @@ class Crops(Dataset):
         self._notes: dict[int, str] = {}
         self._lost = 0
         self._last_lost = ("", "")
+        # what is odd in a file is told by the errors and notes; threads cannot catch its warnings
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
         return len(self.paths) * self.crops
@@ -107,8 +109,7 @@ class Crops(Dataset):
         if which in self._refused:
             raise BadImageError(self._refused[which])
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UnusedContentWarning)
+            with collected_notes() as notes:
                 image = read_image(self.paths[which], self.channels)
         except LostImageError as error:
             self._lost += 1
@@ -119,7 +120,6 @@ class Crops(Dataset):
             self._refused[which] = str(error)
             raise
         self._lost = 0
-        notes = [str(w.message) for w in caught if issubclass(w.category, UnusedContentWarning)]
         if notes:
             self._notes[which] = ", ".join(notes)
         if self.cache is not None:

@@ -12,6 +12,8 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +33,31 @@ class BadImageError(Exception):
 
 class UnusedContentWarning(UserWarning):
     """A part of an image file that is not used."""
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
+
+
+@contextmanager
+def collected_notes() -> Iterator[list[str]]:
+    """What files hold that is not used, collected in this thread instead of warned about.
+
+    (``warnings.catch_warnings`` would catch what other threads read.)
+    """
+    notes: list[str] = []
+    token = _collected.set(notes)
+    try:
+        yield notes
+    finally:
+        _collected.reset(token)
+
+
+def _note_unused(text: str) -> None:
+    notes = _collected.get()
+    if notes is None:
+        warnings.warn(UnusedContentWarning(text), stacklevel=3)
+    else:
+        notes.append(text)
 
 
 _SIGNATURES = {
@@ -130,10 +157,7 @@ def _check_pictures(image: Image.Image) -> None:
     if any(kind.startswith("Multi-Frame") for kind in more):
         raise BadImageError(f"{1 + len(more)} pictures ({more[0]})")
     if more:
-        warnings.warn(
-            UnusedContentWarning(f"the first of {1 + len(more)} pictures in the file is used"),
-            stacklevel=2,
-        )
+        _note_unused(f"the first of {1 + len(more)} pictures in the file is used")
 
 
 def _open_tiff(file: BinaryIO) -> Image.Image:
@@ -191,7 +215,7 @@ def _page_reasons(tiff) -> list[str]:
         if not count:
             return ["no picture, but a smaller copy of one" if not masks else "a transparency mask"]
         if masks:
-            warnings.warn(UnusedContentWarning("its transparency mask is not used"), stacklevel=2)
+            _note_unused("its transparency mask is not used")
     if count == 1 and (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
         # these describe a stack behind a single page
         series = tiff.series[0]

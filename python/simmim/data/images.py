@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from simmim.data.image_contents import BadImageError, open_image
 from simmim.data.listing import SUFFIXES, Listing, list_images
-from simmim.errors import UserError, first_line
+from simmim.errors import UserError, first_line, require
+
+jpeg = require("torchvision.io")
 
 __all__ = ["SUFFIXES", "BadImageError", "LostImageError", "find_images", "read_image"]
 
@@ -87,6 +90,9 @@ def read_image(path: Path, channels: int) -> Tensor:
     """
     try:
         with path.open("rb") as file, open_image(file) as image:
+            decoded = _decode_jpeg(file, image, channels)
+            if decoded is not None:
+                return decoded
             pixels = _pixels(image, channels)
     except BadImageError:
         raise
@@ -99,6 +105,38 @@ def read_image(path: Path, channels: int) -> Tensor:
     except Exception as error:
         raise BadImageError(_damage(error)) from error
     return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+#: what undoes each EXIF orientation of a ``(C, H, W)`` image, as ``ImageOps.exif_transpose`` does
+_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x: x.flip(2),
+    3: lambda x: x.flip(1, 2),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.mT,
+    6: lambda x: x.mT.flip(2),
+    7: lambda x: x.mT.flip(1, 2),
+    8: lambda x: x.mT.flip(1),
+}
+
+
+def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | None:
+    """The pixels that Pillow would give, without its copies and without holding the interpreter's
+    lock, for a plain gray or colour JPEG; ``None`` where Pillow is to decide.
+
+    Args:
+        file: what ``image`` was opened from.
+    """
+    if image.format != "JPEG" or (image.mode, channels) not in (("RGB", 3), ("L", 3), ("L", 1)):
+        return None
+    orientation = image.getexif().get(0x0112, 1)
+    file.seek(0)
+    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        pixels = jpeg.decode_jpeg(content, mode=jpeg.ImageReadMode.UNCHANGED)
+    except RuntimeError:
+        return None
+    pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels)
+    return pixels.expand(channels, -1, -1)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:

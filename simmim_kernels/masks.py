@@ -72,6 +72,8 @@ def check_parts(mask: PatchMask) -> None:
     Raises `TypeError` for parts that are no tensors or of another type, `RuntimeError` for parts on
     different devices, and `ValueError` where the parts disagree.
     """
+    if not torch.compiler.is_compiling() and _is_known(mask):
+        return
     grid = mask.mask
     for name, dtype in (("mask", torch.bool), ("masked", torch.int32), ("visible", torch.int32)):
         part = getattr(mask, name)
@@ -97,7 +99,7 @@ def check_parts(mask: PatchMask) -> None:
             f"masked has shape {tuple(masked.shape)} and visible {tuple(visible.shape)}; allowed for a "
             f"mask of shape {tuple(grid.shape)}: ({batch}, K) and ({batch}, {units} - K)"
         )
-    if not torch.compiler.is_compiling() and grid.device.type == "cpu" and not _is_known(mask):
+    if not torch.compiler.is_compiling() and grid.device.type == "cpu":
         _check_positions(mask)
 
 
@@ -129,14 +131,19 @@ _known: tuple = ()
 
 
 def _is_known(mask: PatchMask) -> bool:
-    known = _known
-    return len(known) == 3 and all(
-        part() is tensor and version == tensor._version
-        for (part, version), tensor in zip(known, mask, strict=True)
+    if not _known:
+        return False
+    grid, masked, visible, versions = _known
+    return (
+        mask.mask is grid()
+        and mask.masked is masked()
+        and mask.visible is visible()
+        and (mask.mask._version, mask.masked._version, mask.visible._version) == versions
     )
 
 
 def _remember(mask: PatchMask) -> None:
     global _known
     if not any(part.is_inference() for part in mask):  # which do not count what is written to them
-        _known = tuple((weakref.ref(part), part._version) for part in mask)
+        versions = tuple(part._version for part in mask)
+        _known = (*(weakref.ref(part) for part in mask), versions)

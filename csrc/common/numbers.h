@@ -94,6 +94,8 @@ struct Float16 {
 SIMMIM_HD float widen(float v) { return v; }
 SIMMIM_HD double widen(double v) { return v; }
 SIMMIM_HD float widen(uint8_t v) { return float(v); }
+SIMMIM_HD float widen(uint16_t v) { return float(v); }
+SIMMIM_HD float widen(int16_t v) { return float(v); }
 SIMMIM_HD float widen(BFloat16 v) { return BFloat16::widen(v); }
 SIMMIM_HD float widen(Float16 v) { return Float16::widen(v); }
 

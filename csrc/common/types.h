@@ -42,6 +42,10 @@ SIMMIM_HD int64_t element_size(int element) {
     }
 }
 
+SIMMIM_HD bool is_integer(int element) {
+    return element == kUInt8 || element == kUInt16 || element == kInt16;
+}
+
 template <class T>
 SIMMIM_HD T min_of(T a, T b) {
     return a < b ? a : b;

@@ -346,6 +346,8 @@ void mask_image(const Tensor& image, const Tensor& mask, const Tensor& fill, dou
                      : image.element == kFloat64  ? write_from<double>
                      : image.element == kBFloat16 ? write_from<BFloat16>
                      : image.element == kFloat16  ? write_from<Float16>
+                     : image.element == kUInt16   ? write_from<uint16_t>
+                     : image.element == kInt16    ? write_from<int16_t>
                                                   : write_from<uint8_t>;
     run(bands, image.data, out.data, out.element, channels_last, colours, threads);
 }

@@ -61,12 +61,11 @@ struct Target : ImageLayout {
     template <class C>
     void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
         if (memory.element == kUInt8) {
-            const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
-            if (sx == 1 && step == 1) {
-                for (int64_t i = 0; i < n; ++i) row[i] = of(C(p[i]));
-            } else {
-                for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(p[i * sx]));
-            }
+            load_integers(numbers<uint8_t>(memory, offset), of, n, row, step);
+        } else if (memory.element == kUInt16) {
+            load_integers(numbers<uint16_t>(memory, offset), of, n, row, step);
+        } else if (memory.element == kInt16) {
+            load_integers(numbers<int16_t>(memory, offset), of, n, row, step);
         } else if (in_place<C>()) {
             const C* p = reinterpret_cast<const C*>(memory.at(offset));
             for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
@@ -81,6 +80,15 @@ struct Target : ImageLayout {
                 for (int64_t j = 0; std && j < m; ++j) side[j] = of(side[j]);
                 for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
             }
+        }
+    }
+
+    template <class T, class C>
+    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
+        if (sx == 1 && step == 1) {
+            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i]));
+        } else {
+            for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(from[i * sx]));
         }
     }
 

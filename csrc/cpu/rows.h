@@ -51,6 +51,10 @@ struct Memory {
                 return load_as(reinterpret_cast<const BFloat16*>(p), stride, n, row);
             case kFloat16:
                 return load_as(reinterpret_cast<const Float16*>(p), stride, n, row);
+            case kUInt16:
+                return load_as(reinterpret_cast<const uint16_t*>(p), stride, n, row);
+            case kInt16:
+                return load_as(reinterpret_cast<const int16_t*>(p), stride, n, row);
             default:
                 return load_as(reinterpret_cast<const uint8_t*>(p), stride, n, row);
         }

@@ -95,11 +95,11 @@ class WindowRows {
         // each mean of squares; up to here it is below a thousandth of eps (measured to a side of
         // 4096). Twin: running_limit in simmim_kernels/backends/_window.py.
         const double side = double(max_of(plane.width, plane.height));
-        limit_ =
-            plane.memory.element == kUInt8 ? C(255) : C(33554432.0 * __builtin_sqrt(eps / side));
+        limit_ = C(33554432.0 * __builtin_sqrt(eps / side));
         const double tall = double(min_of(2 * ry_ + 1, plane.height));
         whole_limit_ =
             C(min_of(4194304.0, __builtin_sqrt(9007199254740992.0 / (tall * double(plane.width)))));
+        if (is_integer(plane.memory.element)) limit_ = max_of(limit_, whole_limit_);
     }
 
     // Makes row `y` the current one.

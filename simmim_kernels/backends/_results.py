@@ -11,5 +11,5 @@ def memory_format(image: torch.Tensor) -> torch.memory_format:
 
 
 def target_dtype(image: torch.Tensor) -> torch.dtype:
-    """The type of the target that is made of `image`: its own, float32 for bytes."""
-    return torch.float32 if image.dtype == torch.uint8 else image.dtype
+    """The type of what is made of `image`: its own, float32 for integers."""
+    return image.dtype if image.dtype.is_floating_point else torch.float32

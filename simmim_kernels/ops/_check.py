@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PIXELS = (*FLOATS, torch.uint8)
+PIXELS = (*FLOATS, torch.uint8, torch.uint16, torch.int16)
 
 
 def is_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:

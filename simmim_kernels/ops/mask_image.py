@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float
-from simmim_kernels.backends._results import memory_format
+from simmim_kernels.backends._results import memory_format, target_dtype
 from simmim_kernels.grid import whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import (
@@ -145,13 +145,13 @@ def mask_image(
     every gradient. The image is never changed in place.
 
     Args:
-        image: `(B, C, H, W)`, float32, float64, bfloat16, float16 or uint8, any strides.
+        image: `(B, C, H, W)`, any strides; uint8, uint16, int16 or a floating type.
         mask: `PatchMask` or `bool (B, gh, gw)` on a grid of which the image is a whole multiple;
             the pixel grid is one.
         fill: the colour: a number, or a learnable tensor, `(C,)` or `()`. It is not normalised.
         mean, std: one number a channel, `std` positive; sequences or float tensors `(C,)`; both or
             neither.
-        dtype: floating type of the result; default: that of `image`, float32 for uint8. Autocast
+        dtype: floating type of the result; default: that of `image`, float32 for integers. Autocast
             does not change it.
 
     Returns:
@@ -175,7 +175,7 @@ def mask_image(
         colour, value = None, to_float("fill", fill)
     mean, std = channel_stats(image, mean, std)
     if dtype is None:
-        dtype = torch.float32 if image.dtype == torch.uint8 else image.dtype
+        dtype = target_dtype(image)
     args = (image, mask_grid(mask), colour, value, mean, std, dtype)
     if needs_grad(image, colour):
         return differentiate(_MaskImage, *args)

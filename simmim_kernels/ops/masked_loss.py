@@ -251,8 +251,8 @@ def masked_l1(
             a map `(B, C*p*p, H/p, W/p)`, the head's output before PixelShuffle;
             the masked units only, `(B, K, C*p*p)` in the order of `PatchMask.masked`, `p` being the
             mask unit (for predictions on a finer grid pass `mask.on_grid((h, w))`).
-        target: the image `(B, C, H, W)`, any strides; a float type, or uint8, which is divided by
-            255.
+        target: the image `(B, C, H, W)`, any strides; a floating type, uint16, int16, or uint8,
+            which is divided by 255.
         mask: a `PatchMask`, or `bool (B, gh, gw)`, `True` = masked, on any grid that divides the
             image; a plain tensor may mask a different number in every sample.
         order: how a token's numbers follow each other: `"cyx"` (channel, dy, dx), as `Conv2d` heads

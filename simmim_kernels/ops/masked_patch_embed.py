@@ -165,7 +165,7 @@ def masked_patch_embed(
     reaches neither the result nor a gradient.
 
     Args:
-        image: `(B, C, H, W)`, any strides; float32, float64, bfloat16, float16, or uint8, which is
+        image: `(B, C, H, W)`, any strides; a floating type, uint16, int16, or uint8, which is
             divided by 255 first.
         weight: `(D, C, patch_h, patch_w)`, that of the patch embedding's `Conv2d`.
         bias: `(D,)` in `weight`'s type, or None.

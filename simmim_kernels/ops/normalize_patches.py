@@ -47,7 +47,7 @@ def normalize_patches(
     there, so `out` is 0, or NaN with `eps=0`. The image stays an image: nothing is rearranged.
 
     Args:
-        image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is
+        image: `(B, C, H, W)`, any strides; uint8, uint16, int16 or a floating type. uint8 is
             divided by 255 first.
         patch: side of the square patches in pixels; divides `H` and `W`.
         eps: added to the variance.
@@ -55,7 +55,7 @@ def normalize_patches(
             first. Both or neither.
 
     Returns:
-        A tensor of `image`'s shape and type, float32 for uint8; channels-last where `image` is.
+        A tensor of `image`'s shape and type, float32 for integers; channels-last where `image` is.
         Sums are held in float64.
 
     Raises:

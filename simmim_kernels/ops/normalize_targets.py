@@ -55,7 +55,7 @@ def normalize_targets(
     are.
 
     Args:
-        image: `(B, C, H, W)`; float32, float64, bfloat16, float16 or uint8, any strides. uint8 is
+        image: `(B, C, H, W)`, any strides; uint8, uint16, int16 or a floating type. uint8 is
             divided by 255 first.
         window: side of the square in pixels, odd; may be larger than the image.
         eps: added to the variance.
@@ -63,7 +63,7 @@ def normalize_targets(
             first. Both or neither.
 
     Returns:
-        A tensor of `image`'s shape and type, float32 for uint8; channels-last where `image` is.
+        A tensor of `image`'s shape and type, float32 for integers; channels-last where `image` is.
 
     Raises:
         TypeError: wrong dtypes.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import simmim_kernels as sk
 from simmim_kernels.ops.place_tokens import place_tokens, take_masked_tokens
+from tests.ops.integer_images import INTEGERS, integers
 
 STATS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 UNIT, PATCH, CHANNELS, WIDTH = 8, 4, 3, 20
@@ -34,8 +35,8 @@ class Call:
 
 def image(batch: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
     shape = batch, CHANNELS, grid[0] * UNIT, grid[1] * UNIT
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, shape, dtype=dtype)
+    if dtype in INTEGERS:
+        return integers(shape, dtype)
     return torch.randn(shape).to(dtype)
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import simmim_kernels as sk
+from tests.ops.integer_images import INTEGERS, as_float, integers
 
 LOSSES = ("l1", "mse", "smooth_l1", "huber")
 LAYOUTS = ("image", "channels_last", "cyx", "yxc", "map", "map_last", "units")
@@ -65,8 +66,7 @@ def as_image(pred, like, patch, layout, mask=None):
 
 def normalised(target, mean=None, std=None, dtype=torch.float32):
     """An image as the published transforms make it: uint8 divided by 255, then `mean` and `std`."""
-    if target.dtype == torch.uint8:
-        target = target.to(dtype) / 255
+    target = as_float(target, dtype)
     if mean is None:
         return target
     mean, std = (torch.tensor(values, dtype=dtype)[:, None, None] for values in (mean, std))
@@ -130,16 +130,18 @@ def problem(
         mask = mask.on_grid((height // patch, width // patch))
     target = torch.randn(batch, channels, height, width)
     statistics = {}
-    if target_dtype == torch.uint8:
-        target = torch.randint(0, 256, target.shape, dtype=torch.uint8)
+    if target_dtype in INTEGERS:
+        target = integers(target.shape, target_dtype)
     if normalized is None:
         normalized = target_dtype == torch.uint8 and channels == 3
-    if normalized:
+    large = target_dtype in (torch.uint16, torch.int16)
+    if normalized or (large and dtype == torch.float16):  # which ends at 65504
+        largest = 65535 if large else 1
         statistics = {
-            name: (values * (channels // 3 + 1))[:channels]
+            name: [value * largest for value in (values * (channels // 3 + 1))[:channels]]
             for name, values in (("mean", MEAN), ("std", STD))
         }
-    target = target if target_dtype == torch.uint8 else target.to(target_dtype)
+    target = target if target_dtype in INTEGERS else target.to(target_dtype)
     wide = normalised(target, *statistics.values(), dtype=torch.float64).double()
     away = torch.randn(target.shape, dtype=torch.float64)
     image = (wide + away + 0.1 * away.sign()).to(dtype)

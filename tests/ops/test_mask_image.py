@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
+from tests.ops.integer_images import INTEGERS, as_float, integers
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -17,8 +18,7 @@ def plain(image, mask, fill, mean=None, std=None, dtype=None, compute=torch.floa
     mask = mask.mask if isinstance(mask, sk.PatchMask) else mask
     unit_h, unit_w = image.shape[2] // mask.shape[1], image.shape[3] // mask.shape[2]
     pixels = mask.repeat_interleave(unit_h, 1).repeat_interleave(unit_w, 2)[:, None]
-    if image.dtype == torch.uint8:
-        image = image.to(compute) / 255
+    image = as_float(image, compute)
     if mean is not None:
         mean, std = (torch.as_tensor(t, dtype=compute)[:, None, None] for t in (mean, std))
         image = (image - mean) / std
@@ -34,8 +34,8 @@ def picture(batch, channels, height, width, dtype, layout="contiguous"):
         shape = (batch, channels, 2 * height, 2 * width)
     if layout == "expanded":
         shape = (1, channels, height, width)
-    if dtype == torch.uint8:
-        image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    if dtype in INTEGERS:
+        image = integers(shape, dtype)
     else:
         image = torch.randn(shape).to(dtype)
     if layout == "channels_last":
@@ -57,7 +57,7 @@ LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded", "transposed"]
     channels=st.sampled_from([1, 3, 13, 600]),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     unit=st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 5, 16, 33])),
-    dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    dtype=st.sampled_from([*FLOATS, *INTEGERS]),
     out=st.sampled_from([None, *FLOATS]),
     layout=st.sampled_from(LAYOUTS),
     fill=st.sampled_from([0.0, -1.5, "tensor"]),
@@ -74,15 +74,15 @@ def test_value_and_gradients(
     if normalized:
         statistics = {"mean": torch.rand(channels).tolist()}
         statistics["std"] = (torch.rand(channels) + 0.1).tolist()
-    result = out or (torch.float32 if dtype == torch.uint8 else dtype)
-    inputs = [image] if dtype != torch.uint8 else []
+    result = out or (torch.float32 if dtype in INTEGERS else dtype)
+    inputs = [image] if dtype not in INTEGERS else []
     if fill == "tensor":
         fill = torch.randn(channels)
         inputs.append(fill)
     wide = [t.double().requires_grad_() for t in inputs]
     inputs = [t.requires_grad_() if t.is_leaf else t.detach().requires_grad_() for t in inputs]
     tensors = list(inputs)
-    image = tensors.pop(0) if dtype != torch.uint8 else image
+    image = tensors.pop(0) if dtype not in INTEGERS else image
     fill = tensors.pop(0) if tensors else fill
     with sk.backend(backend):
         ours = sk.mask_image(image, mask, fill, dtype=out, **statistics)
@@ -94,11 +94,11 @@ def test_value_and_gradients(
     compute = torch.float64 if torch.float64 in (dtype, result) else torch.float32
     usual = plain(image, mask, fill, **statistics, dtype=result, compute=compute)
     tensors = list(wide)
-    wide_image = tensors.pop(0) if dtype != torch.uint8 else image
+    wide_image = tensors.pop(0) if dtype not in INTEGERS else image
     wide_fill = tensors.pop(0) if tensors else fill
     exact = plain(wide_image, mask, wide_fill, **statistics, compute=torch.float64)
     assert_within_budget(ours, usual, exact, "out")
-    if dtype == result and dtype != torch.uint8 and not normalized:
+    if dtype == result and dtype not in INTEGERS and not normalized:
         assert torch.equal(ours, usual)
     if not inputs:
         return

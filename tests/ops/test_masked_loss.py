@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
+from tests.ops.integer_images import INTEGERS
 from tests.ops.loss_cases import (
     BETA,
     LAYOUTS,
@@ -58,7 +59,7 @@ def check_against_published(kind, pred, target, mask, patch, layout, weight, sta
     layout=st.sampled_from(LAYOUTS),
     reduction=st.sampled_from(["mean", "sum", "none"]),
     dtype=st.sampled_from(FLOATS),
-    target_dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    target_dtype=st.sampled_from([*FLOATS, *INTEGERS]),
     batch=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 13]),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),

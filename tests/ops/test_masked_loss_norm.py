@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
+from tests.ops.integer_images import INTEGERS
 from tests.ops.loss_cases import (
     BETA,
     LAYOUTS,
@@ -57,7 +58,7 @@ def check_norm(
     kind=st.sampled_from(LOSSES),
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    target_dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.uint8]),
+    target_dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, *INTEGERS]),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     sizes=st.sampled_from([(8, 8), (8, 4), (16, 4)]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
@@ -82,7 +83,7 @@ def test_window(
     kind=st.sampled_from(LOSSES),
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    target_dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.uint8]),
+    target_dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, *INTEGERS]),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     sizes=st.sampled_from([(8, 8), (8, 4), (16, 4)]),
     reduction=st.sampled_from(["mean", "sum", "none"]),

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
+from tests.ops.integer_images import INTEGERS, as_float, integers
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-PIXELS = [*DTYPES, torch.uint8]
+PIXELS = [*DTYPES, *INTEGERS]
 
 
 def fine(mask, h, w):
@@ -22,9 +23,7 @@ def fine(mask, h, w):
 def dense(image, weight, bias, mask, token, pos=None, mean=None, std=None, norm=None, terms=False):
     """The published arithmetic: normalise, convolve every patch, substitute, add positions. With
     `terms` the image enters by its absolute value, which gives the size of what is added up."""
-    if image.dtype == torch.uint8:
-        compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        image = image.to(compute) / 255
+    image = as_float(image, torch.float64 if weight.dtype == torch.float64 else torch.float32)
     if mean is not None:
         mean, std = mean.type_as(image)[:, None, None], std.type_as(image)[:, None, None]
         image = (image - mean) / std
@@ -40,8 +39,8 @@ def dense(image, weight, bias, mask, token, pos=None, mean=None, std=None, norm=
 def problem(batch, grid, scale, patch, channels, width, pixel, dtype, bias=True, pos=True):
     h, w = grid[0] * scale[0], grid[1] * scale[1]
     shape = (batch, channels, h * patch[0], w * patch[1])
-    if pixel == torch.uint8:
-        image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    if pixel in INTEGERS:
+        image = integers(shape, pixel)
     else:
         image = torch.randn(shape).to(pixel)
     weight = (

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
+from tests.ops.integer_images import INTEGERS
 from tests.ops.test_normalize_targets import floats, pixels
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -47,7 +48,7 @@ def exact(image, patch, eps=1e-6):
     channels=st.sampled_from([1, 3, 13]),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     patch=st.sampled_from([1, 2, 5, 16]),
-    dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    dtype=st.sampled_from([*FLOATS, *INTEGERS]),
     layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
     statistics=st.booleans(),
     eps=st.sampled_from([1e-6, 0.5]),
@@ -68,7 +69,7 @@ def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics,
     std = [0.2 + 0.1 * c for c in range(channels)] if statistics else None
     with sk.backend(backend):
         out = sk.normalize_patches(image, patch, eps, mean=mean, std=std)
-    assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    assert out.dtype == (torch.float32 if dtype in INTEGERS else dtype)
     x = floats(image, mean, std)
     assert_within_budget(out, published(x.to(out.dtype), patch, eps), exact(x, patch, eps))
 

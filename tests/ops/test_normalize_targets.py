@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import simmim_kernels as sk
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
+from tests.ops.integer_images import INTEGERS, as_float, integers
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
@@ -44,13 +45,12 @@ def exact(x, window, eps=1e-6):
 
 
 def pixels(shape, dtype):
-    x = torch.randn(shape)
-    return (x * 50 + 120).clamp(0, 255).to(dtype) if dtype == torch.uint8 else x.to(dtype)
+    return integers(shape, dtype) if dtype in INTEGERS else torch.randn(shape).to(dtype)
 
 
 def floats(image, mean=None, std=None):
     """The float64 image that the op normalises."""
-    x = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    x = as_float(image, torch.float64).double()
     if mean is None:
         return x
     mean, std = (torch.tensor(t, dtype=torch.float64)[:, None, None] for t in (mean, std))
@@ -71,7 +71,7 @@ def assert_matches(out, image, window, mean=None, std=None, eps=1e-6):
     height=st.integers(1, 23),
     width=st.integers(1, 23),
     window=st.sampled_from([1, 3, 5, 9, 13, 21, 47]),
-    dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    dtype=st.sampled_from([*FLOATS, *INTEGERS]),
     layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
     statistics=st.booleans(),
     eps=st.sampled_from([1e-6, 0.5]),
@@ -92,7 +92,7 @@ def test_value(backend, batch, channels, height, width, window, dtype, layout, s
     )
     with sk.backend(backend):
         out = sk.normalize_targets(image, window, eps, mean=mean, std=std)
-    assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    assert out.dtype == (torch.float32 if dtype in INTEGERS else dtype)
     assert_matches(out, image, window, mean, std, eps)
 
 

@@ -71,7 +71,9 @@ def write_folder(at: Path) -> Path:
 def write_tiffs(at: Path) -> Path:
     (at / "data").mkdir()
     for number, pixels in enumerate(BANDS):
-        tifffile.imwrite(at / f"data/{number}.tif", pixels, planarconfig="separate")
+        tifffile.imwrite(
+            at / f"data/{number}.tif", pixels, planarconfig="separate", photometric="minisblack"
+        )
     return at / "data"
 
 
@@ -179,7 +181,9 @@ def write_saved_arrays(at: Path) -> Path:
 
 def write_scene(at: Path) -> Path:
     scene = np.concatenate(BANDS, 1)
-    tifffile.imwrite(at / "scene.tif", scene, planarconfig="separate", tile=(16, 16))
+    tifffile.imwrite(
+        at / "scene.tif", scene, planarconfig="separate", photometric="minisblack", tile=(16, 16)
+    )
     return at / "scene.tif"
 
 
@@ -335,7 +339,9 @@ def test_an_index_is_made_once_and_anew_for_another_archive(tmp_path, monkeypatc
     assert list(map(str, again.paths)) == list(map(str, first.paths))
     monkeypatch.undo()
     with tarfile.open(path, "a") as archive:
-        tifffile.imwrite(tmp_path / "more.tif", BANDS[0], planarconfig="separate")
+        tifffile.imwrite(
+            tmp_path / "more.tif", BANDS[0], planarconfig="separate", photometric="minisblack"
+        )
         archive.add(tmp_path / "more.tif", "more.tif")
     assert len(find_source(path, SourceConfig()).paths) == COUNT + 1
 
@@ -399,7 +405,9 @@ def test_a_missing_package_is_one_line(package, name, tmp_path, capsys, monkeypa
 def test_crops_of_a_scene_are_as_many_as_it_has_areas(tmp_path):
     """One scene of 320 x 48 beside one image of 40 x 48, crops of 16: 60 crops and 8."""
     write_scene(tmp_path)
-    tifffile.imwrite(tmp_path / "small.tif", BANDS[0], planarconfig="separate")
+    tifffile.imwrite(
+        tmp_path / "small.tif", BANDS[0], planarconfig="separate", photometric="minisblack"
+    )
     config = settings("folder of TIFF", tmp_path / "a", img_size=16, crops_per_image="auto")
     listing = find_source(tmp_path, dataclasses.replace(config, data=tmp_path))
     paths = [path for path in listing.paths if path.parent == tmp_path]

@@ -16,6 +16,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.statistics import FLOAT_ERROR
 from simmim.errors import UserError
 from simmim.evaluation.reconstruct import load_model
+from simmim.models.classifier import load_classifier
 from simmim.training.pretrain import Trainer
 
 from .test_cli import FAST
@@ -185,3 +186,51 @@ def test_settings_by_hand_take_the_place_of_a_file(tmp_path):
     assert Trainer(config).fit().updates == 2
     with pytest.raises(UserError, match="--mean has 2 numbers for 3 channels"):
         Trainer(PretrainConfig(data=tmp_path, mean=(1.0, 2.0), std=(1.0, 2.0)))
+
+
+@pytest.fixture
+def classes(tmp_path) -> Path:
+    """Three classes of six images of 4 bands, which differ in brightness."""
+    for number, name in enumerate(("dark", "gray", "light")):
+        scenes(tmp_path / "classes" / name, "uint16", 6, bands=4)
+        for path in (tmp_path / "classes" / name).iterdir():
+            pixels = tifffile.imread(path) + np.uint16(4000 * number)
+            tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="separate")
+    return tmp_path / "classes"
+
+
+def test_a_checkpoint_brings_its_statistics(classes, tmp_path, capsys):
+    """To probe, finetune and reconstruct; the command line wins for other images."""
+    stats = measure(classes, tmp_path / "stats.json", "--bands", "3,1")
+    arguments = (
+        "--data",
+        classes,
+        "--out",
+        tmp_path / "run",
+        *FAST,
+        "--img-size",
+        32,
+        "--epochs",
+        1,
+    )
+    assert run("pretrain", *arguments, "--stats", stats) == 0
+    start = ("--data", classes, "--checkpoint", tmp_path / "run/checkpoints/last.pt")
+    small = ("--workers", 0, "--device", "cpu")
+    assert run("probe", *start, *small, "--out", tmp_path / "probe") == 0
+    assert "3 classes, 15 images to train on, 3 to test on" in capsys.readouterr().out
+    more = ("--epochs", 1, "--batch-size", 4, "--precision", "32-true", "--warmup-epochs", 0)
+    assert run("finetune", *start, *small, *more, "--out", tmp_path / "tuned") == 0
+    model, config = load_classifier(tmp_path / "tuned/checkpoints/last.pt")
+    found = json.loads(stats.read_text())
+    assert (config.bands, config.pixel_type, config.channels) == ((3, 1), "uint16", 2)
+    torch.testing.assert_close(model.encoder.mean, torch.tensor(found["mean"]))
+    picture = ("--out", tmp_path / "a.png", "--show-bands", 2)
+    assert run("reconstruct", *start, *picture) == 0
+    other = measure(classes, tmp_path / "other.json", "--bands", "2,4")
+    assert run("probe", *start, *small, "--stats", other, "--out", tmp_path / "other") == 0
+    assert run("probe", *start, *small, "--bands", "9,1", "--out", tmp_path / "no") == 2
+    assert "4 bands, there is no band 9" in capsys.readouterr().err
+    random = ("--encoder", "cnn", "--img-size", 16, "--data", classes, *small)
+    assert run("probe", *random, "--stats", other, "--out", tmp_path / "random") == 0
+    assert run("probe", *random, "--out", tmp_path / "no") == 2
+    assert "run  simmim stats --data" in capsys.readouterr().err

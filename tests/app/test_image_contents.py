@@ -69,6 +69,13 @@ def test_animations(tmp_path, suffix):
     assert np.array_equal(read(tmp_path / f"a.{suffix}"), RGB)
 
 
+def test_gif_shows_its_first_frame(tmp_path):
+    frames = [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="the first of 2 frames is used"):
+        assert np.array_equal(read(tmp_path / "a.gif"), as_rgb(GRAY))
+
+
 def test_jpeg_of_12_bits_and_lossless(tmp_path):
     path = tmp_path / "a.jpg"
     for pixels in (GRAY, RGB):

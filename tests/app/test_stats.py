@@ -96,6 +96,17 @@ def test_images_of_several_types_are_refused(tmp_path, capsys):
     assert not (tmp_path / "a.json").exists()
 
 
+def test_bands_that_are_no_colours_stay_bands(tmp_path, capsys):
+    """Three bands of 8 bits that the file does not call RGB are refused until they are measured."""
+    scenes(tmp_path / "data", "uint8", 8, bands=3)
+    arguments = ("pretrain", "--data", tmp_path / "data", "--out", tmp_path / "run", *FAST)
+    assert run(*arguments) == 2
+    assert "3 bands that are not marked as RGB" in capsys.readouterr().err
+    stats = measure(tmp_path / "data", tmp_path / "stats.json")
+    assert json.loads(stats.read_text())["bands"] == [1, 2, 3]
+    assert run(*arguments, "--stats", stats, "--compile", "off") == 0
+
+
 def measure(folder: Path, out: Path, *more: object) -> Path:
     assert run("stats", "--data", folder, "--out", out, *more) == 0
     return out

@@ -145,7 +145,8 @@ class ImageConfig(SourceConfig):
                 f"--mean has {len(self.mean)} numbers for {self.channels} channels: give one a "
                 "channel"
             )
-        odd = self.bands or self.channels not in (None, 1, 3) or self.pixel_type != "uint8"
+        odd = self.bands or self.nodata or self.pixel_type != "uint8"
+        odd = odd or self.channels not in (None, 1, 3)
         if (
             odd
             and not self.mean

@@ -189,8 +189,11 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
         opener: opens it again, for the parts that are read later.
     """
     with tifffile.TiffFile(file) as tiff:
-        reasons = page_reasons(tiff)
-        page = tiff.pages.first
+        page, reasons = tiff.pages.first, page_reasons(tiff)
+        # the last question: afterwards pages may know less of themselves
+        pages = _channel_pages(tiff)
+        if len(pages) > 1:
+            reasons = []
         bits = tag_values(page, 258, 1)
         if set(bits) & {1, 2, 4} or len(set(bits)) > 1 or page.dtype is None:
             reasons.append(f"{' and '.join(map(str, sorted(set(bits))))} bits a channel")
@@ -198,7 +201,7 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
             reasons.append("a palette, which holds no bands")
         if reasons:
             raise OtherContentsError(", ".join(reasons))
-        count = page.samplesperpixel
+        count = page.samplesperpixel * len(pages)
         chosen = choose_bands(page.dtype, count, wanted)
         shape, dtype = (len(chosen), page.imagelength, page.imagewidth), page.dtype
         unused = tag_values(page, 42113, "")[0]
@@ -208,34 +211,51 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
 
     def load(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         with opener() as again, tifffile.TiffFile(again) as tiff:
-            return _read_segments(tiff.pages.first, chosen, (top, bottom, left, right))
+            pages, box = _channel_pages(tiff), (top, bottom, left, right)
+            if len(pages) == 1:
+                return _read_segments(pages[0], chosen, box)
+            return np.concatenate([_read_segments(pages[band], [0], box) for band in chosen])
 
     window = Window(shape, KEPT[np.dtype(dtype).name], load)
     return window if turn is None else turn(window[:, :, :]).contiguous()
+
+
+def _channel_pages(tiff) -> list:
+    """The first page, or, where the file says so (OME, ImageJ), the pages that hold the channels of
+    one picture, one each."""
+    if len(tiff.pages) > 1 and len(tiff.series) == 1:
+        series = tiff.series[0]
+        axes = [axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1]
+        pages = list(series.pages)
+        single = all(page is not None and page.keyframe.samplesperpixel == 1 for page in pages)
+        if axes == ["C", "Y", "X"] and single and len(pages) == max(series.shape[:-2]):
+            return pages
+    return [tiff.pages.first]
 
 
 def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> np.ndarray:
     """``(C, h, w)``: the bands ``chosen`` of a part, from the tiles or strips that it touches."""
     top, bottom, left, right = box
     # bands in planes of their own, or one beside the other
-    planar = page.planarconfig == 2 and page.samplesperpixel > 1
+    key = page.keyframe
+    planar = key.planarconfig == 2 and key.samplesperpixel > 1
     places = {band: [i for i, b in enumerate(chosen) if b == band] for band in set(chosen)}
-    pixels = np.full((len(chosen), bottom - top, right - left), page.nodata, page.dtype)
-    source = page.parent.filehandle
+    pixels = np.full((len(chosen), bottom - top, right - left), key.nodata, key.dtype)
+    source = key.parent.filehandle
     for index, (offset, count) in enumerate(
         zip(page.dataoffsets, page.databytecounts, strict=True)
     ):
-        _, (plane, _, y, x, _), (_, height, width, _) = page.decode(None, index)
+        _, (plane, _, y, x, _), (_, height, width, _) = key.decode(None, index)
         outside = y >= bottom or x >= right or y + height <= top or x + width <= left
         if outside or not count or (planar and plane not in places):
             continue
         source.seek(offset)
         try:
-            segment, _, _ = page.decode(source.read(count), index, jpegtables=page.jpegtables)
+            segment, _, _ = key.decode(source.read(count), index, jpegtables=key.jpegtables)
         except (ValueError, KeyError) as error:
             if "imagecodecs" in str(error):
                 raise BadImageError(
-                    f"compression {page.compression.name} needs imagecodecs: "
+                    f"compression {key.compression.name} needs imagecodecs: "
                     'pip install "simmim-kernels[data]"'
                 ) from error
             raise

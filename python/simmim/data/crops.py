@@ -27,6 +27,7 @@ from simmim.data.images import (
     BadImageError,
     LostImageError,
     OtherContentsError,
+    area_of,
     file_errors,
     read_image,
 )
@@ -231,10 +232,10 @@ def _crops_by_area(
     def count(image: Path | Item) -> int:
         try:
             with collected_notes():
-                height, width = read_image(image, wanted).shape[-2:]
+                pixels = area_of(image, wanted)
         except BadImageError:
             return 1
-        return max(1, round(height * width / (size[0] * size[1])))
+        return max(1, round(pixels / (size[0] * size[1])))
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(count, images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -102,6 +103,20 @@ def read_image(path: Path | Item, wanted: Reading) -> Picture:
         if isinstance(content, np.ndarray):
             return from_array(content, wanted)
         return _read_file(partial(io.BytesIO, content), None, wanted)
+
+
+def area_of(path: Path | Item, wanted: Reading) -> int:
+    """Pixels of an image, of which no more is decoded than they ask for.
+
+    Raises:
+        BadImageError: as ``read_image``, where that is needed.
+    """
+    with file_errors(path):
+        if isinstance(path, Path):
+            with path.open("rb") as file:
+                if kind_of(file) not in ("TIFF", "NPY", "NPZ"):
+                    return math.prod(Image.open(file).size)
+        return math.prod(read_image(path, wanted).shape[-2:])
 
 
 def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Reading) -> Picture:

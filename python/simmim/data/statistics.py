@@ -121,8 +121,12 @@ def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Readin
             except BadImageError as error:
                 reasons.setdefault(str(image), str(error))
                 continue
-            dtype = str(picture.dtype).removeprefix("torch.")
-            return wanted._replace(channels=picture.shape[0], dtype=dtype)
+            dtype, count = str(picture.dtype).removeprefix("torch."), picture.shape[0]
+            found = wanted._replace(channels=count, dtype=dtype)
+            if found.colours and wanted is ways[-1]:
+                # bands that are no colours must not be read as such
+                return found._replace(bands=tuple(range(1, count + 1)))
+            return found
     raise UnreadableImageError(f"no image can be read: {summarize_bad(reasons)}")
 
 

@@ -37,7 +37,7 @@ FLOAT_ERROR = 2.0**-8
 
 @dataclass
 class Tally:
-    """What is known of the images so far.
+    """What is known of the images so far; of no image all numbers are those of no value.
 
     Attributes:
         counts: ``int64 (C, levels)``, how often each value came.
@@ -50,12 +50,12 @@ class Tally:
         notes: what is not used, by name.
     """
 
-    counts: np.ndarray | None = None
-    sums: np.ndarray | None = None
-    squares: np.ndarray | None = None
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
-    nodata: np.ndarray | None = None
+    counts: np.ndarray | int = 0
+    sums: np.ndarray | int = 0
+    squares: np.ndarray | int = 0
+    low: np.ndarray | float = math.inf
+    high: np.ndarray | float = -math.inf
+    nodata: np.ndarray | int = 0
     images: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
@@ -63,17 +63,9 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count what ``other`` found along with this one's."""
-        for name in ("counts", "sums", "squares", "nodata"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is None:
-                setattr(self, name, theirs)
-            elif theirs is not None:
-                mine += theirs
-        for name, merge in (("low", np.fmin), ("high", np.fmax)):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            both = mine is not None and theirs is not None
-            setattr(self, name, merge(mine, theirs) if both else theirs if mine is None else mine)
-        self.images += other.images
+        for name in ("counts", "sums", "squares", "nodata", "images"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         for name in ("bad", "others", "notes"):
             getattr(self, name).update(getattr(other, name))
 
@@ -167,34 +159,24 @@ def measure_image(image: Picture, wanted: Reading) -> Tally:
     nodata = float(wanted.nodata) if wanted.nodata else None
     for top in range(0, image.shape[1], _ROWS):
         part = image[:, top : top + _ROWS, :].numpy().reshape(image.shape[0], -1)
-        tally.add(_measure_part(part, nodata))
+        channels = [_measure_channel(values, nodata) for values in part]
+        names = ("counts", "sums", "squares", "low", "high", "nodata")
+        tally.add(Tally(**{n: np.stack([getattr(c, n) for c in channels]) for n in names}))
     return tally
 
 
-def _measure_part(part: np.ndarray, nodata: float | None) -> Tally:
-    """The tally of numbers ``(C, n)``; NaN and infinite ones count as without data."""
-    channels, levels = len(part), _LEVELS[part.dtype.name]
-    floating = part.dtype.kind == "f"
-    found = Tally(
-        counts=np.zeros((channels, levels), np.int64),
-        sums=np.zeros(channels),
-        squares=np.zeros(channels),
-        low=np.full(channels, np.nan),
-        high=np.full(channels, np.nan),
-        nodata=np.zeros(channels, np.int64),
-    )
-    for channel, values in enumerate(part):
-        kept = values
-        if nodata is not None and not math.isnan(nodata):
-            kept = kept[kept != nodata]
-        if floating:
-            kept = kept[np.isfinite(kept)]
-            wide = kept.astype(np.float64)
-            found.sums[channel], found.squares[channel] = wide.sum(), np.square(wide).sum()
-        found.nodata[channel] = values.size - kept.size
-        if kept.size:
-            found.low[channel], found.high[channel] = kept.min(), kept.max()
-            found.counts[channel] = np.bincount(_level(kept), minlength=levels)
+def _measure_channel(values: np.ndarray, nodata: float | None) -> Tally:
+    """The tally of one channel's numbers ``(n,)``; NaN and infinite ones count as without data."""
+    kept = values if nodata is None or math.isnan(nodata) else values[values != nodata]
+    found = Tally()
+    if values.dtype.kind == "f":
+        kept = kept[np.isfinite(kept)]
+        wide = kept.astype(np.float64)
+        found.sums, found.squares = wide.sum(), np.square(wide).sum()
+    if kept.size:
+        found.low, found.high = kept.min(), kept.max()
+    found.nodata = values.size - kept.size
+    found.counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
     return found
 
 
@@ -229,14 +211,13 @@ def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
     if not counted.all():
         raise UserError(f"channel {int(np.argmin(counted)) + 1} holds no data at all")
     values = _values(wanted.dtype)
-    mean, variance = np.empty(len(counted)), np.empty(len(counted))
-    for channel, counts in enumerate(tally.counts):
-        if wanted.dtype == "float32":
-            mean[channel] = tally.sums[channel] / counted[channel]
-            variance[channel] = tally.squares[channel] / counted[channel] - mean[channel] ** 2
-        else:
-            mean[channel] = counts @ values / counted[channel]
-            variance[channel] = counts @ np.square(values - mean[channel]) / counted[channel]
+    if wanted.dtype == "float32":
+        mean = tally.sums / counted
+        variance = tally.squares / counted - mean**2
+    else:
+        mean = tally.counts @ values / counted
+        squares = np.square(values - mean[:, None])
+        variance = (tally.counts * squares).sum(1) / counted
     below = tally.counts.cumsum(1)
     percentiles = {}
     for percentile in PERCENTILES:

@@ -127,8 +127,7 @@ def write_zarr(at: Path) -> Path:
 
 
 def write_zarr_group(at: Path) -> Path:
-    group = zarr.open_group(str(at / "group"), mode="w")
-    group.create_array("images", data=BANDS.transpose(0, 2, 3, 1))
+    zarr.save_group(str(at / "group"), images=BANDS.transpose(0, 2, 3, 1))
     return at / "group"
 
 

@@ -134,7 +134,7 @@ class ImageConfig(SourceConfig):
         self.check_source()
         if not 0 <= self.nodata_share <= 1:
             raise UserError(f"--nodata-share must be between 0 and 1, not {self.nodata_share:g}")
-        if self.clip_percentile and self.stats is None and not self.mean:
+        if self.clip_percentile and self.stats is None and not self.low:
             raise UserError("--clip-percentile takes its values from --stats: give that too")
         if len(self.mean) != len(self.std):
             raise UserError("--mean and --std belong together: one number of each a channel")

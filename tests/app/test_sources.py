@@ -24,7 +24,6 @@ import pytest
 import tifffile
 import torch
 import webdataset
-import zarr
 from PIL import Image
 
 from simmim.cli import main
@@ -36,6 +35,7 @@ from simmim.data.images import read_image
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, end_reading, read_batches
 from simmim.data.sources import find_source
+from simmim.data.splits import split_files
 from simmim.errors import UserError
 from simmim.training.pretrain import Trainer
 
@@ -119,6 +119,7 @@ def write_npy_last(at: Path) -> Path:
 
 
 def write_zarr(at: Path) -> Path:
+    zarr = pytest.importorskip("zarr", reason="needs Python 3.11")
     array = zarr.open(
         str(at / "images.zarr"), mode="w", shape=BANDS.shape, chunks=(1, 4, 16, 16), dtype="uint16"
     )
@@ -127,6 +128,7 @@ def write_zarr(at: Path) -> Path:
 
 
 def write_zarr_group(at: Path) -> Path:
+    zarr = pytest.importorskip("zarr", reason="needs Python 3.11")
     zarr.save_group(str(at / "group"), images=BANDS.transpose(0, 2, 3, 1))
     return at / "group"
 
@@ -313,6 +315,17 @@ def test_validation_images_from_a_source_of_their_own(name, tmp_path):
     counters = Trainer(dataclasses.replace(config, val_data=other)).fit().counters
     assert 0.1 < counters.first_validation < 2
     assert not counters.bad
+
+
+def test_parts_of_a_saved_dataset_are_used_as_such(tmp_path):
+    tables = {
+        name: datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in pictures]})
+        for name, pictures in (("train", PICTURES[:6]), ("test", PICTURES[6:]))
+    }
+    datasets.DatasetDict(tables).save_to_disk(str(tmp_path / "saved"))
+    config = settings("folder", tmp_path / "a", out=tmp_path / "run")
+    files = split_files(dataclasses.replace(config, data=tmp_path / "saved"))
+    assert (len(files.train), len(files.validation)) == (6, 2)
 
 
 def test_a_damaged_member_is_named(tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 from simmim.config.pretrain import PretrainConfig
 
 _PUBLISHED_800 = PretrainConfig(
-    epochs=800, warmup_epochs=10, schedule="step", lr=1e-4, warmup_lr=5e-7, workers=8
+    epochs=800, warmup_epochs=10, schedule="step", lr=1e-4, warmup_lr=5e-7
 )
 
 PRESETS: dict[str, PretrainConfig] = {
@@ -64,7 +64,6 @@ PRESETS: dict[str, PretrainConfig] = {
         crop_scale=(0.1, 1.0),
         crops_per_image=64,
         val_crops=16,
-        workers=0,
         cache=True,
         epochs=10,
         batch_size=16,

@@ -16,7 +16,6 @@ from simmim.data.crops import (
     Crops,
     check_readable,
     collate,
-    loader,
     split_files,
     validation_batches,
     validation_crops,
@@ -24,6 +23,7 @@ from simmim.data.crops import (
 from simmim.data.demo import demo_photographs
 from simmim.data.images import BadImageError, find_images, read_image
 from simmim.data.order import Order, Remaining
+from simmim.data.read_ahead import Way, read_batches
 from simmim.errors import UserError
 
 from .conftest import smooth_image
@@ -144,15 +144,15 @@ def test_crops_depend_on_seed_epoch_and_sample_only(photographs):
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
-    def batches(workers: int) -> list:
+    def batches(kind: str, count: int) -> list:
         order = Order(samples=16, batch=3, accumulate=1, seed=5, epochs=2)
-        data = loader(crops(photographs, crops=2, cache=cache), Remaining(order, 0), workers)
-        return list(data)
+        dataset = crops(photographs, crops=2, cache=cache)
+        return list(read_batches(dataset, Remaining(order, 0), Way(kind, count)))
 
-    alone = batches(0)
+    alone = batches("processes", 0)
     assert len(alone) == 10
-    for workers in (1, 3):
-        for one, other in zip(alone, batches(workers), strict=True):
+    for way in (("processes", 1), ("processes", 3), ("threads", 1), ("threads", 3)):
+        for one, other in zip(alone, batches(*way), strict=True):
             assert torch.equal(one.ids, other.ids)
             assert torch.equal(one.images, other.images)
 
@@ -160,8 +160,8 @@ def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
 def test_a_loader_leaves_the_default_generator_alone(photographs):
     order = Order(samples=8, batch=4, accumulate=1, seed=5, epochs=1)
     before = torch.get_rng_state()
-    for workers in (0, 1):
-        list(loader(crops(photographs), Remaining(order, 0), workers))
+    for way in (Way("processes", 0), Way("processes", 1), Way("threads", 2)):
+        list(read_batches(crops(photographs), Remaining(order, 0), way))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -236,8 +236,9 @@ def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
         lambda path, channels: read.append(path) or torch.zeros(3, 9, 9),
     )
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
-    assert len(list(loader(crops(photographs), Remaining(order, 3), 0))) == 1
-    assert len(read) == 2
+    for count, way in enumerate((Way("processes", 0), Way("threads", 2)), 1):
+        assert len(list(read_batches(crops(photographs), Remaining(order, 3), way))) == 1
+        assert len(read) == 2 * count
 
 
 def test_random_crop_keeps_its_promises():

@@ -24,7 +24,9 @@ from .labels import finetuning, without
 def first_batch(trainer: Finetuner):
     """The images of the first pass."""
     order = trainer.order
-    return Reader(trainer.train_set, trainer.config, order, update=0, pin=False).read()
+    return Reader(
+        trainer.train_set, trainer.config, order, update=0, device=trainer.fabric.device
+    ).read()
 
 
 @pytest.mark.slow

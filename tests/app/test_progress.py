@@ -106,7 +106,7 @@ def test_the_bar_moves_with_every_update(monkeypatch):
         time.sleep(0.12)
         shown.advance(update)
         if update == 5:
-            shown.show(update, 0, 0.25, 33.0)
+            shown.show(update, 0, 0.25, 33.0, 0.12)
             shown.say("skipped an image")
     shown.close()
     monkeypatch.undo()

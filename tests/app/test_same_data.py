@@ -177,7 +177,7 @@ def many(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1, "auto"])
 @pytest.mark.parametrize("how", ["unmounted", "emptied"])
 def test_a_lost_disk_ends_the_run(how, workers, many, tmp_path, capsys, monkeypatch):
     tried = []

@@ -70,7 +70,7 @@ def test_accumulating_equals_one_large_batch_and_clips_once(photographs, tmp_pat
 
 def test_the_run_is_the_same_for_any_number_of_workers(photographs, tmp_path):
     weights = []
-    for workers in (0, 2):
+    for workers in (0, 2, "auto"):
         config = config_of(
             photographs, tmp_path / str(workers), workers=workers, batch_size=2, epochs=2
         )
@@ -78,6 +78,7 @@ def test_the_run_is_the_same_for_any_number_of_workers(photographs, tmp_path):
         weights.append(checkpoint.load(config.out / "checkpoints" / checkpoint.LAST)["model"])
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
+        assert torch.equal(value, weights[2][name]), name
 
 
 def test_training_in_bfloat16_lowers_the_loss(photographs, tmp_path):

@@ -45,7 +45,7 @@ def remarks(config: object) -> list[str]:
     demo = has("preset") == "demo" and has("data") is None
     if has("picture") and has("val_data") is None and not has("val_count") and not demo:
         lines.append("no picture is drawn at the end: there are no validation images")
-    if has("cache") and has("workers", 0) > 1:
+    if has("cache") and has("workers") not in (None, "auto", 0, 1):
         lines.append(
             f"--cache with --workers {config.workers}: each worker comes to hold all decoded images"
         )
@@ -76,6 +76,8 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
         yield "--target-window is the square of --target-norm window: give that too"
     if has("encoder") == "cnn" and given("attention"):
         yield "--encoder cnn has no attention: leave out --attention"
+    if has("compile") == "on" and has("shard"):
+        yield "--compile on does not go with --shard: leave out one of them"
     encoder_alone = has("encoder_only") or has("project") == "timm"
     if encoder_alone and given("head_order"):
         yield "--head-order is about a head, and an encoder alone has none: leave it out"

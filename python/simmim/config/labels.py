@@ -151,8 +151,8 @@ class ProbeConfig(LabelledConfig):
     batch_size: int = 128
     """Images in one forward pass."""
 
-    workers: int = 2
-    """Processes that read images; 0 reads them in the main process."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read images; 0 reads them in the main process; auto: see simmim pretrain."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read: skip names it and leaves it out; error stops."""

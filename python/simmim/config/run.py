@@ -37,8 +37,8 @@ class RunConfig:
     resume: bool = False
     """Continue the run in --out at the very step of its newest checkpoint; start it if there is
     none. Give the same settings as before; from that step on may change --epochs, --lr, --warmup-lr,
-    --min-lr, --warmup-epochs, --schedule, --clip, --precision and --attention, and at any time what
-    does not touch the weights."""
+    --min-lr, --warmup-epochs, --schedule, --clip, --precision, --attention and --compile, and at any
+    time what does not touch the weights."""
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""
@@ -64,9 +64,10 @@ class RunConfig:
     in its place, or, in validation, none; error stops the run. Eight files in a row that are gone
     stop it in any case."""
 
-    workers: int = 2
-    """Processes that read images; 0 reads them in the training process. The run is the same
-    whatever the number."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read images; 0 reads them in the training process, between updates. auto takes
+    threads of the training process on up to four cores without a GPU, else processes, and more of
+    them while the run waits for images. The run is the same whatever reads."""
 
     cache: bool = False
     """Keep decoded images in memory (each worker its own), for small folders."""
@@ -128,6 +129,11 @@ class RunConfig:
     """How attention is computed: by scaled_dot_product_attention, or by plain products and softmax.
     auto takes the one that was measured to be faster for the device, the precision and the kind of
     encoder; the log says which."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model with torch.compile; the losses stay the same to rounding. auto does so, from
+    the fourth update on, where the time that is left earns it back; the log says what was decided
+    and why."""
 
     # records
     log_every: int = 50

@@ -8,13 +8,13 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
@@ -27,7 +27,6 @@ from simmim.data.listing import Listing, summarize_bad
 from simmim.data.order import piece
 from simmim.data.splits import resolve_split
 from simmim.errors import UnreadableImageError, UserError
-from simmim.training.signals import leave_signals_to_parent
 
 #: files that the system does not give us, one after the other, until we take the disk for lost
 LOST_IN_A_ROW = 8
@@ -143,24 +142,6 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
     if not len(batch.images):
         kinds = summarize_bad(dict(batch.bad))
         raise UnreadableImageError(f"no image can be read: {kinds}; the first is {path}: {reason}")
-
-
-def loader(
-    dataset: Crops, batches: Iterable[list[tuple[int, int]]], workers: int, pin: bool = False
-) -> DataLoader:
-    """``batches`` of ``(epoch, sample id)``, read ahead by ``workers`` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=leave_signals_to_parent,
-        # forkserver, Python 3.14's default, imports everything anew: seconds before the first batch
-        multiprocessing_context="fork" if workers else None,
-        # a loader without its own generator draws from the default one, which drop-path uses
-        generator=torch.Generator(),
-    )
 
 
 def validation_batches(

@@ -133,7 +133,8 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | 
     content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     try:
         pixels = jpeg.decode_jpeg(content, mode=jpeg.ImageReadMode.UNCHANGED)
-    except RuntimeError:
+    # torchvision will leave its decoder out one day
+    except (AttributeError, RuntimeError):
         return None
     pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels)
     return pixels.expand(channels, -1, -1)

@@ -13,8 +13,9 @@ import torch
 
 from simmim.config.labels import ProbeConfig
 from simmim.data.classes import Classes, Labelled, split_classes
-from simmim.data.crops import central_crops, check_readable, loader
+from simmim.data.crops import central_crops, check_readable
 from simmim.data.listing import summarize_bad
+from simmim.data.read_ahead import read_batches, usable_cores, ways
 from simmim.errors import UnreadableImageError, UserError, printable, require
 from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import block_features, completed, start
@@ -141,7 +142,8 @@ def _features(
     ]
     device = next(encoder.parameters()).device
     found, labels, bad = [], [], {}
-    for batch in loader(images, batches, config.workers):
+    way = ways(config.workers, device.type, False, usable_cores())[0]
+    for batch in read_batches(images, batches, way):
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:

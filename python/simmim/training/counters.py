@@ -18,6 +18,7 @@ class Counters:
         bad: files that could not be read, with the reasons.
         partly: files that were used in part, with what was left.
         changes: settings that were changed when the run was resumed, a line each.
+        compiled: whether the model is compiled, ``None`` before that is decided.
     """
 
     first_validation: float | None = None
@@ -26,6 +27,7 @@ class Counters:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     partly: dict[str, str] = dataclasses.field(default_factory=dict)
     changes: list[str] = dataclasses.field(default_factory=list)
+    compiled: bool | None = None
 
     def are_finite(self) -> bool:
         """Whether every number among them is."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from simmim.data.crops import Batch, Crops
-from simmim.errors import first_line
+from simmim.errors import UserError, first_line
 from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder
+from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
 from simmim.training.counters import Summary
 from simmim.training.failures import AgreedFailure, saved_on_failure
 from simmim.training.optimizer import learning_rate
@@ -96,11 +98,14 @@ class Fitting(Recording):
         self.model.train()
         stop = self.peers.largest(self._reason_to_stop())
         if self.update < order.updates and not stop:
-            pin = self.fabric.device.type == "cuda"
-            self.reader = Reader(self.train_set, config, order, self.update, pin)
+            self.reader = Reader(self.train_set, config, order, self.update, self.fabric.device)
+            self.records.say(f"images: read by {self.reader.way}")
+            self._compile_at_start()
             with worker_deaths_reported_when_reading():
                 while self.update < order.updates and not stop:
+                    began = time.perf_counter()
                     stop = self._update()
+                    self._decide_to_compile(began)
                     self.records.advance(self.update)
                     self._record()
                     if self.update % config.save_every == 0:
@@ -156,7 +161,9 @@ class Fitting(Recording):
             bad.update(batch.bad)
             notes.update(batch.notes)
             last = turn == config.accumulate - 1
-            with self.fabric.no_backward_sync(self.model, enabled=not last):
+            # what is left over at the end of an epoch is not worth compiling for its size
+            as_compiled = nullcontext() if len(batch.ids) == order.batch else uncompiled()
+            with self.fabric.no_backward_sync(self.model, enabled=not last), as_compiled:
                 loss = self.pass_loss(batch, order.epoch(self.update))
                 loss = loss * order.weight(self.update, turn)
                 self.fabric.backward(loss)
@@ -178,6 +185,58 @@ class Fitting(Recording):
         self.update += 1
         self._whole = True
         return stop
+
+    def _compile_at_start(self) -> None:
+        """Compile the model where that is asked for or the run did so before."""
+        config, counters = self.config, self.counters
+        before = counters.compiled
+        if config.compile != "auto":
+            counters.compiled = config.compile == "on"
+        elif config.shard or (before is None and self.update >= DECIDED_AT):
+            counters.compiled = False
+        if counters.compiled:
+            self._compile("as before" if config.compile == "auto" else "as --compile says")
+        elif counters.compiled is False and config.compile == "auto":
+            why = "the model is spread over processes" if config.shard else "as before"
+            self.records.say(f"not compiled: {why}")
+
+    def _decide_to_compile(self, began: float) -> None:
+        """Decide it for ``--compile auto`` after the update that began at ``began``."""
+        if self.counters.compiled is not None:
+            return
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        if self.update < DECIDED_AT:
+            return
+        seconds, left = time.perf_counter() - began, self.order.updates - self.update
+        # all processes decide alike, by the time of the slowest
+        worth, why = is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left)
+        self.counters.compiled = worth
+        if worth:
+            self._compile(why)
+        else:
+            self.records.say(f"not compiled: {why}")
+
+    def _compile(self, why: str) -> None:
+        self.records.say(f"compiling the model: {why}")
+        began = time.perf_counter()
+        failure = compile_model(self.model.module, self._trial_pass)
+        self.optimizer.zero_grad()
+        if self.peers.largest(int(failure is not None)):
+            failure = failure or "another process could not compile it"
+            if self.config.compile == "on":
+                raise UserError(f"--compile on: the model cannot be compiled: {failure}")
+            self.counters.compiled = False
+            self.model.module.__dict__.pop("forward", None)
+            self.records.say(f"not compiled: {failure}")
+        else:
+            self.records.say(f"compiled in {time.perf_counter() - began:.0f} s")
+        self.records.pause(time.perf_counter() - began)
+
+    def _trial_pass(self) -> None:
+        with self.fabric.no_backward_sync(self.model):
+            loss = self.pass_loss(self.reader.blank(), self.order.epoch(self.update))
+            self.fabric.backward(loss)
 
     def _seed_update(self) -> None:
         key = [self.config.seed % 2**64, self.update, self.order.rank]

@@ -12,6 +12,7 @@ from typing import TextIO
 
 COLUMNS = (
     *("update", "epoch", "split", "loss", "accuracy", "lr", "grad_norm", "images_per_second"),
+    "waiting",
 )
 _COUNTS = ("update", "epoch")
 _WORDS = ("split",)

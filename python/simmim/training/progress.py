@@ -106,13 +106,13 @@ class Progress:
         elif (update == self.first + 1 and update < self.total) or self._quiet():
             self.say(f"update {update}/{self.total}  {self._speed(update)}")
 
-    def images_per_second(self, update: int) -> float:
-        """Rate since the last call, time in ``pause`` left out."""
+    def since_last(self, update: int) -> tuple[int, float]:
+        """Images, and the seconds that they took, since the last call; ``pause`` left out."""
         now = time.perf_counter()
         images = (update - self._last_update) * self.global_batch
-        rate = images / max(1e-9, now - self._last_time)
+        seconds = max(1e-9, now - self._last_time)
         self._last_time, self._last_update = now, update
-        return rate
+        return images, seconds
 
     def overall_rate(self, update: int) -> float:
         """Training images per second of this process so far."""
@@ -124,15 +124,17 @@ class Progress:
         self._paused += seconds
         self._last_time += seconds
 
-    def show(self, update: int, epoch: int, loss: float, rate: float) -> None:
-        """Loss, speed and time left."""
+    def show(self, update: int, epoch: int, loss: float, rate: float, waiting: float) -> None:
+        """Loss, speed, and, where there is room, share of the time spent waiting for images and time
+        left."""
+        speed = f"{rate:.0f} images/s"
         if self._bar is not None:
-            text = f"epoch {epoch}, loss {loss:.4f}, {rate:.0f} images/s"
+            text = f"epoch {epoch}, loss {loss:.4f}, {speed}"
             self.terminal(self._bar.set_postfix_str, text)
         else:
             self.say(
                 f"update {update}/{self.total}  epoch {epoch}  loss {loss:.4f}  "
-                f"{rate:.0f} images/s  {self._time_left(update)}"
+                f"{speed}, {waiting:.0%} waiting  {self._time_left(update)}"
             )
 
     def say(self, text: str) -> None:
@@ -161,10 +163,11 @@ class Progress:
 
     def _time_left(self, update: int) -> str:
         left = (self.total - update) * self.global_batch / max(1e-9, self.overall_rate(update))
-        return f"{_clock(left)} left"
+        return f"{clock(left)} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as ``1:02:03``; without hours where there are none."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

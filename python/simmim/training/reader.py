@@ -1,12 +1,25 @@
-"""Batches for a run, and what happens when one cannot be read."""
+"""Batches for a run: read ahead, on the model's device, and how long the run waits for them."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from simmim.config.run import RunConfig
-from simmim.data.crops import Batch, Crops, check_readable, loader
+from simmim.data.batches import Batch
+from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order, Remaining
+from simmim.data.read_ahead import end_reading, read_batches, usable_cores, ways
+
+#: seconds of training after which it is judged whether images come fast enough
+PERIOD = 10.0
+#: share of the time spent waiting for images above which another way to read them is tried
+WAITS = 0.05
+#: and above which the log says what a user can do
+HELD_BACK = 0.1
 
 
 class Reader:
@@ -17,21 +30,32 @@ class Reader:
         config: settings of the run, completed.
         order: which samples make a batch.
         update: updates done.
-        pin: put the images where a GPU copies them from without waiting.
+        device: where the model is.
 
     Attributes:
         failure: why this process of several could not read a batch, ``None`` as long as it can.
+        way: who reads.
     """
 
     def __init__(
-        self, train_set: Crops, config: RunConfig, order: Order, update: int, pin: bool
+        self, train_set: Crops, config: RunConfig, order: Order, update: int, device: torch.device
     ) -> None:
-        self.config, self.order = config, order
+        self.train_set, self.config, self.order, self.device = train_set, config, order, device
         self.failure: Exception | None = None
-        self._batches = iter(loader(train_set, Remaining(order, update), config.workers, pin))
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ways = ways(config.workers, device.type, config.cache, usable_cores())
+        self._waiting = _Waiting(self._copies is not None)
+        self._waited = self._judged = 0.0
+        self._start(update)
+
+    def _start(self, update: int) -> None:
+        self.way = self._ways.pop(0)
+        rest = Remaining(self.order, update)
+        self._batches = read_batches(self.train_set, rest, self.way, pin=self._copies is not None)
+        self._is_first = True
 
     def read(self) -> Batch:
-        """The next batch.
+        """The next batch, its images and ids on the device.
 
         Where other processes wait for this one, its failure is kept in ``failure`` until all learn
         of it, and a batch of zeros stands in that long.
@@ -42,16 +66,20 @@ class Reader:
         """
         if self.failure is None:
             try:
-                return self._next()
+                return self._upload(self._next())
             except Exception as error:
                 if self.order.world == 1:
                     raise
                 self.failure = error
+        return self.blank()
+
+    def blank(self) -> Batch:
+        """A full batch of black images, all of them sample 0."""
         shape = (self.order.batch, self.config.channels, *self.config.size)
         none = torch.zeros(self.order.batch, dtype=torch.int64)
         return Batch(
-            images=torch.zeros(shape, dtype=torch.uint8),
-            ids=none,
+            images=torch.zeros(shape, dtype=torch.uint8, device=self.device),
+            ids=none.to(self.device),
             sources=none,
             bad=[],
             read=none.bool(),
@@ -60,14 +88,99 @@ class Reader:
         )
 
     def close(self) -> None:
-        """End the workers. They ignore SIGTERM, by which the interpreter's exit would end them, and
-        an exception's traceback keeps the iterator alive until then."""
-        # there is no public way; without workers there is no such method
-        end = getattr(self._batches, "_shutdown_workers", None)
-        if end is not None:
-            end()
+        """End the workers."""
+        end_reading(self._batches)
+
+    def take_waited(self) -> float:
+        """Seconds that the device had nothing to do for want of images, since the last call."""
+        return self._waiting.take()
+
+    def judge(self, waited: float, seconds: float, update: int) -> str:
+        """Read in the next way if the run waits too long; returns what to say about it, or "".
+
+        Args:
+            waited: of ``seconds`` of training, those spent waiting for images.
+            update: updates done.
+        """
+        self._waited, self._judged = self._waited + waited, self._judged + seconds
+        if self._judged < PERIOD:
+            return ""
+        share = self._waited / self._judged
+        self._waited = self._judged = 0.0
+        if share > WAITS and self._ways:
+            self.close()
+            self._start(update)
+            return (
+                f"{share:.0%} of the time went by waiting for images: {self.way} read from now on"
+            )
+        if share <= HELD_BACK:
+            return ""
+        advice = "use a machine with more cores, smaller image files"
+        if self.config.workers != "auto":
+            advice = f"leave out --workers {self.config.workers}, use smaller image files"
+        cache = "" if self.config.cache else ", or --cache if all images fit into memory"
+        return f"the run is held back: it waits for images {share:.0%} of the time; {advice}{cache}"
 
     def _next(self) -> Batch:
-        batch = next(self._batches)
+        if self._is_first:
+            # processes and the disk need a moment, which says nothing about what follows
+            self._is_first = False
+            batch = next(self._batches)
+        else:
+            with self._waiting.measured():
+                batch = next(self._batches)
         check_readable(batch, self.config.on_bad_image)
         return batch
+
+    def _upload(self, batch: Batch) -> Batch:
+        """Begin to copy to the GPU, beside the updates that are still at work there.
+
+        The host, which waits for nothing, is here while the GPU is at an earlier update, so the copy
+        needs a stream of its own to run at the same time; only what comes after waits for it.
+        """
+        if self._copies is None:
+            return batch
+        with torch.cuda.stream(self._copies):
+            images, ids = (
+                (t if t.is_pinned() else t.pin_memory()).to(self.device, non_blocking=True)
+                for t in (batch.images, batch.ids)
+            )
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self._copies)
+        for tensor in (images, ids):
+            # its memory belongs to the other stream, which must not reuse it before this one is done
+            tensor.record_stream(compute)
+        return batch._replace(images=images, ids=ids)
+
+
+class _Waiting:
+    """How long a device has nothing to do while the host waits.
+
+    On a GPU that is not the host's time, since the GPU may still be busy then: it is the time between
+    two marks in its queue, before and after the host's waiting, that follow each other at once where
+    there is other work in front of them.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._on_gpu, self._seconds = on_gpu, 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        if self._on_gpu:
+            marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            marks[0].record()
+            yield
+            marks[1].record()
+            self._marks.append(marks)
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def take(self) -> float:
+        for begin, end in self._marks:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1e3
+        seconds, self._seconds, self._marks = self._seconds, 0.0, []
+        return seconds

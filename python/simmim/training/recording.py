@@ -16,11 +16,13 @@ from simmim.config.run import RunConfig
 from simmim.data.crops import Batch, check_readable
 from simmim.data.order import Order
 from simmim.storage import checkpoint
+from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
 from simmim.training.introduction import introduction
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
+from simmim.training.reader import Reader
 from simmim.training.records import NoRecords, Records
 from simmim.training.sums import Sums
 
@@ -43,6 +45,7 @@ class Recording(ABC):
     counters: Counters
     log_every: int
     folder: Path
+    reader: Reader | None
     records: Records | NoRecords
     sums: Sums
 
@@ -110,15 +113,23 @@ class Recording(ABC):
 
     def _log(self) -> None:
         loss, norm = (total / self.sums.count for total in self._read_sums())
+        images, seconds = self.records.since_last(self.update)
+        waited = self.reader.take_waited() if self.reader else 0.0
         self.records.training(
             self.update,
             self.order.epoch(self.update - 1),
             loss=loss,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
             grad_norm=norm,
+            images_per_second=images / seconds,
+            waiting=min(1.0, waited / seconds),
         )
         if self._recorded():
             self.sums.clear()
+        if self.reader and self.update < self.order.updates:
+            text = self.reader.judge(waited, seconds, self.update)
+            if text:
+                self.records.say(text)
 
     def _read_sums(self) -> list[float]:
         """Loss and gradient norm summed since the last log row, the mean of all processes; the
@@ -155,7 +166,8 @@ class Recording(ABC):
         bad = dict(self.counters.bad)
         self.model.eval()
         try:
-            with named_if_slow("validating", self.records.say):
+            # for the sizes and the few passes of a validation, compiling would take longer
+            with named_if_slow("validating", self.records.say), uncompiled():
                 self.validate()
         except BaseException:
             # files that vanished are not unreadable ones of the run that goes on

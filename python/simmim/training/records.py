@@ -50,12 +50,11 @@ class Records(Progress):
     def complete(self) -> bool:
         return self._to_metrics.error is None
 
-    def training(self, update: int, epoch: int, *, loss: float, lr: float, grad_norm: float):
-        """Record means since the last such record, and the speed."""
-        rate = self.images_per_second(update)
-        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "images_per_second": rate}
+    def training(self, update: int, epoch: int, **values: float) -> None:
+        """Record means since the last such record, the speed, and the share of waiting: columns of
+        the file."""
         self._write(update, epoch, "train", values)
-        self.show(update, epoch, loss, rate)
+        self.show(update, epoch, values["loss"], values["images_per_second"], values["waiting"])
 
     def validation(self, update: int, epoch: int, **values: float) -> None:
         """Record what was found on held-out images after ``update`` updates: columns of the

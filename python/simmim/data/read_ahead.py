@@ -1,0 +1,160 @@
+"""Batches read while the model works: by threads of this process, or by processes of their own.
+
+Which batches there are, and what is in them, does not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+
+from simmim.data.batches import Batch, Sample, collate
+from simmim.data.crops import Crops
+from simmim.training.signals import leave_signals_to_parent
+
+#: an index of ``Crops``: epoch and sample id
+Index = tuple[int, int]
+#: cores up to which threads read: beyond, they wait for each other in Python
+FEW_CORES = 4
+#: worker processes that are tried, one number after the other
+PROCESSES = (4, 8, 16, 32, 64)
+#: batches that are read before they are asked for
+AHEAD = 2
+
+
+class Way(NamedTuple):
+    """Who reads.
+
+    Attributes:
+        kind: ``"threads"`` of this process, or ``"processes"``, of which 0 stand for this one.
+        count: how many.
+    """
+
+    kind: Literal["threads", "processes"]
+    count: int
+
+    def __str__(self) -> str:
+        if self.kind == "processes" and not self.count:
+            return "this process between its updates"
+        one = {"threads": "thread", "processes": "process"}[self.kind]
+        return f"{self.count} {self.kind if self.count > 1 else one}"
+
+
+def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -> list[Way]:
+    """How images can be read, the way to begin with first, then what to try where that is too slow.
+
+    Threads that share few cores with a model on the CPU read in its pauses and copy nothing to
+    another process; with ``cache`` they share what is decoded. Beside a GPU they would keep Python
+    from feeding it, so there, and on many cores, processes read.
+
+    Args:
+        workers: what was asked for.
+        device: ``"cpu"`` or ``"cuda"``, where the model is.
+        cores: that this process may use.
+    """
+    if workers != "auto":
+        return [Way("processes", workers)]
+    if cache or (device == "cpu" and cores <= FEW_CORES):
+        # more threads than cores help where the disk or the network lets each wait
+        return [Way("threads", cores), Way("threads", 4 * cores)]
+    counts = [*(n for n in PROCESSES if n < cores), min(cores, PROCESSES[-1])]
+    return [Way("processes", count) for count in counts]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, shared fairly with those that torchrun started beside it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def read_batches(
+    dataset: Crops, batches: Iterable[list[Index]], way: Way, pin: bool = False
+) -> Iterator[Batch]:
+    """``batches``, each a list of ``(epoch, sample id)``; to be ended by ``end_reading``.
+
+    Args:
+        pin: put the images where a GPU copies them from without waiting.
+    """
+    if way.kind == "threads":
+        return _Threads(dataset, batches, way.count)
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=way.count,
+            collate_fn=collate,
+            pin_memory=pin,
+            worker_init_fn=leave_signals_to_parent,
+            # forkserver, Python 3.14's default, imports everything anew: seconds before the first
+            # batch
+            multiprocessing_context="fork" if way.count else None,
+            # a loader without its own generator draws from the default one, which drop-path uses
+            generator=torch.Generator(),
+        )
+    )
+
+
+def end_reading(batches: Iterator[Batch]) -> None:
+    """End the workers behind ``batches``. Processes ignore SIGTERM, by which the interpreter's exit
+    would end them, and an exception's traceback keeps the iterator alive until then."""
+    # there is no public way; without workers there is no such method
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
+
+
+class _Threads:
+    """Batches read by ``count`` threads, which give way to everything else on the machine."""
+
+    def __init__(self, dataset: Crops, batches: Iterable[list[Index]], count: int) -> None:
+        self._dataset, self._batches = dataset, iter(batches)
+        self._pool = ThreadPoolExecutor(count, initializer=self._begin)
+        self._started = threading.Barrier(count + 1)
+        own = torch.get_num_threads()
+        for _ in range(count):
+            self._pool.submit(int)
+        self._started.wait()
+        # what _begin has told PyTorch counts for all threads that are still to come
+        torch.set_num_threads(own)
+        self._ahead: deque[list[tuple[Index, Future[Sample]]]] = deque()
+        for _ in range(AHEAD):
+            self._ask()
+
+    def _begin(self) -> None:
+        """One core a thread, and only while nobody else wants it."""
+        torch.get_num_threads()  # what PyTorch sets at the first question must not come later
+        torch.set_num_threads(1)
+        # on Linux a thread has a priority of its own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self._started.wait()
+
+    def _ask(self) -> None:
+        batch = next(self._batches, None)
+        if batch is not None:
+            samples = [
+                (index, self._pool.submit(self._dataset.__getitem__, index)) for index in batch
+            ]
+            self._ahead.append(samples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._ahead:
+            self._shutdown_workers()
+            raise StopIteration
+        samples = self._ahead.popleft()
+        self._ask()
+        # the caller waits: it reads what no thread has begun
+        return collate([self._dataset[i] if f.cancel() else f.result() for i, f in samples])
+
+    def _shutdown_workers(self) -> None:
+        self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,58 @@
+"""Whether a run compiles its model with ``torch.compile``, and how that begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from simmim.errors import first_line
+from simmim.training.progress import clock
+
+#: updates after which ``auto`` decides, always the same so that a resumed run does what the
+#: uninterrupted one did; the last of them is timed
+DECIDED_AT = 3
+#: seconds that compiling takes, and the share of an update that it saves at least, from
+#: measurements of ViT and Swin in float32 and bfloat16 on two cores
+COSTS, SAVES = 60.0, 0.1
+
+
+def is_worth_compiling(seconds: float, updates: int) -> tuple[bool, str]:
+    """Whether compiling is earned back, and why.
+
+    Args:
+        seconds: of an update that is not compiled.
+        updates: still to be made.
+    """
+    left = f"{clock(seconds * updates)} left at {seconds:.2g} s an update"
+    if seconds * updates * SAVES > COSTS:
+        return True, f"with {left} it is earned back"
+    return False, f"{left} would not earn back the minute that it takes"
+
+
+def compile_model(model: nn.Module, trial: Callable[[], None]) -> str | None:
+    """Compile ``model.forward`` for inputs of fixed shapes, unless that fails.
+
+    Names of parameters stay, and random numbers are drawn as without compiling.
+
+    Args:
+        trial: makes a forward and a backward pass, in which everything is compiled.
+
+    Returns:
+        ``None``, or what kept it from being compiled; the model is as before then.
+    """
+    model.forward = torch.compile(model.forward, dynamic=False, options={"fallback_random": True})
+    try:
+        trial()
+    except TorchDynamoException as error:
+        del model.forward
+        return first_line(error)
+    return None
+
+
+def uncompiled() -> AbstractContextManager:
+    """Within it, compiled models run as if they were not."""
+    return torch.compiler.set_stance("force_eager")

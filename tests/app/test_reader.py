@@ -1,0 +1,143 @@
+"""Who reads the images of a run, how long the run waits for them, and what it says then."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+import torch
+
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.crops import training_crops
+from simmim.data.images import find_images
+from simmim.data.order import Order, Remaining
+from simmim.data.read_ahead import Way, end_reading, read_batches, ways
+from simmim.training.reader import PERIOD, Reader
+
+ORDER = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=50)
+
+
+def test_who_reads():
+    assert ways(3, "cuda", True, 64) == [("processes", 3)]
+    assert ways("auto", "cpu", False, 2) == [("threads", 2), ("threads", 8)]
+    assert ways("auto", "cpu", False, 12) == [("processes", n) for n in (4, 8, 12)]
+    assert ways("auto", "cuda", False, 2) == [("processes", 2)]
+    assert ways("auto", "cuda", False, 200)[-1] == ("processes", 64)
+    assert ways("auto", "cuda", True, 8)[0] == ("threads", 8)
+    words = [str(Way(kind, n)) for kind in ("threads", "processes") for n in (1, 2)]
+    assert words == ["1 thread", "2 threads", "1 process", "2 processes"]
+    assert str(Way("processes", 0)) == "this process between its updates"
+
+
+@pytest.fixture
+def dataset(photographs):
+    return training_crops(PretrainConfig(img_size=16), find_images(photographs))
+
+
+def reader(dataset, **options) -> Reader:
+    config = PretrainConfig(img_size=16, **options)
+    return Reader(dataset, config, ORDER, 0, torch.device("cpu"))
+
+
+def test_threads_read_ahead_on_a_core_each_and_give_way(dataset, monkeypatch):
+    seen = []
+
+    def read(path, channels):
+        priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        seen.append((torch.get_num_threads(), priority))
+        return torch.zeros(3, 20, 20, dtype=torch.uint8)
+
+    monkeypatch.setattr("simmim.data.crops.read_image", read)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches = read_batches(dataset, Remaining(ORDER, 0), Way("threads", 2))
+        while len(seen) < 4:
+            time.sleep(0.01)
+        # two batches, before any was asked for
+        assert seen == [(1, 19)] * 4
+        assert torch.get_num_threads() == 2
+        end_reading(batches)
+        found = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert found == [2]
+    finally:
+        torch.set_num_threads(before)
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
+
+
+def test_the_caller_reads_what_no_thread_has_begun(dataset, monkeypatch):
+    """Threads that get no processor time hold nothing up but what they have begun."""
+    begun, go_on = [], threading.Event()
+
+    def read(path, channels):
+        begun.append(threading.current_thread())
+        if begun[-1] is not threading.main_thread():
+            go_on.wait()
+        elif len(begun) > 2:
+            go_on.set()
+        return torch.zeros(3, 20, 20, dtype=torch.uint8)
+
+    monkeypatch.setattr("simmim.data.crops.read_image", read)
+    order = Order(samples=8, batch=8, accumulate=1, seed=1, epochs=1)
+    batches = read_batches(dataset, Remaining(order, 0), Way("threads", 1))
+    threading.Timer(0.5, go_on.set).start()
+    assert len(next(batches).ids) == 8
+    end_reading(batches)
+
+
+def test_another_way_is_tried_while_the_run_waits(dataset, monkeypatch):
+    monkeypatch.setattr("simmim.training.reader.usable_cores", lambda: 2)
+    reading = reader(dataset)
+    expected = [reading.read().ids.tolist() for _ in range(4)]
+    reading.close()
+    reading = reader(dataset)
+    assert reading.way == ("threads", 2)
+    assert reading.read().ids.tolist() == expected[0]
+    assert reading.judge(PERIOD, PERIOD / 2, update=1) == ""
+    said = reading.judge(0.0, PERIOD * 1.5, update=1)
+    assert said == "50% of the time went by waiting for images: 8 threads read from now on"
+    assert reading.way == ("threads", 8)
+    assert [reading.read().ids.tolist() for _ in range(3)] == expected[1:]
+    assert reading.judge(0.1 * PERIOD, PERIOD, update=4) == ""
+    said = reading.judge(0.3 * PERIOD, PERIOD, update=4)
+    assert said == (
+        "the run is held back: it waits for images 30% of the time; use a machine with more cores, "
+        "smaller image files, or --cache if all images fit into memory"
+    )
+    reading.close()
+    reading = reader(dataset, workers=0, cache=True)
+    said = reading.judge(0.3 * PERIOD, PERIOD, update=4)
+    assert said.endswith("30% of the time; leave out --workers 0, use smaller image files")
+
+
+def test_waiting_is_measured(dataset, monkeypatch):
+    def read(path, channels):
+        time.sleep(0.05)
+        return torch.zeros(3, 20, 20, dtype=torch.uint8)
+
+    monkeypatch.setattr("simmim.data.crops.read_image", read)
+    reading = reader(dataset, workers=0)
+    reading.read()
+    assert reading.take_waited() == 0.0
+    reading.read()
+    assert reading.take_waited() >= 0.1
+    assert reading.take_waited() == 0.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_images_go_to_the_gpu_beside_its_work(dataset):
+    config = PretrainConfig(img_size=16, workers=1)
+    expected = [reading.read().images for reading in [reader(dataset, workers=0)] for _ in range(3)]
+    reading = Reader(dataset, config, ORDER, 0, torch.device("cuda"))
+    for images in expected:
+        torch.cuda._sleep(10_000_000)
+        batch = reading.read()
+        assert batch.ids.is_cuda and torch.equal(batch.images.cpu(), images)
+    # the GPU was busy for longer than the host waited
+    assert reading.take_waited() < 0.05
+    reading.close()

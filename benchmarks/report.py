@@ -32,9 +32,10 @@ TARGETS = {
 }
 #: ops of the table on the README's first screen
 HEADLINE = ("masked_loss", "mask_tokens", "mask_image", "normalize_targets", "step")
-EAGER = ("eager", "published", "NumPy generator", "F.l1_loss")
+EAGER = ("eager", "published", "NumPy generator", "F.l1_loss", "plain loop")
 COMPILED = (
     "compiled",
+    "plain loop, compiled",
     "where, compiled",
     "banded products, compiled",
     "cumulative sums, compiled",
@@ -159,6 +160,8 @@ def tables(folder: Path) -> Iterator[str]:
             yield gpu_notes(content)
         if op == "step":
             yield f"{step_notes(content)}\n\n![where the time goes](steps.png)"
+        if op == "pretrain":
+            yield step_notes(content)
 
 
 def plot(folder: Path) -> None:
@@ -267,6 +270,14 @@ def summary(folder: Path) -> str:
     return "\n".join(lines) + f"\n\n{caption(first)}"
 
 
+def whole_run(folder: Path) -> str:
+    """The row of `bench_pretrain` with the images a second of every contender."""
+    content = load(folder).get("pretrain")
+    if content is None:
+        return "Not measured yet."
+    return f"{step_notes(content)}\n\n{table('pretrain', content)}\n\n{caption(content)}"
+
+
 def headline(folder: Path) -> str:
     """The rows of `summary` that the README's first screen shows."""
     head, rule, *rows, _, where = summary(folder).splitlines()
@@ -280,8 +291,12 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
 
 
-#: the pages with a table of each machine: its marker, and what makes it
-PAGES = {"README.md": ("headline", headline), "docs/benchmarks.md": ("table", summary)}
+#: the tables of each machine: the page, its marker, and what makes it
+TABLES = (
+    ("README.md", "headline", headline),
+    ("docs/benchmarks.md", "table", summary),
+    ("docs/benchmarks.md", "run", whole_run),
+)
 
 
 def write_page(folder: Path) -> None:
@@ -303,7 +318,7 @@ def main() -> int:
     for folder in folders:
         write_page(folder)
         print((folder / "README.md").relative_to(ROOT))
-        for page, (kind, make) in PAGES.items():
+        for page, kind, make in TABLES:
             text = (ROOT / page).read_text()
             (ROOT / page).write_text(fill(text, f"{kind}:{folder.name}", make(folder)))
     return 0

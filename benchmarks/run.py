@@ -188,7 +188,10 @@ class Store:
         self.write(row.op)
 
     def write(self, op: str) -> None:
-        rows = [result.as_dict() for result in self.results.values() if result.op == op]
+        self.write_rows(op, [r.as_dict() for r in self.results.values() if r.op == op])
+
+    def write_rows(self, op: str, rows: list[dict[str, Any]]) -> None:
+        """Write the file of an op, with rows in the form of `Result.as_dict`."""
         content: dict[str, Any] = {"environment": self.environment, "rows": rows}
         if op in self.missing:
             content["not measured"] = self.missing[op]

@@ -85,10 +85,12 @@ def assert_same_weights(out: Path, single: dict[str, Path], kind: str = "pretrai
 TOGETHER = {
     "two": {"batch_size": 4},
     "two passes each": {"batch_size": 2, "accumulate": 2},
+    "compiled": {"batch_size": 4, "compile": "on", "workers": "auto"},
     "sharded": {"batch_size": 4, "shard": True},
 }
 
 
+# with what is compiled for the whole updates; the rest of an epoch runs as it is
 @pytest.mark.parametrize("changes", TOGETHER.values(), ids=TOGETHER)
 def test_two_processes_end_with_the_weights_of_one(single, tmp_path, changes):
     config = config_of(single["photographs"], tmp_path / "together", **changes)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import environment, report, rows, run, timing
+from benchmarks import bench_pretrain, environment, report, rows, run, timing
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import Contest, Row
 from benchmarks.rows.shapes import CPU, GPU, trial
@@ -33,6 +35,7 @@ def test_every_op_has_rows_with_names_of_their_own(setting):
 
 def test_every_stored_row_still_exists():
     names = {(row.op, row.shape, row.what) for row in rows.all_rows(CPU)}
+    names.add((bench_pretrain.OP, bench_pretrain.SHAPE, bench_pretrain.WHAT))
     for file in (ROOT / "benchmarks/results").glob("*/*.json"):
         for row in json.loads(file.read_text())["rows"]:
             assert (row["op"], row["shape"], row["what"]) in names
@@ -41,7 +44,7 @@ def test_every_stored_row_still_exists():
 def test_the_pages_are_made_from_the_stored_rows():
     for folder in (ROOT / "benchmarks/results").iterdir():
         assert "\n\n".join(report.tables(folder)) in (folder / "README.md").read_text()
-        for page, (kind, make) in report.PAGES.items():
+        for page, kind, make in report.TABLES:
             text = (ROOT / page).read_text()
             assert f"<!-- {kind}:{folder.name} -->" in text
             assert report.fill(text, f"{kind}:{folder.name}", make(folder)) == text
@@ -249,8 +252,37 @@ def test_the_folder_of_a_machine_is_named_after_processor_or_gpu():
 def test_every_benchmark_is_collected():
     """`make bench` and the tables have the same rows."""
     command = ["-m", "pytest", "benchmarks", "--collect-only", "-p", "no:cacheprovider"]
-    import sys
-
     listed = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stdout[-2000:]
     assert listed.stdout.count("bench_rows.py::test_row[") == len(list(rows.all_rows(CPU)))
+
+
+def test_the_photographs_of_a_run(tmp_path):
+    from PIL import Image
+
+    bench_pretrain.write_photographs(tmp_path, 6)
+    files = sorted(tmp_path.iterdir())
+    assert {Image.open(file).size for file in files} == {(500, 375)}
+    assert len({file.read_bytes() for file in files}) == 6
+    images, masks = bench_pretrain.Photographs(tmp_path)[0]
+    assert (images.shape, images.dtype) == ((3, 192, 192), torch.float32)
+    assert masks.shape == (12, 12) and masks.sum() == 22 * 4
+
+
+def test_a_contender_runs_in_its_turns_only(tmp_path):
+    code = "import sys, time\nfor _ in iter(int, 1): time.sleep(.05); print('{}', flush=True)"
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", code]
+    contender = bench_pretrain.Contender("one", command, log, bench_pretrain._json_rows)
+    contender.start(log)
+    try:
+        for turn in (1, 2):
+            assert contender.take_turn() > 0.01
+            time.sleep(0.2)
+            assert len(contender.rows()) == turn
+    finally:
+        contender.end()
+    ended = bench_pretrain.Contender("two", [sys.executable, "-c", ""], log, lambda _: [])
+    ended.start(tmp_path / "output")
+    with pytest.raises(RuntimeError, match="two has ended with 0"):
+        ended.take_turn()

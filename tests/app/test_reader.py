@@ -57,7 +57,7 @@ def test_threads_read_ahead_on_a_core_each_and_give_way(dataset, monkeypatch):
         while len(seen) < 4:
             time.sleep(0.01)
         # two batches, before any was asked for
-        assert seen == [(1, 19)] * 4
+        assert seen == [(1, 10)] * 4
         assert torch.get_num_threads() == 2
         end_reading(batches)
         found = []

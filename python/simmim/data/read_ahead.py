@@ -26,6 +26,9 @@ Index = tuple[int, int]
 FEW_CORES = 4
 #: worker processes that are tried, one number after the other
 PROCESSES = (4, 8, 16, 32, 64)
+#: what a thread's share of a core is lowered by (nice): to a tenth of what the model's own threads
+#: get, where they compete; less would leave nothing on a machine that others keep busy
+NICE = 10
 #: batches that are read before they are asked for
 AHEAD = 2
 
@@ -128,12 +131,12 @@ class _Threads:
             self._ask()
 
     def _begin(self) -> None:
-        """One core a thread, and only while nobody else wants it."""
+        """One core a thread, of which the model has the larger share."""
         torch.get_num_threads()  # what PyTorch sets at the first question must not come later
         torch.set_num_threads(1)
         # on Linux a thread has a priority of its own
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         self._started.wait()
 
     def _ask(self) -> None:

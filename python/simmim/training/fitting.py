@@ -240,7 +240,11 @@ class Fitting(Recording):
 
     def _seed_update(self) -> None:
         key = [self.config.seed % 2**64, self.update, self.order.rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        # torch.manual_seed notes the whole stack for each kind of device that is not in use
+        torch.default_generator.manual_seed(seed)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def learning_rate(self) -> float:
         """The learning rate of the next update."""

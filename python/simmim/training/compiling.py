@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from simmim.errors import first_line
 from simmim.training.progress import clock
@@ -47,7 +46,10 @@ def compile_model(model: nn.Module, trial: Callable[[], None]) -> str | None:
     model.forward = torch.compile(model.forward, dynamic=False, options={"fallback_random": True})
     try:
         trial()
-    except TorchDynamoException as error:
+    except torch.OutOfMemoryError:
+        raise
+    # the compilers' errors, that of a missing C++ compiler among them
+    except RuntimeError as error:
         del model.forward
         return first_line(error)
     return None

@@ -218,6 +218,9 @@ class Fitting(Recording):
             self.records.say(f"not compiled: {why}")
 
     def _compile(self, why: str) -> None:
+        if self.caught and self.order.world == 1:
+            # the run ends here; resumed it compiles, as was decided
+            return
         self.records.say(f"compiling the model: {why}")
         began = time.perf_counter()
         failure = compile_model(self.model.module, self._trial_pass)

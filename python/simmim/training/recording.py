@@ -19,7 +19,6 @@ from simmim.storage import checkpoint
 from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
-from simmim.training.introduction import introduction
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
 from simmim.training.reader import Reader
@@ -60,16 +59,12 @@ class Recording(ABC):
     def _introduce(self) -> None:
         """Say what is going to be done."""
         config, order = self.config, self.order
+        processes = f", {order.world} processes" if order.world > 1 else ""
         self.records.say(
-            introduction(
-                self.kind,
-                config,
-                order,
-                parameters=self.parameters,
-                images=self.images,
-                update=self.update,
-                device=self.fabric.device.type,
-            )
+            f"{self.kind} {config.encoder}: {self.parameters / 1e6:.3g} M parameters, {self.images} "
+            f"images, {order.updates - self.update} of {order.updates} updates of "
+            f"{order.global_batch} images ({config.epochs} epochs), {self.fabric.device.type}"
+            f"{processes}, {config.precision}, into {config.out}"
         )
         for line in (*self.data_summary, self.attention):
             self.records.say(line)

@@ -151,7 +151,7 @@ def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
 
     alone = batches("processes", 0)
     assert len(alone) == 10
-    for way in (("processes", 1), ("processes", 3), ("threads", 1), ("threads", 3)):
+    for way in (("processes", 1), ("processes", 3), ("threads", 3), ("pause", 2)):
         for one, other in zip(alone, batches(*way), strict=True):
             assert torch.equal(one.ids, other.ids)
             assert torch.equal(one.images, other.images)
@@ -236,7 +236,7 @@ def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
         lambda path, channels: read.append(path) or torch.zeros(3, 9, 9),
     )
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
-    for count, way in enumerate((Way("processes", 0), Way("threads", 2)), 1):
+    for count, way in enumerate((Way("processes", 0), Way("pause", 2), Way("threads", 2)), 1):
         assert len(list(read_batches(crops(photographs), Remaining(order, 3), way))) == 1
         assert len(read) == 2 * count
 

@@ -21,14 +21,15 @@ ORDER = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=50)
 
 def test_who_reads():
     assert ways(3, "cuda", True, 64) == [("processes", 3)]
-    assert ways("auto", "cpu", False, 2) == [("threads", 2), ("threads", 8)]
+    few = [("pause", 2), ("threads", 2), ("threads", 8)]
+    assert ways("auto", "cpu", False, 2) == few
     assert ways("auto", "cpu", False, 12) == [("processes", n) for n in (4, 8, 12)]
     assert ways("auto", "cuda", False, 2) == [("processes", 2)]
     assert ways("auto", "cuda", False, 200)[-1] == ("processes", 64)
-    assert ways("auto", "cuda", True, 8)[0] == ("threads", 8)
-    words = [str(Way(kind, n)) for kind in ("threads", "processes") for n in (1, 2)]
-    assert words == ["1 thread", "2 threads", "1 process", "2 processes"]
-    assert str(Way("processes", 0)) == "this process between its updates"
+    assert ways("auto", "cuda", True, 8) == [("threads", 8)]
+    words = [str(Way(kind, n)) for kind, n in (("pause", 1), ("threads", 2), ("processes", 2))]
+    assert words == ["1 thread between updates", "2 threads ahead", "2 processes ahead"]
+    assert str(Way("processes", 0)) == "this process between updates"
 
 
 @pytest.fixture
@@ -70,49 +71,56 @@ def test_threads_read_ahead_on_a_core_each_and_give_way(dataset, monkeypatch):
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
 
 
-def test_the_caller_reads_what_no_thread_has_begun(dataset, monkeypatch):
-    """Threads that get no processor time hold nothing up but what they have begun."""
-    begun, go_on = [], threading.Event()
+def test_threads_that_read_in_the_pauses_are_not_ahead(dataset, monkeypatch):
+    seen = []
 
     def read(path, channels):
-        begun.append(threading.current_thread())
-        if begun[-1] is not threading.main_thread():
-            go_on.wait()
-        elif len(begun) > 2:
-            go_on.set()
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return torch.zeros(3, 20, 20, dtype=torch.uint8)
 
     monkeypatch.setattr("simmim.data.crops.read_image", read)
-    order = Order(samples=8, batch=8, accumulate=1, seed=1, epochs=1)
-    batches = read_batches(dataset, Remaining(order, 0), Way("threads", 1))
-    threading.Timer(0.5, go_on.set).start()
-    assert len(next(batches).ids) == 8
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    batches = read_batches(dataset, Remaining(ORDER, 0), Way("pause", 2))
+    for count in (2, 4):
+        next(batches)
+        time.sleep(0.05)
+        assert seen == [own] * count
     end_reading(batches)
 
 
-def test_another_way_is_tried_while_the_run_waits(dataset, monkeypatch):
+def test_the_fastest_way_is_found_while_the_run_waits(dataset, monkeypatch):
     monkeypatch.setattr("simmim.training.reader.usable_cores", lambda: 2)
     reading = reader(dataset)
     expected = [reading.read().ids.tolist() for _ in range(4)]
     reading.close()
     reading = reader(dataset)
-    assert reading.way == ("threads", 2)
     assert reading.read().ids.tolist() == expected[0]
-    assert reading.judge(PERIOD, PERIOD / 2, update=1) == ""
-    said = reading.judge(0.0, PERIOD * 1.5, update=1)
-    assert said == "50% of the time went by waiting for images: 8 threads read from now on"
-    assert reading.way == ("threads", 8)
-    assert [reading.read().ids.tolist() for _ in range(3)] == expected[1:]
-    assert reading.judge(0.1 * PERIOD, PERIOD, update=4) == ""
-    said = reading.judge(0.3 * PERIOD, PERIOD, update=4)
-    assert said == (
+
+    def judge(rate: float, waits: float, update: int = 1) -> str:
+        """Of a row of the log, and of the one before it, in which the way is new."""
+        reading.judge(1, PERIOD, PERIOD, update)
+        assert reading.judge(0, PERIOD / 2, 0.0, update) == ""
+        return reading.judge(rate * PERIOD, PERIOD / 2, waits * PERIOD, update)
+
+    assert judge(100, 0.5) == "images: 50% of the time went by waiting; now read by 2 threads ahead"
+    assert judge(110, 0.4) == "images: 40% of the time went by waiting; now read by 8 threads ahead"
+    assert [reading.read().ids.tolist() for _ in range(2)] == expected[1:3]
+    assert judge(90, 0.3, 3) == (
+        "images: read by 2 threads ahead again, 110 a second instead of 90"
+    )
+    assert reading.way == ("threads", 2)
+    assert reading.read().ids.tolist() == expected[3]
+    assert judge(110, 0.1) == ""
+    reading._is_new = True
+    assert judge(110, 0.3) == (
         "the run is held back: it waits for images 30% of the time; use a machine with more cores, "
         "smaller image files, or --cache if all images fit into memory"
     )
+    reading._is_new = True
+    assert judge(110, 0.3) == ""
     reading.close()
     reading = reader(dataset, workers=0, cache=True)
-    said = reading.judge(0.3 * PERIOD, PERIOD, update=4)
-    assert said.endswith("30% of the time; leave out --workers 0, use smaller image files")
+    assert judge(1, 0.3).endswith("30% of the time; leave out --workers 0, use smaller image files")
 
 
 def test_waiting_is_measured(dataset, monkeypatch):

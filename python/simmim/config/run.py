@@ -65,9 +65,10 @@ class RunConfig:
     stop it in any case."""
 
     workers: int | Literal["auto"] = "auto"
-    """Processes that read images; 0 reads them in the training process, between updates. auto takes
-    threads of the training process on up to four cores without a GPU, else processes, and more of
-    them while the run waits for images. The run is the same whatever reads."""
+    """Processes that read images; 0 reads them in the training process, between updates. auto
+    begins with threads of the training process on up to four cores without a GPU, else with
+    processes, tries other ways and more of them while the run waits for images, and keeps what is
+    the fastest. The run is the same whatever reads."""
 
     cache: bool = False
     """Keep decoded images in memory (each worker its own), for small folders."""

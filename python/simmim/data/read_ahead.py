@@ -1,4 +1,4 @@
-"""Batches read while the model works: by threads of this process, or by processes of their own.
+"""Batches read beside the model or between its updates, by threads or by processes of their own.
 
 Which batches there are, and what is in them, does not depend on it.
 """
@@ -26,37 +26,43 @@ Index = tuple[int, int]
 FEW_CORES = 4
 #: worker processes that are tried, one number after the other
 PROCESSES = (4, 8, 16, 32, 64)
-#: what a thread's share of a core is lowered by (nice): to a tenth of what the model's own threads
-#: get, where they compete; less would leave nothing on a machine that others keep busy
+#: what a thread's share of a core is lowered by (nice) beside the model: to a tenth of what the
+#: model's own threads get; less would leave nothing on a machine that others keep busy
 NICE = 10
 #: batches that are read before they are asked for
 AHEAD = 2
 
 
 class Way(NamedTuple):
-    """Who reads.
+    """Who reads, and when.
 
     Attributes:
-        kind: ``"threads"`` of this process, or ``"processes"``, of which 0 stand for this one.
+        kind: ``"pause"``: threads of this process, while nothing else runs; ``"threads"`` of this
+            process, ahead of what is asked for; ``"processes"``, ahead too, of which 0 stand for
+            this one.
         count: how many.
     """
 
-    kind: Literal["threads", "processes"]
+    kind: Literal["pause", "threads", "processes"]
     count: int
 
     def __str__(self) -> str:
-        if self.kind == "processes" and not self.count:
-            return "this process between its updates"
-        one = {"threads": "thread", "processes": "process"}[self.kind]
-        return f"{self.count} {self.kind if self.count > 1 else one}"
+        if not self.count:
+            return "this process between updates"
+        one = "process" if self.kind == "processes" else "thread"
+        several = {"process": "processes", "thread": "threads"}[one]
+        when = "between updates" if self.kind == "pause" else "ahead"
+        return f"{self.count} {several if self.count > 1 else one} {when}"
 
 
 def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -> list[Way]:
-    """How images can be read, the way to begin with first, then what to try where that is too slow.
+    """How images can be read: the way to begin with, then what to try where the run waits.
 
-    Threads that share few cores with a model on the CPU read in its pauses and copy nothing to
-    another process; with ``cache`` they share what is decoded. Beside a GPU they would keep Python
-    from feeding it, so there, and on many cores, processes read.
+    On few cores a model leaves none to read on: what a reader takes from one core, the others wait
+    for at the end of each of the model's loops, so that all together between updates is the least
+    loss; unless a disk or a network is what takes the time. Beside a GPU threads would keep Python
+    from feeding it, so there, and on many cores, processes read; but with ``cache`` threads, which
+    share what is decoded.
 
     Args:
         workers: what was asked for.
@@ -65,9 +71,10 @@ def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -
     """
     if workers != "auto":
         return [Way("processes", workers)]
+    if cache and device == "cuda":
+        return [Way("threads", cores)]
     if cache or (device == "cpu" and cores <= FEW_CORES):
-        # more threads than cores help where the disk or the network lets each wait
-        return [Way("threads", cores), Way("threads", 4 * cores)]
+        return [Way("pause", cores), Way("threads", cores), Way("threads", 4 * cores)]
     counts = [*(n for n in PROCESSES if n < cores), min(cores, PROCESSES[-1])]
     return [Way("processes", count) for count in counts]
 
@@ -85,8 +92,8 @@ def read_batches(
     Args:
         pin: put the images where a GPU copies them from without waiting.
     """
-    if way.kind == "threads":
-        return _Threads(dataset, batches, way.count)
+    if way.kind != "processes":
+        return _Threads(dataset, batches, way.count, AHEAD if way.kind == "threads" else 0)
     return iter(
         DataLoader(
             dataset,
@@ -114,11 +121,13 @@ def end_reading(batches: Iterator[Batch]) -> None:
 
 
 class _Threads:
-    """Batches read by ``count`` threads, which give way to everything else on the machine."""
+    """Batches read by ``count`` threads, ``ahead`` of them before they are asked for."""
 
-    def __init__(self, dataset: Crops, batches: Iterable[list[Index]], count: int) -> None:
+    def __init__(
+        self, dataset: Crops, batches: Iterable[list[Index]], count: int, ahead: int
+    ) -> None:
         self._dataset, self._batches = dataset, iter(batches)
-        self._pool = ThreadPoolExecutor(count, initializer=self._begin)
+        self._pool = ThreadPoolExecutor(count, initializer=self._begin, initargs=(ahead > 0,))
         self._started = threading.Barrier(count + 1)
         own = torch.get_num_threads()
         for _ in range(count):
@@ -126,38 +135,34 @@ class _Threads:
         self._started.wait()
         # what _begin has told PyTorch counts for all threads that are still to come
         torch.set_num_threads(own)
-        self._ahead: deque[list[tuple[Index, Future[Sample]]]] = deque()
-        for _ in range(AHEAD):
+        self._asked: deque[list[Future[Sample]]] = deque()
+        for _ in range(ahead):
             self._ask()
 
-    def _begin(self) -> None:
+    def _begin(self, beside_model: bool) -> None:
         """One core a thread, of which the model has the larger share."""
         torch.get_num_threads()  # what PyTorch sets at the first question must not come later
         torch.set_num_threads(1)
-        # on Linux a thread has a priority of its own
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if beside_model:
+            # on Linux a thread has a priority of its own
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         self._started.wait()
 
     def _ask(self) -> None:
         batch = next(self._batches, None)
         if batch is not None:
-            samples = [
-                (index, self._pool.submit(self._dataset.__getitem__, index)) for index in batch
-            ]
-            self._ahead.append(samples)
+            self._asked.append([self._pool.submit(self._dataset.__getitem__, i) for i in batch])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if not self._ahead:
+        self._ask()
+        if not self._asked:
             self._shutdown_workers()
             raise StopIteration
-        samples = self._ahead.popleft()
-        self._ask()
-        # the caller waits: it reads what no thread has begun
-        return collate([self._dataset[i] if f.cancel() else f.result() for i, f in samples])
+        return collate([sample.result() for sample in self._asked.popleft()])
 
     def _shutdown_workers(self) -> None:
         self._pool.shutdown(cancel_futures=True)

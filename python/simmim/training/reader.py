@@ -12,12 +12,12 @@ from simmim.config.run import RunConfig
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order, Remaining
-from simmim.data.read_ahead import end_reading, read_batches, usable_cores, ways
+from simmim.data.read_ahead import Way, end_reading, read_batches, usable_cores, ways
 
 #: seconds of training after which it is judged whether images come fast enough
 PERIOD = 10.0
 #: share of the time spent waiting for images above which another way to read them is tried
-WAITS = 0.05
+WAITS = 0.02
 #: and above which the log says what a user can do
 HELD_BACK = 0.1
 
@@ -45,11 +45,15 @@ class Reader:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ways = ways(config.workers, device.type, config.cache, usable_cores())
         self._waiting = _Waiting(self._copies is not None)
-        self._waited = self._judged = 0.0
-        self._start(update)
+        # images, seconds and seconds of waiting since the last judgement
+        self._seen: tuple[int, float, float] = (0, 0.0, 0.0)
+        # the way that was left to try another, with its images per second
+        self._other: tuple[Way, float] | None = None
+        self._told = False
+        self._start(self._ways.pop(0), update)
 
-    def _start(self, update: int) -> None:
-        self.way = self._ways.pop(0)
+    def _start(self, way: Way, update: int) -> None:
+        self.way, self._is_new = way, True
         rest = Remaining(self.order, update)
         self._batches = read_batches(self.train_set, rest, self.way, pin=self._copies is not None)
         self._is_first = True
@@ -95,31 +99,51 @@ class Reader:
         """Seconds that the device had nothing to do for want of images, since the last call."""
         return self._waiting.take()
 
-    def judge(self, waited: float, seconds: float, update: int) -> str:
-        """Read in the next way if the run waits too long; returns what to say about it, or "".
+    def judge(self, images: int, seconds: float, waited: float, update: int) -> str:
+        """Try the next way to read while the run waits, and keep it if it is the faster one.
 
         Args:
-            waited: of ``seconds`` of training, those spent waiting for images.
+            images: trained on since the last call.
+            seconds: that they took.
+            waited: of these, the seconds spent waiting for images.
             update: updates done.
+
+        Returns:
+            what to say about it, or "".
         """
-        self._waited, self._judged = self._waited + waited, self._judged + seconds
-        if self._judged < PERIOD:
+        if self._is_new:
+            # compiling, starting, filling caches
+            self._is_new = False
             return ""
-        share = self._waited / self._judged
-        self._waited = self._judged = 0.0
+        self._seen = tuple(
+            a + b for a, b in zip(self._seen, (images, seconds, waited), strict=True)
+        )
+        images, seconds, waited = self._seen
+        if seconds < PERIOD:
+            return ""
+        rate, share, self._seen = images / seconds, waited / seconds, (0, 0.0, 0.0)
+        if self._other is not None and self._other[1] > rate:
+            way, before = self._other
+            self._other, self._ways = None, []
+            self._change(way, update)
+            return f"images: read by {way} again, {before:.0f} a second instead of {rate:.0f}"
+        self._other = None
         if share > WAITS and self._ways:
-            self.close()
-            self._start(update)
-            return (
-                f"{share:.0%} of the time went by waiting for images: {self.way} read from now on"
-            )
-        if share <= HELD_BACK:
+            self._other = self.way, rate
+            self._change(self._ways.pop(0), update)
+            return f"images: {share:.0%} of the time went by waiting; now read by {self.way}"
+        if share <= HELD_BACK or self._told:
             return ""
+        self._told = True
         advice = "use a machine with more cores, smaller image files"
         if self.config.workers != "auto":
             advice = f"leave out --workers {self.config.workers}, use smaller image files"
         cache = "" if self.config.cache else ", or --cache if all images fit into memory"
         return f"the run is held back: it waits for images {share:.0%} of the time; {advice}{cache}"
+
+    def _change(self, way: Way, update: int) -> None:
+        self.close()
+        self._start(way, update)
 
     def _next(self) -> Batch:
         if self._is_first:

@@ -122,7 +122,7 @@ class Recording(ABC):
         if self._recorded():
             self.sums.clear()
         if self.reader and self.update < self.order.updates:
-            text = self.reader.judge(waited, seconds, self.update)
+            text = self.reader.judge(images, seconds, waited, self.update)
             if text:
                 self.records.say(text)
 

@@ -6,7 +6,7 @@ from simmim_kernels.integrations.transformers import apply_kernels
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.memory import keep_freed_memory
 from simmim_kernels.ops.avg_dist import avg_dist
-from simmim_kernels.ops.block_mask import block_mask
+from simmim_kernels.ops.block_mask import block_mask, inverse_block_mask
 from simmim_kernels.ops.box_mask import box_mask
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
@@ -17,10 +17,12 @@ from simmim_kernels.ops.masked_linear import (
     masked_linear_smooth_l1,
 )
 from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
-from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
+from simmim_kernels.ops.masked_patch_embed import masked_patch_embed, visible_patch_embed
 from simmim_kernels.ops.normalize_patches import normalize_patches
 from simmim_kernels.ops.normalize_targets import normalize_targets
+from simmim_kernels.ops.place_tokens import restore_tokens
 from simmim_kernels.ops.random_mask import random_mask
+from simmim_kernels.ops.uniform_mask import uniform_mask
 from simmim_kernels.target_norm import PatchNorm, WindowNorm
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "backend",
     "block_mask",
     "box_mask",
+    "inverse_block_mask",
     "keep_freed_memory",
     "mask_image",
     "mask_tokens",
@@ -50,4 +53,7 @@ __all__ = [
     "normalize_patches",
     "normalize_targets",
     "random_mask",
+    "restore_tokens",
+    "uniform_mask",
+    "visible_patch_embed",
 ]

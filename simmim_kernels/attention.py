@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,3 +31,18 @@ def attention(
     if bias is not None:
         scores = scores + bias
     return scores.softmax(-1).to(v.dtype) @ v
+
+
+def is_fused_faster(device: str, dtype: torch.dtype, biased: bool) -> bool:
+    """Whether `scaled_dot_product_attention` is the faster path for forward and backward together.
+
+    A table of what `benchmarks/rows/attention.py` measured, and no trial when a model starts: the two
+    round differently, and a resumed run must take the path of the run that it continues.
+
+    Args:
+        device: `"cpu"` or `"cuda"`.
+        dtype: what the products run in.
+        biased: whether a bias that wants a gradient is added to the scores.
+    """
+    # In 16-bit types, and for the gradient of a bias, its backward pass is the slow one on CPUs.
+    return device != "cpu" or (dtype in (torch.float32, torch.float64) and not biased)

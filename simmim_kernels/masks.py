@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_sides
+from simmim_kernels._numbers import to_int, to_sides
 from simmim_kernels.grid import whole_scale
 
 
@@ -27,6 +27,47 @@ class PatchMask(NamedTuple):
     mask: Tensor
     masked: Tensor
     visible: Tensor
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, count: int | None = None) -> PatchMask:
+        """A bool mask of one's own, with its index lists.
+
+        Args:
+            mask: `bool (B, gh, gw)`, `True` = masked, as many in every sample.
+            count: masked units of a sample. On a GPU, where counting would be a synchronisation, and
+                under `torch.compile`, where it would break the graph, it is taken at its word.
+
+        Raises:
+            TypeError: `mask` is no bool tensor.
+            ValueError: another shape; samples with different numbers of masked units, or another
+                number than `count`; no `count` under `torch.compile`.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            came = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, got {came}")
+        if mask.dim() != 3:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; allowed: (B, gh, gw)")
+        units = mask.shape[1] * mask.shape[2]
+        count = None if count is None else to_int("count", count)
+        if count is not None and not 0 <= count <= units:
+            raise ValueError(f"count is {count}; allowed: 0 to {units} units")
+        if torch.compiler.is_compiling():
+            if count is None:
+                raise ValueError("count is None under torch.compile; say how many units are masked")
+        elif count is None or mask.device.type == "cpu":
+            found = mask.flatten(1).sum(1).unique().tolist()
+            if len(found) > 1 or (count is not None and found not in ([], [count])):
+                allowed = "the same number in every sample" if count is None else f"{count} in each"
+                raise ValueError(
+                    f"mask has {found} masked units in its samples; allowed: {allowed}"
+                )
+            count = found[0] if found else count or 0
+        return cls._listed(mask, count)
+
+    @classmethod
+    def _listed(cls, mask: Tensor, count: int) -> PatchMask:
+        order = torch.argsort(~mask.flatten(1), dim=1, stable=True).int()
+        return cls(mask, order[:, :count], order[:, count:])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchMask:
         """The same mask on `device`."""
@@ -50,8 +91,7 @@ class PatchMask(NamedTuple):
             raise ValueError(f"grid is {h} x {w}; allowed: up to 2^31 - 1 units")
         fine = self.mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
         count = self.masked.shape[1] * scale_y * scale_x
-        order = torch.argsort(~fine.flatten(1), dim=1, stable=True).int()
-        return PatchMask(fine, order[:, :count], order[:, count:])
+        return PatchMask._listed(fine, count)
 
 
 def mask_grid(mask: PatchMask | Tensor) -> Tensor:

@@ -20,6 +20,7 @@ FILES = (
     "masked_linear",
     "masked_patch_embed",
     "place_tokens",
+    "mae",
     "last_block",
     "attention",
     "step",

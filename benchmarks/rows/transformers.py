@@ -29,16 +29,32 @@ MODELS = {
         "attention_probs_dropout_prob": 0.0,
     },
     "Swin": {"embed_dim": 48, "depths": [2, 2, 2, 2], "window_size": 6, "encoder_stride": 32},
+    "ViTMAE": {
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "decoder_hidden_size": 128,
+        "decoder_num_hidden_layers": 4,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 512,
+        "norm_pix_loss": True,
+    },
 }
+SAME_PATH = "ours, sdpa"  # the attention path that transformers takes
 # name -> (with kernels, PatchMask, compiled); compiled, ours leaves the reconstruction out
 CONTENDERS = {
     "ours": (True, False, False),
+    SAME_PATH: (True, False, False),
     "ours, PatchMask": (True, True, False),
     "ours, compiled": (True, True, True),
     "eager": (False, False, False),
     "compiled": (False, False, True),
 }
-TINY = {"ViT": {"num_hidden_layers": 1}, "Swin": {"depths": [1, 1, 1, 1]}}
+TINY = {
+    "ViT": {"num_hidden_layers": 1},
+    "Swin": {"depths": [1, 1, 1, 1]},
+    "ViTMAE": {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1},
+}
 
 
 def rows(setting: Setting) -> Iterator[Row]:
@@ -56,7 +72,8 @@ def make_model(family: str, tiny: bool = False) -> nn.Module:
     torch.manual_seed(0)
     options = MODELS[family] | (TINY[family] if tiny else {})
     config = getattr(transformers, f"{family}Config")(image_size=SIZE, **options)
-    return getattr(transformers, f"{family}ForMaskedImageModeling")(config).train()
+    task = "PreTraining" if family == "ViTMAE" else "MaskedImageModeling"
+    return getattr(transformers, f"{family}For{task}")(config).train()
 
 
 def make_step(model: nn.Module, name: str) -> Step:
@@ -66,7 +83,8 @@ def make_step(model: nn.Module, name: str) -> Step:
     kernels, units, compile = CONTENDERS[name]
     model = copy.deepcopy(model)
     if kernels:
-        sk.apply_kernels(model, reconstruction=not compile)
+        attention = None if name == SAME_PATH else "auto"
+        sk.apply_kernels(model, reconstruction=not compile, attention=attention)
     step = Step(model, "cpu", lambda images, mask, tokens: (images, mask if units else tokens))
     if compile:
         step.compile()
@@ -75,6 +93,9 @@ def make_step(model: nn.Module, name: str) -> Step:
 
 def draw_batch(model: nn.Module, count: int) -> tuple[Tensor, sk.PatchMask, Tensor]:
     side = SIZE // model.config.patch_size
+    if hasattr(model.config, "mask_ratio"):  # MAE, whose mask is made of noise
+        mask = sk.random_mask(count, (side, side), model.config.mask_ratio)
+        return torch.randn(count, 3, SIZE, SIZE), mask, mask.mask.flatten(1).float()
     mask = sk.random_mask(count, (SIZE // UNIT, SIZE // UNIT), RATIO)
     return torch.randn(count, 3, SIZE, SIZE), mask, mask.on_grid((side, side)).mask.flatten(1)
 

@@ -28,9 +28,10 @@ SIMMIM_HD PhiloxBlock philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
 }
 
 // First counter word of a strategy's first block; random_mask counts from 0 and stays below 2^29,
-// each other strategy has 2^24 blocks of its own. Twins: backends/_seed.py.
+// uniform_mask has as many of its own, each other strategy 2^24. Twins: backends/_seed.py.
 constexpr uint32_t kBoxStream = 0x81000000u;
 constexpr uint32_t kBlockStream = 0x82000000u;
+constexpr uint32_t kUniformStream = 0xA0000000u;
 
 // A whole number in [0, n) from a random word; n < 2^31. No number is likelier than another by more
 // than 2^-32.

@@ -8,6 +8,7 @@
     X(random_mask)              \
     X(block_mask)               \
     X(box_mask)                 \
+    X(uniform_mask)             \
     X(avg_dist)                 \
     X(mask_tokens_forward)      \
     X(mask_tokens_backward)     \
@@ -35,6 +36,10 @@ void block_mask(const Tensor& ids, const Tensor& root_aspect, int64_t least, int
 void box_mask(const Tensor& ids, int64_t box_h, int64_t box_w, bool center, uint64_t seed,
               uint32_t epoch, const Tensor& mask, const Tensor& masked, const Tensor& visible,
               int threads);
+
+// Masks `hidden` units of every 2 x 2.
+void uniform_mask(const Tensor& ids, int64_t hidden, uint64_t seed, uint32_t epoch,
+                  const Tensor& mask, const Tensor& masked, const Tensor& visible, int threads);
 
 double avg_dist(const Tensor& mask, int64_t unit, int threads);
 
@@ -65,12 +70,12 @@ int64_t gather_patches_backward(const Tensor& grad, const Tensor& mask, const Te
                                 const Tensor& image, int64_t patch_h, int64_t patch_w, int threads);
 
 int64_t place_tokens(const Tensor& rows, const Tensor& mask, const Tensor& token,
-                     const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens, int64_t h,
-                     int64_t w, int threads);
+                     const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
+                     bool prefixed, int64_t h, int64_t w, int threads);
 
 int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, const Tensor& token,
-                    const Tensor& pos_embed, int64_t prefix_tokens, int64_t h, int64_t w,
-                    int64_t count, int threads);
+                    const Tensor& pos_embed, int64_t prefix_tokens, bool prefixed, int64_t h,
+                    int64_t w, int64_t count, int threads);
 
 void normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                        const Tensor& out, int64_t patch, double eps, int threads);

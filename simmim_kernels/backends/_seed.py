@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 # First counter word of a strategy's first block; random_mask counts from 0 and stays below 2^29,
-# each other strategy has 2^24 blocks of its own. Twins: csrc/common/philox.h.
+# uniform_mask has as many of its own, each other strategy 2^24. Twins: csrc/common/philox.h.
 BOX_STREAM = 0x81000000
 BLOCK_STREAM = 0x82000000
+UNIFORM_STREAM = 0xA0000000
 
 
 def drawn(seed: int | None) -> int:

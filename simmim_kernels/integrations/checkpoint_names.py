@@ -36,6 +36,25 @@ _MMPRETRAIN = (
     ("layers.{i}.blocks.{j}.{p}", "stages.{i}.blocks.{j}.{p}"),
     ("layers.{i+1}.downsample.{p}", "stages.{i}.downsample.{p}"),
 )
+#: SwinV2 merges patches at the start of a stage, as timm does
+_MMPRETRAIN_V2 = (*_MMPRETRAIN[:-1], ("layers.{i}.downsample.{p}", "stages.{i}.downsample.{p}"))
+#: ViT and BEiT; the norm behind the mean over the tokens is `ln2`
+_MMPRETRAIN_VIT = (
+    ("patch_embed.proj.{p}", "patch_embed.projection.{p}"),
+    *(
+        (f"blocks.{{i}}.{ours}.{{p}}", f"layers.{{i}}.{theirs}.{{p}}")
+        for ours, theirs in (
+            ("norm1", "ln1"),
+            ("norm2", "ln2"),
+            ("mlp.fc1", "ffn.layers.0.0"),
+            ("mlp.fc2", "ffn.layers.1"),
+        )
+    ),
+    ("blocks.{i}.{p}", "layers.{i}.{p}"),
+    ("norm.{p}", "ln1.{p}"),
+    ("fc_norm.{p}", "ln2.{p}"),
+    ("{p}", "{p}"),
+)
 
 
 def _transformers(name: str, ours: str, theirs: str, attention: str, *others: tuple[str, str]):
@@ -96,9 +115,12 @@ def names_of(project: str, family: str, stages: int) -> Names:
     """
     if project == "microsoft" and family in ("beit", "swin", "swinv2"):
         return _MICROSOFT
-    if project == "mmpretrain" and family == "swin":
-        last = ("norm.{p}", f"norm{stages - 1}.{{p}}")
-        return Names("backbone.", "backbone.mask_token", "neck.decoder.0.", (*_MMPRETRAIN, last))
+    if project == "mmpretrain":
+        pairs = _MMPRETRAIN_VIT
+        if family in ("swin", "swinv2"):
+            last = ("norm.{p}", f"norm{stages - 1}.{{p}}")
+            pairs = (*(_MMPRETRAIN if family == "swin" else _MMPRETRAIN_V2), last)
+        return Names("backbone.", "backbone.mask_token", "neck.decoder.0.", pairs)
     if project == "transformers" and family in TRANSFORMERS:
         return TRANSFORMERS[family]
     raise ValueError(f"{project} has no masked image model of the family {family}")

@@ -7,7 +7,7 @@ have a 1x1 convolution for head, with the same rows.
 | project | models |
 | --- | --- |
 | `microsoft` | microsoft/SimMIM and microsoft/Swin-Transformer: their ViT (timm's BEiT), Swin, SwinV2 |
-| `mmpretrain` | open-mmlab/mmpretrain: Swin |
+| `mmpretrain` | open-mmlab/mmpretrain: Swin; to read also its ViT, BEiT and SwinV2 alone |
 | `transformers` | ViT, Swin, Swinv2, alone and `ForMaskedImageModeling`, the names of their files |
 | `timm` | any encoder alone |
 
@@ -150,6 +150,8 @@ def from_simmim(state: State, project: str) -> dict[str, Tensor]:
     if project == "timm":
         return {k.removeprefix(_ENCODER): v for k, v in state.items() if k.startswith(_ENCODER)}
     family = family_of_names(state)
+    if project == "mmpretrain" and family != "swin":
+        raise ValueError(f"mmpretrain has no masked image model of the family {family}")
     names = names_of(project, family, _stages(state))
     theirs: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -225,6 +227,8 @@ def _encoder_to_ours(
                 continue
             target = _ENCODER + fill(ours, groups.groupdict())
             if not part:
+                if ".norm." in target and _family_of_theirs(state) == "swinv2":
+                    return {target: value}  # of channels that are merged already
                 return {target: _merging(target.removeprefix(_ENCODER), value, project, True)}
             parts = [names.encoder + fill(theirs, groups.groupdict(), p) for p in QKV]
             if part != "query" or not all(p in state for p in parts):

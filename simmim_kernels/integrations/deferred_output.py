@@ -1,4 +1,4 @@
-"""A transformers output whose `reconstruction` is computed when it is first read."""
+"""A transformers output of which one field is computed when it is first read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-_NAME = "reconstruction"
-
 
 def deferred_output(
-    output_class: type, make: Callable[[], Tensor], loss: Tensor, **others: Any
+    output_class: type, name: str, make: Callable[[], Tensor], loss: Tensor, **others: Any
 ) -> Any:
-    """An instance of `output_class` for whose `reconstruction` `make` is called at the first read.
+    """An instance of `output_class` for whose field `name` `make` is called at the first read.
 
     Reading is any access that yields its value: the attribute, the key, an index other than that of
     the loss, `items()`, `values()`, `to_tuple()`, pickling.
     """
-    # The loss holds the place, because the order of the keys is that of the arguments.
-    output = _deferring(output_class)(loss=loss, reconstruction=loss, **others)
+    # The loss holds the place of the field that is not there yet.
+    output = _deferring(output_class, name)(loss=loss, **{name: loss}, **others)
     output.__dict__["_make"] = make
     return output
 
@@ -29,22 +27,14 @@ def deferred_output(
 class _Deferring:
     """Goes before a `ModelOutput`, which is an `OrderedDict` whose fields are attributes too."""
 
+    _name: str  # of the field
+
     def _resolve(self) -> None:
         make = self.__dict__.get("_make")
         if make is not None:
             value = make()
             del self.__dict__["_make"]
-            self[_NAME] = value
-
-    @property
-    def reconstruction(self) -> Tensor | None:
-        self._resolve()
-        return self.__dict__[_NAME]
-
-    @reconstruction.setter
-    def reconstruction(self, value: Tensor | None) -> None:
-        self.__dict__.pop("_make", None)
-        self.__dict__[_NAME] = value
+            self[self._name] = value
 
     def __getitem__(self, key: Any) -> Any:
         if key in ("loss", 0):
@@ -73,7 +63,21 @@ class _Deferring:
         return type(self).__mro__[2], tuple(getattr(self, f.name) for f in fields(self))
 
 
+def _field(name: str) -> property:
+    """The attribute that is computed when it is first read."""
+
+    def read(self: _Deferring) -> Tensor | None:
+        self._resolve()
+        return self.__dict__[name]
+
+    def write(self: _Deferring, value: Tensor | None) -> None:
+        self.__dict__.pop("_make", None)
+        self.__dict__[name] = value
+
+    return property(read, write)
+
+
 @cache
-def _deferring(output_class: type) -> type:
-    name = f"Deferred{output_class.__name__}"
-    return type(name, (_Deferring, output_class), {"__module__": __name__})
+def _deferring(output_class: type, name: str) -> type:
+    content = {"__module__": __name__, "_name": name, name: _field(name)}
+    return type(f"Deferred{output_class.__name__}", (_Deferring, output_class), content)

@@ -24,7 +24,7 @@ class Report:
     model: str
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
-    _changes: list[_Change] = field(default_factory=list, repr=False)
+    _changes: list[_Change | _Attribute] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
         """Make the instance what it was before. A second call does nothing.
@@ -42,12 +42,27 @@ class Report:
         lines += [f"  left      {part}: {why}" for part, why in self.left.items()]
         return "\n".join(lines)
 
+    def _set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Give one object another value of an attribute."""
+        self._changes.append(_Attribute(owner, name, value))
+
     def _replace_forward(
         self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
         """Give `module`, and no other instance of its class, the forward that `make` forms from the
         class's own (a function of `self` and the arguments). `make` can be pickled."""
         self._changes.append(_Change(module, make))
+
+
+class _Attribute:
+    """An attribute of one object."""
+
+    def __init__(self, owner: Any, name: str, value: Any) -> None:
+        self.owner, self.name, self.before = owner, name, getattr(owner, name)
+        setattr(owner, name, value)
+
+    def undo(self) -> None:
+        setattr(self.owner, self.name, self.before)
 
 
 class _Change:

@@ -1,4 +1,4 @@
-"""One line for transformers: the masked image models of ViT, DeiT, Swin, Swinv2 and FocalNet."""
+"""One line for transformers: the masked image models of ViT, DeiT, Swin, Swinv2, FocalNet and MAE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simmim_kernels.integrations import transformers_mae
 from simmim_kernels.integrations.deferred_output import deferred_output
 from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.integrations.report import Report
+from simmim_kernels.integrations.transformers_attention import choose_attention, register
 from simmim_kernels.integrations.transformers_embeddings import (
     embeddings_forward,
     mask_of,
@@ -33,10 +35,13 @@ _MODELS = {
     "SwinForMaskedImageModeling": ("swin", "SwinMaskedImageModelingOutput"),
     "Swinv2ForMaskedImageModeling": ("swinv2", "Swinv2MaskedImageModelingOutput"),
     "FocalNetForMaskedImageModeling": ("focalnet", "FocalNetMaskedImageModelingOutput"),
+    "ViTMAEForPreTraining": ("vit", "ViTMAEForPreTrainingOutput"),
 }
 
 
-def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
+def apply_kernels(
+    model: nn.Module, *, reconstruction: bool = True, attention: str | None = "auto"
+) -> Report:
     """Run the masked image model of transformers, this instance alone, on the kernels.
 
     Mask tokens, prediction head and loss are replaced; arguments, outputs, `state_dict` and
@@ -55,21 +60,32 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
     `bool_masked_pos` may be a `PatchMask` too, on its own grid of mask units. It is worth having:
     with it the GPU and compiled code skip the masked patches without counting them, and Swin's
     head runs on masked tokens alone, whose 32 pixels a plain mask of 4-pixel patches might cut.
+    ViTMAE takes a `PatchMask` as `noise`. Its visible tokens come in ascending order of their
+    positions, not in that of the noise, in `hidden_states` too, and `ids_restore` fits that order;
+    mask, loss and gradients are those of transformers. What is said of `reconstruction` holds for
+    its `logits`.
     Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
     fractions, images that want a gradient, sizes that are no whole number of patches) run
     transformers' own code, with transformers' own errors. There is no second derivative. Copies and
     pickles of the model run on the kernels too; what `save_pretrained` writes is transformers' own.
 
     Args:
-        model: `ViTForMaskedImageModeling`, `DeiTFor...`, `SwinFor...`, `Swinv2For...` or
-            `FocalNetFor...`, before it is wrapped (by `torch.compile`, DDP, a `Trainer`).
+        model: `ViTForMaskedImageModeling`, `DeiTFor...`, `SwinFor...`, `Swinv2For...`,
+            `FocalNetFor...` or `ViTMAEForPreTraining`, before it is wrapped (by `torch.compile`, DDP,
+            a `Trainer`).
         reconstruction: False leaves it out, as None, in training steps. For `torch.compile`, which
             would compute it, and for accelerate's mixed precision, which reads every output.
+        attention: `"auto"` lets a model that runs `scaled_dot_product_attention` take plain products
+            where those were measured to be faster: in training steps on CPUs, in 16-bit types or with
+            a learned bias. None leaves its path alone.
 
     Raises:
         TypeError: another class, or a subclass with a forward of its own.
-        ValueError: this instance's forward was replaced already, by this function or another.
+        ValueError: this instance's forward was replaced already, by this function or another; another
+            `attention`.
     """
+    if attention not in ("auto", None):
+        raise ValueError(f"attention is {attention!r}; allowed: 'auto', None")
     name, output_class = _model_of(model)
     encoder = getattr(model, name)
     if is_changed(model) or is_changed(encoder.embeddings):
@@ -78,6 +94,10 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
             "that first (report.undo() where it was apply_kernels), and apply before wrapping"
         )
     report = Report(type(model).__name__)
+    if attention == "auto":
+        choose_attention(report, model)
+    if output_class.__name__ == "ViTMAEForPreTrainingOutput":
+        return _apply_to_mae(report, model, output_class, reconstruction)
     embeddings, reason = encoder.embeddings, why_not_embed(encoder.embeddings)
     report._replace_forward(embeddings, embeddings_forward)
     report.replaced[f"{name}.embeddings"] = "mask_tokens" if reason else "masked_patch_embed"
@@ -92,6 +112,24 @@ def apply_kernels(model: nn.Module, *, reconstruction: bool = True) -> Report:
         report.replaced["decoder"] = "masked_linear_l1, on the masked tokens where it can"
     report.replaced["loss"] = "masked_l1"
     report.left[f"{name} (all else)"] = "the loss needs every token until the last block"
+    return report
+
+
+def _apply_to_mae(
+    report: Report, model: nn.Module, output_class: type, reconstruction: bool
+) -> Report:
+    embeddings, reason = model.vit.embeddings, why_not_embed(model.vit.embeddings)
+    if reason:
+        report.left["vit.embeddings"] = reason
+        return report
+    report._replace_forward(embeddings, transformers_mae.embeddings_forward)
+    make = partial(transformers_mae.model_forward, output_class, reconstruction)
+    report._replace_forward(model, make)
+    report.replaced["vit.embeddings"] = "visible_patch_embed"
+    report.replaced["decoder (input)"] = "restore_tokens"
+    report.replaced["decoder (last layer, head)"] = "on the masked tokens alone, in training steps"
+    report.replaced["loss"] = "masked_mse"
+    report.left["vit, decoder (all else)"] = "every token of theirs is needed"
     return report
 
 
@@ -132,6 +170,7 @@ def _model_forward(
     name: str, output_class: type, reconstruction: bool, theirs: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The forward of a whole model whose encoder is called `name`."""
+    register()
     names = [field.name for field in fields(output_class)][2:]
     positional = list(signature(theirs).parameters)[3:]
     first = _first_token(name)
@@ -157,7 +196,7 @@ def _model_forward(
         defer = training and bool(return_dict) and not torch.compiler.is_compiling()
         loss, image = _loss(self.decoder, tokens, grid, pixel_values, mask, drop or defer)
         if defer and not drop:
-            return deferred_output(output_class, image, loss, **others)
+            return deferred_output(output_class, "reconstruction", image, loss, **others)
         output = output_class(loss=loss, reconstruction=None if drop else image(), **others)
         return output if return_dict else output.to_tuple()
 

@@ -28,7 +28,7 @@ def mask_of(
         return None
     if isinstance(mask, PatchMask):
         return mask
-    grid = _patch_grid(embeddings, image)
+    grid = patch_grid(embeddings, image)
     if not isinstance(mask, Tensor) or mask.is_floating_point():
         return None
     if mask.shape != (batch, grid[0] * grid[1]):
@@ -40,10 +40,11 @@ def their_mask(embeddings: nn.Module, image: Tensor, mask: PatchMask | Tensor) -
     """The mask `bool (B, h * w)` that transformers takes."""
     if not isinstance(mask, PatchMask):
         return mask
-    return mask.on_grid(_patch_grid(embeddings, image)).mask.flatten(1)
+    return mask.on_grid(patch_grid(embeddings, image)).mask.flatten(1)
 
 
-def _patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
+def patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
+    """How many patches an image `(B, C, H, W)` has in each direction."""
     stride = embeddings.patch_embeddings.projection.stride
     return image.shape[2] // stride[0], image.shape[3] // stride[1]
 
@@ -82,7 +83,7 @@ def _embed(
     self: nn.Module, image: Tensor, mask: PatchMask | Tensor, interpolate: bool | None
 ) -> Any:
     """What the embeddings module returns; None for sizes that transformers refuses."""
-    grid = _patch_grid(self, image)
+    grid = patch_grid(self, image)
     names = ("cls_token", "distillation_token")
     prefix = [getattr(self, name) for name in names if hasattr(self, name)]
     rows = len(prefix) + grid[0] * grid[1]

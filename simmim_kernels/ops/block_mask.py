@@ -90,3 +90,27 @@ def block_mask(
     ids = sample_ids(n_or_ids, device)
     seed, epoch = signed_seed(seed), checked_epoch(epoch)
     return PatchMask(*_block_mask(ids, grid_h, grid_w, count, seed, epoch))
+
+
+def inverse_block_mask(
+    n_or_ids: int | Tensor,
+    grid: tuple[int, int],
+    ratio: float,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    device: torch.device | str | None = None,
+) -> PatchMask:
+    """Leave blocks visible and mask exactly `K = ceil(N * ratio)` units around them.
+
+    The complement of the `block_mask` of `N - K` units with the same seed, epoch and sample ids, so
+    that what stays visible is compact. Arguments, result and errors are those of `block_mask`.
+
+    Source: CAPI (Darcet et al., 2025).
+    """
+    grid_h, grid_w = sides(grid)
+    count = grid_h * grid_w - masked_count(grid_h * grid_w, ratio)
+    ids = sample_ids(n_or_ids, device)
+    seed, epoch = signed_seed(seed), checked_epoch(epoch)
+    block, inside, outside = _block_mask(ids, grid_h, grid_w, count, seed, epoch)
+    return PatchMask(~block, outside, inside)

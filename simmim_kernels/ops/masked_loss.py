@@ -300,6 +300,10 @@ def masked_mse(
 ) -> Tensor:
     """The mean squared error over the masked pixels: `masked_l1` with `d^2` for `|d|`.
 
+    MAE's loss is `masked_mse(pred, image, mask, order="yxc", target_norm=PatchNorm(), eps=0)`, with
+    `mask` on the grid of patches: its mean over a patch's numbers, then over the hidden patches, has
+    the same denominator, `C` times the masked pixels, but for `eps`.
+
     Arguments, result, gradient and errors are those of `masked_l1`.
     """
     spec = LossSpec("mse", 1.0, order, eps, reduction)

@@ -29,6 +29,7 @@ def _check_place(
     token: Tensor | None,
     pos_embed: Tensor | None,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     dtype: torch.dtype,
@@ -36,7 +37,11 @@ def _check_place(
     is_tensor("rows", rows, FLOATS)
     has_dims("rows", rows, {2: "(n, D)"})
     is_tensor("mask", mask, (torch.bool,))
-    check_grid(mask, mask.shape[0], h, w, rows.shape[0])
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens is {prefix_tokens}; allowed: 0 or more")
+    batch = mask.shape[0]
+    _check_prefixed(batch, prefix_tokens, prefixed, rows.shape[0])
+    check_grid(mask, batch, h, w, rows.shape[0] - (batch * prefix_tokens if prefixed else 0))
     width = rows.shape[1]
     if token is not None:
         is_tensor("token", token, FLOATS)
@@ -46,20 +51,30 @@ def _check_place(
             )
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
-        shapes = ((h * w, width), (1, h * w, width), (h, w, width), (1, h, w, width))
+        shapes = [(h * w, width), (1, h * w, width), (h, w, width), (1, h, w, width)]
+        if prefixed:
+            length = prefix_tokens + h * w
+            shapes += [(length, width), (1, length, width)]
         if pos_embed.shape not in shapes:
             raise ValueError(
                 f"pos_embed has shape {tuple(pos_embed.shape)}; allowed: one row of {width} for "
                 f"each of the {h} x {w} patch tokens"
             )
-    if prefix_tokens < 0:
-        raise ValueError(f"prefix_tokens is {prefix_tokens}; allowed: 0 or more")
     if dtype not in FLOATS:
         raise TypeError(f"dtype is {dtype}; allowed: floating types")
     same_device(rows=rows, mask=mask, token=token, pos_embed=pos_embed)
 
 
-def _fake_place(rows, mask, token, pos_embed, prefix_tokens, h, w, dtype):
+def _check_prefixed(batch: int, prefix_tokens: int, prefixed: bool, count: int) -> None:
+    """With a prefix every sample has the same number of rows."""
+    if prefixed and batch and (count % batch or count // batch < prefix_tokens):
+        raise ValueError(
+            f"{count} rows came for {batch} samples with {prefix_tokens} prefix tokens each; "
+            "allowed: the same number for each"
+        )
+
+
+def _fake_place(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dtype):
     return rows.new_empty((mask.shape[0], prefix_tokens + h * w, rows.shape[1]), dtype=dtype)
 
 
@@ -67,16 +82,21 @@ def _check_take(
     x: Tensor,
     mask: Tensor,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     count: int,
     rows_dtype: torch.dtype | None,
     token_dtype: torch.dtype | None,
+    pos_rows: int,
     pos_dtype: torch.dtype | None,
 ) -> None:
     is_tensor("x", x, FLOATS)
     has_dims("x", x, {3: "(B, L, D)"})
-    check_grid(mask, x.shape[0], h, w, count)
+    _check_prefixed(x.shape[0], prefix_tokens, prefixed, count)
+    check_grid(mask, x.shape[0], h, w, count - (x.shape[0] * prefix_tokens if prefixed else 0))
+    if pos_dtype and pos_rows not in (h * w, x.shape[1]):
+        raise ValueError(f"pos_rows is {pos_rows}; allowed: {h * w}, {x.shape[1]}")
     if prefix_tokens < 0 or x.shape[1] != prefix_tokens + h * w:
         raise ValueError(
             f"x has {x.shape[1]} tokens; {prefix_tokens} prefix tokens and a grid of {h} x {w} "
@@ -85,30 +105,35 @@ def _check_take(
     same_device(x=x, mask=mask)
 
 
-def _fake_take(x, mask, prefix_tokens, h, w, count, rows_dtype, token_dtype, pos_dtype):
+def _fake_take(
+    x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
+):
     width = x.shape[2]
     return (
         x.new_empty((count, width) if rows_dtype else (0,), dtype=rows_dtype),
         x.new_empty((width if token_dtype else 0,), dtype=token_dtype),
-        x.new_empty((h * w, width) if pos_dtype else (0,), dtype=pos_dtype),
+        x.new_empty((pos_rows, width) if pos_dtype else (0,), dtype=pos_dtype),
     )
 
 
 # Rows in ascending order of the visible tokens, sample after sample; rows beyond the last visible
-# token are padding. No token means zeros; prefix tokens become zeros.
+# token are padding. With `prefixed` those of each sample begin with its prefix tokens; without,
+# prefix tokens become zeros. No token means zeros.
 _place = define(
-    "place_tokens(Tensor rows, Tensor mask, Tensor? token, Tensor? pos_embed,"
-    " SymInt prefix_tokens, SymInt h, SymInt w, ScalarType dtype) -> Tensor",
+    "place_tokens(Tensor rows, Tensor mask, Tensor? token, Tensor? pos_embed, SymInt prefix_tokens,"
+    " bool prefixed, SymInt h, SymInt w, ScalarType dtype) -> Tensor",
     room="place_tokens",
     check=_check_place,
     fake=_fake_place,
 )
 
-# The visible rows of x, the sum of the masked ones, and the sum of all patch tokens over the batch.
-# A dtype of None asks for nothing; its place is then an empty tensor. Padding rows are zeros.
+# The visible rows of x, after those of the prefix with `prefixed`; the sum of the masked ones; and
+# the sum over the batch of the last `pos_rows` tokens. A dtype of None asks for nothing; its place is then
+# an empty tensor. Padding rows are zeros.
 _take = define(
-    "take_tokens(Tensor x, Tensor mask, SymInt prefix_tokens, SymInt h, SymInt w, SymInt count,"
-    " ScalarType? rows_dtype, ScalarType? token_dtype, ScalarType? pos_dtype)"
+    "take_tokens(Tensor x, Tensor mask, SymInt prefix_tokens, bool prefixed, SymInt h, SymInt w,"
+    " SymInt count, ScalarType? rows_dtype, ScalarType? token_dtype, SymInt pos_rows,"
+    " ScalarType? pos_dtype)"
     " -> (Tensor, Tensor, Tensor)",
     room="place_tokens",
     check=_check_take,
@@ -118,12 +143,13 @@ _take = define(
 
 class _PlaceTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, mask, token, pos_embed, h, w, dtype):
+    def forward(ctx, rows, mask, token, pos_embed, prefix_tokens, h, w, dtype):
         ctx.save_for_backward(mask)
-        ctx.grid, ctx.rows = (h, w), (rows.shape[0], rows.dtype)
+        ctx.layout = prefix_tokens, prefix_tokens > 0, h, w, rows.shape[0]
+        ctx.rows = rows.dtype
         ctx.token = token.dtype, token.shape
         ctx.pos = None if pos_embed is None else (pos_embed.dtype, pos_embed.shape)
-        return _place(rows, mask, token, pos_embed, 0, h, w, dtype)
+        return _place(rows, mask, token, pos_embed, prefix_tokens, prefix_tokens > 0, h, w, dtype)
 
     @first_order
     def backward(ctx, grad):
@@ -132,11 +158,10 @@ class _PlaceTokens(torch.autograd.Function):
         drows, dtoken, dpos = _take(
             grad,
             mask,
-            0,
-            *ctx.grid,
-            ctx.rows[0],
-            ctx.rows[1] if wants_rows else None,
+            *ctx.layout,
+            ctx.rows if wants_rows else None,
             ctx.token[0] if wants_token else None,
+            ctx.pos[1][:-1].numel() if wants_pos else 0,
             ctx.pos[0] if wants_pos else None,
         )
         return (
@@ -144,9 +169,7 @@ class _PlaceTokens(torch.autograd.Function):
             None,
             dtoken.view(ctx.token[1]) if wants_token else None,
             dpos.view(ctx.pos[1]) if wants_pos else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -154,8 +177,8 @@ class _TakeTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mask, prefix_tokens, h, w, count):
         ctx.save_for_backward(mask)
-        ctx.layout = prefix_tokens, h, w, x.dtype
-        return _take(x, mask, prefix_tokens, h, w, count, x.dtype, None, None)[0]
+        ctx.layout = prefix_tokens, False, h, w, x.dtype
+        return _take(x, mask, prefix_tokens, False, h, w, count, x.dtype, None, 0, None)[0]
 
     @first_order
     def backward(ctx, grad):
@@ -195,10 +218,88 @@ def place_tokens(
         is_tensor("pos_embed", pos_embed, FLOATS)
     dtype = rows.dtype if keep_dtype else torch.promote_types(rows.dtype, token.dtype)
     args = (rows, mask_grid(mask), token, pos_embed)
-    grid = to_sides("grid", grid)
+    return _placed(*args, 0, *to_sides("grid", grid), dtype)
+
+
+def _placed(
+    rows: Tensor,
+    mask: Tensor,
+    token: Tensor,
+    pos_embed: Tensor | None,
+    prefix_tokens: int,
+    h: int,
+    w: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`rows` `(n, D)` in their places in `(B, prefix_tokens + h * w, D)`, with gradients."""
     if needs_grad(rows, token, pos_embed):
-        return differentiate(_PlaceTokens, *args, *grid, dtype)
-    return _place(*args, 0, *grid, dtype)
+        return differentiate(_PlaceTokens, rows, mask, token, pos_embed, prefix_tokens, h, w, dtype)
+    return _place(rows, mask, token, pos_embed, prefix_tokens, prefix_tokens > 0, h, w, dtype)
+
+
+def restore_tokens(
+    x: Tensor,
+    mask: PatchMask,
+    token: Tensor,
+    *,
+    pos_embed: Tensor | None = None,
+    prefix_tokens: int = 0,
+    keep_dtype: bool = False,
+) -> Tensor:
+    """A decoder's input: every visible token in its place, the mask token in all others.
+
+        out[b, prefix + i] = (x's next token where unit i is visible, else token) (+ pos_embed[i])
+
+    Args:
+        x: `(B, prefix_tokens + N - K, D)`: prefix tokens, then the visible tokens in ascending order
+            of their positions, as `visible_patch_embed` and MAE's encoder give them.
+        mask: a `PatchMask` on the grid of the tokens, `K` of `N` masked in every sample.
+        token: the mask token, `(D,)` or `(1, 1, D)`.
+        pos_embed: added in the same pass: one row of `D` for each patch token, or for each token with
+            the prefix; `(rows, D)` or `(1, rows, D)`.
+        prefix_tokens: class or register tokens in front.
+        keep_dtype: return `x.dtype` instead of `torch.result_type(x, token)`.
+
+    Returns:
+        Contiguous `(B, prefix_tokens + N, D)`.
+
+    Gradients: for `x`, `token` (sum over masked tokens) and `pos_embed` (sum over the batch), summed
+    in float32 or better, in a fixed order.
+
+    Raises:
+        TypeError: a plain bool mask; wrong dtypes.
+        ValueError: shapes that don't fit.
+        RuntimeError: tensors on different devices; a second derivative.
+
+    Source: MAE (He et al., 2022), where the mask tokens are appended and then unshuffled.
+    """
+    check_patch_mask(mask)
+    is_tensor("x", x, FLOATS)
+    has_dims("x", x, {3: "(B, L, D)"})
+    is_tensor("token", token, FLOATS)
+    if pos_embed is not None:
+        is_tensor("pos_embed", pos_embed, FLOATS)
+    grid = mask_grid(mask)
+    prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+    expected = (mask.visible.shape[0], prefix_tokens + mask.visible.shape[1])
+    if prefix_tokens < 0 or x.shape[:2] != expected:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; allowed for {prefix_tokens} prefix tokens and a mask that "
+            f"leaves {mask.visible.shape[1]} units visible in each of {mask.visible.shape[0]} "
+            f"samples: {(*expected, x.shape[2])}"
+        )
+    dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
+    rows = x.reshape(expected[0] * expected[1], x.shape[2])
+    return _placed(rows, grid, token, pos_embed, prefix_tokens, *grid.shape[1:], dtype)
+
+
+def check_patch_mask(mask: object) -> None:
+    """`TypeError` unless `mask` is a `PatchMask`."""
+    if not isinstance(mask, PatchMask):
+        raise TypeError(
+            f"mask must be a PatchMask, got {type(mask).__name__}: every sample must have the "
+            "same number of masked tokens; PatchMask.from_mask makes one of a bool mask"
+        )
 
 
 def take_tokens(
@@ -206,11 +307,11 @@ def take_tokens(
 ) -> Tensor:
     """`(count, D)`: the tokens of `x` `(B, L, D)` that `mask` leaves visible, in ascending order,
     sample after sample; surplus rows are zeros."""
-    args = (x, mask, to_int("prefix_tokens", prefix_tokens))
-    args = (*args, *to_sides("grid", grid), to_int("count", count))
+    prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+    place = (*to_sides("grid", grid), to_int("count", count))
     if needs_grad(x):
-        return differentiate(_TakeTokens, *args)
-    return _take(*args, x.dtype, None, None)[0]
+        return differentiate(_TakeTokens, x, mask, prefix_tokens, *place)
+    return _take(x, mask, prefix_tokens, False, *place, x.dtype, None, 0, None)[0]
 
 
 def take_masked_tokens(
@@ -234,11 +335,7 @@ def take_masked_tokens(
         TypeError: a plain bool mask, whose number of masked tokens may differ between samples.
         ValueError: tokens, grid and mask that don't fit.
     """
-    if not isinstance(mask, PatchMask):
-        raise TypeError(
-            f"mask must be a PatchMask, got {type(mask).__name__}: every sample must have the "
-            "same number of masked tokens"
-        )
+    check_patch_mask(mask)
     is_tensor("x", x, FLOATS)
     has_dims("x", x, {3: "(B, L, D)"})
     batch, length, width = x.shape

@@ -142,6 +142,7 @@ def test_a_run_is_not_replaced_before_an_image_can_be_read(trained, tmp_path, ca
     assert snapshot(trained) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(photographs, tmp_path):
     """Files may not grow beyond what the system allows, which then fails as a full disk does."""
     out = tmp_path / "run"

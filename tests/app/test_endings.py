@@ -68,6 +68,7 @@ def fail_reading(monkeypatch, after: int, error: Exception) -> None:
     monkeypatch.setattr(data, "read_image", read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [BadImageError("gone"), OSError(errno.EIO, "Input/output error")], ids=["bad", "os"]
 )
@@ -85,6 +86,7 @@ def test_images_that_vanish(photographs, tmp_path, monkeypatch, error, after):
     assert_resumes_to(photographs, out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_images_that_vanish_from_the_disk(photographs, tmp_path, capsys):
     """Deleted while the run reads them, as where a disk is unmounted."""
     out, copy = tmp_path / "stopped", tmp_path / "copy"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
@@ -117,6 +119,44 @@ def test_names_and_shapes_are_the_projects_own(project, family):
     for name, shape in NAMES[project, family].items():
         assert tuple(theirs[name].shape) == shape, name
     assert checkpoints.project_of(theirs) == project
+
+
+@pytest.mark.parametrize("family", ["vit", "beit", "swinv2"])
+def test_encoders_of_mmpretrain(family, tmp_path, capsys):
+    """Those for which mmpretrain has no SimMIM, MAE's among them, under the names of its classes."""
+    model, path, out = model_of(family), tmp_path / "epoch_1.pth", tmp_path / "ours.safetensors"
+    theirs = {}
+    for name, value in checkpoints.from_simmim(model.state_dict(), "timm").items():
+        if "downsample.reduction" in name:
+            value = value.unflatten(1, (2, 2, -1)).permute(0, 3, 2, 1).flatten(1)
+        for ours, named in MMPRETRAIN[family]:
+            name = re.sub(ours, named, name)
+        theirs[f"backbone.{name}"] = value
+    theirs |= {"neck.mask_token": torch.zeros(1, 1, 8), "neck.decoder_blocks.0.ln1.bias": value}
+    torch.save({"meta": {"epoch": 1}, "state_dict": theirs, "optimizer": {}}, path)
+    command = ["import", "--source", path, "--out", out, *arguments_of(family)]
+    status, printed, err = run(capsys, *command, "--encoder-only")
+    assert (status, err) == (0, "")
+    assert f"{len(theirs)} tensors of mmpretrain" in printed and "left out: neck" in printed
+    found = checkpoint.load(out)["model"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(found[name], value) or not name.startswith("encoder.backbone."), name
+
+
+_VIT = (
+    ("patch_embed.proj", "patch_embed.projection"), (r"blocks\.(\d+)\.norm", r"layers.\1.ln"),
+    (r"mlp\.fc1", "ffn.layers.0.0"), (r"mlp\.fc2", "ffn.layers.1"), (r"blocks\.", "layers."),
+    (r"^norm\.", "ln1."),
+)  # fmt: skip
+MMPRETRAIN = {
+    "vit": _VIT,
+    "beit": _VIT,
+    "swinv2": (
+        ("patch_embed.proj", "patch_embed.projection"), ("^layers", "stages"),
+        (r"\.attn\.", ".attn.w_msa."), (r"mlp\.fc1", "ffn.layers.0.0"),
+        (r"mlp\.fc2", "ffn.layers.1"), (r"^norm\.", "norm1."),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["vit", "swin", "swinv2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from timm import layers
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
+from simmim.exchange import geometry
 from simmim.exchange.geometry import fit_tables
 from simmim.models.build import build_model, encoder_of
 from simmim.storage import checkpoint
@@ -29,58 +31,85 @@ GRIDS = st.tuples(SIDES, SIDES)
 @pytest.mark.filterwarnings("ignore")
 def test_every_pair_of_grids_is_resampled_as_timm_does_it(source, target, prefix, relative):
     old, new = Table(*source, prefix, relative), Table(*target, prefix, relative)
-    shape = (old.rows, 2) if relative else (1, old.rows, 2)
-    table = torch.randn(shape, generator=torch.Generator().manual_seed(old.rows))
+    table = positions(old)
     got = resample(table, old, new)
-    if relative:
-        expected = layers.resize_rel_pos_bias_table(table, target, (new.rows, 2), source)
-    else:
-        expected = layers.resample_abs_pos_embed(table, target, source, num_prefix_tokens=prefix)
-    assert torch.equal(got, expected)
+    assert torch.equal(got, resampled_by_timm(table, old, new))
     kept = got[new.rows - prefix :] if relative else got[0, :prefix]
     assert torch.equal(kept, table[old.rows - prefix :] if relative else table[0, :prefix])
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
-@given(source=GRIDS, target=GRIDS, prefix=st.sampled_from([0, 1, 5]), known=st.booleans())
 @pytest.mark.filterwarnings("ignore")
-def test_an_unknown_grid_is_a_plain_square_or_refused(source, target, prefix, known):
-    """Whatever grid a file has, the result is that of the true grid, of a square that the output
-    tells of, or a refusal that names the way out."""
-    config, backbone = vit(target, prefix)
-    rows = source[0] * source[1] + prefix
-    table = torch.randn((1, rows, 2), generator=torch.Generator().manual_seed(rows))
-    size = (source[0] * 4, source[1] * 4) if known else None
-    true = Table(*source, prefix, False)
-    name = "encoder.backbone.pos_embed"
-    try:
-        found, notes = fit_tables(
-            {name: table}, backbone, config, img_size=size, window=None, where="file"
-        )
-    except UserError as error:
-        assert not known
-        assert "--source-img-size" in str(error)
-        square = square_table(rows, true)
-        assert square is None or (rows == target[0] * target[1] + prefix and square[:2] != target)
-        return
-    if not known:
-        true = square_table(rows, true)
-        if true[:2] != target:  # a square that stays is no news
-            assert f"{true.height}x{true.width}" in "".join(notes) and "square" in "".join(notes)
-    assert torch.equal(found[name], resample(table, true, Table(*target, prefix, False)))
+@pytest.mark.parametrize(("family", "largest"), [("vit", 12), ("beit", 6)])
+def test_every_pair_of_grids_is_resampled_or_refused(family, largest, monkeypatch):
+    """All pairs of grids up to `largest`, of ViT's absolute and BEiT's relative positions. A grid that
+    is known gives timm's resampling; one that is not, that of a square that the output tells of, or a
+    refusal that names the way out."""
+    grids = list(itertools.product(range(1, largest + 1), repeat=2))
+    made = {grid: encoder_on(family, grid) for grid in grids}
+    monkeypatch.setattr(
+        geometry, "encoder_of", lambda c: made[c.img_size[0] // 4, c.img_size[1] // 4][1]
+    )
+    name = {"vit": "pos_embed", "beit": "blocks.0.attn.relative_position_bias_table"}[family]
+    tables = {grid: tables_of(encoder.backbone)[name] for grid, (_, encoder) in made.items()}
+    count = dict.fromkeys(("pairs", "resampled", "refused"), 0)
+    for source, target in itertools.permutations(grids, 2):
+        if source[0] == source[1] and target[0] == target[1]:
+            continue
+        count["pairs"] += 1
+        (config, encoder), true, new = made[target], tables[source], tables[target]
+        table = positions(true)
+        state = {f"encoder.backbone.{name}": table}
+        known, notes = fit_tables(
+            state, encoder.backbone, config,
+            img_size=(source[0] * 4, source[1] * 4), window=None, where="file",
+        )  # fmt: skip
+        expected = resampled_by_timm(table, true, new)
+        assert torch.equal(known[f"encoder.backbone.{name}"], expected), (source, target)
+        try:
+            guessed, notes = fit_tables(
+                state, encoder.backbone, config, img_size=None, window=None, where="file"
+            )
+        except UserError as error:
+            count["refused"] += 1
+            square = square_table(true.rows, true)
+            assert "--source-img-size" in str(error)
+            assert square is None or (true.rows == new.rows and square != new), (source, target)
+            continue
+        count["resampled"] += 1
+        square = square_table(true.rows, true)
+        told = f"{square.height}x{square.width}" in "".join(notes) and "square" in "".join(notes)
+        assert told or square == new, (source, target)
+        expected = resampled_by_timm(table, square, new)
+        assert torch.equal(guessed[f"encoder.backbone.{name}"], expected), (source, target)
+    assert count["pairs"] == (largest**2) * (largest**2 - 1) - largest * (largest - 1)
+    assert count["resampled"] + count["refused"] == count["pairs"] and count["refused"]
 
 
-def vit(grid, prefix):
-    arguments = {"patch_size": 4, "embed_dim": 2, "depth": 1, "num_heads": 1}
-    arguments |= {"class_token": prefix > 0, "reg_tokens": max(prefix - 1, 0)}
+def positions(table):
+    """Random values for every place of a table."""
+    shape = (table.rows, 2) if table.relative else (1, table.rows, 2)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(table.rows))
+
+
+def resampled_by_timm(values, source, target):
+    if source == target:
+        return values
+    old, new = source[:2], target[:2]
+    if target.relative:
+        return layers.resize_rel_pos_bias_table(values, new, (target.rows, 2), old)
+    return layers.resample_abs_pos_embed(values, new, old, num_prefix_tokens=target.prefix)
+
+
+def encoder_on(family, grid):
+    arguments = {"patch_size": 4, "embed_dim": 2, "depth": 1, "num_heads": 2}
     config = PretrainConfig(
-        encoder="vit_tiny_patch16_224",
+        encoder={"vit": "vit_tiny_patch16_224", "beit": "beit_base_patch16_224"}[family],
         encoder_args=arguments,
         img_size=(grid[0] * 4, grid[1] * 4),
     )
     with torch.device("meta"):
-        return config, encoder_of(config).backbone
+        return config, encoder_of(config)
 
 
 CASES = [

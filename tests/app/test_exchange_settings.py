@@ -42,12 +42,17 @@ FLIPS = {
     "pooler_output_size": [8], "pooler_act": ["relu"], "problem_type": ["regression"],
     "id2label": [{0: "a", 1: "b", 2: "c"}], "label2id": [{"a": 0, "b": 1}],
     "chunk_size_feed_forward": [2],
+    # of language models, in every configuration before transformers 5
+    "pruned_heads": [{0: [0]}], "task_specific_params": [{"a": {}}], "prefix": ["a"],
+    "sep_token_id": [1], "tokenizer_class": ["a"], "finetuning_task": ["a"],
+    "cross_attention_hidden_size": [8],
 }  # fmt: skip
 #: written by transformers itself, derived from others, or without a meaning for a model
 SELF = {
     "transformers_version", "architectures", "model_type", "_name_or_path", "num_layers",
     "stage_names", "out_features", "out_indices", "output_hidden_states", "output_attentions",
-    "return_dict", "is_encoder_decoder", "dtype",
+    "return_dict", "is_encoder_decoder", "dtype", "torch_dtype", "torchscript",
+    *transformers.GenerationConfig().to_dict(),
 }  # fmt: skip
 
 

@@ -162,10 +162,10 @@ def distributed(module, path):
         torch.distributed.destroy_process_group()
 
 
-def trained_by_lightning(module, folder):
+def trained_by_lightning(module, folder, *callbacks):
     trainer = lightning.Trainer(
         max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, accelerator="cpu",
+        default_root_dir=folder, accelerator="cpu", callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(Lit(module, argparse.Namespace(a=1)))
     return next(folder.rglob("*.ckpt"))
@@ -191,6 +191,25 @@ def test_wrappers_of_modules(wrapper, tmp_path, imports):
     else:
         torch.save(module, path)
     assert_same(imports(path, "beit")[1], model)
+
+
+AVERAGES = {
+    "StochasticWeightAveraging": {"swa_lrs": 1e-3, "swa_epoch_start": 1},
+    "EMAWeightAveraging": {},
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_copies_that_lightnings_callbacks_keep(name, tmp_path, imports):
+    """The model that Lightning loads again is taken, the copy told of."""
+    callback = getattr(lightning.pytorch.callbacks, name, None)
+    if callback is None:
+        pytest.skip(f"this Lightning has no {name}")
+    model = model_of("swin")
+    path = trained_by_lightning(Theirs(model), tmp_path, callback(**AVERAGES[name]))
+    printed, found = imports(path, "swin")
+    assert_same(found, model)
+    assert "took the weights under state_dict" in printed and "left: " in printed
 
 
 @pytest.mark.parametrize("version", [2, 3])

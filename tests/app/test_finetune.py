@@ -29,6 +29,7 @@ def first_batch(trainer: Finetuner):
     ).read()
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_from_the_checkpoint(labelled, pretrained, tmp_path):
     config = finetuning(
         labelled,
@@ -55,6 +56,7 @@ def test_fine_tuning_learns_from_the_checkpoint(labelled, pretrained, tmp_path):
     assert list((config.out / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_uninterrupted_one(labelled, tmp_path):
     """With every randomness: drop path, dropout, mixup, cutmix."""
     config = finetuning(labelled, tmp_path / "whole", save_every=1, keep=100)

@@ -66,6 +66,7 @@ def test_the_advice_where_nothing_was_saved(photographs, tmp_path, capsys):
     assert_finite(out)
 
 
+@pytest.mark.slow
 def test_the_advice_to_go_back_further(photographs, tmp_path, capsys):
     """The newest checkpoint may be spoilt although its numbers are finite."""
     out = tmp_path / "run"
@@ -79,6 +80,7 @@ def test_the_advice_to_go_back_further(photographs, tmp_path, capsys):
     assert "from update 4 on: --epochs 3 instead of 2, --lr 0.0001" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "clip"),
     [("loss", 5.0), ("gradient", 0.0), ("gradient", 5.0), ("weight", 5.0), ("moment", 5.0)],
@@ -114,6 +116,7 @@ def test_the_last_update_counts_too(photographs, tmp_path, where, clip):
     assert_finite(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_not_finite(photographs, tmp_path, monkeypatch):
     trainer = Trainer(config_of(photographs, tmp_path / "run", save_every=2))
     genuine = trainer.model.module.forward
@@ -143,6 +146,7 @@ def test_names_of_what_is_not_finite():
     assert first_not_finite(state) is None
 
 
+@pytest.mark.slow
 def test_reading_the_sums_costs_no_synchronisation_between_rows(photographs, tmp_path):
     """The host reads sums where a row or a checkpoint is written, never in between."""
     trainer = Trainer(config_of(photographs, tmp_path / "run", log_every=6, val_count=0))

@@ -167,6 +167,7 @@ def test_further_ways_of_splitting(split, tmp_path):
         found("probe", inside, tmp_path)
 
 
+@pytest.mark.slow
 def test_outputs_are_no_inputs_of_the_next_run(labelled, capsys):
     """Every command writes into the folder of the images, and the next ones do not see it."""
     small = ("--workers", 0, "--device", "cpu")

@@ -134,6 +134,7 @@ def test_a_row_that_is_no_record_among_others(metrics):
     assert len(read_metrics(metrics)) == 4
 
 
+@pytest.mark.slow
 def test_resuming_with_a_touched_file_and_without_one(photographs, tmp_path):
     out = tmp_path / "run"
     Trainer(config_of(photographs, out, epochs=1)).fit()

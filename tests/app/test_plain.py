@@ -44,6 +44,7 @@ def model_of(family: str) -> SimMIM:
     return SimMIM(encoder_of(family), mean=mean, std=std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "beit-shared", "swin"])
 def test_both_paths_have_the_same_losses_for_fifty_steps(family):
     start = model_of(family)

@@ -30,6 +30,11 @@ def box_mask(backend) -> dict[str, Callable]:
     return {"14x14": lambda: backend.box_mask.box_mask(ids, 14, 14, 8, 8, False, 5, 1)}
 
 
+def uniform_mask(backend) -> dict[str, Callable]:
+    ids = torch.arange(4)
+    return {"14x14": lambda: backend.uniform_mask.uniform_mask(ids, 14, 14, 3, 5, 1)}
+
+
 def block_mask(backend) -> dict[str, Callable]:
     ids = torch.arange(4)
     return {
@@ -147,9 +152,14 @@ def masked_linear(backend) -> dict[str, Callable]:
 def place_tokens(backend) -> dict[str, Callable]:
     op, mask, rows = backend.place_tokens, _mask(4, 7, 7), torch.empty(400, 768, dtype=BF16)
     token, pos, x = torch.empty(768), torch.empty(196, 768), torch.empty(4, 196, 768, dtype=BF16)
+    prefixed = torch.empty(4, 197, 768, dtype=BF16)
     return {
-        "place": lambda: op.place_tokens(rows, mask, token, pos, 0, 14, 14, BF16),
-        "take": lambda: op.take_tokens(x, mask, 0, 14, 14, 400, BF16, F32, F32),
+        "place": lambda: op.place_tokens(rows, mask, token, pos, 0, False, 14, 14, BF16),
+        "take": lambda: op.take_tokens(x, mask, 0, False, 14, 14, 400, BF16, F32, 196, F32),
+        "place with prefix": lambda: op.place_tokens(rows, mask, token, pos, 1, True, 14, 14, BF16),
+        "take with prefix": lambda: op.take_tokens(
+            prefixed, mask, 1, True, 14, 14, 400, BF16, F32, 196, F32
+        ),
     }
 
 

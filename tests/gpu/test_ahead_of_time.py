@@ -18,7 +18,15 @@ pytestmark = pytest.mark.slow
 
 ROOMS = [name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"]
 # These read little: masks, lists, partial sums; or a few numbers of a row in each thread.
-NARROW = {"_random_mask", "_box_mask", "_block_mask", "_token_places", "_distances", "_add_rows"}
+NARROW = {
+    "_random_mask",
+    "_uniform_mask",
+    "_box_mask",
+    "_block_mask",
+    "_token_places",
+    "_distances",
+    "_add_rows",
+}
 NARROW |= {"count", "mark", "scales", "finish", "_normalize_window"}
 NARROW |= {"_normalize_patches bytes", "_mask_image channels_last"}
 

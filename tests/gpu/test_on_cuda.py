@@ -30,14 +30,15 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (14, 14), (40, 40), (100, 100)])
-@pytest.mark.parametrize("strategy", ["random_mask", "block_mask", "box_mask"])
+@pytest.mark.parametrize("strategy", ["random_mask", "block_mask", "box_mask", "uniform_mask"])
 def test_masks_have_the_bits_of_the_cpu(backend, strategy, grid):
     if (reason := missing(backend, (strategy,))) is not None:
         pytest.skip(reason)
     ids = torch.randint(-(2**62), 2**62, (33,), device="cpu")
-    made = getattr(sk, strategy)(ids.cuda(), grid, 0.6, seed=2**63 + 9, epoch=5)
+    ratio = 0.75 if strategy == "uniform_mask" else 0.6
+    made = getattr(sk, strategy)(ids.cuda(), grid, ratio, seed=2**63 + 9, epoch=5)
     with sk.backend("reference"):
-        expected = getattr(sk, strategy)(ids, grid, 0.6, seed=2**63 + 9, epoch=5)
+        expected = getattr(sk, strategy)(ids, grid, ratio, seed=2**63 + 9, epoch=5)
     assert same((t.cpu() for t in made), expected)
 
 

@@ -57,10 +57,10 @@ def flat(mask, side):
 
 
 def result(model, images, mask, dtype=torch.float32, kernels=False, **options):
-    """Outputs and gradients of a copy of `model` in `dtype`."""
+    """Outputs and gradients of a copy of `model` in `dtype`, on transformers' own attention path."""
     model = copy.deepcopy(model).to(dtype)
     if kernels:
-        sk.apply_kernels(model, **options)
+        sk.apply_kernels(model, **{"attention": None} | options)
     torch.manual_seed(7)
     out = model(images.to(dtype), bool_masked_pos=mask, output_hidden_states=True)
     out.loss.backward()

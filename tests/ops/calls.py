@@ -126,6 +126,24 @@ def _rows(batch, grid):
     }
 
 
+def _visible_tokens(batch, grid):
+    hidden, fine = (
+        mask(batch, grid).on_grid(tuple(2 * side for side in grid)),
+        4 * grid[0] * grid[1],
+    )
+    return {
+        "x": torch.randn(batch, 1 + hidden.visible.shape[1], WIDTH),
+        "mask": hidden,
+        "token": torch.randn(1, 1, WIDTH),
+        "pos_embed": torch.randn(1, 1 + fine, WIDTH),
+        "prefix_tokens": 1,
+    }
+
+
+def _uniform_mask(n_or_ids, grid, seed):
+    return sk.uniform_mask(n_or_ids, (2 * grid[0], 2 * grid[1]), seed=seed)
+
+
 def _avg_dist(mask, unit):
     return torch.tensor(sk.avg_dist(mask, unit), dtype=torch.float64, device="cpu")
 
@@ -205,6 +223,19 @@ CALLS: dict[str, Call] = {
         sk.mask_tokens, _mask_tokens, ("x", "token", "pos_embed"), ("mask_tokens",)
     ),
     "mask_tokens map": Call(sk.mask_tokens, _mask_tokens_map, ("x", "token"), ("mask_tokens",)),
+    "visible_patch_embed": Call(
+        sk.visible_patch_embed,
+        lambda b, g: {k: v for k, v in _embedding(b, g).items() if k != "token"},
+        ("weight", "bias", "pos_embed"),
+        ("masked_patch_embed", "place_tokens"),
+        products=True,
+    ),
+    "restore_tokens": Call(
+        sk.restore_tokens,
+        _visible_tokens,
+        ("x", "token", "pos_embed"),
+        ("place_tokens",),
+    ),
     "take_masked_tokens": Call(
         take_masked_tokens,
         lambda b, g: {"x": tokens(b, g, WIDTH, HALF, 1), "mask": mask(b, g), "prefix_tokens": 1},
@@ -261,6 +292,13 @@ CALLS: dict[str, Call] = {
     "random_mask": Call(sk.random_mask, _ids(epoch=3), (), ("random_mask",)),
     "block_mask": Call(sk.block_mask, _ids(), (), ("block_mask",)),
     "box_mask": Call(sk.box_mask, _ids(), (), ("box_mask",)),
+    "inverse_block_mask": Call(sk.inverse_block_mask, _ids(), (), ("block_mask",)),
+    "uniform_mask": Call(
+        _uniform_mask,
+        lambda b, g: {k: v for k, v in _ids()(b, g).items() if k != "ratio"},
+        (),
+        ("uniform_mask",),
+    ),
     "avg_dist": Call(
         _avg_dist,
         lambda b, g: {"mask": mask(b, g).mask, "unit": UNIT},

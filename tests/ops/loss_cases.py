@@ -79,11 +79,11 @@ def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
     pixels = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)[:, None]
     if kind == "l1":
         loss = F.l1_loss(image, target, reduction="none")
-    elif kind == "mse":
-        loss = F.mse_loss(image, target, reduction="none")
-    elif kind == "huber":
-        wide = torch.promote_types(image.dtype, target.dtype)  # its gradient takes one type
-        loss = F.huber_loss(image.to(wide), target.to(wide), reduction="none", delta=beta)
+    elif kind in ("mse", "huber"):
+        wide = torch.promote_types(image.dtype, target.dtype)  # their gradients take one type
+        image_, target_ = image.to(wide), target.to(wide)
+        options = {"delta": beta} if kind == "huber" else {}
+        loss = getattr(F, f"{kind}_loss")(image_, target_, reduction="none", **options)
     else:
         loss = F.smooth_l1_loss(image, target, reduction="none", beta=beta)
     loss, pixels = (

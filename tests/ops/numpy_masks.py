@@ -92,6 +92,18 @@ def aspect_ratio(a):
     return Decimal("0.3") ** (1 - Decimal(2 * a + 1) / 64)
 
 
+def uniform_mask(sample, grid, hidden, seed, epoch):
+    """Mask `(gh, gw)` with `hidden` units of every 2 x 2, the smallest of four words each."""
+    mask = np.zeros(grid, bool)
+    for y in range(0, grid[0], 2):
+        for x in range(0, grid[1], 2):
+            cell = y // 2 * (grid[1] // 2) + x // 2
+            scores = words(sample, [0xA0000000 + cell], seed, epoch)[0]
+            for unit in sorted(range(4), key=lambda i: (scores[i], i))[:hidden]:
+                mask[y + unit // 2, x + unit % 2] = True
+    return mask
+
+
 def block_mask(sample, grid, count, seed, epoch):
     """Mask `(gh, gw)` of rectangles, exactly `count` units, and how many attempts it took."""
     mask = np.zeros(grid, bool)

@@ -61,6 +61,8 @@ CALLS = {
     "random_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
     "block_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
     "box_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
+    "uniform_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
+    "inverse_block_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
     "avg_dist": {"mask": MASK, "unit": 4},
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]

@@ -13,11 +13,13 @@ STRATEGIES = {
     "random": lambda ids: sk.random_mask(ids, GRID, 0.6, seed=SEED, epoch=EPOCH),
     "block": lambda ids: sk.block_mask(ids, GRID, 0.4, seed=SEED, epoch=EPOCH),
     "box": lambda ids: sk.box_mask(ids, GRID, 0.4, seed=SEED, epoch=EPOCH),
+    "uniform": lambda ids: sk.uniform_mask(ids, GRID, 0.5, seed=SEED, epoch=EPOCH),
 }
 EXPECTED = {
     "random": lambda i: numpy_masks.random_mask(i, 196, 118, SEED, EPOCH)[0].reshape(GRID),
     "block": lambda i: numpy_masks.block_mask(i, GRID, 79, SEED, EPOCH)[0],
     "box": lambda i: numpy_masks.box_mask(i, GRID, (5, 5), SEED, EPOCH),
+    "uniform": lambda i: numpy_masks.uniform_mask(i, GRID, 2, SEED, EPOCH),
 }
 
 

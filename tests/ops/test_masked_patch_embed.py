@@ -189,9 +189,11 @@ def test_surplus_rows_are_padding():
             assert not rows[4:].any()
             assert rows[:4].any(1).all()
             wide = torch.cat((rows[:4, :3], torch.full((2, 3), float("nan"))))
-            out = _place(wide, mask, token, None, 0, 2, 2, torch.float32)
-            assert torch.equal(out, _place(rows[:4, :3], mask, token, None, 0, 2, 2, torch.float32))
-            taken, *_ = _take(out, mask, 0, 2, 2, 6, torch.float32, None, None)
+            out = _place(wide, mask, token, None, 0, False, 2, 2, torch.float32)
+            assert torch.equal(
+                out, _place(rows[:4, :3], mask, token, None, 0, False, 2, 2, torch.float32)
+            )
+            taken, *_ = _take(out, mask, 0, False, 2, 2, 6, torch.float32, None, 0, None)
             assert not taken[4:].any()
             assert torch.equal(taken[:4], rows[:4, :3])
 

@@ -35,6 +35,22 @@ WHOLE = {
     "random_mask": masks(sk.random_mask),
     "block_mask": masks(sk.block_mask),
     "box_mask": masks(sk.box_mask),
+    "inverse_block_mask": masks(sk.inverse_block_mask),
+    "uniform_mask": {
+        "n_or_ids": (2, lambda n: sk.uniform_mask(n, (2, 4), seed=1)),
+        "grid": (4, lambda n: sk.uniform_mask(2, (n, n), seed=1)),
+        "seed": (3, lambda n: sk.uniform_mask(2, (2, 4), seed=n)),
+        "epoch": (5, lambda n: sk.uniform_mask(2, (2, 4), seed=1, epoch=n)),
+    },
+    "from_mask": {"count": (MASK.masked.shape[1], lambda n: sk.PatchMask.from_mask(MASK.mask, n))},
+    "restore_tokens": {
+        "prefix_tokens": (
+            1,
+            lambda n: sk.restore_tokens(
+                TOKENS[:, : 1 + MASK.visible.shape[1]], MASK, TOKEN, prefix_tokens=n
+            ),
+        )
+    },
     "avg_dist": {"unit": (20, lambda n: sk.avg_dist(MASK, n))},
     "on_grid": {"grid": (4, lambda n: MASK.on_grid((n, n)))},
     "WindowNorm": {"window": (5, lambda n: sk.masked_l1(*LOSS, target_norm=sk.WindowNorm(n)))},
@@ -58,6 +74,8 @@ REAL = {
     "random_mask": {"ratio": (0.5, lambda x: sk.random_mask(2, (3, 4), x, seed=1))},
     "block_mask": {"ratio": (0.5, lambda x: sk.block_mask(2, (3, 4), x, seed=1))},
     "box_mask": {"ratio": (0.5, lambda x: sk.box_mask(2, (3, 4), x, seed=1))},
+    "inverse_block_mask": {"ratio": (0.5, lambda x: sk.inverse_block_mask(2, (3, 4), x, seed=1))},
+    "uniform_mask": {"ratio": (0.5, lambda x: sk.uniform_mask(2, (2, 4), x, seed=1))},
     "mask_image": {
         "fill": (0.5, lambda x: sk.mask_image(IMAGE, MASK, x)),
         "mean": (0.5, lambda x: sk.mask_image(IMAGE, MASK, mean=(x,) * 3, std=(1.5,) * 3)),
@@ -164,7 +182,7 @@ NO_INTEGERS += (np.array([2, 2]), np.array([2]), torch.tensor([[2]]), [2], objec
 def test_what_is_no_whole_number_is_named(what, number, call):
     name = what.split("-")[1]
     for wrong in NO_INTEGERS:
-        if name == "seed" and wrong is None:
+        if name in ("seed", "count") and wrong is None:
             continue
         if name == "n_or_ids" and isinstance(wrong, torch.Tensor) and wrong.dim() > 0:
             continue  # sample ids, of a wrong shape

@@ -24,6 +24,12 @@ TAKES_A_MASK = {
     "masked_patch_embed": lambda m: sk.masked_patch_embed(
         IMAGE, torch.randn(5, 3, 4, 4), None, m, torch.zeros(5)
     ),
+    "visible_patch_embed": lambda m: sk.visible_patch_embed(
+        IMAGE, torch.randn(5, 3, 4, 4), None, m
+    ),
+    "restore_tokens": lambda m: sk.restore_tokens(
+        torch.randn(2, m.visible.shape[-1], 48), m, torch.zeros(48)
+    ),
     "take_masked_tokens": lambda m: take_masked_tokens(TOKENS, m),
     "avg_dist": lambda m: sk.avg_dist(m, 4),
     "on_grid": lambda m: m.on_grid((4, 4)),
@@ -190,3 +196,51 @@ def test_ids_are_copied_to_a_gpu_without_waiting():
         ("pin_memory", (), {}),
         ("to", (torch.device("cuda:0"),), {"non_blocking": True}),
     ]
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_index_lists_of_a_mask_of_ones_own(count):
+    made = sk.random_mask(4, (2, 3), 0.5, seed=1)
+    found = sk.PatchMask.from_mask(made.mask, count)
+    assert all(torch.equal(a, b) for a, b in zip(found, made, strict=True))
+    assert [part.dtype for part in found] == [torch.bool, torch.int32, torch.int32]
+
+
+def test_from_mask_compiles_where_the_count_is_known():
+    mask = sk.random_mask(4, (2, 3), 0.5, seed=1).mask
+    compiled = torch.compile(
+        lambda m: sk.PatchMask.from_mask(m, 3), backend="aot_eager", fullgraph=True
+    )
+    for a, b in zip(compiled(mask), sk.PatchMask.from_mask(mask), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_from_mask_takes_no_sample():
+    assert sk.PatchMask.from_mask(torch.zeros(0, 2, 3, dtype=torch.bool), 2).masked.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "count", "error", "words"),
+    [
+        (torch.eye(2).bool()[None], 1, ValueError, r"\[2\] masked units"),
+        (torch.eye(2).bool()[None], 5, ValueError, "count is 5; allowed: 0 to 4"),
+        (torch.tensor([[[True, False]], [[True, True]]]), None, ValueError, r"\[1, 2\] masked"),
+        (torch.eye(2).bool(), None, ValueError, "mask has shape"),
+        (torch.eye(2)[None], None, TypeError, "must be a bool tensor, got torch.float32"),
+        ([[True]], None, TypeError, "must be a bool tensor, got list"),
+    ],
+)
+def test_from_mask_names_what_is_wrong(mask, count, error, words):
+    with pytest.raises(error, match=words):
+        sk.PatchMask.from_mask(mask, count)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inverse_block_mask_is_the_complement(backend):
+    ids = torch.tensor([5, -7, 2**40])
+    with sk.backend(backend):
+        made = sk.inverse_block_mask(ids, (14, 14), 0.65, seed=3, epoch=2)
+        block = sk.block_mask(ids, (14, 14), (196 - 128) / 196, seed=3, epoch=2)
+    assert made.masked.shape == (3, 128)
+    assert torch.equal(made.mask, ~block.mask)
+    assert torch.equal(made.masked, block.visible) and torch.equal(made.visible, block.masked)

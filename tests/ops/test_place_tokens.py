@@ -54,6 +54,7 @@ def test_gradcheck(backend):
         assert torch.autograd.gradcheck(lambda x: take_masked_tokens(x, mask, prefix_tokens=1), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic):
     mask = sk.random_mask(2, (2, 3), 0.5, seed=1)

@@ -51,8 +51,9 @@ def open_tiff_picture(file: BinaryIO, channels: int) -> Image.Image | None:
             page = tiff.pages.first
             if _is_scene(page, channels):
                 return None
-            if page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,):
-                # Pillow opens it and then knows no way to decode it
+            apart = page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,)
+            if apart or (page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)):
+                # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
                 return _decode_plain(page)
             try:
                 file.seek(0)
@@ -165,8 +166,8 @@ def _join(numbers: list) -> str:
 
 
 def _decode_plain(page) -> Image.Image:
-    """Gray or RGB, with or without opacity, in a layout that Pillow does not know, such as a
-    big-endian BigTIFF.
+    """Gray or RGB, with or without opacity, or YCbCr, in a layout that Pillow does not know, such as
+    a big-endian BigTIFF.
 
     Raises:
         BadImageError: a compression that needs a package of its own.
@@ -177,7 +178,7 @@ def _decode_plain(page) -> Image.Image:
         page.samplesperpixel,
     )
     try:
-        if model not in (0, 1, _RGB) or bits != {8}:
+        if model not in (0, 1, _RGB, _YCBCR) or bits != {8}:
             raise ValueError("not plain")
         pixels = page.asarray()
     except Exception as error:
@@ -190,6 +191,7 @@ def _decode_plain(page) -> Image.Image:
         pixels = np.concatenate([255 - pixels[..., :1], pixels[..., 1:]], -1)
     associated = tag_values(page, 338, 0) == (_ASSOCIATED,)
     mode = {1: "L", 2: "La" if associated else "LA", 3: "RGB", 4: "RGBa" if associated else "RGBA"}
+    mode |= {3: "YCbCr"} if model == _YCBCR else {}
     size = (page.imagewidth, page.imagelength)
     image = Image.frombytes(mode[bands], size, np.ascontiguousarray(pixels).tobytes())
     if associated:

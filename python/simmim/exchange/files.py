@@ -28,6 +28,8 @@ _WRAPPERS = (
     "_checkpoint_wrapped_module.",
 )
 _CONFIG = "config.json"
+#: where training code keeps the model that it loads again, whatever copies lie beside it
+_MAIN = ("state_dict", "model")
 
 
 @dataclass
@@ -210,6 +212,8 @@ def _choose(path: Path, models: list[_Model], weights: str | None) -> _Model:
             raise UserError(f"{path} has no model under {weights}: it has {labels}")
     if len(models) > 1:
         models = [m for m in models if not m.is_ema()] or models
+    main = [m for m in models if m.keys[:1] and m.keys[0] in _MAIN]
+    models = main if len(main) == 1 else models
     if len(models) > 1:
         raise UserError(f"{path} holds several models, {labels}: say which by --weights")
     return models[0]

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from simmim_kernels.attention import is_fused_faster
+
 Path = Literal["sdpa", "products"]
 
 
@@ -25,10 +27,7 @@ def faster_path(device: str, dtype: torch.dtype, biased: bool) -> Path:
         dtype: what the products run in, under autocast the autocast type.
         biased: whether a relative-position bias is added to the scores.
     """
-    if device != "cpu":
-        return "sdpa"
-    # In 16-bit types, and for the gradient of a bias, the backward of sdpa is the slow one on CPUs.
-    return "sdpa" if dtype == torch.float32 and not biased else "products"
+    return "sdpa" if is_fused_faster(device, dtype, biased) else "products"
 
 
 def choose_attention(

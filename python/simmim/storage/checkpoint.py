@@ -21,7 +21,7 @@ from simmim.config.run import RunConfig
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
 from simmim.storage.files import replacing
-from simmim.storage.kinds import explain_wrong_kind
+from simmim.storage.wrong_command import explain_wrong_command
 
 VERSION = 1
 LAST = "last.pt"
@@ -139,7 +139,7 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
     if version != VERSION:
         raise UserError(f"{path} has checkpoint version {version}; this simmim reads {VERSION}")
     if kind is not None and state.get("kind", "pretrain") != kind:
-        raise UserError(explain_wrong_kind(path, state, kind))
+        raise UserError(explain_wrong_command(path, state, kind))
     if _CHECKSUMS in state:
         wrong = damaged_parts(state, state.pop(_CHECKSUMS))
         if wrong:

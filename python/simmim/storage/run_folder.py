@@ -14,10 +14,10 @@ from typing import Any
 
 from simmim.errors import UserError
 from simmim.storage import checkpoint
+from simmim.storage.earlier_versions import FILES, TRAINING, find_written_files, name_by_contents
 from simmim.storage.files import replacing
 from simmim.storage.folder_lock import FolderLock
 from simmim.storage.manifest import FOLDER, Manifest, events, manifests
-from simmim.storage.recognise import FILES, TRAINING, name_by_contents, recognise
 
 _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
 
@@ -56,7 +56,9 @@ class RunFolder:
         self._lock = FolderLock(inner, name, self.out)
         try:
             self._lock.acquire()
-            self.manifest = Manifest.load(self.out, self.kind) or recognise(self.out, self.kind)
+            self.manifest = Manifest.load(self.out, self.kind) or find_written_files(
+                self.out, self.kind
+            )
         except BaseException:
             self.release()
             raise

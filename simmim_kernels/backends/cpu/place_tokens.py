@@ -23,6 +23,7 @@ def place_tokens(
     token: Tensor | None,
     pos_embed: Tensor | None,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     dtype: torch.dtype,
@@ -30,7 +31,9 @@ def place_tokens(
     shape = mask.shape[0], prefix_tokens + h * w, rows.shape[1]
     out = torch.empty(shape, dtype=dtype, device="cpu")
     mask, token, pos_embed = contiguous(mask, token, pos_embed)
-    found = kernels.place_tokens(rows, mask, token, pos_embed, out, prefix_tokens, h, w, threads())
+    found = kernels.place_tokens(
+        rows, mask, token, pos_embed, out, prefix_tokens, prefixed, h, w, threads()
+    )
     check_found(found, rows.shape[0])
     return out
 
@@ -39,11 +42,13 @@ def take_tokens(
     x: Tensor,
     mask: Tensor,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     count: int,
     rows_dtype: torch.dtype | None,
     token_dtype: torch.dtype | None,
+    pos_rows: int,
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[2]
@@ -52,7 +57,9 @@ def take_tokens(
         (count, width) if rows_dtype else 0, dtype=rows_dtype or x.dtype, device="cpu"
     )
     token = torch.empty(width if token_dtype else 0, dtype=token_dtype or x.dtype, device="cpu")
-    pos = torch.empty((h * w, width) if pos_dtype else 0, dtype=pos_dtype or x.dtype, device="cpu")
+    pos = torch.empty(
+        (pos_rows, width) if pos_dtype else 0, dtype=pos_dtype or x.dtype, device="cpu"
+    )
     found = kernels.take_tokens(
         x,
         mask.contiguous(),
@@ -60,6 +67,7 @@ def take_tokens(
         token if token_dtype else None,
         pos if pos_dtype else None,
         prefix_tokens,
+        prefixed,
         h,
         w,
         count,

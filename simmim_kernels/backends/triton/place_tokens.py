@@ -21,12 +21,13 @@ from simmim_kernels.backends.triton.mask_tokens import (
 )
 
 
-@triton.jit(do_not_specialize=["prefix", "count"])
+@triton.jit(do_not_specialize=["prefix", "count", "per_sample", "pos_first"])
 def _place(
-    rows, r_n, r_d, places, token, pos, out, length, prefix, width, total, count,
-    HAS_TOKEN: tl.constexpr, HAS_POS: tl.constexpr, COMPUTE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    rows, r_n, r_d, places, token, pos, out, length, prefix, width, total, count, per_sample,
+    pos_first, HAS_TOKEN: tl.constexpr, HAS_POS: tl.constexpr, PREFIXED: tl.constexpr,
+    COMPUTE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """With PREFIXED each sample has `per_sample` rows, those of its prefix first."""
     blocks = tl.cdiv(width, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -34,6 +35,11 @@ def _place(
     exists = (row < total) & (patch >= 0)
     source = row // length * (length - prefix) + patch
     place = tl.load(places + source, mask=exists, other=-1)
+    if PREFIXED:
+        sample, ahead = row // length, row % length
+        place = tl.where(place >= 0, place + prefix * (sample + 1), place)
+        place = tl.where(ahead < prefix, sample * per_sample + ahead, place)
+        exists = row < total
     visible = (place >= 0)[:, None]
     kept = (exists & (place >= 0) & (place < count))[:, None] & (column < width)[None, :]
     at = place[:, None] * r_n + column.to(tl.int64)[None, :] * r_d
@@ -43,24 +49,34 @@ def _place(
         value = tl.where(visible, value, shared[None, :])
     there = exists[:, None] & (column < width)[None, :]
     if HAS_POS:
-        value += tl.load(pos + patch[:, None] * width + column[None, :], mask=there, other=0.0).to(
-            COMPUTE
-        )
+        added = row % length - pos_first
+        at = pos + added[:, None] * width + column[None, :]
+        value += tl.load(at, mask=there & (added >= 0)[:, None], other=0.0).to(COMPUTE)
     value = tl.where(exists[:, None], value, 0.0)
     inside = (row < total)[:, None] & (column < width)[None, :]
     store(out + row[:, None] * width + column[None, :], value, inside)
 
 
-@triton.jit(do_not_specialize=["prefix"])
+@triton.jit(do_not_specialize=["prefix", "per_sample"])
 def _take(
-    x, x_b, x_l, x_d, tokens, rows, prefix, length, width, count, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, x_b, x_l, x_d, tokens, rows, prefix, length, width, count, per_sample,
+    PREFIXED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """With PREFIXED each sample has `per_sample` rows, those of its prefix first."""
     blocks = tl.cdiv(width, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    token = tl.load(tokens + row, mask=row < count, other=-1)
-    at = token // length * x_b + (token % length + prefix) * x_l
+    listed, own = row, row < count
+    if PREFIXED:
+        sample, ahead = row // per_sample, row % per_sample
+        own = own & (ahead >= prefix)
+        listed = row - prefix * (sample + 1)
+    token = tl.load(tokens + listed, mask=own, other=-1)
+    source, place = token // length, token % length + prefix
+    if PREFIXED:
+        source, place = tl.where(own, source, sample), tl.where(own, place, ahead)
+        token = tl.where(own | (row >= count), token, 0)
+    at = source * x_b + place * x_l
     kept = (token >= 0)[:, None] & (column < width)[None, :]
     value = tl.load(x + at[:, None] + column.to(tl.int64)[None, :] * x_d, mask=kept, other=0.0)
     inside = (row < count)[:, None] & (column < width)[None, :]
@@ -73,6 +89,7 @@ def place_tokens(
     token: Tensor | None,
     pos_embed: Tensor | None,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     dtype: torch.dtype,
@@ -88,7 +105,9 @@ def place_tokens(
     with on_device_of(rows):
         _place[(cdiv(batch * length, height) * cdiv(width, block),)](
             rows, *rows.stride(), places, token, pos_embed, out, length, prefix_tokens, width,
-            batch * length, count, HAS_TOKEN=token is not None, HAS_POS=pos_embed is not None,
+            batch * length, count, count // batch,
+            0 if pos_embed is None else length - pos_embed.numel() // width,
+            HAS_TOKEN=token is not None, HAS_POS=pos_embed is not None, PREFIXED=prefixed,
             COMPUTE=compute_type(dtype), ROWS=height, BLOCK=block, num_warps=4, **OPTIONS,
         )  # fmt: skip
     return out
@@ -98,25 +117,32 @@ def take_tokens(
     x: Tensor,
     mask: Tensor,
     prefix_tokens: int,
+    prefixed: bool,
     h: int,
     w: int,
     count: int,
     rows_dtype: torch.dtype | None,
     token_dtype: torch.dtype | None,
+    pos_rows: int,
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    width = x.shape[2]
+    batch, width = x.shape[0], x.shape[2]
     shape = (count, width) if rows_dtype else (0,)
     rows = torch.empty(shape, dtype=rows_dtype or x.dtype, device=x.device)
     if rows.numel():
-        tokens = listed_tokens(mask, h, w, count, False, torch.int64)
+        listed = count - batch * prefix_tokens if prefixed else count
+        tokens = listed_tokens(mask, h, w, listed, False, torch.int64)
         height, block = tile_shape(width, count)
         with on_device_of(x):
             _take[(cdiv(count, height) * cdiv(width, block),)](
                 x, *x.stride(), tokens, rows, prefix_tokens, h * w, width, count,
-                ROWS=height, BLOCK=block, num_warps=4, **OPTIONS,
+                max(count // max(batch, 1), 1), PREFIXED=prefixed, ROWS=height, BLOCK=block, num_warps=4, **OPTIONS,
             )  # fmt: skip
     patches = x[:, prefix_tokens:].unflatten(1, (h, w))
-    pos_rows = h * w if pos_dtype else 0
-    _, token, pos = mask_tokens_backward(patches, mask, 0, None, token_dtype, pos_rows, pos_dtype)
+    _, token, pos = mask_tokens_backward(
+        patches, mask, 0, None, token_dtype, h * w if pos_dtype else 0, pos_dtype
+    )
+    if pos_rows > h * w:
+        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+        pos = torch.cat((x[:, :prefix_tokens].sum(0, dtype=sums).to(pos_dtype), pos))
     return rows, token, pos

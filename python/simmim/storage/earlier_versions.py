@@ -1,4 +1,4 @@
-"""What a version that kept no record has written into a folder, by names and contents."""
+"""Files of runs of earlier versions, which kept no record: found by their names and contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = {
 }
 
 
-def recognise(out: Path, kind: str) -> Manifest:
+def find_written_files(out: Path, kind: str) -> Manifest:
     """A record of what an earlier version's command ``kind`` has written into ``out``."""
     found = Manifest(out, kind)
     telling = "train/images_per_second" if kind in TRAINING else "probe/neighbours"

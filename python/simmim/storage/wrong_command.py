@@ -1,4 +1,4 @@
-"""Checkpoints of one command given to another: what can be done with them instead."""
+"""The error for a checkpoint of one command that is given to another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def explain_wrong_kind(path: Path, state: Mapping[str, Any], wanted: str) -> str:
+def explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> str:
     """Why the checkpoint at ``path`` does not serve, and what does, in one line.
 
     Args:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -146,16 +145,9 @@ class ImageConfig(SourceConfig):
                 "channel"
             )
         odd = self.bands or self.nodata or self.pixel_type != "uint8"
-        odd = odd or self.channels not in (None, 1, 3)
-        if (
-            odd
-            and not self.mean
-            and self.stats is None
-            and getattr(self, "checkpoint", None) is None
-        ):
-            raise UserError(
-                f"the images' own mean and deviation are needed: {how_to_measure(self)}"
-            )
+        known = self.mean or self.stats or getattr(self, "checkpoint", None)
+        if (odd or self.channels not in (None, 1, 3)) and not known:
+            raise UserError(f"the images' mean and deviation are needed: {how_to_measure(self)}")
 
 
 def check_show_bands(bands: tuple[int, ...], channels: int) -> None:
@@ -197,20 +189,20 @@ def measured(config: Config) -> Config:
         return config
     try:
         found = json.loads(config.stats.read_text())
-        pixel_type, channels = found["pixel_type"], int(found["channels"])
-        columns = {name: tuple(map(float, found[name])) for name in ("mean", "std", "min", "max")}
-        columns |= {str(p): tuple(map(float, found["percentiles"][str(p)])) for p in PERCENTILES}
-        bands, layout, nodata = tuple(found["bands"]), found["layout"], found["nodata"]
+        pixel_type, channels = found["pixel_type"], found["channels"]
+        measures = {"mean": found["mean"], "std": found["std"], **found["percentiles"]}
+        measures |= {"0": found["min"], "100": found["max"]}
+        measures = {name: tuple(map(float, values)) for name, values in measures.items()}
+        given = {name: found[name] for name in ("bands", "layout", "nodata")}
+        given["bands"] = tuple(given["bands"])
+        if pixel_type not in PIXEL_TYPES or {*map(len, measures.values())} != {channels}:
+            raise ValueError("one number a channel is missing, or the type is unknown")
     except OSError as error:
         raise UserError(f"cannot read --stats {config.stats}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"--stats {config.stats} is no file of simmim stats ({first_line(error)})"
         ) from None
-    wrong = [name for name, values in columns.items() if len(values) != channels]
-    if wrong or pixel_type not in PIXEL_TYPES or not all(map(math.isfinite, columns["mean"])):
-        raise UserError(f"--stats {config.stats} is no file of simmim stats: measure anew")
-    given = {"bands": bands, "layout": layout, "nodata": nodata}
     for name, value in given.items():
         own = getattr(config, name)
         if own not in ((), "", "auto", value):
@@ -221,9 +213,8 @@ def measured(config: Config) -> Config:
     if config.channels not in (None, 3, channels):
         raise UserError(f"--stats {config.stats} has {channels} channels, not {config.channels}")
     low, high = config.clip_percentile or (2, 98)
-    columns |= {"0": columns["min"], "100": columns["max"]}
     for percentile in (low, high):
-        if f"{percentile:g}" not in columns:
+        if f"{percentile:g}" not in measures:
             raise UserError(
                 f"--clip-percentile {percentile:g} is none of those that are measured: 0, "
                 f"{', '.join(map(str, PERCENTILES))}, 100"
@@ -232,10 +223,10 @@ def measured(config: Config) -> Config:
         config,
         channels=channels,
         pixel_type=pixel_type,
-        mean=config.mean or columns["mean"],
-        std=config.std or tuple(value or 1.0 for value in columns["std"]),
-        low=config.low or columns[f"{low:g}"],
-        high=config.high or columns[f"{high:g}"],
+        mean=config.mean or measures["mean"],
+        std=config.std or tuple(value or 1.0 for value in measures["std"]),
+        low=config.low or measures[f"{low:g}"],
+        high=config.high or measures[f"{high:g}"],
         **given,
     )
     config.check_images()

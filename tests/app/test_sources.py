@@ -260,3 +260,15 @@ def test_crops_of_a_scene_are_as_many_as_it_has_areas(tmp_path):
 def test_a_single_image_is_a_source(tmp_path):
     listing = find_source(write_scene(tmp_path), SourceConfig())
     assert [path.name for path in listing.paths] == ["scene.tif"]
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path):
+    """With a mark at the beginning, other line ends, and a break inside a field."""
+    paths = [tmp_path / f"{name}.png" for name in ("one", "two, and a half")]
+    for path in paths:
+        path.write_bytes(png(PICTURES[0]))
+    table = '\ufeffnote,path\r\n"a\r\nbreak",one.png\r\n,"two, and a half.png"\r\n'
+    (tmp_path / "list.csv").write_bytes(table.encode())
+    (tmp_path / "list.txt").write_bytes("\ufeffone.png\r\ntwo, and a half.png\r\n".encode())
+    for name in ("list.csv", "list.txt"):
+        assert find_source(tmp_path / name, SourceConfig()).paths == paths

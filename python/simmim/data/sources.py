@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,10 +99,10 @@ def read_paths(path: Path, column: str = "") -> list[str]:
         UserError: no such column, or which one is meant cannot be told.
     """
     # names of files may hold any bytes
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if path.suffix.lower() == ".txt":
         return [line for line in text.splitlines() if line.strip()]
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     names = list(rows[0]) if rows else []
     likely = [name for name in names if name in _PATH_COLUMNS] or names
     name = column or (likely[0] if len(likely) == 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 import imagecodecs
@@ -116,6 +117,34 @@ def test_png_of_16_bits(planes, tmp_path):
     check_same(read(tmp_path / "a.png", planes, "uint16"), pixels)
     check_same(read(tmp_path / "a.png", 1, "uint16", bands=(planes,)), pixels[-1:])
     assert refused(tmp_path / "a.png", 7, "uint16") == f"{planes} band{'s' * (planes > 1)}, not 7"
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """Cut short, or with bytes changed: a reason, never another error, never the process's end."""
+    pixels, path, rng = numbers("uint16", 3), tmp_path / "a", random.Random(0)
+    last = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    tiled, plain = tmp_path / "tiled.tif", tmp_path / "plain.npy"
+    tifffile.imwrite(tiled, last, photometric="rgb", tile=(32, 32), compression="lzw")
+    np.save(plain, pixels)
+    whole = [tiled.read_bytes(), plain.read_bytes(), imagecodecs.png_encode(last)]
+    whole.append(imagecodecs.jpeg2k_encode(last, reversible=True))
+    refusals = 0
+    for number in range(240):
+        content = bytearray(whole[number % 4])
+        if rng.random() < 0.3:
+            content = content[: rng.randrange(len(content))]
+        for _ in range(rng.choice((1, 3, 20)) if content else 0):
+            content[rng.randrange(min(len(content), rng.choice((400, 10**9))))] = rng.randrange(256)
+        path.write_bytes(content)
+        try:
+            with file_errors(path):
+                image = read_image(path, Reading(None, dtype=None))
+                if image.shape[1] * image.shape[2] < 10**7:
+                    image[:, :, :]
+        except BadImageError as error:
+            refusals += 1
+            assert str(error)
+    assert 60 < refusals < 240
 
 
 def test_png_of_8_bits_as_bands(tmp_path):

@@ -161,22 +161,14 @@ def open_picture(image: Image.Image, wanted: Reading) -> Tensor:
     return _tensor(pixels[choose_bands(pixels.dtype, len(pixels), wanted)])
 
 
-def open_deep_png(file: BinaryIO, wanted: Reading) -> Tensor:
-    """A PNG file of 16 bits a channel."""
+def open_deep(file: BinaryIO, kind: str, wanted: Reading) -> Tensor:
+    """A PNG or JPEG 2000 file of more than 8 bits a channel."""
     content = file.read()
-    if b"tRNS" in content[:4096]:
+    if kind == "PNG" and b"tRNS" in content[:4096]:
         note_unused("its transparent colour is not used")
-    io_ = require("torchvision.io")
-    try:
-        pixels = io_.decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    except RuntimeError as error:
-        raise BadImageError(f"damaged: {first_line(error)}") from error
-    return pixels[choose_bands("uint16", len(pixels), wanted)]
-
-
-def open_deep_jpeg2000(file: BinaryIO, wanted: Reading) -> Tensor:
-    """A JPEG 2000 file of more than 8 bits a channel."""
-    pixels = require("imagecodecs", "data").jpeg2k_decode(file.read())
+    # torchvision's decoder of PNG ends the process at some damaged files
+    codecs = require("imagecodecs", "data")
+    pixels = (codecs.png_decode if kind == "PNG" else codecs.jpeg2k_decode)(content)
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     return _tensor(pixels[choose_bands(pixels.dtype, len(pixels), wanted)])
 

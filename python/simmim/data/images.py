@@ -22,8 +22,7 @@ from simmim.data.bands import (
     Picture,
     from_array,
     open_array,
-    open_deep_jpeg2000,
-    open_deep_png,
+    open_deep,
     open_picture,
     open_tiff,
 )
@@ -128,10 +127,9 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
             return open_tiff(file, opener, wanted)
         depth = depth_of(file, kind)
         if depth > 8:
-            deep = {"PNG": open_deep_png, "JPEG2000": open_deep_jpeg2000}.get(kind)
-            if wanted.colours or deep is None:
+            if wanted.colours or kind == "AVIF":
                 raise OtherContentsError(f"{depth} bits a channel")
-            return deep(file, wanted)
+            return open_deep(file, kind, wanted)
         if kind == "TIFF":
             image = open_tiff_picture(file, wanted.channels)
         else:

@@ -83,13 +83,17 @@ def command(config: StatsConfig) -> int:
     print(printable(listing.summary()), file=sys.stderr)
     wanted = first_contents(config, listing.paths)
     tally = measure(config, listing.paths, wanted)
-    _report(tally, config, len(listing.paths))
+    _report(tally, config)
     found = summary(tally, wanted)
     write_text(config.out, json.dumps(found, indent=1) + "\n")
     for channel in range(wanted.channels):
         values = {name: found[name][channel] for name in ("mean", "std", "min", "max")}
         text = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
         print(f"channel {channel + 1}: {text}  without data {found['nodata_pixels'][channel]:,}")
+    if any(found["nodata_pixels"]) and not wanted.nodata:
+        print(
+            "some numbers are NaN or infinite: where they mean no data, measure with --nodata nan"
+        )
     print(f"{tally.images:,} images of {wanted.dtype}; wrote {config.out}")
     return 0
 
@@ -242,7 +246,7 @@ def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
     }
 
 
-def _report(tally: Tally, config: StatsConfig, count: int) -> None:
+def _report(tally: Tally, config: StatsConfig) -> None:
     """Name what could not be read or is not used.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,9 +48,10 @@ def register() -> None:
     if not hasattr(type(functions), "register") or NAME in functions:
         return
     type(functions).register(NAME, attention_forward)
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
+    if find_spec("transformers.masking_utils"):  # since version 4.53
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 
-    type(masks).register(NAME, masks["sdpa"])
+        type(masks).register(NAME, masks["sdpa"])
 
 
 def attention_forward(

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_pretrain, environment, report, rows, run, timing
+from benchmarks import bench_pretrain, environment, loops, report, rows, run, timing
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import Contest, Row
 from benchmarks.rows.shapes import CPU, GPU, trial
 
 ROOT = Path(__file__).parents[2]
 # Ops that make or measure masks and have no row yet.
-WITHOUT_ROWS = {"avg_dist", "block_mask", "box_mask"}
+WITHOUT_ROWS = {"avg_dist", "block_mask", "box_mask", "uniform_mask"}
 
 
 @pytest.mark.parametrize("setting", [CPU, GPU], ids=["cpu", "gpu"])
@@ -260,11 +260,11 @@ def test_every_benchmark_is_collected():
 def test_the_photographs_of_a_run(tmp_path):
     from PIL import Image
 
-    bench_pretrain.write_photographs(tmp_path, 6)
+    loops.write_photographs(tmp_path, 6)
     files = sorted(tmp_path.iterdir())
     assert {Image.open(file).size for file in files} == {(500, 375)}
     assert len({file.read_bytes() for file in files}) == 6
-    images, masks = bench_pretrain.Photographs(tmp_path)[0]
+    images, masks = loops.Photographs(tmp_path)[0]
     assert (images.shape, images.dtype) == ((3, 192, 192), torch.float32)
     assert masks.shape == (12, 12) and masks.sum() == 22 * 4
 

@@ -14,8 +14,7 @@ from simmim.training.progress import clock
 #: updates after which ``auto`` decides, always the same so that a resumed run does what the
 #: uninterrupted one did; the last of them is timed
 DECIDED_AT = 3
-#: seconds that compiling takes, and the share of an update that it saves at least, from
-#: measurements of ViT and Swin in float32 and bfloat16 on two cores
+#: estimates: seconds that compiling takes, and the share of an update that it saves at least
 COSTS, SAVES = 60.0, 0.1
 
 

@@ -270,3 +270,24 @@ def test_orientation_of_bands(turn, tmp_path):
     if turn > 1:
         deep = deep.transpose([None, None, *(Image.Transpose[n] for n in TURNS)][turn])
     assert np.array_equal(read(tmp_path / "a.tif", 1, "uint16")[0].numpy(), np.array(deep))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("blocks", [{"rowsperstrip": 16}, {"tile": (32, 48)}, {}])
+def test_a_file_that_is_cut_short_is_refused(planar, blocks, tmp_path):
+    """Also where its numbers are not compressed, and what is missing would pass for zeros."""
+    pixels, path = numbers("uint16"), tmp_path / "a.tif"
+    data = pixels if planar == "separate" else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    tifffile.imwrite(path, data, photometric="minisblack", planarconfig=planar, **blocks)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 900])
+    with pytest.raises(BadImageError, match="damaged"), file_errors(path):
+        read(path, 5, "uint16")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages.first.tags
+        name = "TileOffsets" if "tile" in blocks else "StripOffsets"
+        if tags[name].count > 2:
+            for tag in (tags[name], tags[name.replace("Offsets", "ByteCounts")]):
+                tag.overwrite(tag.value[:-2])
+    with pytest.raises(BadImageError, match="damaged"), file_errors(path):
+        read(path, 5, "uint16")

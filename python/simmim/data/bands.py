@@ -6,6 +6,7 @@ crop touches, of an array on disk its part.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +235,8 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
     places = {band: [i for i, b in enumerate(chosen) if b == band] for band in set(chosen)}
     pixels = np.full((len(chosen), bottom - top, right - left), key.nodata, key.dtype)
     source = key.parent.filehandle
+    if len(page.dataoffsets) < math.prod(key.chunked):
+        raise BadImageError("damaged: not all of its tiles or strips are there")
     for index, (offset, count) in enumerate(
         zip(page.dataoffsets, page.databytecounts, strict=True)
     ):
@@ -242,8 +245,11 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
         if outside or not count or (planar and plane not in places):
             continue
         source.seek(offset)
+        content = source.read(count)
+        if len(content) < count:
+            raise BadImageError("damaged: cut short")
         try:
-            segment, _, _ = key.decode(source.read(count), index, jpegtables=key.jpegtables)
+            segment, _, _ = key.decode(content, index, jpegtables=key.jpegtables)
         except (ValueError, KeyError) as error:
             if "imagecodecs" in str(error):
                 raise BadImageError(

@@ -236,6 +236,23 @@ def test_a_missing_package_is_one_line(package, name, tmp_path, capsys, monkeypa
     assert 'pip install "simmim-kernels[data]"' in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("kind", ["tif", "png"])
+def test_codecs_that_are_missing(kind, tmp_path, simmim, monkeypatch):
+    """As where imagecodecs is not installed, for tifffile too."""
+    (tmp_path / "data").mkdir()
+    tifffile.imwrite(tmp_path / "data/a.tif", BANDS[0, 0], compression="lzw")
+    if kind == "png":
+        (tmp_path / "data/a.tif").unlink()
+        Image.fromarray(BANDS[0, 0]).save(tmp_path / "data/a.png")
+    package = tmp_path / "stub/imagecodecs/__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("raise ModuleNotFoundError(name='imagecodecs')")
+    monkeypatch.setenv("PYTHONPATH", str(package.parents[1]))
+    run = simmim("stats", "--data", tmp_path / "data", "--out", tmp_path / "a.json")
+    last = run.stderr.splitlines()[-1]
+    assert run.returncode == 2 and 'pip install "simmim-kernels[data]"' in last, last
+
+
 def test_crops_of_a_scene_are_as_many_as_it_has_areas(tmp_path):
     """One scene of 320 x 48 beside one image of 40 x 48, crops of 16: 60 crops and 8."""
     write_scene(tmp_path)

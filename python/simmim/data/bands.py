@@ -248,15 +248,7 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
         content = source.read(count)
         if len(content) < count:
             raise BadImageError("damaged: cut short")
-        try:
-            segment, _, _ = key.decode(content, index, jpegtables=key.jpegtables)
-        except (ValueError, KeyError) as error:
-            if "imagecodecs" in str(error):
-                raise BadImageError(
-                    f"compression {key.compression.name} needs imagecodecs: "
-                    'pip install "simmim-kernels[data]"'
-                ) from error
-            raise
+        segment, _, _ = key.decode(content, index, jpegtables=key.jpegtables)
         inner = slice(max(top - y, 0), bottom - y), slice(max(left - x, 0), right - x)
         part = np.moveaxis(segment[0, :height, :width][inner], -1, 0)
         row, column = max(y - top, 0), max(x - left, 0)

@@ -197,6 +197,8 @@ def _is_forbidden(path: Path | Item, error: OSError) -> bool:
 
 
 def _damage(error: Exception) -> str:
+    if "requires the 'imagecodecs' package" in str(error):
+        return f'{first_line(error)}: pip install "simmim-kernels[data]"'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"damaged: {first_line(error)}"

@@ -115,7 +115,7 @@ def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Readin
                 with collected_notes():
                     picture = read_image(image, wanted)
             except BadImageError as error:
-                reasons.setdefault(str(image), str(error))
+                reasons[str(image)] = str(error)
                 continue
             dtype, count = str(picture.dtype).removeprefix("torch."), picture.shape[0]
             found = wanted._replace(channels=count, dtype=dtype)
@@ -123,7 +123,10 @@ def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Readin
                 # bands that are no colours must not be read as such
                 return found._replace(bands=tuple(range(1, count + 1)))
             return found
-    raise UnreadableImageError(f"no image can be read: {summarize_bad(reasons)}")
+    name, reason = next(iter(reasons.items()))
+    raise UnreadableImageError(
+        f"no image can be read: {summarize_bad(reasons)}; the first is {name}: {reason}"
+    )
 
 
 def measure(config: StatsConfig, images: Sequence[Path | Item], wanted: Reading) -> Tally:

@@ -18,7 +18,7 @@ SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo learn check test test-lowest bench gpu-check sanitize lint format clean
+.PHONY: help install build demo learn check test test-lowest ptx bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-lowest: ## run the quick tests with the lowest versions that pyproject.toml
 		-q -c ../constraints.txt --no-build-isolation -e ".[train,hub,test,bench]"
 	cd $(LOWEST)/source && $(MAKE) check PYTHON=../venv/bin/python
 
+ptx: install ## run the compiled GPU kernels on this processor, in several orders of warps (15 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m tests.gpu.ptx
+
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
 	$(PY) -m simmim pretrain --preset demo --overwrite
 
@@ -75,12 +78,12 @@ gpu-check: ## on a machine with a GPU: build, test and measure there, results in
 lint: ## check format and style, Python and C++
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 format: ## rewrite Python and C++ in the project's format
 	$(PY) -m ruff check --fix -q .
 	$(PY) -m ruff format -q .
-	$(CLANG_FORMAT) -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(CLANG_FORMAT) -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info simmim_kernels/*.so simmim_kernels/_build_info.json

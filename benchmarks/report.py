@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from benchmarks import counted
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+COUNTED = RESULTS / "gpu-model"  # no machine: what benchmarks/gpu_model.py counts
 # Targets of one row each: how many times faster than a peer, or which part of the copy's speed.
 TARGETS = {
     "masked_loss": {"eager": 8.0, "compiled": 2.5, "copy": 0.65},
@@ -164,71 +167,6 @@ def tables(folder: Path) -> Iterator[str]:
             yield step_notes(content)
 
 
-def plot(folder: Path) -> None:
-    """One picture per machine: every row's ratio to eager and compiled PyTorch, on a log axis."""
-    from matplotlib.figure import Figure
-
-    loaded = load(folder)
-    shown = {*EAGER, *COMPILED}
-    rows = [(op, row) for op, c in loaded.items() for row in c["rows"] if shown & {*row["timings"]}]
-    labels = [f"{op}: {row['shape']}" for op, row in rows]
-    figure = Figure(figsize=(9, 1.2 + 0.2 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    kinds = {
-        "eager PyTorch, as published": EAGER,
-        "torch.compile": COMPILED,
-        "copy of the same bytes": ("copy",),
-    }
-    for (label, peers), marker in zip(kinds.items(), "o^|", strict=True):
-        points = [
-            (min(r for r in found), y)
-            for y, (_, row) in enumerate(rows)
-            if (found := [r for p in peers_of(row, peers) if (r := ratio(row, p)) is not None])
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, label=label, markersize=5)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("times faster than the peer (right of the line: ours is faster)")
-    axes.legend(loc="upper right", fontsize=7)
-    axes.set_title(caption(next(iter(loaded.values()))), fontsize=7)
-    figure.savefig(folder / "ratios.png", dpi=130)
-
-
-def plot_steps(folder: Path) -> None:
-    """Where the time of a whole training step goes: one bar a contender, in milliseconds."""
-    from matplotlib.figure import Figure
-
-    content = load(folder).get("step")
-    if content is None:
-        return
-    bars = [
-        (f"{row['shape'].partition(',')[0]}, {name}{', compiled' * row['what'].startswith('c')}", n)
-        for row in content["rows"]
-        if "window" not in row["shape"]  # there the published pooling leaves room for nothing else
-        for name, n in row["notes"].items()
-        if "milliseconds" in n
-    ]
-    if not bars:
-        return
-    figure = Figure(figsize=(9, 1.6 + 0.28 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    left = [0.0] * len(bars)
-    for part in bars[0][1]["milliseconds"]:
-        widths = [note["milliseconds"][part] for _, note in bars]
-        axes.barh(range(len(bars)), widths, left=left, label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds of a training step, under the profiler")
-    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.suptitle(caption(content), fontsize=7)
-    figure.savefig(folder / "steps.png", dpi=130)
-
-
 def step_notes(content: dict) -> str:
     """Images a second, memory and attention path of every contender, as a Markdown table."""
     lines = ["| step | contender | images/s | peak memory, MiB | attention |"]
@@ -299,10 +237,20 @@ TABLES = (
 )
 
 
+def tables_of(folder: Path) -> tuple[tuple[str, str, Callable[[Path], str]], ...]:
+    """The tables that these results have in the documentation."""
+    return (("docs/benchmarks.md", "counted", counted.summary),) if folder == COUNTED else TABLES
+
+
 def write_page(folder: Path) -> None:
     """Pictures and a page with all tables beside the results of one machine."""
-    plot(folder)
-    plot_steps(folder)
+    if folder == COUNTED:
+        (folder / "README.md").write_text(counted.page(folder))
+        return
+    from benchmarks import plots  # which needs matplotlib
+
+    plots.plot_ratios(folder)
+    plots.plot_steps(folder)
     (folder / "README.md").write_text(
         "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "
         "this page. Ratios are medians of interleaved rounds of one run; `spread` is half the "
@@ -313,14 +261,19 @@ def write_page(folder: Path) -> None:
     )
 
 
+def write(folder: Path) -> None:
+    """The page beside the results in `folder`, and their tables in the documentation."""
+    write_page(folder)
+    print((folder / "README.md").relative_to(ROOT))
+    for page, kind, make in tables_of(folder):
+        text = (ROOT / page).read_text()
+        (ROOT / page).write_text(fill(text, f"{kind}:{folder.name}", make(folder)))
+
+
 def main() -> int:
-    folders = [f for f in sorted(RESULTS.iterdir()) if f.is_dir() and any(f.glob("*.json"))]
-    for folder in folders:
-        write_page(folder)
-        print((folder / "README.md").relative_to(ROOT))
-        for page, kind, make in TABLES:
-            text = (ROOT / page).read_text()
-            (ROOT / page).write_text(fill(text, f"{kind}:{folder.name}", make(folder)))
+    for folder in sorted(RESULTS.iterdir()):
+        if folder.is_dir() and any(folder.glob("*.json")):
+            write(folder)
     return 0
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-import pkgutil
 import random
 import sys
 
@@ -13,8 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-from simmim_kernels import backends
 from tests.backends import BACKENDS, CASES, DEVICE, EXAMPLES
+from tests.poison import poison_memory
 
 # The same cases in every clone; `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES)
@@ -66,38 +64,6 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """Memory that a kernel is to fill starts as NaN (or 0x7F), so an unwritten output shows."""
-
-    def poison(memory):
-        if memory.device.type == "meta" or isinstance(memory, torch._subclasses.FakeTensor):
-            return memory
-        return memory.fill_(float("nan")) if memory.is_floating_point() else memory.fill_(0x7F)
-
-    def empty(*args, **kwargs):
-        return poison(torch.empty(*args, **kwargs))
-
-    def empty_like(*args, **kwargs):
-        return poison(torch.empty_like(*args, **kwargs))
-
     for name in BACKENDS:
         if name != "reference":
-            for module in _backend_modules(name):
-                monkeypatch.setattr(module, "torch", _Patched(torch, empty, empty_like))
-
-
-def _backend_modules(name):
-    package = importlib.import_module(f"{backends.__name__}.{name}")
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        if hasattr(module, "torch"):
-            yield module
-
-
-class _Patched:
-    """The torch module with its allocators replaced, for the backends alone."""
-
-    def __init__(self, module, empty, empty_like):
-        self._module, self.empty, self.empty_like = module, empty, empty_like
-
-    def __getattr__(self, name):
-        return getattr(self._module, name)
+            poison_memory(monkeypatch, name)

@@ -65,20 +65,30 @@ class Compiled:
 
 
 @contextmanager
+def compiling_for(target: GPUTarget, device: int) -> Iterator[None]:
+    """Have Triton compile for a GPU that need not be there, as the device of that number."""
+    before = driver._active  # `driver.active` would look for a GPU
+    driver.set_active(_Driver(target, device))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+@contextmanager
 def _compiling_only(target: GPUTarget, device: int) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
-    run, before = JITFunction.run, driver._active  # `driver.active` would look for a GPU
+    run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         compiled.append(Compiled(run(self, *args, grid=grid, warmup=True, **kwargs), target))
 
     JITFunction.run = compile_only
-    driver.set_active(_Driver(target, device))
     try:
-        yield compiled
+        with compiling_for(target, device):
+            yield compiled
     finally:
         JITFunction.run = run
-        driver._active = before
 
 
 def compiled_by(call: Callable[[], object], target: str) -> list[Compiled]:

@@ -8,8 +8,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
+EMULATOR = Path(__file__).parent / "emulator"
+CSRC = Path(__file__).parents[2] / "csrc"
 
 
 def build(folder: Path, *options: str) -> Path:
@@ -19,7 +19,7 @@ def build(folder: Path, *options: str) -> Path:
     compiler = shutil.which("c++") or shutil.which("g++")
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
     flags += ["-ffp-contract=off", "-DSIMMIM_ISA=cuda", '-DSIMMIM_DEVICE_TYPE="cpu"', *options]
-    includes = [HERE / "emulator", CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [EMULATOR, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
     flags += [f"-I{path}" for path in includes]
 
     def compiled(source: Path) -> Path:

@@ -319,15 +319,18 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def results(name: str, arguments: dict[str, Any], function=None) -> tuple[Tensor, ...]:
-    """What a call returns, then the gradients of its leaves for a fixed gradient of each output."""
+def results(
+    name: str, arguments: dict[str, Any], function=None, grad_dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """What a call returns, then the gradients of its leaves for a fixed gradient of each output,
+    rounded to `grad_dtype` (by default its own type)."""
     call = CALLS[name]
     leaves = {key: arguments[key].detach().requires_grad_() for key in call.leaves}
     out = outputs((function or call.function)(**arguments | leaves))
     if not leaves:
         return out
     torch.manual_seed(12)
-    weights = torch.randn(out[0].shape).to(out[0].dtype)
+    weights = torch.randn(out[0].shape).to(grad_dtype or out[0].dtype).to(out[0].dtype)
     return (
         *(tensor.detach() for tensor in out),
         *torch.autograd.grad(out[0], tuple(leaves.values()), weights),

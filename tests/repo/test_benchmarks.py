@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_pretrain, environment, loops, report, rows, run, timing
+from benchmarks import (
+    bench_pretrain,
+    counted,
+    environment,
+    gpu_model,
+    loops,
+    report,
+    rows,
+    run,
+    timing,
+)
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import Contest, Row
 from benchmarks.rows.shapes import CPU, GPU, trial
@@ -34,7 +45,11 @@ def test_every_op_has_rows_with_names_of_their_own(setting):
 
 
 def test_every_stored_row_still_exists():
-    names = {(row.op, row.shape, row.what) for row in rows.all_rows(CPU)}
+    names = {
+        (row.op, row.shape, row.what)
+        for setting in (CPU, gpu_model.SETTING)
+        for row in rows.all_rows(setting)
+    }
     names.add((bench_pretrain.OP, bench_pretrain.SHAPE, bench_pretrain.WHAT))
     for file in (ROOT / "benchmarks/results").glob("*/*.json"):
         for row in json.loads(file.read_text())["rows"]:
@@ -43,8 +58,12 @@ def test_every_stored_row_still_exists():
 
 def test_the_pages_are_made_from_the_stored_rows():
     for folder in (ROOT / "benchmarks/results").iterdir():
-        assert "\n\n".join(report.tables(folder)) in (folder / "README.md").read_text()
-        for page, kind, make in report.TABLES:
+        page = (folder / "README.md").read_text()
+        if folder == report.COUNTED:
+            assert page == counted.page(folder)
+        else:
+            assert "\n\n".join(report.tables(folder)) in page
+        for page, kind, make in report.tables_of(folder):
             text = (ROOT / page).read_text()
             assert f"<!-- {kind}:{folder.name} -->" in text
             assert report.fill(text, f"{kind}:{folder.name}", make(folder)) == text
@@ -108,7 +127,8 @@ def test_results_are_stored_without_git(monkeypatch, tmp_path):
     content = json.loads((tmp_path / "op.json").read_text())
     assert content["environment"]["commit"] == "unknown"
     assert set(content) == {"environment", "rows"}
-    stored = json.loads(next((ROOT / "benchmarks/results").glob("*/mask_tokens.json")).read_text())
+    measured = (f for f in report.RESULTS.glob("*/mask_tokens.json") if f.parent != report.COUNTED)
+    stored = json.loads(next(measured).read_text())
     assert set(content["environment"]) == set(stored["environment"])
     assert set(content["rows"][0]) == set(stored["rows"][0])
     assert [path.name for path in tmp_path.iterdir()] == ["op.json"]
@@ -278,11 +298,32 @@ def test_a_contender_runs_in_its_turns_only(tmp_path):
     try:
         for turn in (1, 2):
             assert contender.take_turn() > 0.01
+            time.sleep(0.2)  # what it was writing when it was stopped has arrived
+            count = len(contender.rows())
+            assert count >= turn
             time.sleep(0.2)
-            assert len(contender.rows()) == turn
+            assert len(contender.rows()) == count
     finally:
         contender.end()
     ended = bench_pretrain.Contender("two", [sys.executable, "-c", ""], log, lambda _: [])
     ended.start(tmp_path / "output")
     with pytest.raises(RuntimeError, match="two has ended with 0"):
         ended.take_turn()
+
+
+@pytest.mark.slow
+def test_a_row_is_counted_on_both_backends():
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    pytest.importorskip("triton")
+    (row,) = [
+        row
+        for row in gpu_model.counted_rows()
+        if str(row).startswith("random_mask: 2 masks of 6x6")
+    ]
+    stored = gpu_model.count_row(row)
+    assert stored["numbers"] == 2 * 36
+    for backend in ("cuda", "triton"):
+        (launch,) = stored["counted"][backend]
+        assert launch["instructions"] > 72 and launch["registers"] > 0
+        assert launch["sectors"] >= launch["least_sectors"] > 0

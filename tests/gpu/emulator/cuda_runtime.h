@@ -202,12 +202,31 @@ inline unsigned __reduce_add_sync(unsigned, unsigned value) {
     return sum;
 }
 
+// Who runs the launches instead, if anybody: the machine of tests/gpu/ptx sets it. It gets the
+// kernel's function, grid and block (three sizes each), the bytes of dynamic shared memory, and of
+// every parameter where it is and its size.
+using LaunchHook = void (*)(void* kernel, const unsigned* grid, const unsigned* block,
+                            int64_t dynamic_shared_bytes, int count, const void* const* parameters,
+                            const int64_t* sizes);
+extern "C" __attribute__((visibility("default"))) inline LaunchHook launch_hook = nullptr;
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
     using emulator::block;
-    block.size = config->blockDim;
-    block.grid = config->gridDim;
+    const dim3 &grid = config->gridDim, &size = config->blockDim;
+    if (launch_hook) {
+        const void* parameters[] = {&arguments...};
+        const int64_t sizes[] = {int64_t(sizeof(arguments))...};
+        const unsigned grid_size[] = {grid.x, grid.y, grid.z},
+                       block_size[] = {size.x, size.y, size.z};
+        launch_hook(reinterpret_cast<void*>(kernel), grid_size, block_size,
+                    int64_t(config->dynamicSmemBytes), int(sizeof...(arguments)), parameters,
+                    sizes);
+        return cudaSuccess;
+    }
+    block.size = size;
+    block.grid = grid;
     block.body = [&] { kernel(arguments...); };
     for (unsigned z = 0; z < block.grid.z; ++z)
         for (unsigned y = 0; y < block.grid.y; ++y)

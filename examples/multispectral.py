@@ -1,74 +1,73 @@
-"""Pre-training on 13 bands, as of Sentinel-2: 16-bit reflectances, images that are not square.
+"""Pre-training on GeoTIFF files of 13 bands, as of Sentinel-2, from the command line.
 
-Bands are normalised by their own mean and deviation over the data. They lie in memory as 16-bit
-integers until a batch is taken; kernels take any number of channels.
+Scenes of 16-bit reflectances are made up and written; then each command is run as it is printed. With
+scenes of your own only the folder changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-import timm
+import numpy as np
+import tifffile
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simmim_kernels import PatchNorm, masked_l1, masked_linear_l1, random_mask
-from simmim_kernels.integrations.timm import MaskedEncoder
-
-BANDS = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
-PATCH, UNIT = 12, 24
+BANDS = 13
+#: what GDAL calls a pixel without data
+NODATA = 0
 
 
-def scenes(count: int, height: int, width: int) -> Tensor:
-    """Made-up scenes, `int16 (count, 13, height, width)`: four materials, mixed, with a spectrum each."""
-    spectra = torch.rand(4, len(BANDS)) * 6000
+def write_scenes(folder: Path, count: int, height: int, width: int) -> None:
+    """GeoTIFF files of four materials, mixed, with a spectrum each; a corner holds no data."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    spectra = 500 + torch.rand(4, BANDS) * 6000
     shares = F.interpolate(torch.randn(count, 4, 6, 6) * 3, size=(height, width), mode="bicubic")
-    return torch.einsum("nmhw,mc->nchw", shares.softmax(1), spectra).short()
+    scenes = torch.einsum("nmhw,mc->nchw", shares.softmax(1), spectra).numpy().astype(np.uint16)
+    scenes[:, :, : height // 8, : width // 8] = NODATA
+    tags = [
+        # 10 m a pixel, from a corner in UTM zone 32 north (EPSG:32632)
+        (33550, "d", 3, (10.0, 10.0, 0.0), True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 500_000.0, 5_300_000.0, 0.0), True),
+        (34735, "H", 16, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632), True),
+        (42113, "s", 0, str(NODATA), True),
+    ]
+    for number, scene in enumerate(scenes):
+        options = {"photometric": "minisblack", "planarconfig": "separate", "compression": "zlib"}
+        tifffile.imwrite(folder / f"{number:03d}.tif", scene, extratags=tags, **options)
+
+
+def run(command: str) -> None:
+    print(f"$ {command}", flush=True)
+    subprocess.run([sys.executable, "-m", *shlex.split(command)], check=True)
 
 
 def main(steps: int = 60, height: int = 120, width: int = 96, batch: int = 8) -> list[float]:
-    torch.manual_seed(0)
-    data = scenes(4 * batch, height, width)
-    values = data.float()
-    mean, std = values.mean((0, 2, 3))[:, None, None], values.std((0, 2, 3))[:, None, None]
-
-    backbone = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=(height, width),
-        patch_size=PATCH,
-        in_chans=len(BANDS),
-        depth=3,
-        num_classes=0,
-        global_pool="",
-    )
-    encoder = MaskedEncoder(backbone)
-    head = nn.Linear(encoder.width, len(BANDS) * encoder.stride**2)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
-    grid = height // UNIT, width // UNIT
-    losses = []
-    for step in range(steps):
-        ids = torch.randint(len(data), (batch,))
-        images = (data[ids] - mean) / std
-        mask = random_mask(ids, grid, 0.6, seed=0, epoch=step)
-        loss = masked_linear_l1(encoder(images, mask), head.weight, head.bias, images, mask)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % 10 == 0:
-            print(f"step {step}: loss {losses[-1]:.4f}")
-
-    with torch.no_grad():
-        images = (data[:batch] - mean) / std
-        mask = random_mask(batch, grid, 0.6, seed=1)
-        tokens = head(encoder(images, mask)).unflatten(2, (len(BANDS), -1))
-        for band, name in enumerate(BANDS):
-            one = images[:, band : band + 1]
-            print(f"{name:>4}: error {masked_l1(tokens[:, :, band].contiguous(), one, mask):.3f}")
-        # The same, where every patch is normalised by itself: how well structure is predicted.
-        flat = tokens.flatten(2)
-        print(f"per patch: {masked_l1(flat, images, mask, target_norm=PatchNorm()):.3f}")
+    with tempfile.TemporaryDirectory() as place:
+        scenes, stats, out = (f"{place}/{name}" for name in ("scenes", "stats.json", "run"))
+        write_scenes(Path(scenes), 6 * batch, height, width)
+        run(f"simmim stats --data {scenes} --nodata {NODATA} --out {stats}")
+        run(
+            f"simmim pretrain --data {scenes} --stats {stats} --out {out} --img-size {height} {width} "
+            "--encoder vit_tiny_patch16_224 --encoder-args patch_size 12 depth 3 --mask-unit 24 "
+            f"--batch-size {batch} --epochs {steps // 5} --val-count {batch} --val-every {steps} "
+            "--lr 6e-2 --warmup-epochs 1 --precision 32-true --log-every 1 --device cpu "
+            "--picture 2 --show-bands 4 3 2"
+        )
+        run(
+            f"simmim export --checkpoint {out}/checkpoints/last.pt --project timm --out {place}/vit.pt"
+        )
+        with open(f"{out}/metrics.csv", newline="") as file:
+            losses = [float(r["loss"]) for r in csv.DictReader(file) if r["split"] == "train"]
+    for step in range(0, len(losses), 10):
+        print(f"step {step}: loss {losses[step]:.4f}")
     return losses
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments.learn_page import LABELS, STARTS, Record, picture, report, table
+from simmim.config.images import Reading
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.classes import split_classes
@@ -152,7 +153,7 @@ def measure_pixels(seed: int, train: Path, test: Path) -> Record:
         classes = split_classes(config)
         sides = []
         for part in (classes.train, classes.test):
-            pixels = [read_image(path, 1).numpy().ravel() for path in part.paths]
+            pixels = [read_image(path, Reading(1)).numpy().ravel() for path in part.paths]
             sides += [np.stack(pixels) / 255, part.labels.numpy()]
         results.append(measure_features(0, *sides, len(classes.names), config))
     return Record(

@@ -1,5 +1,5 @@
-"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``import`` and
-``export``."""
+"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``stats``,
+``import`` and ``export``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
+from simmim.config.stats import StatsConfig
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,
@@ -113,6 +114,7 @@ def _run(arguments: list[str]) -> int:
         | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
         | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune", prefix_name=False)]
         | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
+        | Annotated[StatsConfig, tyro.conf.subcommand("stats", prefix_name=False)]
         | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]
         | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)],
         args=arguments,
@@ -142,6 +144,8 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, FinetuneConfig | ProbeConfig):
         module = "training.finetune" if isinstance(config, FinetuneConfig) else "evaluation.probe"
         return require(f"simmim.{module}").command(config)
+    if isinstance(config, StatsConfig):
+        return require("simmim.data.statistics").command(config)
     if isinstance(config, ImportConfig | ExportConfig):
         return require("simmim.exchange.command").command(config)
     from simmim.evaluation.reconstruct import run

@@ -36,8 +36,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, extra: str = "train") -> ModuleType:
     """Import ``module``, or say which command installs it.
+
+    Args:
+        extra: the package's extra that brings it.
 
     Raises:
         MissingPackageError: the top-level package of ``module`` is not installed.
@@ -50,5 +53,5 @@ def require(module: str) -> ModuleType:
             raise
         raise MissingPackageError(
             f"simmim needs the package {package}, which is not installed: "
-            'pip install "simmim-kernels[train]"'
+            f'pip install "simmim-kernels[{extra}]"'
         ) from None

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from simmim.data.images import BadImageError, read_image
+from simmim.config.images import Reading
+from simmim.data.images import BadImageError
+from simmim.data.images import read_image as read_picture
+from simmim.data.listing import list_images
 
 HEIGHT, WIDTH = 40, 56
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -18,6 +22,14 @@ OPACITY = np.where(X < WIDTH // 2, 255, 0).astype(np.uint8)
 RGBA = np.dstack([RGB, OPACITY])
 #: what RGBA is on white
 ON_WHITE = np.where(OPACITY[..., None] == 255, RGB, 255)
+
+
+def find_images(folder: Path) -> list[Path]:
+    return list_images(folder).paths
+
+
+def read_image(path: Path, channels: int) -> torch.Tensor:
+    return read_picture(path, Reading(channels))
 
 
 def read(path: Path, channels: int = 3) -> np.ndarray:

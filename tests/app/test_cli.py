@@ -36,7 +36,7 @@ MISTAKES = {
     "ratio": ((*PRETRAIN, "--mask-ratio", 1.5), "between 0 and 1"),
     "batch": ((*PRETRAIN, "--batch-size", 100), "lower --batch-size"),
     "epochs": ((*PRETRAIN, "--epochs", 0), "--epochs must be at least 1"),
-    "channels": ((*PRETRAIN, "--channels", 2), "1 or 3 channels"),
+    "channels": ((*PRETRAIN, "--channels", 2), "run  simmim stats --data"),
     "workers": ((*PRETRAIN, "--workers", -1), "--workers must be at least 0, not -1"),
     "held out": ((*PRETRAIN, "--val-count", -1), "--val-count must be at least 0, not -1"),
     "rate": ((*PRETRAIN, "--lr", "nan"), "--lr must be at least 0, not nan"),

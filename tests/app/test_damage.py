@@ -16,13 +16,13 @@ import torch
 
 from simmim.cli import main
 from simmim.data import images
-from simmim.data.images import find_images
 from simmim.data.listing import list_images
 from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.failures import explained
 
 from .conftest import command, environment
+from .pictures import find_images
 from .test_cli import FAST
 
 

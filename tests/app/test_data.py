@@ -10,29 +10,31 @@ import pytest
 import torch
 from PIL import Image
 
+from simmim.config.images import Reading
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.cropping import Cropping, random_crop, random_numbers
 from simmim.data.crops import (
     Crops,
     check_readable,
     collate,
-    split_files,
     validation_batches,
     validation_crops,
 )
 from simmim.data.demo import demo_photographs
-from simmim.data.images import BadImageError, find_images, read_image
+from simmim.data.images import BadImageError
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, read_batches
+from simmim.data.splits import split_files
 from simmim.errors import UserError
 
 from .conftest import smooth_image
+from .pictures import find_images, read_image
 
 CROPPING = Cropping((16, 24), (0.3, 1.0), (0.75, 4 / 3), 0.5, seed=7)
 
 
 def crops(folder: Path, **options) -> Crops:
-    return Crops(find_images(folder), CROPPING, channels=3, **options)
+    return Crops(find_images(folder), CROPPING, Reading(3), **options)
 
 
 def test_a_tree_is_searched_in_one_order(photographs):
@@ -137,7 +139,7 @@ def test_crops_depend_on_seed_epoch_and_sample_only(photographs):
         _ = dataset[index]
     assert torch.equal(dataset[2, 17].image, first.image)
     others = [dataset[3, 17], dataset[2, 17 - 8], dataset[2, 18]]
-    reseeded = Crops(dataset.paths, dataclasses.replace(CROPPING, seed=8), channels=3, crops=3)
+    reseeded = Crops(dataset.paths, dataclasses.replace(CROPPING, seed=8), Reading(3), crops=3)
     for other in [*others, reseeded[2, 17]]:
         assert not torch.equal(other.image, first.image)
 

@@ -77,7 +77,7 @@ def test_images_that_vanish(photographs, tmp_path, monkeypatch, error, after):
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         # 2 images of the first validation, then 4 an update
-        fail_reading(patch, 3 + after, error)
+        fail_reading(patch, 4 + after, error)
         with pytest.raises(UserError, match=r"step-0000000\d\.pt, from which --resume goes on"):
             Trainer(config_of(photographs, out)).fit()
     assert step_of(out) == 5

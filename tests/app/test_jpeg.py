@@ -12,7 +12,9 @@ from PIL import Image, ImageFile, ImageOps
 from skimage import data
 
 from simmim.data import images
-from simmim.data.images import BadImageError, read_image
+from simmim.data.images import BadImageError
+
+from .pictures import read_image
 
 PHOTOGRAPH = Image.fromarray(data.astronaut()[:149, :211])
 

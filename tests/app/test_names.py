@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from simmim.cli import main
-from simmim.data.images import find_images
 from simmim.storage import checkpoint
 
+from .pictures import find_images
 from .test_cli import FAST
 
 

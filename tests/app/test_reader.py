@@ -11,10 +11,11 @@ import torch
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
-from simmim.data.images import find_images
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, end_reading, read_batches, ways
 from simmim.training.reader import PERIOD, Reader
+
+from .pictures import find_images
 
 ORDER = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=50)
 

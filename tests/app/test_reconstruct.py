@@ -7,7 +7,9 @@ import torch
 from matplotlib import figure
 from PIL import Image
 
+from simmim.config.pretrain import PretrainConfig
 from simmim.evaluation.plot import (
+    choose_display,
     confusion_picture,
     loss_curve,
     reconstruct,
@@ -45,7 +47,9 @@ def test_colours_are_right():
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
     mask = random_mask(2, (2, 3), 0.5, seed=1)
     hidden = mask.mask.repeat_interleave(16, 1).repeat_interleave(16, 2)
-    original, masked, completed = reconstruct(oracle_of([0.2, 0.6, 1.3]), images, mask)
+    original, masked, completed = reconstruct(
+        oracle_of([0.2, 0.6, 1.3]), images, mask, choose_display(PretrainConfig())
+    )
     assert torch.equal((original * 255).round().to(torch.uint8), images)
     for b in range(2):
         assert torch.equal(masked[b][:, ~hidden[b]], original[b][:, ~hidden[b]])

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from simmim.cli import main
+from simmim.config.images import Reading
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import LOST_IN_A_ROW
 from simmim.data.fingerprint import data_fingerprint
-from simmim.data.images import BadImageError, LostImageError, find_images, read_image
+from simmim.data.images import BadImageError, LostImageError, read_image
 from simmim.errors import UserError
 from simmim.evaluation.probe import probe
 from simmim.training.finetune import Finetuner
@@ -27,6 +28,7 @@ from simmim.training.pretrain import Trainer
 
 from .conftest import TINY, smooth_image
 from .labels import finetuning, probing
+from .pictures import find_images
 from .test_cli import FAST
 
 
@@ -261,7 +263,7 @@ def test_what_the_system_says(number, stat_fails, kind, photographs, monkeypatch
     if stat_fails:
         monkeypatch.setattr(Path, "stat", fail)
     with pytest.raises(BadImageError) as caught:
-        read_image(photographs / "part0" / "0.png", 3)
+        read_image(photographs / "part0" / "0.png", Reading(3))
     assert type(caught.value) is kind
     assert str(caught.value) == os.strerror(number)
 

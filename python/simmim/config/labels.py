@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.config.conflicts import check_conflicts
+from simmim.config.images import ImageConfig
 from simmim.config.numbers import check_numbers
 from simmim.config.run import RunConfig
 
 
 @dataclass(frozen=True)
-class LabelledConfig:
+class LabelledConfig(ImageConfig):
     """Where an encoder comes from, and how labelled images are split."""
 
     checkpoint: Path | None = None
@@ -33,7 +34,8 @@ class LabelledConfig:
     """Side of the images in pixels, or height and width; default that of the checkpoint, else 224."""
 
     channels: int | None = None
-    """3 reads images as RGB, 1 as gray; default that of the checkpoint, else 3."""
+    """3 reads 8-bit images as RGB, 1 as gray, any other number all bands as they are; default that of
+    the checkpoint or of --stats, else 3."""
 
     val_share: float = 0.2
     """Without --val-data: share of each class of --data that is held out to test on; at least one
@@ -50,6 +52,7 @@ class LabelledConfig:
         """
         check_numbers(self)
         check_conflicts(self)
+        self.check_images()
 
     @property
     def size(self) -> tuple[int, int]:

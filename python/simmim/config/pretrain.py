@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from simmim.config.images import check_show_bands
 from simmim.config.run import RunConfig
 from simmim.errors import UserError
 
@@ -35,14 +36,15 @@ class PretrainConfig(RunConfig):
     """Side of the training images in pixels, or height and width."""
 
     channels: int = 3
-    """3 reads images as RGB, 1 as gray."""
+    """3 reads 8-bit images as RGB, 1 as gray, any other number all bands as they are; --stats brings
+    it."""
 
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
 
     normalize: bool = True
-    """Normalise inputs and targets by ImageNet's mean and standard deviation; otherwise pixels stay
-    in [0, 1] and the head ends in a sigmoid."""
+    """Normalise inputs and targets by --mean and --std; otherwise pixels, of 8 bits, stay in [0, 1]
+    and the head ends in a sigmoid."""
 
     # what is hidden, and how the prediction is scored
     mask: Literal["random", "block", "box"] = "random"
@@ -79,6 +81,10 @@ class PretrainConfig(RunConfig):
     picture: int = 0
     """Validation images in the reconstruction picture that is drawn at the end; 0 draws none."""
 
+    show_bands: tuple[int, ...] = ()
+    """Three channels, or one, counted from 1, that the picture shows as red, green and blue; default
+    the first three, or the first where there are fewer."""
+
     def _defaults(self) -> PretrainConfig | None:
         from simmim.presets import PRESETS
 
@@ -86,8 +92,10 @@ class PretrainConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        if self.channels not in (1, 3):
-            raise UserError(f"images are read with 1 or 3 channels, not {self.channels}")
+        if self.show_bands and (self.stats is None or self.mean):
+            check_show_bands(self.show_bands, self.channels)
+        if not self.normalize and self.pixel_type != "uint8":
+            raise UserError("--no-normalize is for 8-bit images: leave it out")
         if self.target_norm != "none" and not self.normalize:
             raise UserError("--target-norm needs targets beyond [0, 1]: leave out --no-normalize")
         if self.target_window < 1 or self.target_window % 2 == 0:
@@ -107,13 +115,16 @@ class ReconstructConfig:
     """A checkpoint of simmim pretrain, for example runs/demo/checkpoints/last.pt."""
 
     data: Path | None = None
-    """Folder of images; without it, the validation images of the run."""
+    """Images, as for simmim pretrain; without it, the validation images of the run."""
 
     out: Path = Path("reconstruction.png")
     """The picture to write: PNG, JPEG, PDF, by its suffix."""
 
     count: int = 4
     """Images to show."""
+
+    show_bands: tuple[int, ...] = ()
+    """Three channels, or one, counted from 1, to show as red, green and blue; default the run's."""
 
     seed: int = 0
     """Chooses the masks."""

@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from simmim.config.conflicts import check_conflicts
+from simmim.config.images import ImageConfig
 from simmim.config.numbers import check_numbers
 from simmim.errors import UserError
 
 Config = TypeVar("Config", bound="RunConfig")
 
-#: fields of types that JSON does not know
-_PATHS = ("data", "out", "val_data", "checkpoint")
-_PAIRS = ("img_size", "crop_scale", "crop_ratio")
+#: fields of a type that JSON does not know
+_PATHS = ("data", "out", "val_data", "checkpoint", "stats")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(ImageConfig):
     """A training run: its data, its optimisation, its records."""
 
     data: Path | None = None
-    """Folder of training images, searched through all its subfolders: JPEG, PNG, WebP, TIFF of 8 bits
-    a channel, gray, RGB or CMYK, with or without opacity. Where it holds train/ beside val/,
-    validation/ or test/, these are used as such. Folders of runs are left out."""
+    """Training images: a folder, searched through all its subfolders; a list of files (txt, csv,
+    parquet); an array of many images (npy, zarr); tar shards; a table with a column of images
+    (parquet, Hugging Face datasets). Where a folder holds train/ beside val/, validation/ or test/,
+    these are used as such. Folders of runs are left out."""
 
     out: Path = Path("runs/pretrain")
     """Folder for checkpoints, logs and the configuration."""
@@ -53,11 +54,12 @@ class RunConfig:
     flip: float = 0.5
     """Probability of mirroring a crop left to right."""
 
-    crops_per_image: int = 1
-    """Random crops of each image in one epoch, for small folders."""
+    crops_per_image: int | Literal["auto"] = 1
+    """Random crops of each image in one epoch. auto, for scenes: as many as the image has areas of
+    --img-size, and a crop covers the share --crop-scale of one such area."""
 
     val_data: Path | None = None
-    """Folder of images for the validation loss."""
+    """Images for the validation loss: a folder, or whatever --data takes."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read: skip logs its name, counts it and takes the next readable image
@@ -159,6 +161,7 @@ class RunConfig:
         """
         check_numbers(self)
         check_conflicts(self, self._defaults())
+        self.check_images()
 
     def _defaults(self) -> RunConfig | None:
         """What the settings were before the command line, where that is not the class's defaults."""
@@ -185,7 +188,7 @@ class RunConfig:
         for name in _PATHS:
             if values.get(name) is not None:
                 values[name] = Path(values[name])
-        for name in _PAIRS:
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
         return cls(**values)

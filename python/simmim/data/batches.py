@@ -15,7 +15,7 @@ class Sample(NamedTuple):
     reason in a traceback.
 
     Attributes:
-        image: ``uint8 (C, H, W)``; ``None`` where no file at all could be read.
+        image: ``(C, H, W)``; ``None`` where no file at all could be read.
         id: the sample's number.
         source: the file that it was cut from, as its place in the list of files.
         bad: ``(path, reason)`` of files passed over.
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """Samples together.
 
     Attributes:
-        images: ``uint8 (B, C, H, W)``; empty where a sample has no image, which
+        images: ``(B, C, H, W)`` of the images' type; empty where a sample has no image, which
             ``check_readable`` turns into an error.
         ids, sources: ``int64 (B,)``.
         bad: files passed over.

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.data.cropping import ORDER, random_numbers
-from simmim.data.crops import VALIDATION_SEED, check_links
-from simmim.data.images import check_any
-from simmim.data.listing import SUFFIXES, Listing, holds_run, list_images
-from simmim.data.splits import check_no_split_inside, resolve_split
+from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
+from simmim.data.splits import (
+    VALIDATION_SEED,
+    check_links,
+    check_no_split_inside,
+    resolve_split,
+)
 from simmim.errors import UserError
 
 

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from simmim.data.bands import Picture
+from simmim.data.image_contents import BadImageError
 from simmim.errors import require
 
 transforms = require("torchvision.transforms.v2.functional")
@@ -53,9 +56,24 @@ def central_crop(height: int, width: int, size: tuple[int, int]) -> tuple[int, i
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+#: how often a crop with too few pixels that hold data is drawn anew
+DRAWS = 10
+
+
 @dataclass(frozen=True)
 class Cropping:
-    """How a crop is drawn from an image; ``central_first`` makes crop 0 of each image central."""
+    """How a crop is drawn from an image.
+
+    Attributes:
+        size: ``(H, W)`` of the crop in pixels.
+        scale, ratio: of ``random_crop``.
+        flip: probability of mirroring.
+        central_first: make crop 0 of each image central.
+        nodata: value of pixels without data; ``None`` where all hold data.
+        nodata_share: largest share of them with which a crop is not drawn anew.
+        fill: what they become, one value a channel.
+        clip: smallest and largest value of each channel; ``None`` leaves pixels as they are.
+    """
 
     size: tuple[int, int]
     scale: tuple[float, float]
@@ -63,16 +81,58 @@ class Cropping:
     flip: float
     seed: int
     central_first: bool = False
+    nodata: float | None = None
+    nodata_share: float = 1.0
+    fill: tuple[float, ...] = ()
+    clip: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
-    def __call__(self, image: Tensor, epoch: int, sample: int, crop: int) -> Tensor:
-        """``uint8 (C, H, W)``, resized bilinearly with antialiasing to ``size``."""
+    def __call__(
+        self, image: Picture, epoch: int, sample: int, crop: int, areas: int = 1
+    ) -> Tensor:
+        """``(C, H, W)`` of the image's type, resized bilinearly with antialiasing to ``size``.
+
+        Args:
+            areas: how many parts of equal area ``scale`` is a share of one of.
+
+        Raises:
+            BadImageError: NaN or infinite numbers that ``nodata`` does not name.
+        """
         height, width = image.shape[-2:]
-        flip = False
         if self.central_first and crop == 0:
-            part = central_crop(height, width, self.size)
-        else:
-            rng = random_numbers(CROP, self.seed, epoch, sample)
-            part = random_crop(rng, height, width, self.scale, self.ratio)
-            flip = rng.random() < self.flip
-        image = transforms.resized_crop(image, *part, list(self.size), antialias=True)
-        return transforms.horizontal_flip(image) if flip else image
+            return self._finish(_cut(image, central_crop(height, width, self.size)), False)
+        rng = random_numbers(CROP, self.seed, epoch, sample)
+        scale = self.scale[0] / areas, self.scale[1] / areas
+        best, least = None, math.inf
+        for _ in range(1 if self.nodata is None else DRAWS):
+            part = _cut(image, random_crop(rng, height, width, scale, self.ratio))
+            share = 0.0 if self.nodata is None else self._without_data(part).float().mean().item()
+            if share < least:
+                best, least = part, share
+            if least <= self.nodata_share:
+                break
+        return self._finish(best, rng.random() < self.flip)
+
+    def _without_data(self, part: Tensor) -> Tensor:
+        return part.isnan() if math.isnan(self.nodata) else part == self.nodata
+
+    def _finish(self, part: Tensor, flip: bool) -> Tensor:
+        dtype = part.dtype
+        if self.nodata is not None:
+            fill = torch.tensor(self.fill)[:, None, None]
+            fill = (fill if dtype.is_floating_point else fill.round()).to(dtype)
+            part = torch.where(self._without_data(part), fill, part)
+        if dtype.is_floating_point and not part.isfinite().all():
+            raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
+        if dtype in (torch.uint16, torch.int16) or self.clip is not None:
+            part = part.float()
+        part = transforms.resize(part, list(self.size), antialias=True)
+        if self.clip is not None:
+            low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
+            part = part.clamp(low, high)
+        part = part.flip(-1) if flip else part
+        return part if part.dtype == dtype else part.round().to(dtype)
+
+
+def _cut(image: Picture, box: tuple[int, int, int, int]) -> Tensor:
+    top, left, height, width = box
+    return image[:, top : top + height, left : left + width]

@@ -8,24 +8,33 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from simmim.config.images import ImageConfig, Reading, how_to_measure
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
+from simmim.data.bands import Picture
 from simmim.data.batches import Batch, Sample, collate
-from simmim.data.cropping import ORDER, Cropping, random_numbers
-from simmim.data.demo import demo_photographs
+from simmim.data.cropping import Cropping
 from simmim.data.image_contents import collected_notes
-from simmim.data.images import BadImageError, LostImageError, find_listing, read_image
-from simmim.data.listing import Listing, summarize_bad
+from simmim.data.images import (
+    BadImageError,
+    LostImageError,
+    OtherContentsError,
+    area_of,
+    file_errors,
+    read_image,
+)
+from simmim.data.item import Item
+from simmim.data.listing import summarize_bad
 from simmim.data.order import piece
-from simmim.data.splits import resolve_split
+from simmim.data.splits import VALIDATION_SEED
 from simmim.errors import UnreadableImageError, UserError
 
 #: files that the system does not give us, one after the other, until we take the disk for lost
@@ -33,39 +42,41 @@ LOST_IN_A_ROW = 8
 
 
 class Crops(Dataset):
-    """Crops of a list of image files, indexed by ``(epoch, sample id)``.
+    """Crops of images, indexed by ``(epoch, sample id)``.
 
     Where a file cannot be read, the next readable one of the list stands in, under the sample's own
     id, so that batches stay full and every run makes the same choice; or, with ``replace=False``, a
     blank image that is marked as not read, for results that count each file once.
 
     Args:
-        paths: image files.
+        paths: the images.
         cropping: how crops are drawn.
-        channels: 1 or 3.
-        crops: samples of each image in an epoch.
+        wanted: what is read of each.
+        crops: samples of each image in an epoch, the same for all or one number an image.
         cache: keep decoded images in memory.
         replace: let the next readable image stand in for one that cannot be read.
     """
 
     def __init__(
         self,
-        paths: list[Path],
+        paths: Sequence[Path | Item],
         cropping: Cropping,
+        wanted: Reading,
         *,
-        channels: int,
-        crops: int = 1,
+        crops: int | list[int] = 1,
         cache: bool = False,
         replace: bool = True,
     ) -> None:
         self.paths = paths
         self.cropping = cropping
-        self.channels = channels
+        self.wanted = wanted
         self.crops = crops
-        self.cache: dict[int, Tensor] | None = {} if cache else None
+        #: where each image's samples end, for numbers that differ
+        self._ends = None if isinstance(crops, int) else np.cumsum(crops)
+        self.cache: dict[int, Picture] | None = {} if cache else None
         self.replace = replace
         # a file that was refused for its contents is not opened again, each sample anew
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, BadImageError] = {}
         self._notes: dict[int, str] = {}
         self._lost = 0
         self._last_lost = ("", "")
@@ -73,11 +84,11 @@ class Crops(Dataset):
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __len__(self) -> int:
-        return len(self.paths) * self.crops
+        return len(self.paths) * self.crops if self._ends is None else int(self._ends[-1])
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         epoch, sample = index
-        crop, first = divmod(sample, len(self.paths))
+        crop, first = self._place(sample)
         bad: list[tuple[str, str]] = []
         if self._lost >= LOST_IN_A_ROW:
             # a network drive that is away can let every question wait for minutes
@@ -86,7 +97,10 @@ class Crops(Dataset):
             which = (first + step) % len(self.paths)
             path, known = str(self.paths[which]), which in self._refused
             try:
-                image = self._read(which)
+                image = self.read(which)
+                with file_errors(self.paths[which]):
+                    areas = 1 if self._ends is None else self.crops[which]
+                    crop_image = self.cropping(image, epoch, sample, crop, areas)
             except BadImageError as error:
                 # what stands in between is named when its own turn comes
                 if not known or step == 0:
@@ -95,28 +109,39 @@ class Crops(Dataset):
                     return Sample(None, sample, which, bad, read=False, lost=True)
                 continue
             notes = ((path, self._notes[which]),) if which in self._notes else ()
-            crop_image = self.cropping(image, epoch, sample, crop)
             return Sample(crop_image, sample, which, bad, notes=notes)
         if self.replace:
             return Sample(None, sample, first, bad, read=False)
-        blank = torch.zeros((self.channels, *self.cropping.size), dtype=torch.uint8)
+        shape = self.wanted.channels, *self.cropping.size
+        blank = torch.zeros(shape, dtype=getattr(torch, self.wanted.dtype))
         return Sample(blank, sample, first, bad, read=False)
 
-    def _read(self, which: int) -> Tensor:
+    def _place(self, sample: int) -> tuple[int, int]:
+        """Which crop a sample is, and of which image."""
+        if self._ends is None:
+            return divmod(sample, len(self.paths))
+        image = int(np.searchsorted(self._ends, sample, side="right"))
+        return sample - int(self._ends[image]) + self.crops[image], image
+
+    def read(self, which: int) -> Picture:
+        """Image ``which``, from the cache where there is one; raises ``BadImageError``."""
         if self.cache is not None and which in self.cache:
             return self.cache[which]
         if which in self._refused:
-            raise BadImageError(self._refused[which])
+            # a new one: tracebacks would add up
+            raise type(self._refused[which])(*self._refused[which].args)
         try:
-            with collected_notes() as notes:
-                image = read_image(self.paths[which], self.channels)
+            with collected_notes() as notes, file_errors(self.paths[which]):
+                image = read_image(self.paths[which], self.wanted)
+                if self.cache is not None:
+                    image = image[:, :, :]
         except LostImageError as error:
             self._lost += 1
             self._last_lost = (str(self.paths[which]), str(error))
             raise
         except BadImageError as error:
             self._lost = 0
-            self._refused[which] = str(error)
+            self._refused[which] = error.with_traceback(None)
             raise
         self._lost = 0
         if notes:
@@ -158,109 +183,83 @@ def validation_batches(
         yield collate([dataset[0, start + s] for s in own or range(1)]), len(own)
 
 
-#: crops and masks of validation images are the same whatever the run's own seed
-VALIDATION_SEED = 0
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files of a run.
-
-    Attributes:
-        train, validation: the files.
-        root: the folder that all files to train on lie below.
-        summary: lines that say which files are used, how many were left, and why.
-    """
-
-    train: list[Path]
-    validation: list[Path]
-    root: Path
-    summary: tuple[str, ...] = ()
-
-
-def split_files(config: PretrainConfig) -> Files:
-    """Find the images, and hold some out for validation as ``config`` asks.
-
-    Raises:
-        UserError: no folder given, nothing found, or nothing left to train on.
-    """
-    if config.data is None and config.preset == "demo":
-        train, held_out = demo_photographs()
-        return Files(train, held_out, train[0].parent)
-    if config.data is None:
-        raise UserError("say which images to train on: --data FOLDER")
-    split = resolve_split(config.data, config.val_data, config.out)
-    held_out = [] if split.held_out is None else [split.held_out]
-    listing = find_listing(split.train, [config.out, *held_out])
-    check_links(listing, config.on_bad_image)
-    train, summary = listing.paths, [*split.notes, listing.summary()]
-    if split.held_out is not None:
-        if config.val_count and config.val_data is None:
-            raise UserError(
-                f"--val-count would hold out images of {split.train}, but {split.held_out} is "
-                f"there to validate on: leave out --val-count, or give --data {split.train}"
-            )
-        validation = find_listing(split.held_out, [config.out])
-        check_links(validation, config.on_bad_image)
-        summary.append(f"validation: {validation.summary()}")
-        return Files(train, validation.paths, split.train, tuple(summary))
-    if config.val_count >= len(train):
-        raise UserError(
-            f"--val-count {config.val_count} leaves nothing to train on: "
-            f"{config.data} holds {len(train)} images"
-        )
-    mixed = random_numbers(ORDER, VALIDATION_SEED, 0, 1).permutation(len(train))
-    chosen = set(mixed[: config.val_count].tolist())
-    return Files(
-        [path for i, path in enumerate(train) if i not in chosen],
-        [path for i, path in enumerate(train) if i in chosen],
-        split.train,
-        tuple(summary),
-    )
-
-
-def check_links(listing: Listing, on_bad_image: str) -> None:
-    """Raise ``UnreadableImageError`` for a link to nothing if that is to stop the run."""
-    if listing.dangling and on_bad_image == "error":
-        raise UnreadableImageError(f"cannot read {listing.dangling[0]}: a link to nothing")
-
-
-def training_crops(config: PretrainConfig | FinetuneConfig, paths: list[Path]) -> Crops:
+def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Path | Item]) -> Crops:
     """The training set that ``config`` describes."""
-    cropping = Cropping(config.size, config.crop_scale, config.crop_ratio, config.flip, config.seed)
+    crops = config.crops_per_image
+    if crops == "auto":
+        crops = _crops_by_area(images, config.reading, config.size)
     return Crops(
-        paths,
-        cropping,
-        channels=config.channels,
-        crops=config.crops_per_image,
-        cache=config.cache,
+        images, cropping(config, config.seed), config.reading, crops=crops, cache=config.cache
     )
 
 
-def validation_crops(config: PretrainConfig, paths: list[Path]) -> Crops:
+def validation_crops(config: PretrainConfig, images: Sequence[Path | Item]) -> Crops:
     """Fixed crops of held-out images: the first of each is central, none is mirrored; blank where an
     image cannot be read."""
-    cropping = Cropping(
-        config.size,
-        config.crop_scale,
-        config.crop_ratio,
-        0.0,
-        VALIDATION_SEED,
-        central_first=True,
-    )
+    fixed = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True)
     return Crops(
-        paths,
-        cropping,
-        channels=config.channels,
-        crops=config.val_crops,
-        cache=config.cache,
-        replace=False,
+        images, fixed, config.reading, crops=config.val_crops, cache=config.cache, replace=False
     )
 
 
 def central_crops(
-    paths: list[Path], size: tuple[int, int], channels: int, cache: bool = False
+    config: ImageConfig, images: Sequence[Path | Item], *, cache: bool = False
 ) -> Crops:
     """The largest central crop of each image, blank where it cannot be read."""
-    cropping = Cropping(size, (1.0, 1.0), (1.0, 1.0), 0.0, VALIDATION_SEED, central_first=True)
-    return Crops(paths, cropping, channels=channels, cache=cache, replace=False)
+    central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True)
+    return Crops(images, central, config.reading, cache=cache, replace=False)
+
+
+def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
+    """How ``config`` draws crops; those of commands without random crops are central."""
+    settings = {
+        "scale": getattr(config, "crop_scale", (1.0, 1.0)),
+        "ratio": getattr(config, "crop_ratio", (1.0, 1.0)),
+        "flip": getattr(config, "flip", 0.0),
+        "nodata": float(config.nodata) if config.nodata else None,
+        "nodata_share": config.nodata_share,
+        "fill": config.mean or (0.0,) * config.channels,
+        "clip": (config.low, config.high) if config.clip_percentile else None,
+    }
+    return Cropping(config.size, seed=seed, **{**settings, **changes})
+
+
+def _crops_by_area(
+    images: Sequence[Path | Item], wanted: Reading, size: tuple[int, int]
+) -> list[int]:
+    """How many areas of ``size`` each image has, at least 1; 1 for those that cannot be read."""
+
+    def count(image: Path | Item) -> int:
+        try:
+            with collected_notes():
+                pixels = area_of(image, wanted)
+        except BadImageError:
+            return 1
+        return max(1, round(pixels / (size[0] * size[1])))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(count, images))
+
+
+def check_measured(config: ImageConfig, dataset: Crops) -> None:
+    """Refuse images that need statistics where there are none.
+
+    Raises:
+        UserError: the first images, as many as ``LOST_IN_A_ROW``, cannot be read as 8-bit gray or
+            RGB, and one of them for no other reason.
+    """
+    if config.mean:
+        return
+    other = None
+    for number, image in enumerate(dataset.paths[:LOST_IN_A_ROW]):
+        try:
+            dataset.read(number)
+            return
+        except OtherContentsError as error:
+            other = other or (image, error)
+        except BadImageError:
+            continue
+    if other is not None:
+        raise UserError(
+            f"{other[0]} is no 8-bit gray or RGB image ({other[1]}): {how_to_measure(config)}"
+        )

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim.data.item import Item, name_below, size_of
+
 #: on network drives a question about a file takes long, and many can be asked at once
 _THREADS = 32
 
@@ -65,11 +67,13 @@ class Fingerprint:
         return ", ".join(text for name, text in words.items() if kept[name] != own[name])
 
 
-def data_fingerprint(paths: Sequence[Path], root: Path, classes: Sequence[str] = ()) -> Fingerprint:
-    """The fingerprint of image files.
+def data_fingerprint(
+    paths: Sequence[Path | Item], root: Path, classes: Sequence[str] = ()
+) -> Fingerprint:
+    """The fingerprint of images.
 
     Args:
-        paths: files to train on, in the order of the run.
+        paths: images to train on, in the order of the run.
         root: the folder that they were found in, which may be moved.
         classes: names in the order of the labels.
     """
@@ -78,22 +82,17 @@ def data_fingerprint(paths: Sequence[Path], root: Path, classes: Sequence[str] =
         sizes = [size for piece in pool.map(_sizes, pieces) for size in piece]
     return Fingerprint(
         images=len(paths),
-        paths=_hash(os.fsencode(path.relative_to(root).as_posix()) for path in paths),
+        paths=_hash(os.fsencode(name_below(path, root)) for path in paths),
         sizes=_hash(str(size).encode() for size in sizes),
         classes=_hash(map(os.fsencode, classes)) if classes else "",
-        names=hashlib.sha256(b"\n".join(os.fsencode(path.name) for path in paths)).hexdigest(),
+        names=hashlib.sha256(
+            b"\n".join(os.fsencode(Path(str(path)).name) for path in paths)
+        ).hexdigest(),
     )
 
 
-def _sizes(paths: Sequence[Path]) -> list[int]:
-    return [_size(path) for path in paths]
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+def _sizes(paths: Sequence[Path | Item]) -> list[int]:
+    return [size_of(path) for path in paths]
 
 
 def _hash(parts: Iterable[bytes]) -> str:

@@ -1,14 +1,13 @@
-"""What an image file says that it holds, and whether that is what simmim reads.
+"""What a picture file says that it holds, and whether that is what simmim reads.
 
 Pillow's mode does not tell: it opens files of 16 bits a channel as ``RGB`` and drops bands without
-a word. So bit depth, bands, pages and opacity are read from the file: PNG's header, TIFF's tags, the
-number of frames. What a file says wrongly cannot be told: a band of near infrared that its writer
+a word. So bit depth, bands, pages and opacity are read from the file: PNG's header, TIFF's tags
+(``tiff_contents``), the number of frames. What a file says wrongly cannot be told: a band of near infrared that its writer
 marked as opacity is opacity.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,19 +15,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from simmim.errors import first_line, require
-
-tifffile = require("tifffile")
-# it logs whatever is odd in a file; what matters is in the errors below
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-logging.getLogger("tifffile").propagate = False
+from simmim.errors import first_line
 
 
 class BadImageError(Exception):
     """An image file that cannot be used; the message says why."""
+
+
+class OtherContentsError(BadImageError):
+    """Its numbers, bands or pages are others than are wanted; with other settings it may do."""
 
 
 class UnusedContentWarning(UserWarning):
@@ -52,7 +49,7 @@ def collected_notes() -> Iterator[list[str]]:
         _collected.reset(token)
 
 
-def _note_unused(text: str) -> None:
+def note_unused(text: str) -> None:
     notes = _collected.get()
     if notes is None:
         warnings.warn(UnusedContentWarning(text), stacklevel=3)
@@ -64,53 +61,80 @@ _SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BMP": (b"BM",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "NPY": (b"\x93NUMPY",),
+    "NPZ": (b"PK\x03\x04",),
 }
-#: files with more pages than this are not asked what each page is
-_MOST_PAGES = 64
-#: colour bands of TIFF's colour models that are read, by PhotometricInterpretation
-_COLOUR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
-#: compressions that every libtiff has: none, CCITT, LZW, JPEG, deflate, PackBits
-_COMMON_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946}
-_RGB, _PALETTE, _SEPARATED, _YCBCR = 2, 3, 5, 6
-#: how ExtraSamples marks opacity with which colours are multiplied already, and with which not
-_ASSOCIATED, _UNASSOCIATED = 1, 2
 
 
-def open_image(file: BinaryIO) -> Image.Image:
-    """Open an image whose contents can be used as 8-bit gray or colour.
-
-    Args:
-        file: opened for reading, at its beginning.
-
-    Warns:
-        UnusedContentWarning: the file holds something else besides its picture.
+def kind_of(file: BinaryIO) -> str:
+    """What kind of file this is, by how it begins; ``file`` is left at its beginning.
 
     Raises:
-        BadImageError: no image, of a kind that is not read, or what it holds is more than 8 bits a
-            channel, bands beyond gray, RGB, CMYK and opacity, or several pictures.
+        BadImageError: none that is read.
     """
     start = file.read(32)
     file.seek(0)
     kind = next((k for k, begin in _SIGNATURES.items() if start.startswith(begin)), None)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         kind = "WEBP"
+    if start[4:12] in (b"ftypavif", b"ftypavis"):
+        kind = "AVIF"
     if kind is None:
         raise BadImageError(_describe_other(file))
+    return kind
+
+
+def depth_of(file: BinaryIO, kind: str) -> int:
+    """Bits a channel that a PNG, JPEG 2000 or AVIF file says it has; 8 for other kinds."""
+    if kind not in ("PNG", "JPEG2000", "AVIF"):
+        return 8
+    start = file.read(1 << 20)
+    file.seek(0)
     if kind == "PNG":
-        _check_png(start)
-    if kind == "TIFF":
-        return _open_tiff(file)
+        if start[12:16] != b"IHDR":
+            raise BadImageError("not a PNG file: it does not begin with a header")
+        return start[24]
+    # ISO/IEC 15444-1, A.5.1: marker, then 36 bytes of sizes, the number of components, their depths
+    mark, offset = (b"\xff\x4f\xff\x51", 42) if kind == "JPEG2000" else (b"av1C", 6)
+    at = start.find(mark) + offset
+    if at < offset or at >= len(start):
+        raise BadImageError("damaged: it does not say how many bits a channel has")
+    if kind == "JPEG2000":
+        return (start[at] & 0x7F) + 1
+    # AV1-ISOBMFF, 2.3.3
+    return 8 if not start[at] & 0x40 else 12 if start[at] & 0x20 else 10
+
+
+def open_image(file: BinaryIO, kind: str, depth: int) -> Image.Image:
+    """Open a picture of 8 bits a channel that is no TIFF file.
+
+    Args:
+        file: opened for reading, at its beginning.
+        kind, depth: what ``kind_of`` and ``depth_of`` say.
+
+    Warns:
+        UnusedContentWarning: the file holds something else besides its picture.
+
+    Raises:
+        BadImageError: damaged, bands beyond gray, RGB, CMYK and opacity, or several pictures.
+    """
     try:
         image = Image.open(file, formats=(kind,))
     except UnidentifiedImageError:
         raise BadImageError(_reason_of_refusal(file, kind)) from None
+    frames = getattr(image, "n_frames", 1)
     if kind == "JPEG":
         _check_pictures(image)
-    elif getattr(image, "n_frames", 1) > 1:
-        raise BadImageError(f"{image.n_frames} frames (an animation)")
+    elif kind == "GIF" and frames > 1:
+        note_unused(f"the first of {frames} frames is used")
+    elif frames > 1:
+        raise BadImageError(f"{frames} frames (an animation)")
     if kind == "PNG" and image.mode == "L" and image.info.get("transparency") is not None:
         # Pillow stretches the gray values of 2 and 4 bits to 8, but not the transparent one
-        image.info["transparency"] *= 255 // (2 ** start[24] - 1)
+        image.info["transparency"] *= 255 // (2**depth - 1)
     return image
 
 
@@ -122,14 +146,6 @@ def _describe_other(file: BinaryIO) -> str:
     # whatever Pillow's many readers meet
     except Exception:
         return "not an image"
-
-
-def _check_png(start: bytes) -> None:
-    """Refuse more than 8 bits a channel; the header is at a fixed place."""
-    if start[12:16] != b"IHDR":
-        raise BadImageError("not a PNG file: it does not begin with a header")
-    if start[24] > 8:
-        raise BadImageError(f"{start[24]} bits a channel")
 
 
 def _reason_of_refusal(file: BinaryIO, kind: str) -> str:
@@ -157,143 +173,4 @@ def _check_pictures(image: Image.Image) -> None:
     if any(kind.startswith("Multi-Frame") for kind in more):
         raise BadImageError(f"{1 + len(more)} pictures ({more[0]})")
     if more:
-        _note_unused(f"the first of {1 + len(more)} pictures in the file is used")
-
-
-def _open_tiff(file: BinaryIO) -> Image.Image:
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            reasons = [*_page_reasons(tiff), *_tag_reasons(tiff.pages.first)]
-            if reasons:
-                raise BadImageError(", ".join(reasons))
-            page = tiff.pages.first
-            apart = page.planarconfig == 2 and _values(page, 338, 0) == (_ASSOCIATED,)
-            if apart or (page.compression == 1 and _values(page, 262, 0) == (_YCBCR,)):
-                # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
-                return _decode_plain(page)
-            try:
-                file.seek(0)
-                image = Image.open(file, formats=("TIFF",))
-                image.load()
-                return image
-            except UnidentifiedImageError:
-                return _decode_plain(page)
-            except OSError:
-                # "decoder error -2" is all that Pillow says where its TIFF library lacks a codec
-                if page.compression in _COMMON_COMPRESSIONS:
-                    raise
-                return _decode_plain(page)
-    except tifffile.TiffFileError as error:
-        raise BadImageError(f"damaged: {first_line(error)}") from error
-
-
-def _values(page, code: int, default: int) -> tuple:
-    """Values of a tag, ``default`` where the page lacks it."""
-    tag = page.tags.get(code)
-    value = default if tag is None else tag.value
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _pictures(pages, depth: int = 0) -> Iterator[tuple]:
-    """``(page, is it the first)`` of all full pictures and masks, smaller copies left out."""
-    for number, page in enumerate(pages):
-        if not page.is_reduced:
-            yield page, depth == number == 0
-        if page.subifds and depth < 3:
-            yield from _pictures(page.pages, depth + 1)
-
-
-def _page_reasons(tiff) -> list[str]:
-    count = len(tiff.pages)
-    first = tiff.pages.first
-    if count <= _MOST_PAGES:
-        found = list(_pictures(tiff.pages))
-        masks = [page for page, _ in found if page.is_mask]
-        pictures = [is_first for page, is_first in found if not page.is_mask]
-        count = len(pictures)
-        if count == 1 and not pictures[0]:
-            return ["a picture behind a smaller copy of it"]
-        if not count:
-            return ["no picture, but a smaller copy of one" if not masks else "a transparency mask"]
-        if masks:
-            _note_unused("its transparency mask is not used")
-    if count == 1 and (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
-        # these describe a stack behind a single page
-        series = tiff.series[0]
-        count = max(1, series.size // max(1, first.size))
-    if count > 1:
-        return [f"{count} pages"]
-    depth = _values(first, 32997, 1)[0]
-    return [f"a volume {depth} pixels deep"] if depth > 1 else []
-
-
-def _tag_reasons(page) -> list[str]:
-    """What the tags of the picture say that is not read."""
-    bands = int(_values(page, 277, 1)[0])
-    bits = _values(page, 258, 1)
-    numbers = set(_values(page, 339, 1))
-    reasons = []
-    kinds = {2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
-    size = _join(sorted(set(bits)))
-    for name in (kinds[n] for n in sorted(numbers & kinds.keys())):
-        reasons.append(f"{name} numbers of {size} bits")
-    if not reasons and not set(bits) <= {1, 2, 4, 8}:
-        reasons.append(f"{size} bits a channel")
-    if 262 not in page.tags:
-        return [*reasons, "no word on its colours (PhotometricInterpretation)"]
-    model = int(_values(page, 262, 0)[0])
-    if model not in _COLOUR_BANDS:
-        known = model in iter(tifffile.PHOTOMETRIC)
-        return [*reasons, f"{tifffile.PHOTOMETRIC(model).name if known else model} colours"]
-    further = bands - _COLOUR_BANDS[model]
-    extra = _values(page, 338, 0)
-    opacity = further == 1 and extra in ((_ASSOCIATED,), (_UNASSOCIATED,)) and model < _PALETTE
-    if further and not opacity:
-        why = ", the last not marked as opacity" if further == 1 and model == _RGB else ""
-        why = " that are not marked as RGB" if (bands, model) in ((3, 0), (3, 1)) else why
-        reasons.append(f"{bands} band{'s' if bands > 1 else ''}{why}")
-    if model == _SEPARATED and _values(page, 332, 1) != (1,):
-        reasons.append("inks that are not CMYK")
-    if model == _YCBCR and page.compression == 1 and _values(page, 530, 2) not in ((1, 1), (1,)):
-        reasons.append("uncompressed YCbCr with fewer colours than pixels")
-    return reasons
-
-
-def _join(numbers: list) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _decode_plain(page) -> Image.Image:
-    """Gray or RGB, with or without opacity, or YCbCr, in a layout that Pillow does not know, such as
-    a big-endian BigTIFF.
-
-    Raises:
-        BadImageError: a compression that needs a package of its own.
-    """
-    model, bits, bands = (
-        int(_values(page, 262, 0)[0]),
-        set(_values(page, 258, 1)),
-        page.samplesperpixel,
-    )
-    try:
-        if model not in (0, 1, _RGB, _YCBCR) or bits != {8}:
-            raise ValueError("not plain")
-        pixels = page.asarray()
-    except Exception as error:
-        name = getattr(page.compression, "name", page.compression)
-        raise BadImageError(f"a TIFF layout that is not read (compression {name})") from error
-    if page.planarconfig == 2 and bands > 1:
-        pixels = np.moveaxis(pixels, 0, -1)
-    pixels = pixels.reshape(page.imagelength, page.imagewidth, bands)
-    if model == 0:
-        pixels = np.concatenate([255 - pixels[..., :1], pixels[..., 1:]], -1)
-    associated = _values(page, 338, 0) == (_ASSOCIATED,)
-    mode = {1: "L", 2: "La" if associated else "LA", 3: "RGB", 4: "RGBa" if associated else "RGBA"}
-    mode |= {3: "YCbCr"} if model == _YCBCR else {}
-    size = (page.imagewidth, page.imagelength)
-    image = Image.frombytes(mode[bands], size, np.ascontiguousarray(pixels).tobytes())
-    if associated:
-        image = image.convert(mode[bands].upper())
-    image.getexif()[0x0112] = _values(page, 274, 1)[0]
-    return image
+        note_unused(f"the first of {1 + len(more)} pictures in the file is used")

@@ -1,9 +1,13 @@
-"""Image files: which there are in a folder, and how one becomes ``uint8 (C, H, W)``."""
+"""How an image, a file or a part of one, becomes pixels ``(C, H, W)``."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,13 +16,30 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from simmim.data.image_contents import BadImageError, open_image
-from simmim.data.listing import SUFFIXES, Listing, list_images
-from simmim.errors import UserError, first_line, require
+from simmim.config.images import Reading
+from simmim.data.bands import (
+    UPRIGHT,
+    Picture,
+    from_array,
+    open_array,
+    open_deep,
+    open_picture,
+    open_tiff,
+)
+from simmim.data.image_contents import (
+    BadImageError,
+    OtherContentsError,
+    depth_of,
+    kind_of,
+    open_image,
+)
+from simmim.data.item import Item
+from simmim.data.tiff_contents import open_tiff_picture
+from simmim.errors import MissingPackageError, first_line, require
 
 jpeg = require("torchvision.io")
 
-__all__ = ["SUFFIXES", "BadImageError", "LostImageError", "find_images", "read_image"]
+__all__ = ["BadImageError", "LostImageError", "OtherContentsError", "read_image"]
 
 #: what keeps a single file from being read, on a machine and a disk that are all right
 _OF_ONE_FILE = {
@@ -32,91 +53,98 @@ class LostImageError(BadImageError):
     """The system does not give us the file: it is gone, or the disk or the network is."""
 
 
-def find_images(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
-    """All image files under ``folder``, in the order of ``list_images``.
-
-    Args:
-        without: folders to leave out.
+@contextmanager
+def file_errors(path: Path | Item) -> Iterator[None]:
+    """Turn whatever reading an image meets into the two errors below.
 
     Raises:
-        UserError: no such folder, one that may not be read, or no image in it.
+        LostImageError: the system does not give us the file.
+        BadImageError: all else.
     """
-    return find_listing(folder, without).paths
+    try:
+        yield
+    except BadImageError:
+        raise
+    except MissingPackageError as error:
+        raise BadImageError(first_line(error)) from error
+    except OSError as error:
+        # Pillow's own errors of this type carry no number of the system's
+        if error.errno is None or error.errno in _OF_ONE_FILE or _is_forbidden(path, error):
+            raise BadImageError(_damage(error)) from error
+        raise LostImageError(error.strerror or first_line(error)) from error
+    # decoders raise whatever their format code meets: SyntaxError, struct.error, ...
+    except Exception as error:
+        raise BadImageError(_damage(error)) from error
 
 
-def find_listing(folder: Path, without: Iterable[Path] = ()) -> Listing:
-    """``list_images``, with an error where there is none.
+def read_image(path: Path | Item, wanted: Reading) -> Picture:
+    """One image as ``(C, H, W)``, upright as its EXIF tag says.
 
-    Raises:
-        UserError: no such folder, one that may not be read, or no image in it.
-    """
-    listing = list_images(folder, without)
-    check_any(listing)
-    return listing
+    Of 8-bit pictures as gray or RGB: a transparent image is laid on white, for what its colours are
+    where nothing shows is arbitrary; CMYK becomes RGB by Pillow's formula, without a colour profile,
+    as in torchvision's ``ImageFolder``. Of all else the bands as they are.
 
-
-def check_any(listing: Listing) -> None:
-    """Raise ``UserError`` where a folder holds no image that can be read."""
-    folder = listing.folder
-    if listing.paths:
-        return
-    if listing.left:
-        raise UserError(
-            f"no images in {folder} of the kinds that are read (JPEG, PNG, TIFF, WebP): it holds "
-            f"{listing.left_out()}; convert them, for example to PNG"
-        )
-    raise UserError(
-        f"no images in {folder}: it holds no file that ends in {', '.join(sorted(SUFFIXES))}"
-    )
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """Decode one 8-bit image file to ``uint8 (channels, H, W)``, upright as its EXIF tag says.
-
-    A transparent image is laid on white: what its colours are where nothing shows is arbitrary.
-    CMYK becomes RGB by Pillow's formula, without a colour profile, as in torchvision's
-    ``ImageFolder``.
-
-    Args:
-        channels: 3 for RGB, 1 for gray.
+    Returns:
+        the pixels, or a ``Window`` through which parts are read.
 
     Warns:
         UnusedContentWarning: the file holds something else besides its picture.
 
     Raises:
         LostImageError: the system does not give us the file.
-        BadImageError: not an image, damaged or cut short, or one of contents that are not read, see
-            ``simmim.data.image_contents.open_image``.
+        OtherContentsError: it holds other numbers or bands than are wanted.
+        BadImageError: not an image, damaged or cut short.
     """
-    try:
-        with path.open("rb") as file, open_image(file) as image:
-            decoded = _decode_jpeg(file, image, channels)
+    with file_errors(path):
+        if isinstance(path, Path):
+            return _read_file(partial(path.open, "rb"), path, wanted)
+        content = path.read()
+        if isinstance(content, np.ndarray):
+            return from_array(content, wanted)
+        return _read_file(partial(io.BytesIO, content), None, wanted)
+
+
+def area_of(path: Path | Item, wanted: Reading) -> int:
+    """Pixels of an image, of which no more is decoded than they ask for.
+
+    Raises:
+        BadImageError: as ``read_image``, where that is needed.
+    """
+    with file_errors(path):
+        if isinstance(path, Path):
+            with path.open("rb") as file:
+                if kind_of(file) not in ("TIFF", "NPY", "NPZ"):
+                    return math.prod(Image.open(file).size)
+        return math.prod(read_image(path, wanted).shape[-2:])
+
+
+def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Reading) -> Picture:
+    with opener() as file:
+        kind = kind_of(file)
+        if kind in ("NPY", "NPZ"):
+            return open_array(file, path, wanted)
+        if kind == "TIFF" and not wanted.colours:
+            return open_tiff(file, opener, wanted)
+        depth = depth_of(file, kind)
+        if depth > 8:
+            if wanted.colours or kind == "AVIF":
+                raise OtherContentsError(f"{depth} bits a channel")
+            return open_deep(file, kind, wanted)
+        if kind == "TIFF":
+            image = open_tiff_picture(file, wanted.channels)
+        else:
+            image = open_image(file, kind, depth)
+        if image is None:
+            file.seek(0)
+            return open_tiff(file, opener, wanted)
+        with image:
+            if not wanted.colours:
+                return open_picture(image, wanted)
+            decoded = _decode_jpeg(file, image, wanted.channels)
             if decoded is not None:
                 return decoded
-            pixels = _pixels(image, channels)
-    except BadImageError:
-        raise
-    except OSError as error:
-        # Pillow's own errors of this type carry no number of the system's
-        if error.errno is None or error.errno in _OF_ONE_FILE or _is_forbidden(path, error):
-            raise BadImageError(_damage(error)) from error
-        raise LostImageError(error.strerror or first_line(error)) from error
-    # PIL's decoders raise whatever their format code meets: SyntaxError, struct.error, ...
-    except Exception as error:
-        raise BadImageError(_damage(error)) from error
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
-
-
-#: what undoes each EXIF orientation of a ``(C, H, W)`` image, as ``ImageOps.exif_transpose`` does
-_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
-    2: lambda x: x.flip(2),
-    3: lambda x: x.flip(1, 2),
-    4: lambda x: x.flip(1),
-    5: lambda x: x.mT,
-    6: lambda x: x.mT.flip(2),
-    7: lambda x: x.mT.flip(1, 2),
-    8: lambda x: x.mT.flip(1),
-}
+            pixels = _pixels(image, wanted.channels)
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], wanted.channels).permute(2, 0, 1)
 
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | None:
@@ -136,7 +164,7 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | 
     # torchvision will leave its decoder out one day
     except (AttributeError, RuntimeError):
         return None
-    pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels)
+    pixels = UPRIGHT.get(orientation, lambda x: x)(pixels)
     return pixels.expand(channels, -1, -1)
 
 
@@ -153,7 +181,7 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     return np.array(image.convert("RGB" if channels == 3 else "L"))
 
 
-def _is_forbidden(path: Path, error: OSError) -> bool:
+def _is_forbidden(path: Path | Item, error: OSError) -> bool:
     """Whether the file's own permissions are what keeps it from being read.
 
     Where not even its size may be asked for, the whole disk is closed to us, as by a network drive's
@@ -169,6 +197,8 @@ def _is_forbidden(path: Path, error: OSError) -> bool:
 
 
 def _damage(error: Exception) -> str:
+    if "requires the 'imagecodecs' package" in str(error):
+        return f'{first_line(error)}: pip install "simmim-kernels[data]"'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"damaged: {first_line(error)}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simmim.data.item import Item
 from simmim.errors import UserError
 
 #: kinds that are read, by suffix
@@ -19,18 +20,23 @@ _KINDS = {
     ".webp": "WebP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    ".gif": "GIF",
+    ".avif": "AVIF",
+    **dict.fromkeys((".jp2", ".j2k"), "JPEG 2000"),
+    **dict.fromkeys((".npy", ".npz"), "NumPy"),
 }
 SUFFIXES = frozenset(_KINDS)
+#: beside pictures these are something else, such as labels
+_ARRAYS = frozenset({".npy", ".npz"})
 
 #: images and arrays that are not read, so that a folder of them does not look empty
 _OTHER_KINDS = {
     **dict.fromkeys((".jpe", ".jfif", ".jif"), "JPEG by another suffix"),
-    **dict.fromkeys((".bmp", ".dib"), "BMP"),
-    ".gif": "GIF",
     **dict.fromkeys((".apng", ".mng"), "animated PNG"),
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), "PPM"),
-    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
-    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000"),
+    ".avifs": "AVIF sequence",
+    **dict.fromkeys((".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000 by another suffix"),
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
     ".jxl": "JPEG XL",
     ".mpo": "MPO",
@@ -50,7 +56,6 @@ _OTHER_KINDS = {
     **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
     **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "volume"),
     **dict.fromkeys((".fits", ".fit"), "FITS"),
-    **dict.fromkeys((".npy", ".npz"), "NumPy"),
     **dict.fromkeys((".h5", ".hdf5", ".he5"), "HDF5"),
     **dict.fromkeys((".nc", ".nc4"), "netCDF"),
     ".zarr": "zarr",
@@ -74,7 +79,7 @@ class Listing:
     """Images under ``folder``, and what was left.
 
     Attributes:
-        paths: image files, in the order of a run.
+        paths: images, in the order of a run.
         left: how many files of a kind were left.
         runs: folders of runs, in which no images were looked for.
         without: folders that were to be left out.
@@ -82,7 +87,7 @@ class Listing:
     """
 
     folder: Path
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Path | Item] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     runs: list[Path] = field(default_factory=list)
     without: list[Path] = field(default_factory=list)
@@ -100,7 +105,7 @@ class Listing:
 
     def summary(self) -> str:
         """For example ``1,234 images: 1,200 JPEG, 34 PNG; left: 3 GIF (not read)``."""
-        kinds = Counter(_KINDS[path.suffix.lower()] for path in self.paths)
+        kinds = Counter(_kind(path) for path in self.paths)
         found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
         left = self.left_out()
@@ -113,6 +118,10 @@ class Listing:
         self.runs += other.runs
         self.without += other.without
         self.dangling += other.dangling
+
+
+def _kind(path: Path | Item) -> str:
+    return path.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
 
 
 def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
@@ -150,7 +159,27 @@ def list_images(folder: Path, without: Iterable[Path] = ()) -> Listing:
     listing = Listing(folder)
     _walk(folder, (folder.resolve(),), {path.resolve() for path in without}, listing)
     listing.paths.sort(key=lambda path: path.relative_to(folder).parts)
+    arrays = {path for path in listing.paths if path.suffix.lower() in _ARRAYS}
+    if 0 < len(arrays) < len(listing.paths):
+        listing.paths = [path for path in listing.paths if path not in arrays]
+        listing.left["NumPy beside pictures"] += len(arrays)
     return listing
+
+
+def check_any(listing: Listing) -> None:
+    """Raise ``UserError`` where a folder holds no image that can be read."""
+    folder = listing.folder
+    if listing.paths:
+        return
+    if listing.left:
+        kinds = ", ".join(dict.fromkeys(_KINDS.values()))
+        raise UserError(
+            f"no images in {folder} of the kinds that are read ({kinds}): it holds "
+            f"{listing.left_out()}; convert them, for example to PNG"
+        )
+    raise UserError(
+        f"no images in {folder}: it holds no file that ends in {', '.join(sorted(SUFFIXES))}"
+    )
 
 
 def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Listing) -> None:

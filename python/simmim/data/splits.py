@@ -1,11 +1,21 @@
-"""Folders of a data set that is split already: train/ beside val/, validation/ or test/."""
+"""Which images to train and to validate on; folders that are split already: train/ beside val/,
+validation/ or test/."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from simmim.errors import UserError
+from simmim.config.pretrain import PretrainConfig
+from simmim.data.cropping import ORDER, random_numbers
+from simmim.data.demo import demo_photographs
+from simmim.data.item import Item
+from simmim.data.listing import Listing
+from simmim.data.sources import find_source, is_folder_of_files
+from simmim.errors import UnreadableImageError, UserError
+
+#: crops and masks of validation images are the same whatever the run's own seed
+VALIDATION_SEED = 0
 
 #: names of folders that are parts of a data set and never classes, in any letter case
 _ROLES = {
@@ -20,8 +30,8 @@ class Split:
     """Which folders to train on and to validate on.
 
     Attributes:
-        train: images to train on.
-        held_out: images to validate or test on; ``None`` where none are set apart.
+        train: source of the images to train on.
+        held_out: that of the images to validate or test on; ``None`` where none are set apart.
         notes: what the log should say about the choice.
     """
 
@@ -69,10 +79,14 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
         UserError: no such folder, parts without train/, a ``val_data`` that is split itself, or
             results that would lie among the images.
     """
-    for folder in (data, val_data):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
-        if folder is not None and folder.resolve() == out.resolve():
+    sources = [source for source in (data, val_data) if source is not None]
+    for source in sources:
+        if not source.is_dir() and (classes or not source.exists()):
+            raise UserError(f"no such folder: {source}")
+    if not all(map(is_folder_of_files, sources)):
+        return Split(data, val_data)
+    for folder in sources:
+        if folder.resolve() == out.resolve():
             raise UserError(
                 f"--out {out} is a folder of images: its pictures would become images of the next "
                 "run; choose another --out"
@@ -146,3 +160,66 @@ def check_no_split_inside(folder: Path) -> None:
             f"the class folder {folder} holds {'/ and '.join(names)}/: put the parts above the "
             f"classes, as in {folder.parent}/{names[0]}/{folder.name}"
         )
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images of a run.
+
+    Attributes:
+        train, validation: the images.
+        root: the folder from which those to train on are named.
+        summary: lines that say which files are used, how many were left, and why.
+    """
+
+    train: list[Path | Item]
+    validation: list[Path | Item]
+    root: Path
+    summary: tuple[str, ...] = ()
+
+
+def split_files(config: PretrainConfig) -> Files:
+    """Find the images, and hold some out for validation as ``config`` asks.
+
+    Raises:
+        UserError: no folder given, nothing found, or nothing left to train on.
+    """
+    if config.data is None and config.preset == "demo":
+        train, held_out = demo_photographs()
+        return Files(train, held_out, train[0].parent)
+    if config.data is None:
+        raise UserError("say which images to train on: --data FOLDER")
+    split = resolve_split(config.data, config.val_data, config.out)
+    held_out = [] if split.held_out is None else [split.held_out]
+    listing = find_source(split.train, config, [config.out, *held_out])
+    check_links(listing, config.on_bad_image)
+    train, summary = listing.paths, [*split.notes, listing.summary()]
+    if split.held_out is not None:
+        if config.val_count and config.val_data is None:
+            raise UserError(
+                f"--val-count would hold out images of {split.train}, but {split.held_out} is "
+                f"there to validate on: leave out --val-count, or give --data {split.train}"
+            )
+        validation = find_source(split.held_out, config, [config.out])
+        check_links(validation, config.on_bad_image)
+        summary.append(f"validation: {validation.summary()}")
+        return Files(train, validation.paths, listing.folder, tuple(summary))
+    if config.val_count >= len(train):
+        raise UserError(
+            f"--val-count {config.val_count} leaves nothing to train on: "
+            f"{config.data} holds {len(train)} images"
+        )
+    mixed = random_numbers(ORDER, VALIDATION_SEED, 0, 1).permutation(len(train))
+    chosen = set(mixed[: config.val_count].tolist())
+    return Files(
+        [path for i, path in enumerate(train) if i not in chosen],
+        [path for i, path in enumerate(train) if i in chosen],
+        listing.folder,
+        tuple(summary),
+    )
+
+
+def check_links(listing: Listing, on_bad_image: str) -> None:
+    """Raise ``UnreadableImageError`` for a link to nothing if that is to stop the run."""
+    if listing.dangling and on_bad_image == "error":
+        raise UnreadableImageError(f"cannot read {listing.dangling[0]}: a link to nothing")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from simmim.config.images import check_show_bands
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError, printable, require
+from simmim.models import published
 from simmim.models.simmim import SimMIM
 from simmim.storage.files import replacing
 from simmim.training.records import read_metrics
@@ -22,9 +26,51 @@ GRAY = 0.5
 TITLES = ("original", "what the model sees", "what it puts there")
 
 
+class Display(NamedTuple):
+    """How pixels are shown as red, green and blue, or as gray.
+
+    Attributes:
+        bands: places of one or three channels.
+        low, high: values of all channels that are black and white, of uint8 by 255.
+    """
+
+    bands: tuple[int, ...]
+    low: Tensor
+    high: Tensor
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """``float32 (B, 1 or 3, H, W)`` in [0, 1] of pixels ``(B, C, H, W)``, uint8 by 255."""
+        low, high = (v[:, None, None].to(pixels.device) for v in (self.low, self.high))
+        pixels = (pixels.float() - low) / (high - low).clamp_min(1e-30)
+        return pixels.clamp(0, 1)[:, list(self.bands)]
+
+
+def choose_display(config: PretrainConfig, bands: Sequence[int] = ()) -> Display:
+    """The display that the settings of a run ask for.
+
+    Args:
+        bands: channels from 1 that take the place of the run's ``show_bands``.
+
+    Raises:
+        UserError: not one or three of them, or no such channel.
+    """
+    bands = tuple(bands) or config.show_bands or ((1, 2, 3) if config.channels > 2 else (1,))
+    check_show_bands(bands, config.channels)
+    unit = 255 if config.pixel_type == "uint8" else 1
+    low, high = torch.zeros(config.channels), torch.ones(config.channels)
+    if config.low:
+        low, high = torch.tensor(config.low) / unit, torch.tensor(config.high) / unit
+    elif config.mean:
+        mean, std = torch.tensor(config.mean) / unit, torch.tensor(config.std) / unit
+        low, high = mean - 2 * std, mean + 2 * std
+    return Display(tuple(band - 1 for band in bands), low, high)
+
+
 @torch.no_grad()
-def reconstruct(model: SimMIM, images: Tensor, mask: PatchMask) -> tuple[Tensor, Tensor, Tensor]:
-    """Original, masked and completed images, each ``float32 (B, C, H, W)`` in [0, 1].
+def reconstruct(
+    model: SimMIM, images: Tensor, mask: PatchMask, display: Display
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Original, masked and completed images, each ``float32 (B, 1 or 3, H, W)`` in [0, 1].
 
     The completed image shows the prediction where pixels were hidden and the photograph elsewhere.
     """
@@ -32,9 +78,9 @@ def reconstruct(model: SimMIM, images: Tensor, mask: PatchMask) -> tuple[Tensor,
     model.eval()
     predicted = model.predict_image(images, mask)
     model.train(training)
-    original = mask_image(images, torch.zeros_like(mask.mask))
-    completed = mask_image(images, mask) + mask_image(predicted, ~mask.mask)
-    return original, mask_image(images, mask, GRAY), completed
+    original = display(published.normalized(images, None, None))
+    completed = mask_image(original, mask) + mask_image(display(predicted), ~mask.mask)
+    return original, mask_image(original, mask, GRAY), completed
 
 
 def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from simmim.config.labels import ProbeConfig
 from simmim.data.classes import Classes, Labelled, split_classes
-from simmim.data.crops import central_crops, check_readable
+from simmim.data.crops import central_crops, check_measured, check_readable
 from simmim.data.listing import summarize_bad
 from simmim.data.read_ahead import read_batches, usable_cores, ways
 from simmim.errors import UnreadableImageError, UserError, printable, require
@@ -135,7 +135,8 @@ def _features(
     config: ProbeConfig,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Features ``(n, width)`` of each block, and the labels ``(n,)``, of the readable files."""
-    images = central_crops(files.paths, config.size, config.channels)
+    images = central_crops(config, files.paths)
+    check_measured(config, images)
     samples = [(0, sample) for sample in range(len(images))]
     batches = [
         samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)

@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.data.crops import Sample, central_crops, collate, split_files
-from simmim.data.images import find_images
+from simmim.data.crops import Sample, central_crops, collate
+from simmim.data.item import Item
 from simmim.data.listing import check_outside
+from simmim.data.sources import find_source
+from simmim.data.splits import split_files
 from simmim.errors import UserError, printable
-from simmim.evaluation.plot import check_picture, reconstruct, reconstruction_picture
+from simmim.evaluation.plot import (
+    check_picture,
+    choose_display,
+    reconstruct,
+    reconstruction_picture,
+)
 from simmim.models.build import build_masking, build_model
 from simmim.models.simmim import SimMIM
 from simmim.storage import checkpoint
@@ -49,11 +56,12 @@ def draw(config: ReconstructConfig) -> None:
         raise UserError(f"--count must be at least 1, not {config.count}")
     check_picture(config.out)
     model, trained = load_model(config.checkpoint)
+    display = choose_display(trained, config.show_bands)
     for folder in (config.data, trained.data, trained.val_data):
         if folder is not None:
             check_outside(config.out, folder)
     if config.data is not None:
-        paths = find_images(config.data)
+        paths = find_source(config.data, trained).paths
     else:
         paths = split_files(trained).validation
     if not paths:
@@ -61,15 +69,15 @@ def draw(config: ReconstructConfig) -> None:
     samples = _first_readable(config, trained, paths)
     batch = collate(samples)
     mask = build_masking(trained)(batch.ids, seed=config.seed)
-    reconstruction_picture(reconstruct(model, batch.images, mask), config.out)
+    reconstruction_picture(reconstruct(model, batch.images, mask, display), config.out)
 
 
 def _first_readable(
-    config: ReconstructConfig, trained: PretrainConfig, paths: list[Path]
+    config: ReconstructConfig, trained: PretrainConfig, paths: list[Path | Item]
 ) -> list[Sample]:
     samples = []
     for number, path in enumerate(paths):
-        sample = central_crops([path], trained.size, trained.channels)[0, 0]
+        sample = central_crops(trained, [path])[0, 0]
         if sample.read:
             samples.append(sample._replace(id=number))
         elif config.on_bad_image == "error":

@@ -24,7 +24,7 @@ def build_masking(config: PretrainConfig) -> Masking:
 
 def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
     """A newly initialised encoder; raises ``UserError`` where settings do not fit together."""
-    mean, std = channel_statistics(config.channels)
+    mean, std = _statistics(config)
     given = _GIVEN & config.encoder_args.keys()
     if given:
         raise UserError(f"--encoder-args cannot have {', '.join(sorted(given))}: {_WHY_GIVEN}")
@@ -34,6 +34,7 @@ def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
         channels=config.channels,
         mean=mean,
         std=std,
+        pixels=not (config.mean and config.normalize),
         drop_path=config.drop_path,
         **{name: _argument(name, value) for name, value in config.encoder_args.items()},
     )
@@ -41,7 +42,7 @@ def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
 
 def build_model(config: PretrainConfig) -> SimMIM:
     """A newly initialised model; raises ``UserError`` where settings do not fit together."""
-    mean, std = channel_statistics(config.channels)
+    mean, std = _statistics(config)
     encoder = encoder_of(config)
     if config.mask_unit % encoder.patch:
         raise UserError(
@@ -63,6 +64,14 @@ def build_model(config: PretrainConfig) -> SimMIM:
         sigmoid=not config.normalize,
         plain=config.plain,
     )
+
+
+def _statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation as the kernels take them: of 8-bit images those of the numbers by 255."""
+    if not config.mean:
+        return channel_statistics(config.channels)
+    unit = 255 if config.pixel_type == "uint8" else 1
+    return tuple(m / unit for m in config.mean), tuple(s / unit for s in config.std)
 
 
 def _argument(name: str, value: int | float | bool | str) -> object:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from simmim.config.images import BROUGHT, measured
 from simmim.config.labels import FinetuneConfig, LabelledConfig
 from simmim.config.numbers import flag
 from simmim.config.pretrain import PretrainConfig
@@ -24,6 +25,7 @@ Weights = dict[str, Tensor]
 
 #: what a checkpoint brings along, with what stands in where there is none
 _BROUGHT = {"encoder": None, "encoder_args": {}, "img_size": 224, "channels": 3}
+_IMAGES = PretrainConfig()
 
 
 def completed(config: Config) -> tuple[Config, Weights | None]:
@@ -33,6 +35,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         UserError: no such checkpoint, one of another encoder than the one asked for, or neither a
             checkpoint nor an encoder.
     """
+    config = measured(config)
     if config.checkpoint is None:
         if config.encoder is None:
             raise UserError(
@@ -55,14 +58,20 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         for name, value in state["model"].items()
         if name.startswith("encoder.")
     }
-    return dataclasses.replace(config, **brought), weights
+    for name in BROUGHT:
+        # images of another kind are read as the command line says
+        given = getattr(config, name)
+        brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
+    config = dataclasses.replace(config, **brought)
+    config.check_images()
+    return config, weights
 
 
 def start(
     config: LabelledConfig, weights: Weights | None, drop_path: float = 0.0
 ) -> TimmEncoder | ConvEncoder:
     """The encoder of a completed ``config``, with ``weights`` or newly initialised."""
-    described = {name: getattr(config, name) for name in _BROUGHT}
+    described = {name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)}
     encoder = encoder_of(PretrainConfig(**described, drop_path=drop_path))
     if weights is not None:
         checkpoint.check_weights(config.checkpoint, weights, encoder.state_dict())
@@ -115,7 +124,7 @@ class Classifier(nn.Module):
             encoder.mask_token.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``(B, classes)`` of ``uint8 (B, C, H, W)`` images."""
+        """Scores ``(B, classes)`` of images ``(B, C, H, W)``."""
         tokens = self.encoder(images, nothing_hidden(images))
         return self.head(self.fc_norm(tokens.mean(1)))
 
@@ -140,7 +149,7 @@ def load_classifier(path: Path) -> tuple[Classifier, FinetuneConfig]:
 def block_features(
     encoder: TimmEncoder | ConvEncoder, images: Tensor, blocks: Sequence[int]
 ) -> list[Tensor]:
-    """What each of ``blocks`` (from 0) gives for ``uint8 (B, C, H, W)`` images.
+    """What each of ``blocks`` (from 0) gives for images ``(B, C, H, W)``.
 
     Returns:
         tensors ``(B, width)``: means over patch tokens, those of the last block after the encoder's

@@ -1,6 +1,6 @@
 """Encoders that see a partly hidden image: timm's ViT, BEiT, Swin, SwinV2, and a small CNN.
 
-An encoder maps ``uint8 (B, C, H, W)`` images and a mask to tokens ``(B, L, width)``, ``L = (H/stride)
+An encoder maps images ``(B, C, H, W)`` of any type and a mask to tokens ``(B, L, width)``, ``L = (H/stride)
 * (W/stride)`` in row-major order. Hidden patches never reach it: the mask token stands in their
 place right after the patch embedding (for Swin, after its LayerNorm), as in the SimMIM paper
 (Xie et al., CVPR 2022), or, for the CNN, hidden pixels are filled before the first convolution.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from simmim.errors import UserError, first_line, require
 from simmim.models import published
 from simmim_kernels import PatchMask, mask_image
+from simmim_kernels.channel_statistics import ChannelStatistics
 
 timm = require("timm")
 integration = require("simmim_kernels.integrations.timm")
@@ -42,7 +43,7 @@ class TimmEncoder(integration.MaskedEncoder):
         name: a timm ViT, BEiT, Swin or SwinV2, or a name of ``PAPER_ENCODERS``.
         img_size: ``(H, W)`` in pixels, each a multiple of the encoder's ``stride``.
         channels: channels ``C`` of the image, any number from 1.
-        mean, std: normalisation of the image divided by 255, one number a channel.
+        mean, std: normalisation of the image, of uint8 of the image divided by 255.
         drop_path: stochastic depth rate of the last block; it grows linearly from 0.
         norm_eps: epsilon of all LayerNorms; by default timm's. transformers' ViT has 1e-12.
         arguments: passed on to timm, for example ``depth=4``.
@@ -129,13 +130,14 @@ class TimmEncoder(integration.MaskedEncoder):
         return x if pos is None else x + pos
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ChannelStatistics):
     """The tutorial's small CNN: three 3x3 convolutions with ReLU, stride 1, on pixels in [0, 1].
 
     Args:
         channels: channels of the image.
         widths: output channels of the three convolutions.
         fill: what a hidden pixel becomes.
+        mean, std: normalisation of the image where its pixels are not in [0, 1].
 
     Attributes are those of ``TimmEncoder``; the output is ``(B, H*W, width)``.
     """
@@ -144,7 +146,12 @@ class ConvEncoder(nn.Module):
     plain = False
 
     def __init__(
-        self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 64), fill: float = 0.0
+        self,
+        channels: int = 3,
+        widths: tuple[int, ...] = (64, 128, 64),
+        fill: float = 0.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         sizes = (channels, *widths)
@@ -154,15 +161,17 @@ class ConvEncoder(nn.Module):
         )
         self.fill = fill
         self.width = widths[-1]
+        self._keep_statistics(mean, std, self.convolutions[0].weight)
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        """One token per pixel, ``(B, H*W, width)``, of ``uint8 (B, C, H, W)`` images."""
+        """One token per pixel, ``(B, H*W, width)``, of images ``(B, C, H, W)``."""
+        dtype = self.convolutions[0].weight.dtype
         if self.plain:
             hidden = published.on_grid(mask, *images.shape[2:])[:, None]
-            pixels = images.to(self.convolutions[0].weight.dtype) / 255
+            pixels = published.normalized(images, self.mean, self.std).to(dtype)
             x = pixels.masked_fill(hidden, self.fill)
         else:
-            x = mask_image(images, mask, self.fill, dtype=self.convolutions[0].weight.dtype)
+            x = mask_image(images, mask, self.fill, mean=self.mean, std=self.std, dtype=dtype)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
         return x.flatten(2).transpose(1, 2)
@@ -194,14 +203,21 @@ def build_encoder(
     channels: int = 3,
     mean: Sequence[float],
     std: Sequence[float],
+    pixels: bool = True,
     drop_path: float = 0.0,
     **arguments: object,
 ) -> TimmEncoder | ConvEncoder:
-    """The encoder called ``name``; see ``TimmEncoder`` for the arguments. ``"cnn"`` takes any size."""
+    """The encoder called ``name``; see ``TimmEncoder`` for the arguments. ``"cnn"`` takes any size.
+
+    Args:
+        pixels: the CNN sees pixels in [0, 1], as published, not normalised ones.
+    """
     if name == CNN:
         if drop_path:
             raise UserError("encoder 'cnn' has no residual branches: leave --drop-path at 0")
         try:
+            if not pixels:
+                arguments |= {"mean": mean, "std": std}
             return ConvEncoder(channels, **arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(

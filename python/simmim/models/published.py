@@ -16,10 +16,10 @@ LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
 def normalized(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """Float pixels of ``uint8`` images: divided by 255, then normalised where ``mean`` is given."""
-    if mean is None:
-        return images / 255
-    return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+    """Float pixels: ``uint8`` divided by 255, then normalised where ``mean`` is given."""
+    pixels = images.to(torch.float32 if mean is None else mean.dtype)
+    pixels = pixels / 255 if images.dtype == torch.uint8 else pixels
+    return pixels if mean is None else (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 def local_statistics(

@@ -58,7 +58,8 @@ class SimMIM(ChannelStatistics):
         encoder: from ``simmim.models.encoders``.
         channels: channels ``C`` of the images.
         loss: ``"l1"`` (the paper's), ``"mse"`` or ``"smooth_l1"``.
-        mean, std: normalisation of the target divided by 255; ``None`` leaves it in [0, 1].
+        mean, std: normalisation of the target, of uint8 of the target divided by 255; ``None``
+            leaves it as it is, uint8 in [0, 1].
         target_norm: ``WindowNorm()`` (SwinV2's recipe) or ``PatchNorm()`` (MAE's) normalises the
             target further, every pixel by its neighbourhood; a patch is an output token.
         sigmoid: end the head with a sigmoid, for targets in [0, 1].
@@ -92,7 +93,7 @@ class SimMIM(ChannelStatistics):
         self._keep_statistics(mean, std, self.head.weight)
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
-        """Loss on the hidden pixels of ``uint8 (B, C, H, W)`` images: a scalar, or ``(B,)``."""
+        """Loss on the hidden pixels of images ``(B, C, H, W)``: a scalar, or ``(B,)``."""
         hidden = None if self.plain else self.encoder.hidden_tokens(images, mask)
         if hidden is not None:
             grid = images.shape[2] // self.encoder.stride, images.shape[3] // self.encoder.stride
@@ -154,7 +155,8 @@ class SimMIM(ChannelStatistics):
         return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), stride)
 
     def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, within [0, 1].
+        """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, for uint8 images
+        within [0, 1].
 
         A ``target_norm`` is undone by the true image's local means and deviations, which the model
         was not asked to predict.
@@ -166,7 +168,7 @@ class SimMIM(ChannelStatistics):
             image = image * deviation + mean
         if self.mean is not None:
             image = image * self.std[:, None, None] + self.mean[:, None, None]
-        return image.clamp(0, 1)
+        return image.clamp(0, 1) if images.dtype == torch.uint8 else image
 
 
 def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:

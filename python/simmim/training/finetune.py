@@ -79,9 +79,7 @@ class Finetuner(Loop):
             self.classes = split_classes(config)
         config, self.weights = completed(config)
         self.all_images = len(self.classes.train.paths) + len(self.classes.test.paths)
-        self.val_set = central_crops(
-            self.classes.test.paths, config.size, config.channels, config.cache
-        )
+        self.val_set = central_crops(config, self.classes.test.paths, cache=config.cache)
         self.mix = mixing(config.mixup, config.cutmix)
         super().__init__(
             config,
@@ -108,9 +106,9 @@ class Finetuner(Loop):
         labels = self.classes.train.labels[batch.sources].to(device, non_blocking=True)
         target = one_hot(labels, len(self.classes.names)).float()
         if self.mix is not None:
-            # rounded again: a byte a pixel is what the patch embedding reads
-            images, target = self.mix(images.float(), target)
-            images = images.round().to(torch.uint8)
+            # rounded again: the patch embedding reads the numbers as they are stored
+            mixed, target = self.mix(images.float(), target)
+            images = (mixed if images.is_floating_point() else mixed.round()).to(images.dtype)
         return cross_entropy(
             self.model(images).float(), target, label_smoothing=self.config.smoothing
         )

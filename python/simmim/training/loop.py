@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from simmim.config.run import RunConfig
-from simmim.data.crops import Crops, check_readable, collate
+from simmim.data.crops import Crops, check_measured, check_readable, collate
 from simmim.data.fingerprint import Fingerprint
 from simmim.data.order import Order
 from simmim.errors import UserError, first_line
@@ -80,7 +80,7 @@ class Loop(Fitting):
         )
         if not self.order.updates_per_epoch:
             raise UserError(
-                f"{self.images} images x {config.crops_per_image} crops make no full batch of "
+                f"{self.images} images with {len(train_set)} crops make no full batch of "
                 f"{self.order.global_batch}: lower --batch-size or raise --crops-per-image"
             )
         self.log_every = config.log_every or self.order.updates_per_epoch
@@ -193,6 +193,7 @@ class Loop(Fitting):
             self.run_folder.go_on(found)
         else:
             # before anything is deleted
+            check_measured(config, self.train_set)
             check_readable(collate([self.train_set[0, 0]]), config.on_bad_image)
             self.run_folder.start_anew(config.overwrite, restart=config.resume)
         write_text(config.out / "config.json", config.to_json())

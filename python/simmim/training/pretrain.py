@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import (
-    VALIDATION_SEED,
     Batch,
-    split_files,
     training_crops,
     validation_batches,
     validation_crops,
 )
 from simmim.data.fingerprint import data_fingerprint
+from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
 from simmim.models.build import build_masking, build_model
 from simmim.models.simmim import SimMIM, visible_mean_colour
@@ -45,6 +45,7 @@ class Trainer(Loop):
     counters_type = PretrainCounters
 
     def __init__(self, config: PretrainConfig) -> None:
+        config = measured(config)
         config.check()
         with named_if_slow(f"looking for images in {config.data}"):
             files = split_files(config)

@@ -82,7 +82,9 @@ class Reader:
         shape = (self.order.batch, self.config.channels, *self.config.size)
         none = torch.zeros(self.order.batch, dtype=torch.int64)
         return Batch(
-            images=torch.zeros(shape, dtype=torch.uint8, device=self.device),
+            images=torch.zeros(
+                shape, dtype=getattr(torch, self.config.pixel_type), device=self.device
+            ),
             ids=none.to(self.device),
             sources=none,
             bad=[],

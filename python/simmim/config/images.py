@@ -1,0 +1,240 @@
+"""What every command that reads images can be told about them.
+
+Each field's docstring is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from simmim.config.numbers import flag
+from simmim.errors import UserError, first_line
+
+PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
+#: what simmim stats measures
+PERCENTILES = (1, 2, 50, 98, 99)
+#: settings that a checkpoint brings along for the commands that go on from it
+BROUGHT = (
+    *("bands", "layout", "pixel_type", "mean", "std", "low", "high", "clip_percentile"),
+    *("nodata", "nodata_share"),
+)
+
+
+class Reading(NamedTuple):
+    """What is wanted of an image file.
+
+    Attributes:
+        channels: how many; ``None`` takes all that there are.
+        bands: numbers from 1 of those that become channels, in that order; empty for all.
+        dtype: type of the numbers in memory; ``None`` takes any of ``PIXEL_TYPES``.
+        layout: of arrays, where the bands lie: ``"chw"``, ``"hwc"``, or ``"auto"`` by the sizes.
+        nodata: the value of pixels without data, as text; empty for none.
+        column: which of several arrays or columns.
+    """
+
+    channels: int | None = 3
+    bands: tuple[int, ...] = ()
+    dtype: str | None = "uint8"
+    layout: str = "auto"
+    nodata: str = ""
+    column: str = ""
+
+    @property
+    def colours(self) -> bool:
+        """Whether files are read as 8-bit gray or colour, which are converted to each other."""
+        return not self.bands and self.channels in (1, 3) and self.dtype == "uint8"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where images lie in a source, and which of their bands are used."""
+
+    data: Path | None = None
+    """A folder of images, searched through all its subfolders, or another source of images."""
+
+    bands: tuple[int, ...] | str = ()
+    """Bands that become the channels, counted from 1, in this order, for example 4,3,2; default all.
+    With bands nothing is taken for a colour or for opacity."""
+
+    layout: Literal["auto", "chw", "hwc"] = "auto"
+    """Of arrays with bands: which axis they lie on. auto takes the first or the last of the three,
+    if it is at most half as long as both others."""
+
+    column: str = ""
+    """Which column of a table, or which array of a group or an npz file, holds the images or their
+    paths; default: the only one that can."""
+
+    nodata: str = ""
+    """Value of pixels without data, a number or nan. A crop with more than --nodata-share of them is
+    drawn anew, up to ten times; those that remain become the channel's mean."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bands, str):
+            object.__setattr__(self, "bands", _parse_bands(self.bands))
+
+    def check_source(self) -> None:
+        """Refuse band numbers and values that make no sense; raises ``UserError``."""
+        if any(band < 1 for band in self.bands):
+            raise UserError(f"--bands are counted from 1, not {min(self.bands)}")
+        if self.nodata:
+            try:
+                float(self.nodata)
+            except ValueError:
+                raise UserError(f"--nodata is a number or nan, not {self.nodata!r}") from None
+
+
+@dataclass(frozen=True)
+class ImageConfig(SourceConfig):
+    """What the numbers in images mean; ``simmim stats`` measures most of it."""
+
+    stats: Path | None = None
+    """What simmim stats wrote about the images; needed for all that is not 8-bit gray or RGB. Brings
+    --channels, --bands, --layout, --nodata, --pixel-type, --mean, --std, --low and --high."""
+
+    pixel_type: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    """Type of the images' numbers. Files of another type are refused, each by name."""
+
+    mean: tuple[float, ...] = ()
+    """Mean of each channel in the numbers that the files hold; default ImageNet's, of 8 bits."""
+
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel, as --mean."""
+
+    low: tuple[float, ...] = ()
+    """Values of each channel that pictures show as black; --stats brings the 2nd percentiles."""
+
+    high: tuple[float, ...] = ()
+    """Values of each channel that pictures show as white; --stats brings the 98th percentiles."""
+
+    clip_percentile: tuple[float, float] | None = None
+    """Clip the pixels of crops to these percentiles of --stats, each one of 1, 2, 50, 98, 99; 0 and
+    100 are the smallest and the largest value."""
+
+    nodata_share: float = 0.5
+    """Largest share of pixels without data with which a crop is not drawn anew."""
+
+    @property
+    def reading(self) -> Reading:
+        """What is wanted of each image, once ``channels`` is known."""
+        return Reading(
+            self.channels, self.bands, self.pixel_type, self.layout, self.nodata, self.column
+        )
+
+    def check_images(self) -> None:
+        """Refuse settings about images that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
+        self.check_source()
+        if not 0 <= self.nodata_share <= 1:
+            raise UserError(f"--nodata-share must be between 0 and 1, not {self.nodata_share:g}")
+        if self.clip_percentile and self.stats is None and not self.low:
+            raise UserError("--clip-percentile takes its values from --stats: give that too")
+        if len(self.mean) != len(self.std):
+            raise UserError("--mean and --std belong together: one number of each a channel")
+        if any(not value > 0 for value in self.std):
+            raise UserError(f"--std must be greater than 0, not {min(self.std):g}")
+        if self.mean and self.channels not in (None, len(self.mean)):
+            raise UserError(
+                f"--mean has {len(self.mean)} numbers for {self.channels} channels: give one a "
+                "channel"
+            )
+        odd = self.bands or self.nodata or self.pixel_type != "uint8"
+        known = self.mean or self.stats or getattr(self, "checkpoint", None)
+        if (odd or self.channels not in (None, 1, 3)) and not known:
+            raise UserError(f"the images' mean and deviation are needed: {how_to_measure(self)}")
+
+
+def check_show_bands(bands: tuple[int, ...], channels: int) -> None:
+    """Raise ``UserError`` where ``bands`` are not one or three of the channels from 1."""
+    if len(bands) not in (1, 3) or not all(1 <= band <= channels for band in bands):
+        raise UserError(
+            f"--show-bands {' '.join(map(str, bands))}: give one or three of the channels 1 to "
+            f"{channels}"
+        )
+
+
+Config = TypeVar("Config", bound=ImageConfig)
+
+
+def how_to_measure(config: ImageConfig) -> str:
+    """The commands that measure images and use what was measured."""
+    more = "".join(
+        f" {flag(name)} {value}"
+        for name, value in (
+            ("bands", ",".join(map(str, config.bands))),
+            ("layout", "" if config.layout == "auto" else config.layout),
+            ("column", config.column),
+            ("nodata", config.nodata),
+        )
+        if value
+    )
+    return (
+        f"run  simmim stats --data {config.data}{more} --out stats.json  and add --stats stats.json"
+    )
+
+
+def measured(config: Config) -> Config:
+    """``config`` with what its ``--stats`` file says; unchanged without one.
+
+    Raises:
+        UserError: no such file, none of simmim stats, or one that other settings contradict.
+    """
+    if config.stats is None:
+        return config
+    try:
+        found = json.loads(config.stats.read_text())
+        pixel_type, channels = found["pixel_type"], found["channels"]
+        measures = {"mean": found["mean"], "std": found["std"], **found["percentiles"]}
+        measures |= {"0": found["min"], "100": found["max"]}
+        measures = {name: tuple(map(float, values)) for name, values in measures.items()}
+        given = {name: found[name] for name in ("bands", "layout", "nodata")}
+        given["bands"] = tuple(given["bands"])
+        if pixel_type not in PIXEL_TYPES or {*map(len, measures.values())} != {channels}:
+            raise ValueError("one number a channel is missing, or the type is unknown")
+    except OSError as error:
+        raise UserError(f"cannot read --stats {config.stats}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--stats {config.stats} is no file of simmim stats ({first_line(error)})"
+        ) from None
+    for name, value in given.items():
+        own = getattr(config, name)
+        if own not in ((), "", "auto", value):
+            raise UserError(
+                f"--stats {config.stats} was measured with {flag(name)} {value or '(none)'}, not "
+                f"{own}: measure anew, or leave out {flag(name)}"
+            )
+    if config.channels not in (None, 3, channels):
+        raise UserError(f"--stats {config.stats} has {channels} channels, not {config.channels}")
+    low, high = config.clip_percentile or (2, 98)
+    for percentile in (low, high):
+        if f"{percentile:g}" not in measures:
+            raise UserError(
+                f"--clip-percentile {percentile:g} is none of those that are measured: 0, "
+                f"{', '.join(map(str, PERCENTILES))}, 100"
+            )
+    config = dataclasses.replace(
+        config,
+        channels=channels,
+        pixel_type=pixel_type,
+        mean=config.mean or measures["mean"],
+        std=config.std or tuple(value or 1.0 for value in measures["std"]),
+        low=config.low or measures[f"{low:g}"],
+        high=config.high or measures[f"{high:g}"],
+        **given,
+    )
+    config.check_images()
+    return config
+
+
+def _parse_bands(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise UserError(f"--bands takes whole numbers, as in 4,3,2, not {text!r}") from None

@@ -1,0 +1,68 @@
+"""One array of many images: npy, memory-mapped, and zarr."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from simmim.errors import UserError, first_line, require
+
+
+class ArraySource:
+    """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store.
+
+    Args:
+        path: the file, or the folder of a store.
+        column: the array's name in a zarr group.
+
+    Raises:
+        UserError: it cannot be opened, or holds no such array.
+    """
+
+    def __init__(self, path: Path, column: str = "") -> None:
+        self.path, self._column = path, column
+        self.kind = "images of a zarr array" if path.is_dir() else "images of a NumPy array"
+        self._process, self._array = -1, None
+        array = self._open()
+        if array.ndim not in (3, 4):
+            raise UserError(
+                f"{path} is an array of {array.ndim} dimensions: many images are (N, H, W), "
+                "(N, C, H, W) or (N, H, W, C)"
+            )
+        self._count = len(array) if hasattr(array, "__len__") else array.shape[0]
+        self._bytes = int(np.prod(array.shape[1:])) * array.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, number: int) -> str:
+        return f"[{number}]"
+
+    def size(self, number: int) -> int:
+        return self._bytes
+
+    def read(self, number: int) -> np.ndarray:
+        return self._open()[number]
+
+    def _open(self):
+        """The array, opened once in each process: zarr's threads do not outlive a fork."""
+        if self._process != os.getpid():
+            self._array, self._process = _open(self.path, self._column), os.getpid()
+        return self._array
+
+
+def _open(path: Path, column: str):
+    try:
+        if not path.is_dir():
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = require("zarr", "data").open(str(path), mode="r")
+    except (OSError, ValueError, EOFError, FileNotFoundError) as error:
+        raise UserError(f"{path} cannot be opened: {first_line(error)}") from error
+    if not hasattr(found, "ndim"):
+        names = sorted(name for name, _ in found.arrays())
+        if column not in names and len(names) != 1:
+            raise UserError(f"{path} holds the arrays {', '.join(names)}: name one with --column")
+        found = found[column if column in names else names[0]]
+    return found

@@ -1,0 +1,82 @@
+"""Images that are no files of their own: members of archives, rows of tables, parts of arrays."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """An adapter over a library that holds many images.
+
+    Its methods are called from several threads, and in processes forked from the one that made it.
+
+    Attributes:
+        path: the file or folder that holds the images.
+        kind: what the images are, in words.
+    """
+
+    path: Path
+    kind: str
+
+    def __len__(self) -> int: ...
+
+    def name(self, number: int) -> str:
+        """What follows ``path`` in the name of an image, the same in every run."""
+
+    def size(self, number: int) -> int:
+        """A number of bytes that tells other contents from these, for the fingerprint."""
+
+    def read(self, number: int) -> bytes | np.ndarray:
+        """An image file's contents, or one image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Image ``number`` of ``source``; stands where a path of an image file can stand."""
+
+    source: Source
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.source.path}{self.source.name(self.number)}"
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    def read(self) -> bytes | np.ndarray:
+        return self.source.read(self.number)
+
+    def stat(self) -> os.stat_result:
+        """That of the file that holds it."""
+        return self.source.path.stat()
+
+
+def items(source: Source) -> list[Item]:
+    """All images of ``source``."""
+    return [Item(source, number) for number in range(len(source))]
+
+
+def name_below(image: Path | Item, root: Path) -> str:
+    """The name of an image as it is seen from ``root``, which may be moved."""
+    path = image if isinstance(image, Path) else image.source.path
+    try:
+        below = path.relative_to(root)
+    except ValueError:
+        below = Path(os.path.relpath(path, root))
+    return below.as_posix() + ("" if path is image else image.source.name(image.number))
+
+
+def size_of(image: Path | Item) -> int:
+    """Bytes of an image; -1 where they cannot be told."""
+    try:
+        if isinstance(image, Item):
+            return image.source.size(image.number)
+        return os.stat(image).st_size
+    except OSError:
+        return -1

@@ -1,0 +1,123 @@
+"""Where images come from: folders, lists of files, arrays, archives, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from simmim.config.images import SourceConfig
+from simmim.data.arrays import ArraySource
+from simmim.data.item import items
+from simmim.data.listing import SUFFIXES, Listing, check_any, list_images
+from simmim.data.shards import ShardSource
+from simmim.data.tables import TableSource
+from simmim.errors import UserError, printable
+
+#: names of columns that hold paths, where several columns hold text
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
+
+
+def is_folder_of_files(path: Path) -> bool:
+    """Whether a source is a folder that is searched for files, and no array or table."""
+    return path.is_dir() and not (_is_zarr(path) or _is_saved_dataset(path))
+
+
+def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) -> Listing:
+    """The images of any source, in the order of a run.
+
+    Args:
+        path: a folder of images, shards or parquet files; a list (txt, csv, parquet); an array (npy,
+            zarr); an archive; a table; a single image.
+        config: which column or array is meant.
+        without: folders to leave out.
+
+    Raises:
+        UserError: nothing there, nothing that is read, or no image in it.
+    """
+    if is_folder_of_files(path):
+        listing = list_images(path, without)
+        if not listing.paths:
+            listing = _find_shards(path, config) or listing
+        check_any(listing)
+        return listing
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".csv"):
+        return _listed(path, read_paths(path, config.column))
+    if suffix == ".npy" or _is_zarr(path):
+        return Listing(path.parent, items(ArraySource(path, config.column)))
+    if suffix == ".tar":
+        return _archives(path, [path])
+    if suffix == ".parquet" or _is_saved_dataset(path):
+        return _table(path, [path] if suffix == ".parquet" else [], config)
+    if suffix in SUFFIXES:
+        return Listing(path.parent, [path])
+    raise UserError(
+        f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array (npy, "
+        "zarr), a tar archive or an image"
+    )
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def _find_shards(folder: Path, config: SourceConfig) -> Listing | None:
+    """What a folder without images holds instead: tar archives, or parquet files."""
+    archives = sorted(folder.rglob("*.tar"))
+    if archives:
+        return _archives(folder, archives)
+    tables = sorted(folder.rglob("*.parquet"))
+    return _table(folder, tables, config) if tables else None
+
+
+def _archives(path: Path, archives: list[Path]) -> Listing:
+    found = [item for archive in archives for item in items(ShardSource(archive, SUFFIXES))]
+    if not found:
+        raise UserError(f"no images in {path}: none of its members ends as an image file does")
+    return Listing(path if path.is_dir() else path.parent, found)
+
+
+def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
+    table = TableSource(path, files, config.column)
+    if table.texts is not None:
+        return _listed(path, table.texts)
+    return Listing(path if path.is_dir() else path.parent, items(table))
+
+
+def read_paths(path: Path, column: str = "") -> list[str]:
+    """The paths in a text file, one a line, or in a column of a CSV file with a header.
+
+    Raises:
+        UserError: no such column, or which one is meant cannot be told.
+    """
+    # names of files may hold any bytes
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if path.suffix.lower() == ".txt":
+        return [line for line in text.splitlines() if line.strip()]
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    names = list(rows[0]) if rows else []
+    likely = [name for name in names if name in _PATH_COLUMNS] or names
+    name = column or (likely[0] if len(likely) == 1 else "")
+    if name not in names:
+        raise UserError(
+            f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
+        )
+    return [row[name] for row in rows]
+
+
+def _listed(path: Path, lines: Iterable[str]) -> Listing:
+    """Files that a list names, as seen from the list's own folder."""
+    paths = [path.parent / line for line in lines]
+    other = next((p for p in paths if p.suffix.lower() not in SUFFIXES), None)
+    if not paths or other is not None:
+        what = printable(f"{other} is no image that is read") if paths else "it names no image"
+        raise UserError(f"{path}: {what}")
+    return Listing(path.parent, paths)

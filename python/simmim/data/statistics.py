@@ -1,0 +1,274 @@
+"""``simmim stats``: the distribution of every channel's numbers, in one pass over all images."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from simmim.config.images import PERCENTILES, Reading
+from simmim.config.stats import StatsConfig
+from simmim.data.bands import Picture
+from simmim.data.image_contents import collected_notes
+from simmim.data.images import BadImageError, OtherContentsError, file_errors, read_image
+from simmim.data.item import Item
+from simmim.data.listing import summarize_bad
+from simmim.data.sources import find_source
+from simmim.errors import UnreadableImageError, UserError, printable
+from simmim.storage.files import write_text
+from simmim.storage.outputs import check_replaceable
+
+#: rows of an image that are read at a time, and images that one process measures in a row
+_ROWS, _PIECE = 512, 64
+#: values that are told apart: all of the integers; of float32 sign, exponent and 7 bits
+_LEVELS = {"uint8": 2**8, "uint16": 2**16, "int16": 2**16, "float32": 2**16}
+#: so a percentile of float32 is off by at most this share of it
+FLOAT_ERROR = 2.0**-8
+
+
+@dataclass
+class Tally:
+    """What is known of the images so far; of no image all numbers are those of no value.
+
+    Attributes:
+        counts: ``int64 (C, levels)``, how often each value came.
+        sums, squares: ``float64 (C,)`` of float32; of integers the counts tell them.
+        low, high: ``(C,)``, the smallest and the largest.
+        nodata: numbers without data in each channel.
+        images: how many were measured.
+        bad: why others were not, by name.
+        others: of those the ones with other contents than the first.
+        notes: what is not used, by name.
+    """
+
+    counts: np.ndarray | int = 0
+    sums: np.ndarray | int = 0
+    squares: np.ndarray | int = 0
+    low: np.ndarray | float = math.inf
+    high: np.ndarray | float = -math.inf
+    nodata: np.ndarray | int = 0
+    images: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Tally) -> None:
+        """Count what ``other`` found along with this one's."""
+        for name in ("counts", "sums", "squares", "nodata", "images"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        for name in ("bad", "others", "notes"):
+            getattr(self, name).update(getattr(other, name))
+
+
+def command(config: StatsConfig) -> int:
+    """Measure, print a table, write the file; returns the exit status.
+
+    Raises:
+        UserError: no images, none that can be read, or images of several types.
+    """
+    if config.data is None:
+        raise UserError("say which images to measure: --data FOLDER")
+    check_replaceable(config.out, config.overwrite)
+    listing = find_source(config.data, config)
+    print(printable(listing.summary()), file=sys.stderr)
+    wanted = first_contents(config, listing.paths)
+    tally = measure(config, listing.paths, wanted)
+    _report(tally, config)
+    found = summary(tally, wanted)
+    write_text(config.out, json.dumps(found, indent=1) + "\n")
+    for channel in range(wanted.channels):
+        values = {name: found[name][channel] for name in ("mean", "std", "min", "max")}
+        text = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
+        print(f"channel {channel + 1}: {text}  without data {found['nodata_pixels'][channel]:,}")
+    if any(found["nodata_pixels"]) and not wanted.nodata:
+        print(
+            "some numbers are NaN or infinite: where they mean no data, measure with --nodata nan"
+        )
+    print(f"{tally.images:,} images of {wanted.dtype}; wrote {config.out}")
+    return 0
+
+
+def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Reading:
+    """What is wanted of all images: what the first one that can be read holds.
+
+    Raises:
+        UnreadableImageError: none can be read.
+    """
+    channels = config.channels or (len(config.bands) or None)
+    ways = [config.reading(channels, None)]
+    if not config.bands and channels in (None, 1, 3):
+        ways.insert(0, config.reading(channels or 3, "uint8"))
+    reasons: dict[str, str] = {}
+    for image in images:
+        for wanted in ways:
+            try:
+                with collected_notes():
+                    picture = read_image(image, wanted)
+            except BadImageError as error:
+                reasons[str(image)] = str(error)
+                continue
+            dtype, count = str(picture.dtype).removeprefix("torch."), picture.shape[0]
+            found = wanted._replace(channels=count, dtype=dtype)
+            if found.colours and wanted is ways[-1]:
+                # bands that are no colours must not be read as such
+                return found._replace(bands=tuple(range(1, count + 1)))
+            return found
+    name, reason = next(iter(reasons.items()))
+    raise UnreadableImageError(
+        f"no image can be read: {summarize_bad(reasons)}; the first is {name}: {reason}"
+    )
+
+
+def measure(config: StatsConfig, images: Sequence[Path | Item], wanted: Reading) -> Tally:
+    """The tally of all ``images``, the same for any number of processes."""
+    pieces = [images[start : start + _PIECE] for start in range(0, len(images), _PIECE)]
+    total, one = Tally(), partial(measure_piece, wanted)
+    if config.workers < 2 or len(pieces) < 2:
+        for piece in pieces:
+            total.add(one(piece))
+        return total
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("fork")) as pool:
+        for found in pool.map(one, pieces):
+            total.add(found)
+    return total
+
+
+def measure_piece(wanted: Reading, images: Sequence[Path | Item]) -> Tally:
+    """The tally of some images."""
+    tally = Tally()
+    for image in images:
+        try:
+            with collected_notes() as notes, file_errors(image):
+                tally.add(measure_image(read_image(image, wanted), wanted))
+        except OtherContentsError as error:
+            tally.others[str(image)] = tally.bad[str(image)] = str(error)
+        except BadImageError as error:
+            tally.bad[str(image)] = str(error)
+        else:
+            if notes:
+                tally.notes[str(image)] = ", ".join(notes)
+    return tally
+
+
+def measure_image(image: Picture, wanted: Reading) -> Tally:
+    """The tally of one image, read in parts."""
+    tally = Tally(images=1)
+    nodata = float(wanted.nodata) if wanted.nodata else None
+    for top in range(0, image.shape[1], _ROWS):
+        part = image[:, top : top + _ROWS, :].numpy().reshape(image.shape[0], -1)
+        channels = [_measure_channel(values, nodata) for values in part]
+        names = ("counts", "sums", "squares", "low", "high", "nodata")
+        tally.add(Tally(**{n: np.stack([getattr(c, n) for c in channels]) for n in names}))
+    return tally
+
+
+def _measure_channel(values: np.ndarray, nodata: float | None) -> Tally:
+    """The tally of one channel's numbers ``(n,)``; NaN and infinite ones count as without data."""
+    kept = values if nodata is None or math.isnan(nodata) else values[values != nodata]
+    found = Tally()
+    if values.dtype.kind == "f":
+        kept = kept[np.isfinite(kept)]
+        wide = kept.astype(np.float64)
+        found.sums, found.squares = wide.sum(), np.square(wide).sum()
+    if kept.size:
+        found.low, found.high = kept.min(), kept.max()
+    found.nodata = values.size - kept.size
+    found.counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
+    return found
+
+
+def _level(values: np.ndarray) -> np.ndarray:
+    """A number from 0 for each value, in their order."""
+    if values.dtype.kind == "f":
+        bits = values.view(np.uint32)
+        # of negative numbers larger bits are smaller values
+        return np.where(bits >> 31, ~bits, bits | 0x80000000) >> 16
+    return values.astype(np.int64) + (2**15 if values.dtype == np.int16 else 0)
+
+
+def _values(dtype: str) -> np.ndarray:
+    """The value of each level, of float32 the middle of those that it stands for."""
+    levels = np.arange(_LEVELS[dtype], dtype=np.uint32)
+    if dtype != "float32":
+        return levels.astype(np.float64) - (2**15 if dtype == "int16" else 0)
+    bits = (levels << 16) | 0x8000
+    bits = np.where(bits >> 31, bits & 0x7FFFFFFF, ~bits).astype(np.uint32)
+    with np.errstate(invalid="ignore"):
+        # beyond infinity
+        return bits.view(np.float32).astype(np.float64)
+
+
+def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
+    """What ``--stats`` takes; all values are in the numbers that the files hold.
+
+    Raises:
+        UserError: a channel without data.
+    """
+    counted = tally.counts.sum(1)
+    if not counted.all():
+        raise UserError(f"channel {int(np.argmin(counted)) + 1} holds no data at all")
+    values = _values(wanted.dtype)
+    if wanted.dtype == "float32":
+        mean = tally.sums / counted
+        variance = tally.squares / counted - mean**2
+    else:
+        mean = tally.counts @ values / counted
+        squares = np.square(values - mean[:, None])
+        variance = (tally.counts * squares).sum(1) / counted
+    below = tally.counts.cumsum(1)
+    percentiles = {}
+    for percentile in PERCENTILES:
+        ranks = np.maximum(1, np.ceil(counted * percentile / 100))
+        found = [values[np.searchsorted(row, r)] for row, r in zip(below, ranks, strict=True)]
+        percentiles[str(percentile)] = np.clip(found, tally.low, tally.high).tolist()
+    return {
+        "pixel_type": wanted.dtype,
+        "channels": wanted.channels,
+        "bands": list(wanted.bands),
+        "layout": wanted.layout,
+        "nodata": wanted.nodata,
+        "images": tally.images,
+        "mean": mean.tolist(),
+        "std": np.sqrt(np.maximum(variance, 0)).tolist(),
+        "min": tally.low.tolist(),
+        "max": tally.high.tolist(),
+        "percentiles": percentiles,
+        "percentile_error": FLOAT_ERROR if wanted.dtype == "float32" else 0,
+        "values": counted.tolist(),
+        "nodata_pixels": tally.nodata.tolist(),
+    }
+
+
+def _report(tally: Tally, config: StatsConfig) -> None:
+    """Name what could not be read or is not used.
+
+    Raises:
+        UnreadableImageError: that is to stop the command, or nothing could be read.
+        UserError: some images have other contents than the first.
+    """
+    for name, reason in tally.bad.items():
+        print(printable(f"left out {name}: {reason}"), file=sys.stderr)
+    for name, note in tally.notes.items():
+        print(printable(f"{name}: {note}"), file=sys.stderr)
+    if tally.others:
+        kinds = defaultdict(list)
+        for name, reason in tally.others.items():
+            kinds[reason].append(name)
+        found = "; ".join(f"{len(n):,} with {reason} ({n[0]})" for reason, n in kinds.items())
+        raise UserError(
+            f"images of one run have one type and number of bands: {tally.images:,} are as the "
+            f"first, {found}"
+        )
+    if tally.bad and (config.on_bad_image == "error" or not tally.images):
+        name, reason = next(iter(tally.bad.items()))
+        raise UnreadableImageError(f"cannot read {name}: {reason}")

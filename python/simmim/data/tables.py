@@ -1,0 +1,95 @@
+"""Images in a column of a table: parquet files, and folders that Hugging Face ``datasets`` saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simmim.errors import UserError, first_line, require
+
+
+class TableSource:
+    """A column of image files' contents or of arrays.
+
+    Args:
+        path: what names the table: a file, or a folder.
+        files: its parquet files; empty for a folder of ``save_to_disk``.
+        column: the column's name; by default the only one that can hold images.
+
+    Attributes:
+        texts: what a column of text holds: paths of files.
+
+    Raises:
+        UserError: it cannot be read, or which column is meant cannot be told.
+    """
+
+    kind = "rows of a table"
+
+    def __init__(self, path: Path, files: Sequence[Path] = (), column: str = "") -> None:
+        datasets = require("datasets", "data")
+        datasets.disable_progress_bars()
+        self.path, self.texts = path, None
+        try:
+            if files:
+                table = datasets.Dataset.from_parquet([str(file) for file in files])
+            else:
+                table = datasets.load_from_disk(str(path))
+        except Exception as error:
+            raise UserError(
+                f"{path} is no table that datasets reads: {first_line(error)}"
+            ) from error
+        ranks = {name: _rank(feature) for name, feature in table.features.items()}
+        likely = [name for name in ranks if 0 < ranks[name] == max(ranks.values())]
+        name = column or (likely[0] if len(likely) == 1 else "")
+        if name not in ranks:
+            raise UserError(
+                f"{path} has the columns {', '.join(ranks)}: say with --column which one holds "
+                "the images"
+            )
+        feature = table.features[name]
+        if ranks[name] == 1:
+            self.texts = list(table[name])
+        elif isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+        elif ranks[name] == 3:
+            table = table.with_format("numpy", dtype=np.dtype(_inner(feature).dtype))
+        self._table, self._column = table.select_columns([name]), name
+        held = files or [entry["filename"] for entry in table.cache_files]
+        self._bytes = sum(os.path.getsize(file) for file in held)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def name(self, number: int) -> str:
+        return f"[{number}]"
+
+    def size(self, number: int) -> int:
+        return self._bytes
+
+    def read(self, number: int) -> bytes | np.ndarray:
+        value = self._table[number][self._column]
+        if isinstance(value, dict):
+            value = value["bytes"] or Path(value["path"]).read_bytes()
+        return value
+
+
+def _rank(feature: Any) -> int:
+    """4 for pictures and files' contents, 3 for arrays, 1 for text, 0 for what cannot be an image."""
+    inner = getattr(_inner(feature), "dtype", "")
+    if type(feature).__name__ == "Image" or inner == "binary":
+        return 4
+    if isinstance(feature, dict):
+        return 4 if "bytes" in feature else 0
+    if feature is not _inner(feature) or hasattr(feature, "shape"):
+        return 3 if inner.startswith(("int", "uint", "float")) else 0
+    return 1 if inner in ("string", "large_string") else 0
+
+
+def _inner(feature: Any) -> Any:
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature

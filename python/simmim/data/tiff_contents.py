@@ -1,0 +1,200 @@
+"""What the tags of a TIFF file say that it holds, and whether that is a picture of 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from simmim.data.image_contents import BadImageError, OtherContentsError, note_unused
+from simmim.errors import first_line, require
+
+tifffile = require("tifffile")
+# it logs whatever is odd in a file; what matters is in the errors below
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+logging.getLogger("tifffile").propagate = False
+
+#: files with more pages than this are not asked what each page is
+_MOST_PAGES = 64
+#: colour bands of TIFF's colour models that are read, by PhotometricInterpretation
+_COLOUR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+#: compressions that every libtiff has: none, CCITT, LZW, JPEG, deflate, PackBits
+_COMMON_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946}
+#: pixels of a picture that is read in parts where it can be
+_SCENE = 2**24
+_RGB, _PALETTE, _SEPARATED, _YCBCR = 2, 3, 5, 6
+#: how ExtraSamples marks opacity with which colours are multiplied already, and with which not
+_ASSOCIATED, _UNASSOCIATED = 1, 2
+
+
+def open_tiff_picture(file: BinaryIO, channels: int) -> Image.Image | None:
+    """Open a TIFF file whose contents can be used as 8-bit gray or colour.
+
+    Returns:
+        the picture, or ``None`` for one of more than ``_SCENE`` pixels that ``bands.open_tiff``
+        reads the same, in parts.
+
+    Raises:
+        OtherContentsError: more than 8 bits a channel, bands beyond gray, RGB, CMYK and opacity, or
+            several pictures.
+        BadImageError: damaged, or a layout that is not read.
+    """
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            reasons = [*page_reasons(tiff), *tag_reasons(tiff.pages.first)]
+            if reasons:
+                raise OtherContentsError(", ".join(reasons))
+            page = tiff.pages.first
+            if _is_scene(page, channels):
+                return None
+            apart = page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,)
+            if apart or (page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)):
+                # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
+                return _decode_plain(page)
+            try:
+                file.seek(0)
+                image = Image.open(file, formats=("TIFF",))
+                image.load()
+                return image
+            except UnidentifiedImageError:
+                return _decode_plain(page)
+            except OSError:
+                # "decoder error -2" is all that Pillow says where its TIFF library lacks a codec
+                if page.compression in _COMMON_COMPRESSIONS:
+                    raise
+                return _decode_plain(page)
+    except tifffile.TiffFileError as error:
+        raise BadImageError(f"damaged: {first_line(error)}") from error
+
+
+def tag_values(page, code: int, default: int | str) -> tuple:
+    """Values of a tag, ``default`` where the page lacks it."""
+    tag = page.tags.get(code)
+    value = default if tag is None else tag.value
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _pictures(pages, depth: int = 0) -> Iterator[tuple]:
+    """``(page, is it the first)`` of all full pictures and masks, smaller copies left out."""
+    for number, page in enumerate(pages):
+        if not page.is_reduced:
+            yield page, depth == number == 0
+        if page.subifds and depth < 3:
+            yield from _pictures(page.pages, depth + 1)
+
+
+def _is_scene(page, channels: int) -> bool:
+    """Whether a page is large, and its numbers are the colours that are wanted."""
+    plain = (page.photometric, page.samplesperpixel) in ((1, 1), (_RGB, 3))
+    lossless = page.compression in (1, 8, 32946) or (
+        page.compression not in (6, 7) and importlib.util.find_spec("imagecodecs") is not None
+    )
+    return (
+        page.imagelength * page.imagewidth > _SCENE
+        and plain
+        and lossless
+        and page.samplesperpixel in (1, channels)
+        and set(tag_values(page, 258, 1)) == {8}
+        and tag_values(page, 274, 1) == (1,)
+    )
+
+
+def page_reasons(tiff) -> list[str]:
+    """Why a file holds not just one picture."""
+    count = len(tiff.pages)
+    first = tiff.pages.first
+    if count <= _MOST_PAGES:
+        found = list(_pictures(tiff.pages))
+        masks = [page for page, _ in found if page.is_mask]
+        pictures = [is_first for page, is_first in found if not page.is_mask]
+        count = len(pictures)
+        if count == 1 and not pictures[0]:
+            return ["a picture behind a smaller copy of it"]
+        if not count:
+            return ["no picture, but a smaller copy of one" if not masks else "a transparency mask"]
+        if masks:
+            note_unused("its transparency mask is not used")
+    if count == 1 and (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
+        # these describe a stack behind a single page
+        series = tiff.series[0]
+        count = max(1, series.size // max(1, first.size))
+    if count > 1:
+        return [f"{count} pages"]
+    depth = tag_values(first, 32997, 1)[0]
+    return [f"a volume {depth} pixels deep"] if depth > 1 else []
+
+
+def tag_reasons(page) -> list[str]:
+    """What the tags of the picture say that is not read."""
+    bands = int(tag_values(page, 277, 1)[0])
+    bits = tag_values(page, 258, 1)
+    numbers = set(tag_values(page, 339, 1))
+    reasons = []
+    kinds = {2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
+    size = _join(sorted(set(bits)))
+    for name in (kinds[n] for n in sorted(numbers & kinds.keys())):
+        reasons.append(f"{name} numbers of {size} bits")
+    if not reasons and not set(bits) <= {1, 2, 4, 8}:
+        reasons.append(f"{size} bits a channel")
+    if 262 not in page.tags:
+        return [*reasons, "no word on its colours (PhotometricInterpretation)"]
+    model = int(tag_values(page, 262, 0)[0])
+    if model not in _COLOUR_BANDS:
+        known = model in iter(tifffile.PHOTOMETRIC)
+        return [*reasons, f"{tifffile.PHOTOMETRIC(model).name if known else model} colours"]
+    further = bands - _COLOUR_BANDS[model]
+    extra = tag_values(page, 338, 0)
+    opacity = further == 1 and extra in ((_ASSOCIATED,), (_UNASSOCIATED,)) and model < _PALETTE
+    if further and not opacity:
+        why = ", the last not marked as opacity" if further == 1 and model == _RGB else ""
+        why = " that are not marked as RGB" if (bands, model) in ((3, 0), (3, 1)) else why
+        reasons.append(f"{bands} band{'s' if bands > 1 else ''}{why}")
+    if model == _SEPARATED and tag_values(page, 332, 1) != (1,):
+        reasons.append("inks that are not CMYK")
+    if model == _YCBCR and page.compression == 1 and tag_values(page, 530, 2) not in ((1, 1), (1,)):
+        reasons.append("uncompressed YCbCr with fewer colours than pixels")
+    return reasons
+
+
+def _join(numbers: list) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _decode_plain(page) -> Image.Image:
+    """Gray or RGB, with or without opacity, or YCbCr, in a layout that Pillow does not know, such as
+    a big-endian BigTIFF.
+
+    Raises:
+        BadImageError: a compression that needs a package of its own.
+    """
+    model, bits, bands = (
+        int(tag_values(page, 262, 0)[0]),
+        set(tag_values(page, 258, 1)),
+        page.samplesperpixel,
+    )
+    try:
+        if model not in (0, 1, _RGB, _YCBCR) or bits != {8}:
+            raise ValueError("not plain")
+        pixels = page.asarray()
+    except Exception as error:
+        name = getattr(page.compression, "name", page.compression)
+        raise BadImageError(f"a TIFF layout that is not read (compression {name})") from error
+    if page.planarconfig == 2 and bands > 1:
+        pixels = np.moveaxis(pixels, 0, -1)
+    pixels = pixels.reshape(page.imagelength, page.imagewidth, bands)
+    if model == 0:
+        pixels = np.concatenate([255 - pixels[..., :1], pixels[..., 1:]], -1)
+    associated = tag_values(page, 338, 0) == (_ASSOCIATED,)
+    mode = {1: "L", 2: "La" if associated else "LA", 3: "RGB", 4: "RGBa" if associated else "RGBA"}
+    mode |= {3: "YCbCr"} if model == _YCBCR else {}
+    size = (page.imagewidth, page.imagelength)
+    image = Image.frombytes(mode[bands], size, np.ascontiguousarray(pixels).tobytes())
+    if associated:
+        image = image.convert(mode[bands].upper())
+    image.getexif()[0x0112] = tag_values(page, 274, 1)[0]
+    return image

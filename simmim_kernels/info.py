@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "triton", "numpy", "timm", "transformers", "torchvision", 
 SETTINGS = ("SIMMIM_KERNELS_BACKEND", "SIMMIM_KERNELS_ISA", "OMP_NUM_THREADS")
 
 
-def rooms() -> list[str]:
+def modules() -> list[str]:
     """The names of all ops, which are the names of the files in `ops/`."""
     return sorted(f.stem for f in (PACKAGE / "ops").glob("*.py") if not f.stem.startswith("_"))
 
@@ -75,12 +75,12 @@ def _gpu() -> str:
     )
 
 
-def _served(room: str, device: str) -> str:
+def _served(module: str, device: str) -> str:
     from simmim_kernels import backends
 
     forced = backends.forced()
     order = (forced,) if forced else backends.ORDER[device]
-    reasons = {name: backends.why_not(name, room, device) for name in order}
+    reasons = {name: backends.why_not(name, module, device) for name in order}
     serving = next((name for name in order if reasons[name] is None), "nothing")
     refused = "; ".join(
         f"{name}: {reason}" for name, reason in reasons.items() if reason and name != serving
@@ -134,8 +134,8 @@ def lines() -> Iterator[str]:
         yield ""
         yield f"{device} tensors are served by"
         yield from _order(device)
-        for room in rooms():
-            yield f"  {room:<22} {_guarded(lambda room=room, device=device: _served(room, device))}"
+        for module in modules():
+            yield f"  {module:<22} {_guarded(lambda module=module, device=device: _served(module, device))}"
     yield ""
 
 

@@ -63,27 +63,27 @@ def forced() -> str | None:
     return _override.get()
 
 
-def serve(room: str, name: str, device: str, index: int | None = None) -> Callable[..., Any]:
-    """The function that runs op `name` of file `room` on the device of that type and number."""
-    return _served(room, name, device, _override.get(), index)
+def serve(module: str, name: str, device: str, index: int | None = None) -> Callable[..., Any]:
+    """The function that runs op `name` of file `module` on the device of that type and number."""
+    return _served(module, name, device, _override.get(), index)
 
 
 @cache
 def _served(
-    room: str, name: str, device: str, forced: str | None, index: int | None = None
+    module: str, name: str, device: str, forced: str | None, index: int | None = None
 ) -> Callable[..., Any]:
     reasons = []
     for candidate in (forced,) if forced else ORDER.get(device, ("reference",)):
-        reason = why_not(candidate, room, device, index)
+        reason = why_not(candidate, module, device, index)
         if reason is None:
-            return getattr(importlib.import_module(f"{__name__}.{candidate}.{room}"), name)
+            return getattr(importlib.import_module(f"{__name__}.{candidate}.{module}"), name)
         reasons.append(f"{candidate}: {reason}")
     raise RuntimeError(f"no backend serves {name} on {device} ({'; '.join(reasons)})")
 
 
 @cache
-def why_not(candidate: str, room: str, device: str, index: int | None = None) -> str | None:
-    """Why backend `candidate` can't serve the ops of `room` on the device of that type and number,
+def why_not(candidate: str, module: str, device: str, index: int | None = None) -> str | None:
+    """Why backend `candidate` can't serve the ops of `module` on the device of that type and number,
     by default the first; None where it can."""
     try:
         package = importlib.import_module(f"{__name__}.{candidate}")
@@ -98,9 +98,9 @@ def why_not(candidate: str, room: str, device: str, index: int | None = None) ->
     if hasattr(package, "why_not") and (reason := package.why_not(index or 0)) is not None:
         return reason
     try:
-        importlib.import_module(f"{__name__}.{candidate}.{room}")
+        importlib.import_module(f"{__name__}.{candidate}.{module}")
     except ModuleNotFoundError as error:
-        if error.name == f"{__name__}.{candidate}.{room}":
-            return f"has no {room}"
+        if error.name == f"{__name__}.{candidate}.{module}":
+            return f"has no {module}"
         raise
     return None

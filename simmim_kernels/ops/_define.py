@@ -45,14 +45,14 @@ class Op:
     def __init__(
         self,
         name: str,
-        room: str,
+        module: str,
         check: Callable[..., None],
         fake: Callable[..., Any],
         spec_at: int | None,
         composed: Callable[..., Any] | None,
     ) -> None:
         self.name = name
-        self.room = room
+        self.module = module
         self.check = check
         self.fake = fake
         self.composed = composed  # what runs on every device in place of a backend's function
@@ -94,7 +94,7 @@ class Op:
             return self.fake(*args)
         if self.composed is not None:
             return self.composed(*args)
-        return backends.serve(self.room, self.name, device.type, device.index)(*args)
+        return backends.serve(self.module, self.name, device.type, device.index)(*args)
 
     def _has_passed(self, description: tuple[Any, ...] | None) -> bool:
         try:
@@ -124,7 +124,7 @@ def _expand(schema: str) -> tuple[str, int | None]:
 def define(
     schema: str,
     *,
-    room: str,
+    module: str,
     check: Callable[..., None],
     fake: Callable[..., Any],
     run: Callable[..., Any] | None = None,
@@ -135,7 +135,7 @@ def define(
     Args:
         schema: the `torch.library` schema, without namespace and without defaults. An argument
             `LossSpec spec` stands for its fields; `check`, `fake` and backends get one LossSpec.
-        room: the file that holds the op in every backend, for instance `"mask_tokens"`.
+        module: the file that holds the op in every backend, for instance `"mask_tokens"`.
         check: raises on bad arguments; runs before the backend and before the fake kernel.
         fake: allocates outputs of the right shape, type and strides from fake tensors.
         run: what runs on every device, for an op that is made of others; without it the function of
@@ -144,7 +144,7 @@ def define(
     name = schema.partition("(")[0]
     schema, spec_at = _expand(schema)
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    op = Op(name, room, check, fake, spec_at, run)
+    op = Op(name, module, check, fake, spec_at, run)
 
     def run_grouped(*args: Any) -> Any:
         return op.run(*op.grouped(args))
@@ -234,7 +234,7 @@ def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:
 
 
 def _name(caller: Op | type) -> str:
-    return caller.room if isinstance(caller, Op) else caller.__name__.strip("_")
+    return caller.module if isinstance(caller, Op) else caller.__name__.strip("_")
 
 
 def _describe(args: tuple[Any, ...]) -> tuple[Any, ...] | None:

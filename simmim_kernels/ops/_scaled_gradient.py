@@ -35,7 +35,7 @@ def _fake(grad: Tensor, factor: Tensor) -> Tensor:
 # What compiled backward passes call.
 _scaled_gradient = define(
     "scaled_gradient(Tensor grad, Tensor factor) -> Tensor",
-    room="masked_loss",
+    module="masked_loss",
     check=_check,
     fake=_fake,
     run=_multiplied,
@@ -55,7 +55,7 @@ def _scale_in_place(grad: Tensor, factor: Tensor) -> None:
 
 _scale_gradient_ = define(
     "scale_gradient_(Tensor(a!) grad, Tensor factor) -> ()",
-    room="masked_loss",
+    module="masked_loss",
     check=_check,
     fake=lambda grad, factor: None,
     run=_scale_in_place,

@@ -25,7 +25,7 @@ def _fake(mask, unit):
 
 
 _avg_dist = define(
-    "avg_dist(Tensor mask, SymInt unit) -> Tensor", room="avg_dist", check=_check, fake=_fake
+    "avg_dist(Tensor mask, SymInt unit) -> Tensor", module="avg_dist", check=_check, fake=_fake
 )
 
 

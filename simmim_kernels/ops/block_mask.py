@@ -26,7 +26,7 @@ def _fake(ids, grid_h, grid_w, count, seed, epoch):
 _block_mask = define(
     "block_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
-    room="block_mask",
+    module="block_mask",
     check=check_count,
     fake=_fake,
     tags=TAGS,

@@ -43,7 +43,7 @@ def _fake(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch):
 _box_mask = define(
     "box_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt box_h, SymInt box_w, bool center,"
     " SymInt? seed, SymInt epoch) -> (Tensor mask, Tensor masked, Tensor visible)",
-    room="box_mask",
+    module="box_mask",
     check=_check,
     fake=_fake,
     tags=TAGS,

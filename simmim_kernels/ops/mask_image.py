@@ -83,7 +83,7 @@ def _fake_backward(grad, mask, std, image_dtype, fill_dtype):
 _forward = define(
     "mask_image_forward(Tensor image, Tensor mask, Tensor? fill, float value, Tensor? mean,"
     " Tensor? std, ScalarType dtype) -> Tensor",
-    room="mask_image",
+    module="mask_image",
     check=_check_forward,
     fake=_fake_forward,
 )
@@ -92,7 +92,7 @@ _forward = define(
 _backward = define(
     "mask_image_backward(Tensor grad, Tensor mask, Tensor? std, ScalarType? image_dtype,"
     " ScalarType? fill_dtype) -> (Tensor, Tensor)",
-    room="mask_image",
+    module="mask_image",
     check=_check_backward,
     fake=_fake_backward,
 )

@@ -97,7 +97,7 @@ def _fake_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, po
 _forward = define(
     "mask_tokens_forward(Tensor x, Tensor mask, Tensor token, Tensor? pos_embed,"
     " int prefix_tokens, bool keep_dtype) -> Tensor",
-    room="mask_tokens",
+    module="mask_tokens",
     check=check,
     fake=_fake_forward,
 )
@@ -106,7 +106,7 @@ _forward = define(
 _backward = define(
     "mask_tokens_backward(Tensor grad, Tensor mask, int prefix_tokens, ScalarType? x_dtype,"
     " ScalarType? token_dtype, int pos_rows, ScalarType? pos_dtype) -> (Tensor, Tensor, Tensor)",
-    room="mask_tokens",
+    module="mask_tokens",
     check=_check_backward,
     fake=_fake_backward,
 )

@@ -35,7 +35,7 @@ def _fake_positions(mask, h, w, count):
 # Positions (b * h + y) * w + x of the masked tokens, ascending; -1 where there is none left.
 _masked_positions = define(
     "masked_positions(Tensor mask, SymInt h, SymInt w, SymInt count) -> Tensor",
-    room="masked_linear",
+    module="masked_linear",
     check=_check_positions,
     fake=_fake_positions,
 )

@@ -39,7 +39,7 @@ def _fake(pred, target, mask, index, mean, std, spec, with_grad) -> tuple[Tensor
 _masked_loss = define(
     "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean, Tensor? std,"
     " LossSpec spec, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",
-    room="masked_loss",
+    module="masked_loss",
     check=check,
     fake=_fake,
 )
@@ -60,7 +60,7 @@ def _fake_in_place(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
 _masked_loss_in_place = define(
     "masked_loss_(Tensor(a!) pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean,"
     " Tensor? std, LossSpec spec) -> (Tensor loss, Tensor scale)",
-    room="masked_loss",
+    module="masked_loss",
     check=_check_in_place,
     fake=_fake_in_place,
 )

@@ -92,7 +92,7 @@ def _fake_gather_backward(grad, mask, std, channels, h, w, patch_h, patch_w, dty
 _gather = define(
     "gather_patches(Tensor image, Tensor mask, Tensor? mean, Tensor? std, SymInt patch_h,"
     " SymInt patch_w, SymInt count, ScalarType dtype) -> Tensor",
-    room="masked_patch_embed",
+    module="masked_patch_embed",
     check=_check_gather,
     fake=_fake_gather,
 )
@@ -100,7 +100,7 @@ _gather = define(
 _gather_backward = define(
     "gather_patches_backward(Tensor grad, Tensor mask, Tensor? std, SymInt channels, SymInt h,"
     " SymInt w, SymInt patch_h, SymInt patch_w, ScalarType dtype) -> Tensor",
-    room="masked_patch_embed",
+    module="masked_patch_embed",
     check=_check_gather_backward,
     fake=_fake_gather_backward,
 )

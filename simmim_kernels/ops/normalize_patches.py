@@ -25,7 +25,7 @@ def check(image: Tensor, patch: int, eps: float, mean: Tensor | None, std: Tenso
 
 _normalize_patches = define(
     "normalize_patches(Tensor image, SymInt patch, float eps, Tensor? mean, Tensor? std) -> Tensor",
-    room="normalize_patches",
+    module="normalize_patches",
     check=check,
     fake=fake_target,
 )

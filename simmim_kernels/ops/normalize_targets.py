@@ -24,7 +24,7 @@ def check(image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tens
 
 _normalize_targets = define(
     "normalize_targets(Tensor image, SymInt window, float eps, Tensor? mean, Tensor? std) -> Tensor",
-    room="normalize_targets",
+    module="normalize_targets",
     check=check,
     fake=fake_target,
 )

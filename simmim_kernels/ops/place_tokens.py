@@ -122,7 +122,7 @@ def _fake_take(
 _place = define(
     "place_tokens(Tensor rows, Tensor mask, Tensor? token, Tensor? pos_embed, SymInt prefix_tokens,"
     " bool prefixed, SymInt h, SymInt w, ScalarType dtype) -> Tensor",
-    room="place_tokens",
+    module="place_tokens",
     check=_check_place,
     fake=_fake_place,
 )
@@ -135,7 +135,7 @@ _take = define(
     " SymInt count, ScalarType? rows_dtype, ScalarType? token_dtype, SymInt pos_rows,"
     " ScalarType? pos_dtype)"
     " -> (Tensor, Tensor, Tensor)",
-    room="place_tokens",
+    module="place_tokens",
     check=_check_take,
     fake=_fake_take,
 )

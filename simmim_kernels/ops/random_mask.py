@@ -26,7 +26,7 @@ def _fake(ids, grid_h, grid_w, count, seed, epoch):
 _random_mask = define(
     "random_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
-    room="random_mask",
+    module="random_mask",
     check=check_count,
     fake=_fake,
     tags=TAGS,

@@ -36,7 +36,7 @@ def _fake(ids, grid_h, grid_w, hidden, seed, epoch):
 _uniform_mask = define(
     "uniform_mask(Tensor ids, SymInt grid_h, SymInt grid_w, int hidden, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
-    room="uniform_mask",
+    module="uniform_mask",
     check=_check,
     fake=_fake,
     tags=TAGS,

@@ -13,9 +13,9 @@ NAMES = ("triton", "cuda")
 STATS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def missing(name: str, rooms: tuple[str, ...]) -> str | None:
-    """Why backend `name` can't serve all of `rooms` on a GPU; None where it can."""
-    reasons = (backends.why_not(name, room, "cuda") for room in rooms)
+def missing(name: str, modules: tuple[str, ...]) -> str | None:
+    """Why backend `name` can't serve all of `modules` on a GPU; None where it can."""
+    reasons = (backends.why_not(name, module, "cuda") for module in modules)
     return next((reason for reason in reasons if reason is not None), None)
 
 
@@ -77,7 +77,7 @@ def _linear(tokens, weight, target, ids):
     return _with_gradients(loss, tokens, weight)
 
 
-# Name: the rooms that it needs, what makes its tensors for a batch, and the call.
+# Name: the modules that it needs, what makes its tensors for a batch, and the call.
 CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
     "random_mask": (("random_mask",), lambda b: (_ids(b),), _mask),
     "block_mask": (

@@ -12,17 +12,19 @@ TESTS = Path(__file__).parents[1]
 BACKENDS = TESTS.parent / "simmim_kernels" / "backends"
 
 
-def rooms_of(backend: str) -> list[str]:
+def modules_of(backend: str) -> list[str]:
     """The ops that `backend` has."""
     names = [info.name for info in pkgutil.iter_modules([str(BACKENDS / backend)])]
     return sorted(name for name in names if name[0] != "_")
 
 
-def run_op_tests(backend: str, rooms: list[str], *skipped: str, **environment: str) -> str:
+def run_op_tests(backend: str, modules: list[str], *skipped: str, **environment: str) -> str:
     """Run those op tests that are parametrised by backend, but for those whose names hold one of
     `skipped`; fails with their output."""
     files = [
-        str(file) for room in rooms for file in sorted((TESTS / "ops").glob(f"test_{room}*.py"))
+        str(file)
+        for module in modules
+        for file in sorted((TESTS / "ops").glob(f"test_{module}*.py"))
     ]
     files.append(str(TESTS / "ops" / "test_contract.py"))
     chosen = " and not ".join((backend, *skipped))

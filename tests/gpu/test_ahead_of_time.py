@@ -16,7 +16,9 @@ from tests.gpu.ahead_of_time import TARGETS, compiled_by
 
 pytestmark = pytest.mark.slow
 
-ROOMS = [name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"]
+MODULES = [
+    name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"
+]
 # These read little: masks, lists, partial sums; or a few numbers of a row in each thread.
 NARROW = {
     "_random_mask",
@@ -34,10 +36,10 @@ NARROW |= {"_mask_image bytes"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("room", ROOMS)
-def test_compiles_without_spills_and_loads_wide(room, target):
-    backend = SimpleNamespace(**{room: importlib.import_module(f"{package.__name__}.{room}")})
-    for what, call in getattr(launches, room)(backend).items():
+@pytest.mark.parametrize("module", MODULES)
+def test_compiles_without_spills_and_loads_wide(module, target):
+    backend = SimpleNamespace(**{module: importlib.import_module(f"{package.__name__}.{module}")})
+    for what, call in getattr(launches, module)(backend).items():
         kernels = compiled_by(call, target)
         assert kernels, f"{what} launches nothing"
         for kernel in kernels:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.gpu.ptx.build import host_module
-from tests.gpu.suite import TESTS, rooms_of, run_op_tests
+from tests.gpu.suite import TESTS, modules_of, run_op_tests
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def module():
 def test_op_tests_pass_in_the_emulator(module):
     settings = {"SIMMIM_TEST_CUDA_MODULE": str(module), "SIMMIM_TEST_EXAMPLES": "15"}
     # Gradients are compared with float64 by other tests; gradcheck calls the kernels by thousands.
-    run_op_tests("cuda", rooms_of("cuda"), "gradcheck", SIMMIM_TEST_CASES="12", **settings)
+    run_op_tests("cuda", modules_of("cuda"), "gradcheck", SIMMIM_TEST_CASES="12", **settings)
 
 
 CONTEXTS = """

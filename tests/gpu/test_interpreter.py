@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu.suite import rooms_of, run_op_tests
+from tests.gpu.suite import modules_of, run_op_tests
 
 pytestmark = pytest.mark.slow
 
@@ -12,4 +12,4 @@ pytest.importorskip("triton")
 def test_op_tests_pass_in_the_interpreter():
     # The interpreter takes a hundredth of a second a launch: no thousand launches, no tall images.
     settings = {"SIMMIM_TEST_EXAMPLES": "4", "SIMMIM_TEST_CASES": "3", "TRITON_INTERPRET": "1"}
-    run_op_tests("triton", rooms_of("triton"), "gradcheck", "tall", **settings)
+    run_op_tests("triton", modules_of("triton"), "gradcheck", "tall", **settings)

@@ -18,8 +18,8 @@ def backend(request):
 @pytest.fixture(params=CASES)
 def case(request, backend):
     """What makes the tensors of a call, and the call, which returns results and gradients."""
-    rooms, make, run = CASES[request.param]
-    reason = missing(backend, rooms)
+    modules, make, run = CASES[request.param]
+    reason = missing(backend, modules)
     if reason is not None:
         pytest.skip(reason)
     return make, run

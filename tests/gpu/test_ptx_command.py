@@ -39,7 +39,7 @@ def test_findings_decide_the_exit_status(run):
 def test_a_suite_runs_on_the_machine(monkeypatch):
     if (reason := why_not("triton")) is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(command, "rooms_of", lambda backend: ["random_mask"])
+    monkeypatch.setattr(command, "modules_of", lambda backend: ["random_mask"])
     order = command.ORDERS["falling"]
     found = command.run_suite("triton", "sm_90", order, examples=1, cases=1)
     assert found["counts"]["launches"] and found["kernels"] and not found["faults"]

@@ -9,7 +9,7 @@ import simmim_kernels as sk
 from tests.budget import assert_within_budget
 from tests.gpu.ptx.kernel import RISING, Order
 from tests.gpu.ptx.launches import TARGETS, running, why_not
-from tests.gpu.suite import rooms_of
+from tests.gpu.suite import modules_of
 from tests.ops.calls import CALLS, arguments_of, results
 from tests.poison import poison_memory
 
@@ -30,7 +30,7 @@ CASES = [
     for backend, targets in TARGETS.items()
     for target in targets
     for name, call in CALLS.items()
-    if {*call.rooms} <= {*rooms_of(backend)}
+    if {*call.modules} <= {*modules_of(backend)}
 ]
 ORDERS = (Order(RISING), Order(20, switches=True))
 

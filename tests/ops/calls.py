@@ -28,7 +28,7 @@ class Call:
     function: Callable[..., Any]
     make: Callable[[int, tuple[int, int]], dict[str, Any]]
     leaves: tuple[str, ...] = ()  # the arguments that get a gradient
-    rooms: tuple[str, ...] = ()  # the files whose ops it runs
+    modules: tuple[str, ...] = ()  # the files whose ops it runs
     products: bool = False  # of PyTorch's: not bit for bit
     compiles: bool = True
 
@@ -149,7 +149,7 @@ def _avg_dist(mask, unit):
 
 
 HALF, BYTES, WIDE = torch.float16, torch.uint8, torch.float64
-LOSS = {"leaves": ("pred",), "rooms": ("masked_loss",)}
+LOSS = {"leaves": ("pred",), "modules": ("masked_loss",)}
 CALLS: dict[str, Call] = {
     "masked_l1 tokens": Call(
         sk.masked_l1,

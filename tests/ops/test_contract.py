@@ -17,7 +17,7 @@ DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
 EXACT = [name for name, call in CALLS.items() if not call.products]
 # One call of every op is compiled by Inductor, the others by AOTAutograd alone.
 COMPILED = [name for name, call in CALLS.items() if call.compiles]
-INDUCTOR = {CALLS[name].rooms: name for name in reversed(COMPILED)}.values()
+INDUCTOR = {CALLS[name].modules: name for name in reversed(COMPILED)}.values()
 
 
 def assert_same(found, expected, exact=True):
@@ -39,8 +39,8 @@ def assert_close_to_rounding(found, expected):
 
 def served(backend, name):
     """`sk.backend`; skips a call that the backend does not serve."""
-    for room in CALLS[name].rooms:
-        if (reason := backends.why_not(backend, room, DEVICE)) is not None:
+    for module in CALLS[name].modules:
+        if (reason := backends.why_not(backend, module, DEVICE)) is not None:
             pytest.skip(reason)
     return sk.backend(backend)
 

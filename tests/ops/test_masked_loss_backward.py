@@ -52,7 +52,7 @@ def test_what_a_hook_has_saved_stays_as_it_is(factor):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cpu"])
 def test_a_kernel_scales_what_it_need_not_read(backend):
     """Backward passes on a GPU, where the host may not look at the factor."""
-    room = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
+    module = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
     bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
     signalling = {torch.float32: 0x7F800001, torch.bfloat16: 0x7F81, torch.float16: 0x7C01}
     shapes = ((1, 1), (), (1,)), ((3, 70), (), (3,)), ((2, 1, 9001), (), (2,)), ((0, 4), (), (0,))
@@ -64,16 +64,16 @@ def test_a_kernel_scales_what_it_need_not_read(backend):
                 factor = torch.randn(factor)
                 rows = factor.view(-1, *(1,) * (len(shape) - 1)) if factor.dim() else factor
                 expected = (grad.to(wide) * rows.to(wide)).to(dtype)
-                room.scale_gradient_(grad, factor)
+                module.scale_gradient_(grad, factor)
                 assert torch.equal(grad, expected)
         same = torch.randn(3, 2, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
         expected = same.to(wide).mul(2.0).to(dtype)
-        room.scale_gradient_(same, torch.full((1,), 2.0).expand(3))
+        module.scale_gradient_(same, torch.full((1,), 2.0).expand(3))
         assert torch.equal(same, expected)
     for dtype, whole in bits.items():
         # Whoever multiplies a signalling NaN by 1 makes it a quiet one.
         grad = torch.full((2, 5000), signalling[dtype], dtype=whole).view(dtype)
-        room.scale_gradient_(grad, torch.tensor((1.0, 0.5)))
+        module.scale_gradient_(grad, torch.tensor((1.0, 0.5)))
         if backend != "reference":
             assert (grad[0].view(whole) == signalling[dtype]).all()
         assert grad.isnan().all()

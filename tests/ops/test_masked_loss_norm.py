@@ -118,12 +118,12 @@ def test_fused_equals_normalising_first(layout, norm):
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("triton", "cuda")])
 def test_a_list_normalises_the_units_that_it_names(backend, monkeypatch):
-    room = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
+    module = importlib.import_module(f"simmim_kernels.backends.{backend}.masked_loss")
     made = []
     for name in ("window_normalized", "patch_normalized"):
-        normalized = getattr(room, name)
+        normalized = getattr(module, name)
         monkeypatch.setattr(
-            room, name, lambda *given, run=normalized: made.append(run(*given)) or made[-1]
+            module, name, lambda *given, run=normalized: made.append(run(*given)) or made[-1]
         )
     index = torch.tensor(((4, 0), (1, 5), (2, 3)), dtype=torch.int32)  # units of 2 x 3 grids
     flat = torch.tensor((11, -1, 0, 17, -1), dtype=torch.int32)
@@ -138,7 +138,7 @@ def test_a_list_normalises_the_units_that_it_names(backend, monkeypatch):
         pred = torch.randn(*listed.shape, 128)
         nothing = torch.zeros(3, 2, 3, dtype=torch.bool)
         spec = LossSpec("l1", 1.0, "cyx", 1e-5, "mean", norm, side, 1e-6)
-        loss, *_ = room.masked_loss(pred, target, nothing, listed, None, None, spec, True)
+        loss, *_ = module.masked_loss(pred, target, nothing, listed, None, None, spec, True)
         # Memory that nobody wrote is NaN here.
         assert loss.isfinite() and torch.equal(made[-1].isfinite(), pixels.expand(target.shape))
 

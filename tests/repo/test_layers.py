@@ -37,7 +37,7 @@ def test_backends_define_the_same_functions(op):
     from simmim_kernels.ops import _define
 
     ops = importlib.import_module(f"simmim_kernels.ops.{op}")
-    defined = [v for v in vars(ops).values() if isinstance(v, _define.Op) and v.room == op]
+    defined = [v for v in vars(ops).values() if isinstance(v, _define.Op) and v.module == op]
     assert defined, f"ops/{op}.py defines no op"
     backends = ["reference", "cpu"]
     if importlib.util.find_spec("triton"):

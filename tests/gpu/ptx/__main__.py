@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.gpu.ptx import mutate
 from tests.gpu.ptx.kernel import FALLING, RISING, Order
 from tests.gpu.ptx.launches import TARGETS, why_not
-from tests.gpu.suite import rooms_of, run_op_tests
+from tests.gpu.suite import modules_of, run_op_tests
 
 SEED = 20
 ORDERS = {
@@ -36,7 +36,7 @@ def run_suite(backend: str, target: str, order: Order, examples: int, cases: int
         try:
             run_op_tests(
                 backend,
-                rooms_of(backend),
+                modules_of(backend),
                 *SKIPPED,
                 PYTEST_ADDOPTS="-p tests.gpu.ptx.plugin",
                 SIMMIM_TEST_PTX=json.dumps(asked),

@@ -135,7 +135,7 @@ def calls_of(backend: str, target: str) -> list[Call]:
     """Calls of every op that between them reach every loop: small ones, grids of several sizes."""
     sizes = {name: [(2, (2, 3))] for name in CALLS}
     for name, call in CALLS.items():
-        if len(call.rooms) == 1 and call.rooms[0].endswith("_mask"):
+        if len(call.modules) == 1 and call.modules[0].endswith("_mask"):
             sizes[name] += [(2, (7, 7)), (2, (14, 14)), (1, (40, 40))]
     sizes["avg_dist"].append((2, (14, 14)))
     for name in ("mask_tokens", "mask_tokens map", "masked_l1 tokens", "masked_mse image"):
@@ -144,7 +144,7 @@ def calls_of(backend: str, target: str) -> list[Call]:
         served = [
             name
             for name, call in CALLS.items()
-            if not any(backends.why_not(backend, room, "cpu") for room in call.rooms)
+            if not any(backends.why_not(backend, module, "cpu") for module in call.modules)
         ]
 
     def call_of(name: str, batch: int, grid: tuple[int, int]) -> Call:

@@ -48,7 +48,8 @@ from .sources import (
 )
 from .test_resume import assert_same_run
 
-EVERY = pytest.mark.parametrize("name", [*COLOURS, *MULTISPECTRAL])
+LAYOUTS = [*COLOURS, *MULTISPECTRAL]
+EVERY = pytest.mark.parametrize("name", LAYOUTS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +84,7 @@ def test_a_fingerprint_is_that_of_the_contents(name, tmp_path):
     assert fewer.difference(found["b"].state()) == "8 images then, 7 now"
 
 
+@pytest.mark.slow
 @EVERY
 def test_who_reads_does_not_matter(name, tmp_path):
     config = settings(name, tmp_path / "a")
@@ -98,8 +100,9 @@ def test_who_reads_does_not_matter(name, tmp_path):
 
 
 @pytest.mark.slow
-@EVERY
-@pytest.mark.parametrize("crops", [2, "auto"])
+@pytest.mark.parametrize(
+    ("name", "crops"), [(name, (2, "auto")[i % 2]) for i, name in enumerate(LAYOUTS)]
+)
 def test_resuming_is_bitwise(name, crops, tmp_path):
     """Stopped by a signal in the middle of an epoch, and gone on with by other readers."""
     changes = {"batch_size": 2, "epochs": 3, "val_count": 2, "crops_per_image": crops}

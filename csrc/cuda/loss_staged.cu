@@ -32,7 +32,7 @@ __device__ __forceinline__ void load_four(const void* base, int element, int64_t
 
 // FEW: a cell of no map, with at most a quarter of the numbers, for which fewer threads do.
 template <class In, class Loss, bool FEW>
-__global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads)
+__global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 12 : 3)
     pass_staged(const WideLoss w, const StagedCell cell, const In* pred, In* grad, Array target) {
     constexpr int V = 16 / int(sizeof(In));
     alignas(16) __shared__ float pixels[FEW ? kStagedNumbers / 4 : kStagedNumbers];

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.gpu.host_build import CSRC, HERE
+from tests.gpu.host_build import CSRC, EMULATOR
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_every_target_is_moved_in_words(tmp_path):
     source = tmp_path / "plan.cpp"
     source.write_text(PROGRAM)
     flags = ["-std=c++17", "-Wno-unknown-pragmas", "-DSIMMIM_ISA=cuda"]
-    flags += [f"-I{HERE / 'emulator'}", f"-I{CSRC}", "-x", "c++"]
+    flags += [f"-I{EMULATOR}", f"-I{CSRC}", "-x", "c++"]
     command = [compiler, *flags, source, CSRC / "cuda/loss_plan.cu", "-o", tmp_path / "plan"]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

@@ -53,6 +53,9 @@ def _function_at(path: str, line: int) -> str | None:
     """The innermost function of a Python file that has this line."""
     if not path.endswith(".py"):
         return None
+    # Triton's cache may hold what another copy of the project has compiled, under its paths.
+    own = Path(backends.__file__).parent / "triton" / Path(path).name
+    path = str(own) if own.is_file() else path
     functions = [
         node
         for node in ast.walk(ast.parse(Path(path).read_text()))

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     results_kernel(LossScale scaling, LossList list, const double* partial, int64_t n,
                    int64_t tiles, double unit, Array loss) {
     const int64_t result = blockIdx.x;

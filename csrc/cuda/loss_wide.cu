@@ -58,7 +58,7 @@ __device__ __forceinline__ void exchange_with_neighbour(bool odd, Pack<T, V>* pa
 
 // T: what the target holds; Value: what that becomes.
 template <class In, class T, class Value, class Loss>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     pass_wide(const WideLoss w, const In* pred, In* grad, const T* target) {
     constexpr int V = 16 / int(sizeof(In));
     constexpr bool kMayPair = sizeof(T) == 2 * sizeof(In);

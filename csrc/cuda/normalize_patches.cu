@@ -14,7 +14,7 @@ namespace {
 constexpr int kMostThreads = 256;
 
 // Six blocks of a multiprocessor have 40 registers a thread; with the 32 of eight it would spill.
-__global__ void __launch_bounds__(kMostThreads, 6) normalize_patch(Patches p) {
+__global__ void __launch_bounds__(kMostThreads, 4) normalize_patch(Patches p) {
     const uint32_t image = blockIdx.x / (p.h * p.w), cell = blockIdx.x - image * (p.h * p.w);
     const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
     const int64_t sample = image;

@@ -38,7 +38,7 @@ __device__ __forceinline__ float team_sum(float value, float* shared) {
 
 // In: what the image holds; Out: what the result holds; STATS: whether numbers are multiplied.
 template <class In, class Out, int WARPS, bool STATS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     normalize_held(Patches p, const In* image, Out* out, uint32_t line, uint32_t lines) {
     constexpr int kVector = kNeighbours<In, Out>, kHeld = kNumbers / kVector;
     constexpr uint32_t kTeam = WARPS * kWarp, kTeams = kThreads / kTeam;

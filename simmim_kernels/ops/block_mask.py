@@ -87,6 +87,19 @@ def block_mask(
     """
     grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
+    return _draw_blocks(n_or_ids, grid_h, grid_w, count, seed, epoch, device)
+
+
+def _draw_blocks(
+    n_or_ids: int | Tensor,
+    grid_h: int,
+    grid_w: int,
+    count: int,
+    seed: int | None,
+    epoch: int,
+    device: torch.device | str | None,
+) -> PatchMask:
+    """The mask of exactly `count` units of every sample."""
     ids = sample_ids(n_or_ids, device)
     seed, epoch = signed_seed(seed), checked_epoch(epoch)
     return PatchMask(*_block_mask(ids, grid_h, grid_w, count, seed, epoch))
@@ -110,7 +123,5 @@ def inverse_block_mask(
     """
     grid_h, grid_w = sides(grid)
     count = grid_h * grid_w - masked_count(grid_h * grid_w, ratio)
-    ids = sample_ids(n_or_ids, device)
-    seed, epoch = signed_seed(seed), checked_epoch(epoch)
-    block, inside, outside = _block_mask(ids, grid_h, grid_w, count, seed, epoch)
-    return PatchMask(~block, outside, inside)
+    block = _draw_blocks(n_or_ids, grid_h, grid_w, count, seed, epoch, device)
+    return PatchMask(~block.mask, block.visible, block.masked)

@@ -55,8 +55,8 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
 constexpr int cudaEnableDefault = 0;
-inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, int,
-                                                    cudaDriverEntryPointQueryResult*) {
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                                    int, cudaDriverEntryPointQueryResult*) {
     int (*get)(uintptr_t*) = [](uintptr_t* current) { return *current = emulated_current, 0; };
     int (*set)(uintptr_t) = [](uintptr_t current) { return emulated_current = current, 0; };
     *function = std::strcmp(name, "cuCtxGetCurrent") ? reinterpret_cast<void*>(set)

@@ -189,6 +189,7 @@ def test_our_own_format_is_safetensors(trained, tmp_path, capsys):
     assert not (tmp_path / "ours.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed(photographs, tmp_path, capsys, monkeypatch):
     def die(path, channels):
         if os.getpid() == parent:

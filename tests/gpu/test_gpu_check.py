@@ -52,6 +52,7 @@ def run_stages(plan, tmp_path, total):
     return [result.outcome for result in results], (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_out_of_time_is_interrupted_and_can_still_store(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "LEAST", 0.1)
     stored = tmp_path / "stored"

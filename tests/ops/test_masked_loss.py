@@ -278,6 +278,7 @@ def test_many_channels_do_not_fit_a_tile():
         check_against_published("l1", pred, target, mask, 4, layout, None, {})
 
 
+@pytest.mark.slow
 def test_large_tokens_and_long_rows():
     for layout in ("image", "cyx", "yxc", "map"):
         pred, target, mask, _ = problem(

@@ -57,10 +57,17 @@ def test_mask_image(layout, dtype, unit):
     assert_within_budget(out[~masked], plain[~masked], exact[~masked])
 
 
-@pytest.mark.parametrize("kind", ["l1", "smooth_l1"])
-@pytest.mark.parametrize("layout", ["image", "cyx", "yxc", "units"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("unit, patch", [(32, 16), (26, 13)])
+# Eight cases, in which every pair of a layout, a type, a size and a loss occurs.
+@pytest.mark.parametrize(
+    "layout, dtype, unit, patch, kind",
+    [
+        (layout, dtype, *size, kind)
+        for n, layout in enumerate(("image", "cyx", "yxc", "units"))
+        for b, dtype in enumerate((torch.float32, torch.bfloat16))
+        for size in [((32, 16), (26, 13))[b ^ n & 1]]
+        for kind in [("l1", "smooth_l1")[b ^ n >> 1]]
+    ],
+)
 def test_gradient_of_a_loss(kind, layout, dtype, unit, patch):
     pred, target, mask, _ = problem(
         48, 3, (7, 7), unit, patch, layout, dtype, torch.float32, seed=3

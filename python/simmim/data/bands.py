@@ -210,7 +210,13 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
             return np.concatenate([_read_segments(pages[band], [0], box) for band in chosen])
 
     window = Window(shape, KEPT[np.dtype(dtype).name], load)
-    return window if turn is None else turn(window[:, :, :]).contiguous()
+    return window if turn is None else _turned(window[:, :, :], turn)
+
+
+def _turned(image: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+    # PyTorch before 2.13 flips no uint16
+    same_size = torch.int16 if image.dtype == torch.uint16 else image.dtype
+    return turn(image.view(same_size)).contiguous().view(image.dtype)
 
 
 def _channel_pages(tiff) -> list:

@@ -156,6 +156,8 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | 
     """
     if image.format != "JPEG" or (image.mode, channels) not in (("RGB", 3), ("L", 3), ("L", 1)):
         return None
+    if "progressive" in image.info:  # what of one is missing, each version smooths in its own way
+        return None
     orientation = image.getexif().get(0x0112, 1)
     file.seek(0)
     content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)

@@ -18,7 +18,7 @@ SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo learn check test test-lowest ptx bench gpu-check sanitize lint format clean
+.PHONY: help install build demo docs learn check test test-lowest ptx bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,9 +75,13 @@ sanitize: ## run the op tests on kernels built with AddressSanitizer and UBSan
 gpu-check: ## on a machine with a GPU: build, test and measure there, results in OUT (9 minutes)
 	$(if $(ENVIRONMENT),python3,$(PY)) -m benchmarks.gpu_check $(OUT)
 
-lint: ## check format and style, Python and C++
+docs: install ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+
+lint: ## check format, style and the types of the public functions
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 format: ## rewrite Python and C++ in the project's format

@@ -1,0 +1,62 @@
+"""The documentation: its code runs, it names what exists, and the site builds from it alone."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simmim_kernels as sk
+from simmim_kernels import nn
+from tests.repo.lowest import constraints
+from tests.repo.test_packaging import OLDER_TORCH
+
+ROOT = Path(__file__).parents[2]
+_BOUNDS = constraints()
+LOWEST = {"PyTorch": _BOUNDS["torch"], **{name: _BOUNDS[name] for name in ("transformers", "timm")}}
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_every_public_name_has_its_reference():
+    listed = re.findall(r"^::: simmim_kernels\.([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    expected = {*sk.__all__, *(f"nn.{name}" for name in nn.__all__)}
+    assert set(listed) == expected | {"integrations.timm.MaskedEncoder"}
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page):
+    if "transformers" in page.read_text():
+        pytest.importorskip("timm"), pytest.importorskip("transformers")
+    names: dict = {}
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+        exec(compile(code, f"{page.name}, block {number + 1}", "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    """Strictly: no broken link, and no page that the navigation does not reach."""
+    pytest.importorskip("mkdocstrings")
+    build = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not included in the" not in done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        assert not re.findall(r"<(?:script|link|img)[^>]*\"https?://[^>]*>", page.read_text())
+    api = (tmp_path / "api.html").read_text()
+    assert all(f'id="simmim_kernels.{name}"' in api for name in sk.__all__)
+
+
+def test_the_version_and_the_lower_bounds_are_those_declared():
+    pages = {name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff")}
+    assert re.search(r"^## (\S+)", pages["CHANGELOG.md"], re.M)[1] == sk.__version__
+    assert re.search(r"^version: (\S+)$", pages["CITATION.cff"], re.M)[1] == sk.__version__
+    table = (ROOT / "docs/platforms.md").read_text()
+    rows = {name: re.search(rf"^\| {name} \| (.*?) \|", table, re.M)[1] for name in LOWEST}
+    assert {name: rows[name].startswith(LOWEST[name]) for name in LOWEST} == dict.fromkeys(
+        LOWEST, True
+    )
+    assert OLDER_TORCH.rpartition(".")[0] in rows["PyTorch"]

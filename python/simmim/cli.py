@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated
 
 from simmim.config.conflicts import check_conflicts
@@ -28,7 +28,7 @@ from simmim.errors import (
     printable,
     require,
 )
-from simmim.presets import PRESETS
+from simmim.presets import METHODS, PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,9 +106,10 @@ def _run(arguments: list[str]) -> int:
         print(f"simmim {version()}")
         return 0
     tyro = require("tyro")
-    pretrain = tyro.conf.subcommand(
-        "pretrain", default=PRESETS[_preset(arguments)], prefix_name=False
-    )
+    preset = _given(arguments, "--preset", PRESETS) or "none"
+    method = _given(arguments, "--method", METHODS) or "simmim"
+    default = METHODS[method] if preset == "none" else PRESETS[preset]
+    pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
     config = tyro.cli(
         Annotated[PretrainConfig, pretrain]
         | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
@@ -163,8 +164,8 @@ def version() -> str:
         return "(not installed)"
 
 
-def _preset(arguments: list[str]) -> str:
-    """The preset named on the command line, needed before parsing: it sets the defaults.
+def _given(arguments: list[str], name: str, known: Container[str]) -> str | None:
+    """A flag's value on the command line, if it is known, needed before parsing: it sets defaults.
 
     Raises:
         UserError: two different ones.
@@ -172,12 +173,12 @@ def _preset(arguments: list[str]) -> str:
     names = {
         here.partition("=")[2] or after
         for here, after in itertools.pairwise([*arguments, ""])
-        if here.partition("=")[0] == "--preset"
+        if here.partition("=")[0] == name
     }
     if len(names) > 1:
-        raise UserError(f"--preset is given more than once: {', '.join(sorted(names))}")
-    name = names.pop() if names else "none"
-    return name if name in PRESETS else "none"
+        raise UserError(f"{name} is given more than once: {', '.join(sorted(names))}")
+    value = names.pop() if names else None
+    return value if value in known else None
 
 
 def _pretrain(config: PretrainConfig) -> int:

@@ -11,6 +11,25 @@ _PUBLISHED_800 = PretrainConfig(
     epochs=800, warmup_epochs=10, schedule="step", lr=1e-4, warmup_lr=5e-7
 )
 
+#: what --method brings without --preset
+METHODS: dict[str, PretrainConfig] = {
+    "simmim": PretrainConfig(),
+    "mae": PretrainConfig(
+        method="mae",
+        encoder="vit_base_patch16_224",
+        mask_unit=16,
+        mask_ratio=0.75,
+        loss="mse",
+        target_norm="patch",
+        crop_scale=(0.2, 1.0),
+        lr=3e-4,  # published as 1.5e-4 for a batch of 256
+        warmup_lr=0.0,
+        min_lr=0.0,
+        warmup_epochs=40,
+        clip=0.0,
+    ),
+}
+
 PRESETS: dict[str, PretrainConfig] = {
     "none": PretrainConfig(),
     "vit-b": dataclasses.replace(
@@ -32,6 +51,14 @@ PRESETS: dict[str, PretrainConfig] = {
         drop_path=0.0,
         batch_size=128,
         accumulate=16,
+    ),
+    "mae-vit-b": dataclasses.replace(
+        METHODS["mae"],
+        preset="mae-vit-b",
+        out=Path("runs/mae-vit-b"),
+        epochs=800,
+        batch_size=64,
+        accumulate=64,
     ),
     "tutorial": PretrainConfig(
         preset="tutorial",

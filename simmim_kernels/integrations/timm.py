@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simmim_kernels.channel_statistics import ChannelStatistics
 from simmim_kernels.integrations.instance import is_changed
 from simmim_kernels.integrations.report import Report
-from simmim_kernels.integrations.timm_families import family_of
+from simmim_kernels.integrations.timm_families import ViT, family_of
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops.mask_image import mask_image
@@ -126,6 +126,20 @@ class MaskedEncoder(ChannelStatistics):
         last = partial(last, mask=mask, grid=out_grid)
         return self.family.tokens(self._patches(images, mask), self._patch_grid(images), last)
 
+    def visible_tokens(self, images: Tensor, mask: PatchMask) -> Tensor:
+        """Prefix tokens, then those of visible patches alone in ascending order, `(B, prefix + V,
+        width)`: hidden patches are left out, as in MAE's encoder (He et al., 2022).
+
+        Raises:
+            TypeError: no ViT: the tokens of all others depend on their neighbours in a grid.
+        """
+        if not isinstance(self.family, ViT):
+            raise TypeError(
+                f"visible_tokens: this {type(self.backbone).__name__} needs its patches on a whole "
+                "grid; allowed: a ViT"
+            )
+        return self.family.all_tokens(self._visible_patches(images, mask))
+
     def undo(self) -> nn.Module:
         """The model as it was, with the weights that it has now. The encoder is of no use then."""
         self.report.undo()
@@ -141,6 +155,9 @@ class MaskedEncoder(ChannelStatistics):
 
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return self.family.patches(images, mask, self.mask_token, self.mean, self.std)
+
+    def _visible_patches(self, images: Tensor, mask: PatchMask) -> Tensor:
+        return self.family.patches(images, mask, None, self.mean, self.std)
 
     def _tell_family(self) -> None:
         self.report.replaced["patch_embed"] = "masked_patch_embed, in this encoder's calls"

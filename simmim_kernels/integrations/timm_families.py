@@ -24,7 +24,8 @@ from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
-from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
+from simmim_kernels.ops.masked_patch_embed import masked_patch_embed, visible_patch_embed
+from simmim_kernels.ops.place_tokens import take_tokens
 
 
 class Family(ABC):
@@ -84,12 +85,13 @@ class Family(ABC):
         self,
         images: Tensor,
         mask: PatchMask | Tensor,
-        token: Tensor,
+        token: Tensor | None,
         mean: Channels,
         std: Channels,
     ) -> Tensor:
         """Embedded patches `(B, h*w, D)`, the token in the place of hidden ones, whose pixels are
-        not read, or are 0 where the embedding must be called (a hook, an adapter).
+        not read, or are 0 where the embedding must be called (a hook, an adapter). Without a token
+        those of the visible patches of a `PatchMask` alone.
 
         Raises:
             ValueError: images of another size than the model takes.
@@ -103,22 +105,24 @@ class Family(ABC):
             )
         grid = size[0] // embed.patch_size[0], size[1] // embed.patch_size[1]
         pos = self.pos_embed(grid)
-        if type(embed.proj) is not nn.Conv2d or any(
+        norm = None if isinstance(embed.norm, nn.Identity) else embed.norm
+        called = type(embed.proj) is not nn.Conv2d or any(
             has_hooks(m) or is_changed(m) for m in (embed, embed.proj)
-        ):
-            x = embed(mask_image(images, mask, 0.0, mean=mean, std=std, dtype=token.dtype))
+        )
+        if called or (token is None and norm is not None):
+            dtype = next(embed.parameters()).dtype
+            x = embed(mask_image(images, mask, 0.0, mean=mean, std=std, dtype=dtype))
+            if token is None:
+                x = x.flatten(1, -2) if pos is None else x.flatten(1, -2) + pos
+                visible = mask.on_grid(grid).visible.shape
+                return take_tokens(x, mask.mask, grid, visible.numel()).view(*visible, -1)
             x = x.unflatten(1, grid) if x.dim() == 3 else x
             return mask_tokens(x, mask, token, pos_embed=pos).flatten(1, 2)
+        conv = embed.proj.weight, embed.proj.bias
+        if token is None:
+            return visible_patch_embed(images, *conv, mask, pos_embed=pos, mean=mean, std=std)
         return masked_patch_embed(
-            images,
-            embed.proj.weight,
-            embed.proj.bias,
-            mask,
-            token,
-            pos_embed=pos,
-            mean=mean,
-            std=std,
-            norm=None if isinstance(embed.norm, nn.Identity) else embed.norm,
+            images, *conv, mask, token, pos_embed=pos, mean=mean, std=std, norm=norm
         )
 
 
@@ -141,6 +145,11 @@ class ViT(Family):
     def tokens(
         self, patches: Tensor, grid: tuple[int, int], last: Callable[..., Tensor] | None = None
     ) -> Tensor:
+        x = self.all_tokens(patches, last)
+        return x if last else x[:, self.backbone.num_prefix_tokens :]
+
+    def all_tokens(self, patches: Tensor, last: Callable[..., Tensor] | None = None) -> Tensor:
+        """As `tokens`, behind the prefix tokens; `patches` may be any of them, in any order."""
         b = self.backbone
         prefix = [t for t in (b.cls_token, b.reg_token) if t is not None]
         x = patches
@@ -155,8 +164,7 @@ class ViT(Family):
         *body, block = b.blocks
         for other in body:
             x = _run(other, b.grad_checkpointing, x)
-        x = b.norm(_run(last or block, b.grad_checkpointing, x))
-        return x if last else x[:, b.num_prefix_tokens :]
+        return b.norm(_run(last or block, b.grad_checkpointing, x))
 
 
 class Beit(Family):

@@ -72,6 +72,9 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
         for name in ("picture", "val_crops", "val_every"):
             if given(name) and has(name):
                 yield f"{flag(name)} needs validation images: give --val-data or --val-count"
+    for name in ("decoder_width", "decoder_depth", "decoder_heads", "second_ratio"):
+        if given(name) and has("method") == "simmim":
+            yield f"{flag(name)} is for --method mae: leave it out"
     if given("target_window") and has("target_norm") != "window":
         yield "--target-window is the square of --target-norm window: give that too"
     if has("encoder") == "cnn" and given("attention"):

@@ -28,10 +28,12 @@ class LabelledConfig(ImageConfig):
     its own."""
 
     encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Further arguments for that encoder as pairs, for example: depth 4 embed_dim 192."""
+    """Further arguments for that encoder as pairs, for example: depth 4 embed_dim 192. With a
+    checkpoint they go on top of its own, for example: window_size 7."""
 
     img_size: int | tuple[int, int] | None = None
-    """Side of the images in pixels, or height and width; default that of the checkpoint, else 224."""
+    """Side of the images in pixels, or height and width; default that of the checkpoint, else 224. For
+    another size than the checkpoint's its position tables are interpolated."""
 
     channels: int | None = None
     """3 reads 8-bit images as RGB, 1 as gray, any other number all bands as they are; default that of

@@ -29,7 +29,7 @@ _RULES = (
         (
             *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
             *("save_every", "keep", "neighbours", "count", "channels", "img_size", "mask_unit"),
-            *("target_window",),
+            *("target_window", "decoder_width", "decoder_depth", "decoder_heads"),
         ),
     ),
     _Rule(
@@ -41,7 +41,11 @@ _RULES = (
         ),
     ),
     _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path")),
-    _Rule("at least 0 and less than 1", lambda number: 0 <= number < 1, ("smoothing",)),
+    _Rule(
+        "at least 0 and less than 1",
+        lambda number: 0 <= number < 1,
+        ("smoothing", "second_ratio"),
+    ),
     _Rule("greater than 0 and at most 1", lambda number: 0 < number <= 1, ("layer_decay",)),
     _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
     _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),

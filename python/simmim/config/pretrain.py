@@ -18,10 +18,17 @@ from simmim.errors import UserError
 class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
-    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b"] = "none"
+    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b", "mae-vit-b"] = "none"
     """Named settings that become the defaults of everything below; flags override them. demo: a
     small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
-    CNN. vit-b, swin-b: the published 800-epoch recipes (global batch 2048)."""
+    CNN. vit-b, swin-b: SimMIM's published 800-epoch recipes (global batch 2048); mae-vit-b: MAE's
+    (4096)."""
+
+    method: Literal["simmim", "mae"] = "simmim"
+    """simmim: the encoder sees all patches, hidden ones as a learnt token, and one linear layer predicts
+    (Xie et al., 2022). mae: the encoder sees the visible patches of a ViT alone, and a decoder predicts
+    (He et al., 2022); for Swin and SwinV2 with --mask uniform, whose visible units are an image of half
+    the side to them (UM-MAE, Li et al., 2022). Without --preset it brings its published recipe."""
 
     # model
     encoder: str = "simmim_vit_base"
@@ -46,9 +53,19 @@ class PretrainConfig(RunConfig):
     """Normalise inputs and targets by --mean and --std; otherwise pixels, of 8 bits, stay in [0, 1]
     and the head ends in a sigmoid."""
 
+    decoder_width: int = 512
+    """Width of MAE's decoder."""
+
+    decoder_depth: int | Literal["auto"] = "auto"
+    """Blocks of MAE's decoder; auto: 8 as published with MAE, 2 for Swin as published with UM-MAE."""
+
+    decoder_heads: int = 16
+    """Attention heads of MAE's decoder."""
+
     # what is hidden, and how the prediction is scored
-    mask: Literal["random", "block", "box"] = "random"
-    """random: single units; block: BEiT's rectangles; box: one rectangle an image."""
+    mask: Literal["random", "block", "inverse-block", "uniform", "box"] = "random"
+    """random: single units; block: BEiT's rectangles; inverse-block: all but such (CAPI); uniform: the
+    same number of every 2 x 2 units (UM-MAE); box: one rectangle an image."""
 
     mask_unit: int = 32
     """Pixels a side of the squares that are hidden or shown as a whole."""
@@ -56,6 +73,10 @@ class PretrainConfig(RunConfig):
     mask_ratio: float = 0.6
     """Hidden fraction of the units; for box, the hidden fraction of each side. At least one unit
     must be hidden and one visible."""
+
+    second_ratio: float = 0.0
+    """UM-MAE's secondary masking: fraction of the visible units whose tokens Swin gets as learnt tokens
+    while it trains; published 0.25."""
 
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance between predicted and true pixels, over hidden pixels only."""
@@ -86,9 +107,9 @@ class PretrainConfig(RunConfig):
     the first three, or the first where there are fewer."""
 
     def _defaults(self) -> PretrainConfig | None:
-        from simmim.presets import PRESETS
+        from simmim.presets import METHODS, PRESETS
 
-        return PRESETS.get(self.preset)
+        return METHODS[self.method] if self.preset == "none" else PRESETS.get(self.preset)
 
     def check(self) -> None:
         super().check()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.models.encoders import ConvEncoder, TimmEncoder, build_encoder
+from simmim.models.encoders import ConvEncoder, TimmEncoder, build_encoder, is_swin
+from simmim.models.mae import MAE
 from simmim.models.masking import Masking
 from simmim.models.simmim import SimMIM, channel_statistics
 from simmim_kernels import PatchNorm, WindowNorm
@@ -19,7 +20,15 @@ _WHY_GIVEN = "sizes, channels and drop path have flags of their own, and no weig
 
 def build_masking(config: PretrainConfig) -> Masking:
     """The masks of ``config``; raises ``UserError`` where sizes do not fit."""
-    return Masking(config.mask, config.mask_unit, config.mask_ratio, config.size)
+    return Masking(
+        config.mask, config.mask_unit, config.mask_ratio, config.size, config.second_ratio
+    )
+
+
+def encoder_size(config: PretrainConfig) -> tuple[int, int]:
+    """``(H, W)`` of the images that the encoder of ``config`` sees."""
+    halved = config.method == "mae" and config.mask == "uniform" and is_swin(config.encoder)
+    return (config.size[0] // 2, config.size[1] // 2) if halved else config.size
 
 
 def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
@@ -30,7 +39,7 @@ def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
         raise UserError(f"--encoder-args cannot have {', '.join(sorted(given))}: {_WHY_GIVEN}")
     return build_encoder(
         config.encoder,
-        img_size=config.size,
+        img_size=encoder_size(config),
         channels=config.channels,
         mean=mean,
         std=std,
@@ -49,12 +58,23 @@ def build_model(config: PretrainConfig) -> SimMIM:
             f"--mask-unit {config.mask_unit} is no multiple of the encoder's patch, "
             f"{encoder.patch} pixels: use {encoder.patch} or {2 * encoder.patch}"
         )
+    _check_method(config)
     target_norm = {
         "none": lambda: None,
         "window": lambda: WindowNorm(config.target_window),
         "patch": PatchNorm,
     }[config.target_norm]
-    return SimMIM(
+    options = {}
+    if config.method == "mae":
+        depth = 2 if is_swin(config.encoder) else 8
+        options = {
+            "img_size": config.size,
+            "unit": config.mask_unit,
+            "width": config.decoder_width,
+            "depth": depth if config.decoder_depth == "auto" else config.decoder_depth,
+            "heads": config.decoder_heads,
+        }
+    return (MAE if options else SimMIM)(
         encoder,
         channels=config.channels,
         loss=config.loss,
@@ -63,7 +83,20 @@ def build_model(config: PretrainConfig) -> SimMIM:
         target_norm=target_norm(),
         sigmoid=not config.normalize,
         plain=config.plain,
+        **options,
     )
+
+
+def _check_method(config: PretrainConfig) -> None:
+    swin = is_swin(config.encoder)
+    uniform = config.mask == "uniform" and config.mask_ratio == 0.75
+    if config.method == "mae" and swin and not uniform:
+        raise UserError(
+            f"--method mae leaves hidden patches out, and {config.encoder} needs a whole grid of them: "
+            "give --mask uniform --mask-ratio 0.75, whose visible units form one, or a ViT"
+        )
+    if config.second_ratio and not (config.method == "mae" and swin):
+        raise UserError("--second-ratio is for --method mae with a Swin: leave it out")
 
 
 def _statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,10 +15,11 @@ from simmim.config.labels import FinetuneConfig, LabelledConfig
 from simmim.config.numbers import flag
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.models.build import encoder_of
+from simmim.models.build import encoder_of, encoder_size
 from simmim.models.encoders import ConvEncoder, TimmEncoder
+from simmim.models.masking import nothing_hidden
 from simmim.storage import checkpoint
-from simmim_kernels import PatchMask, random_mask
+from simmim_kernels.integrations.position_tables import resample, tables_of
 
 Config = TypeVar("Config", bound=LabelledConfig)
 Weights = dict[str, Tensor]
@@ -46,9 +47,12 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
     state = checkpoint.load(config.checkpoint)
     trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
     brought = {name: getattr(trained, name) for name in _BROUGHT}
-    for name, value in brought.items():
-        wanted = getattr(config, name)
-        if wanted not in (None, {}, value):
+    # the images may be larger or smaller than in pre-training, and arguments go on top
+    brought["img_size"] = config.img_size or trained.img_size
+    brought["encoder_args"] = {**trained.encoder_args, **config.encoder_args}
+    for name in ("encoder", "channels"):
+        wanted, value = getattr(config, name), brought[name]
+        if wanted not in (None, value):
             raise UserError(
                 f"{config.checkpoint} holds an encoder with {flag(name)} {value}, not {wanted}: "
                 f"leave out {flag(name)}, or leave out --checkpoint to start from random weights"
@@ -64,24 +68,41 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
     config = dataclasses.replace(config, **brought)
     config.check_images()
-    return config, weights
+    return config, _fit_tables(weights, trained, _described(config))
+
+
+def _described(config: LabelledConfig) -> PretrainConfig:
+    """The encoder of a completed ``config``."""
+    return PretrainConfig(**{name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)})
+
+
+def _fit_tables(weights: Weights, trained: PretrainConfig, wanted: PretrainConfig) -> Weights:
+    """``weights`` for images or windows of another size: position tables are interpolated as timm
+    does it, and a relative table that all blocks share becomes one of each, if these are wanted."""
+    if encoder_size(trained) == wanted.size and trained.encoder_args == wanted.encoder_args:
+        return weights
+    with torch.device("meta"):
+        encoders = encoder_of(trained), encoder_of(wanted)
+    old, new = (tables_of(getattr(e, "backbone", e)) for e in encoders)
+    shared = next((name for name in old if name.startswith("rel_pos_bias.")), None)
+    fitted = {k: v for k, v in weights.items() if k.removeprefix("backbone.") not in old}
+    for name, table in new.items():
+        source = name if name in old else shared
+        if source is not None:
+            value = weights[f"backbone.{source}"]
+            fitted[f"backbone.{name}"] = resample(value, old[source], table).clone()
+    return fitted
 
 
 def start(
     config: LabelledConfig, weights: Weights | None, drop_path: float = 0.0
 ) -> TimmEncoder | ConvEncoder:
     """The encoder of a completed ``config``, with ``weights`` or newly initialised."""
-    described = {name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)}
-    encoder = encoder_of(PretrainConfig(**described, drop_path=drop_path))
+    encoder = encoder_of(dataclasses.replace(_described(config), drop_path=drop_path))
     if weights is not None:
         checkpoint.check_weights(config.checkpoint, weights, encoder.state_dict())
         encoder.load_state_dict(weights)
     return encoder
-
-
-def nothing_hidden(images: Tensor) -> PatchMask:
-    """The mask under which an encoder sees all of ``images``."""
-    return random_mask(len(images), (1, 1), 0.0, seed=0, device=images.device)
 
 
 class Classifier(nn.Module):

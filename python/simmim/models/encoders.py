@@ -129,6 +129,16 @@ class TimmEncoder(integration.MaskedEncoder):
         x = published.mask_tokens(x, mask, self.mask_token, grid)
         return x if pos is None else x + pos
 
+    def _visible_patches(self, images: Tensor, mask: PatchMask) -> Tensor:
+        if not self.plain:
+            return super()._visible_patches(images, mask)
+        x = self.backbone.patch_embed(
+            published.normalized(images, self.mean, self.std).to(self.mask_token.dtype)
+        )
+        grid = self._patch_grid(images)
+        pos = self.family.pos_embed(grid)
+        return published.visible_tokens(x if pos is None else x + pos, mask.on_grid(grid))
+
 
 class ConvEncoder(ChannelStatistics):
     """The tutorial's small CNN: three 3x3 convolutions with ReLU, stride 1, on pixels in [0, 1].
@@ -233,6 +243,12 @@ def build_encoder(
         drop_path=drop_path,
         **arguments,
     )
+
+
+def is_swin(name: str) -> bool:
+    """Whether ``name`` is that of a Swin or SwinV2."""
+    name = PAPER_ENCODERS.get(name, (name, {}))[0]
+    return timm.is_model(name) and timm.models.is_model_in_modules(name, FAMILIES[3:])
 
 
 def check_divides(what: str, unit: int, img_size: tuple[int, int]) -> None:

@@ -10,9 +10,24 @@ from torch import Tensor
 
 from simmim.errors import UserError
 from simmim.models.encoders import check_divides
-from simmim_kernels import PatchMask, block_mask, box_mask, random_mask
+from simmim_kernels import (
+    PatchMask,
+    block_mask,
+    box_mask,
+    inverse_block_mask,
+    random_mask,
+    uniform_mask,
+)
 
-STRATEGIES = {"random": random_mask, "block": block_mask, "box": box_mask}
+STRATEGIES = {
+    "random": random_mask,
+    "block": block_mask,
+    "inverse-block": inverse_block_mask,
+    "uniform": uniform_mask,
+    "box": box_mask,
+}
+#: keeps the secondary masks apart from others of the same seed
+_SECOND = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -20,16 +35,18 @@ class Masking:
     """Masks for images of one size.
 
     Attributes:
-        strategy: ``"random"``, ``"block"`` or ``"box"``, see ``simmim_kernels``.
+        strategy: a name of ``STRATEGIES``.
         unit: pixels a side of the squares that are hidden or shown as a whole.
         ratio: hidden fraction (of each side for ``"box"``), 0 to 1.
         img_size: ``(H, W)``, multiples of ``unit``.
+        second_ratio: fraction of the visible units of a uniform mask that ``second`` hides.
     """
 
     strategy: str
     unit: int
     ratio: float
     img_size: tuple[int, int]
+    second_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -39,6 +56,13 @@ class Masking:
         if not 0 <= self.ratio <= 1:
             raise UserError(f"the mask ratio lies between 0 and 1, not at {self.ratio}")
         check_divides("mask unit", self.unit, self.img_size)
+        if self.strategy == "uniform":
+            check_divides("pair of mask units", 2 * self.unit, self.img_size)
+            if 4 * self.ratio % 1:
+                raise UserError(
+                    f"--mask uniform hides the same of every four units: --mask-ratio {self.ratio:g} "
+                    "must be 0.25, 0.5 or 0.75"
+                )
         units, hidden = self.grid[0] * self.grid[1], self.hidden
         if hidden == 0:
             raise UserError(
@@ -69,3 +93,17 @@ class Masking:
         """The masks of samples ``ids`` (``int64 (B,)``): a pure function of (seed, epoch, id)."""
         draw = STRATEGIES[self.strategy]
         return draw(ids, self.grid, self.ratio, seed=seed, epoch=epoch, device=device)
+
+    def second(
+        self, ids: Tensor, *, seed: int, epoch: int, device: torch.device | None = None
+    ) -> PatchMask:
+        """The secondary masks of the samples, on the grid of a uniform mask's visible units."""
+        grid = self.grid[0] // 2, self.grid[1] // 2
+        return random_mask(
+            ids, grid, self.second_ratio, seed=seed ^ _SECOND, epoch=epoch, device=device
+        )
+
+
+def nothing_hidden(images: Tensor) -> PatchMask:
+    """The mask under which an encoder sees all of ``images``."""
+    return random_mask(len(images), (1, 1), 0.0, seed=0, device=images.device)

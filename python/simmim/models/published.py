@@ -59,14 +59,29 @@ def mask_tokens(
     return x * (1 - weight) + token * weight
 
 
+def visible_tokens(x: Tensor, mask: PatchMask) -> Tensor:
+    """Those of tokens ``(B, N, D)`` that ``mask`` leaves visible."""
+    return x.gather(1, mask.visible.long()[..., None].expand(-1, -1, x.shape[2]))
+
+
+def restore_tokens(x: Tensor, mask: PatchMask, token: Tensor) -> Tensor:
+    """Visible tokens ``(B, V, D)`` in their places among ``(B, N, D)``, the mask token elsewhere: MAE
+    appends the mask tokens and brings all into order (He et al., 2022)."""
+    x = torch.cat((x, token.expand(*mask.masked.shape, -1)), 1)
+    order = torch.cat((mask.visible, mask.masked), 1).argsort(1)
+    return x.gather(1, order[..., None].expand_as(x))
+
+
 def masked_loss(
     prediction: Tensor,
     target: Tensor,
     mask: PatchMask | Tensor,
     loss: str,
     reduction: str = "mean",
+    eps: float = 1e-5,
 ) -> Tensor:
-    """The loss of full-size images: the sum over hidden pixels by their number and the channels.
+    """The loss of full-size images: the sum over hidden pixels by their number, to which ``eps`` is
+    added, and the channels.
 
     ``reduction`` is ``"mean"``, ``"sum"``, which does not divide, or ``"none"``: one value an image.
     """
@@ -77,4 +92,4 @@ def masked_loss(
     if reduction == "sum":
         return pixels.sum()
     axes = {"mean": (0, 1, 2, 3), "none": (1, 2, 3)}[reduction]
-    return pixels.sum(axes) / (weight.sum(axes) + 1e-5) / target.shape[1]
+    return pixels.sum(axes) / (weight.sum(axes) + eps) / target.shape[1]

@@ -67,7 +67,13 @@ class SimMIM(ChannelStatistics):
             visible pixel is read once, by the patch embedding, a hidden one once, by the loss, and
             the last block and the head see hidden tokens alone; the loss and its gradients are the
             same to rounding.
+
+    Attributes:
+        stride: pixels a side of what one token predicts.
     """
+
+    #: added to the number of hidden pixels, as published
+    eps = 1e-5
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class SimMIM(ChannelStatistics):
             raise UserError(f"unknown loss {loss!r}: use {', '.join(LOSSES)}")
         self.encoder = encoder
         self.plain = encoder.plain = plain
+        self.stride = encoder.stride
         self.head = nn.Linear(encoder.width, channels * encoder.stride**2)
         self.sigmoid = sigmoid
         self.target_norm = target_norm
@@ -96,8 +103,8 @@ class SimMIM(ChannelStatistics):
         """Loss on the hidden pixels of images ``(B, C, H, W)``: a scalar, or ``(B,)``."""
         hidden = None if self.plain else self.encoder.hidden_tokens(images, mask)
         if hidden is not None:
-            grid = images.shape[2] // self.encoder.stride, images.shape[3] // self.encoder.stride
-            return self.score(self._head(hidden), images, mask.on_grid(grid), reduction)
+            mask = mask.on_grid(self._grid(images))
+            return self.score(self._head(hidden), images, mask, reduction)
         if self.plain or self.sigmoid or not self._covers_tokens(images, mask):
             return self.score(self.predict_tokens(images, mask), images, mask, reduction)
         return HEAD_AND_LOSSES[self.loss](
@@ -116,13 +123,17 @@ class SimMIM(ChannelStatistics):
             "target_norm": self.target_norm,
             "mean": self.mean,
             "std": self.std,
+            "eps": self.eps,
         }
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of predicted tokens."""
+        return images.shape[2] // self.stride, images.shape[3] // self.stride
 
     def _covers_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> bool:
         """Whether every mask unit is a whole number of output tokens."""
         units = (mask.mask if isinstance(mask, PatchMask) else mask).shape[1:]
-        sides = (side // self.encoder.stride for side in images.shape[2:])
-        return all(side % n == 0 for side, n in zip(sides, units, strict=True))
+        return all(side % n == 0 for side, n in zip(self._grid(images), units, strict=True))
 
     def score(
         self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
@@ -134,7 +145,7 @@ class SimMIM(ChannelStatistics):
             if self.target_norm is not None:
                 mean, deviation = self._local_statistics(target)
                 target = (target - mean) / deviation
-            return published.masked_loss(image, target, mask, self.loss, reduction)
+            return published.masked_loss(image, target, mask, self.loss, reduction, self.eps)
         return LOSSES[self.loss](prediction, images, mask, reduction=reduction, **self._target())
 
     def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
@@ -142,7 +153,7 @@ class SimMIM(ChannelStatistics):
         return self._head(self.encoder(images, mask))
 
     def _local_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        return published.local_statistics(target, self.target_norm, self.encoder.stride)
+        return published.local_statistics(target, self.target_norm, self.stride)
 
     def _head(self, tokens: Tensor) -> Tensor:
         tokens = self.head(tokens)
@@ -150,9 +161,7 @@ class SimMIM(ChannelStatistics):
 
     def _shuffle(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Predicted tokens ``(B, L, C * stride^2)`` laid out as an image of ``images``' size."""
-        stride = self.encoder.stride
-        grid = images.shape[-2] // stride, images.shape[-1] // stride
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), stride)
+        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, self._grid(images)), self.stride)
 
     def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, for uint8 images
@@ -179,7 +188,7 @@ def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor)
         with a ``target_norm``, which makes every local mean 0, tokens of zeros.
     """
     if model.target_norm is not None:
-        tokens = images[0, 0].numel() // model.encoder.stride**2
+        tokens = images[0, 0].numel() // model.stride**2
         zero = torch.zeros((), device=images.device)
         return zero.expand(len(images), tokens, model.head.out_features)
     units = mask.mask if isinstance(mask, PatchMask) else mask

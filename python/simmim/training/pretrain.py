@@ -63,7 +63,13 @@ class Trainer(Loop):
         return build_model(self.config)
 
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
-        return self.model(*self._to_device(batch, self.config.seed, epoch))
+        inputs = self._to_device(batch, self.config.seed, epoch)
+        if not self.config.second_ratio:
+            return self.model(*inputs)
+        second = self.masking.second(
+            batch.ids, seed=self.config.seed, epoch=epoch, device=self.fabric.device
+        )
+        return self.model(*inputs, second=second)
 
     def _to_device(self, batch: Batch, seed: int, epoch: int) -> tuple[Tensor, Any]:
         device = self.fabric.device

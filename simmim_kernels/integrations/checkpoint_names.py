@@ -15,7 +15,7 @@ class Names(NamedTuple):
     """Where a project keeps a family of models: prefix of the encoder, names of the mask token and
     of the head, and pairs of templates (ours, theirs) for the encoder's other names.
 
-    `{i}` and `{j}` stand for numbers, `{i+1}` for the number after, `{p}` for any rest; `{qkv}` for
+    `ours` is our prefix of these names. `{i}` and `{j}` stand for numbers, `{i+1}` for the number after, `{p}` for any rest; `{qkv}` for
     three tensors that are one of ours.
     """
 
@@ -23,6 +23,7 @@ class Names(NamedTuple):
     mask_token: str
     head: str
     pairs: tuple[tuple[str, str], ...]
+    ours: str = "encoder.backbone."
 
 
 _SHIFTED = (("layers.{i+1}.downsample.{p}", "layers.{i}.downsample.{p}"), ("{p}", "{p}"))
@@ -105,6 +106,20 @@ TRANSFORMERS = {
         ("cpb_mlp.{p}", "continuous_position_bias_mlp.{p}"),
     ),
 }
+
+#: MAE's decoder in transformers' ViTMAE
+VIT_MAE_DECODER = Names(
+    "decoder.",
+    "",
+    "decoder.decoder_pred.",
+    (
+        *_transformers(
+            "vit", "decoder_blocks.{i}", "decoder_layers.{i}", "attention", ("qkv.{p}", "{qkv}.{p}")
+        ).pairs,
+        ("{p}", "{p}"),
+    ),
+    ours="",
+)
 
 
 def names_of(project: str, family: str, stages: int) -> Names:

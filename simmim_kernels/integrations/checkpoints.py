@@ -2,13 +2,15 @@
 
 Ours are timm's names of the encoder behind `encoder.backbone.`, `encoder.mask_token`, and the linear
 head `head.weight` `(C*p*p, D)`, rows in `"cyx"` order, with `head.bias`. All of the other projects
-have a 1x1 convolution for head, with the same rows.
+have a 1x1 convolution for head, with the same rows. MAE's decoder is `decoder_*` and `mask_token` here
+and in its published code, whose head is `decoder_pred.*` with rows in `"yxc"` order.
 
 | project | models |
 | --- | --- |
 | `microsoft` | microsoft/SimMIM and microsoft/Swin-Transformer: their ViT (timm's BEiT), Swin, SwinV2 |
 | `mmpretrain` | open-mmlab/mmpretrain: Swin; to read also its ViT, BEiT and SwinV2 alone |
-| `transformers` | ViT, Swin, Swinv2, alone and `ForMaskedImageModeling`, the names of their files |
+| `transformers` | ViT, Swin, Swinv2, alone and `ForMaskedImageModeling`, ViTMAE, the names of their files |
+| `mae` | facebookresearch/mae: ViT with MAE's decoder |
 | `timm` | any encoder alone |
 
 Functions here map dictionaries of tensors and read no files.
@@ -25,6 +27,7 @@ from torch import Tensor
 from simmim_kernels.integrations.checkpoint_names import (
     QKV,
     TRANSFORMERS,
+    VIT_MAE_DECODER,
     Names,
     fill,
     match,
@@ -33,7 +36,7 @@ from simmim_kernels.integrations.checkpoint_names import (
 )
 
 State = Mapping[str, Tensor]
-PROJECTS = ("simmim", "microsoft", "mmpretrain", "transformers", "timm")
+PROJECTS = ("simmim", "microsoft", "mmpretrain", "transformers", "timm", "mae")
 _ENCODER = "encoder.backbone."
 _DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "attn.k_bias")
 #: the patch embedding, which each project's encoders have under one name
@@ -49,7 +52,7 @@ _IN_MEMORY = (
     (r"\.v_proj\.", ".value."),
     (r"\.o_proj\.", ".output.dense."),
     (r"^((?:vit\.)?)layers\.(\d+)\.", r"\1encoder.layer.\2."),
-    (r"(layer\.\d+\.attention)\.(query|key|value)\.", r"\1.attention.\2."),
+    (r"(layers?\.\d+\.attention)\.(query|key|value)\.", r"\1.attention.\2."),
     (r"(blocks\.\d+\.attention)\.(query|key|value)\.", r"\1.self.\2."),
     (r"\.attention\.relative_position_bias\.", ".attention.self."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
@@ -75,6 +78,8 @@ def split_prefix(name: str, state: Mapping[str, object]) -> tuple[str, str] | No
         whole = {f"{before}mask_token", f"{outer}decoder.0.weight"} & state.keys()
         if _ends(before, "encoder.") and (whole or _merges_after(state, before)):
             return outer, "microsoft"
+        if f"{before}decoder_pred.weight" in state:
+            return before, "mae"
         return before, "microsoft" if _merges_after(state, before) else "timm"
     return None
 
@@ -117,10 +122,17 @@ def to_simmim(state: State, project: str) -> dict[str, Tensor]:
     state = {k.replace(".rpe_mlp.", ".cpb_mlp."): v for k, v in state.items()}
     if project == "timm":
         return {_ENCODER + name: value for name, value in state.items()}
+    if project == "mae":
+        return _mae_to_ours(state)
     if project == "microsoft" and not any(name.startswith("encoder.") for name in state):
         state = {f"encoder.{name}": value for name, value in state.items()}  # a classifier
     if project == "transformers":
         state = _names_in_files(state)
+        decoder = {k: v for k, v in state.items() if k.startswith("decoder.decoder_")}
+        if decoder:
+            decoder |= {k: v for k, v in state.items() if k == "decoder.mask_token"}
+            others = {k: v for k, v in state.items() if k not in decoder}
+            return _vit_mae_to_ours(others, decoder)
     names = names_of(project, _family_of_theirs(state), _stages(state))
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -150,6 +162,10 @@ def from_simmim(state: State, project: str) -> dict[str, Tensor]:
     if project == "timm":
         return {k.removeprefix(_ENCODER): v for k, v in state.items() if k.startswith(_ENCODER)}
     family = family_of_names(state)
+    if (project == "mae") > ("decoder_pos_embed" in state and family == "vit"):
+        raise ValueError("facebookresearch/mae has a ViT with a decoder (--method mae) alone")
+    if "decoder_pos_embed" in state and project in ("mae", "transformers"):
+        return _from_mae(state, project)
     if project == "mmpretrain" and family != "swin":
         raise ValueError(f"mmpretrain has no masked image model of the family {family}")
     names = names_of(project, family, _stages(state))
@@ -161,12 +177,62 @@ def from_simmim(state: State, project: str) -> dict[str, Tensor]:
             kept = value[:, :, None, None] if value.dim() > 1 else value
             theirs[names.head + name.removeprefix("head.")] = kept
         else:
-            inner = name.removeprefix(_ENCODER)
-            value = _merging(inner, value, project, to_ours=False)
-            template, groups = match(inner, tuple(a for a, _ in names.pairs), name)
-            target = dict(names.pairs)[template]
-            parts = zip(QKV, value.chunk(3), strict=True) if "{qkv}" in target else [("", value)]
-            theirs |= {names.encoder + fill(target, groups, part): v for part, v in parts}
+            theirs |= _encoder_to_theirs(name, value, names, project)
+    return theirs
+
+
+def _encoder_to_theirs(name: str, value: Tensor, names: Names, project: str) -> dict[str, Tensor]:
+    inner = name.removeprefix(names.ours)
+    value = _merging(inner, value, project, to_ours=False)
+    template, groups = match(inner, tuple(a for a, _ in names.pairs), name)
+    target = dict(names.pairs)[template]
+    parts = zip(QKV, value.chunk(3), strict=True) if "{qkv}" in target else [("", value)]
+    return {names.encoder + fill(target, groups, part): v for part, v in parts}
+
+
+def _mae_to_ours(state: State) -> dict[str, Tensor]:
+    """facebookresearch/mae's tensors under our names."""
+    ours = {}
+    for name, value in state.items():
+        if name.startswith("decoder_pred."):
+            ours[name.replace("decoder_pred", "head")] = value
+        else:
+            own = name.startswith("decoder_") or name == "mask_token"
+            ours[name if own else _ENCODER + name] = value
+    return reorder_head(ours, state["patch_embed.proj.weight"].shape[1], "yxc", "cyx")
+
+
+def _vit_mae_to_ours(encoder: State, decoder: State) -> dict[str, Tensor]:
+    ours = to_simmim(encoder, "transformers")
+    names, head = VIT_MAE_DECODER, VIT_MAE_DECODER.head
+    for name, value in decoder.items():
+        if name.startswith(head):
+            ours["head." + name.removeprefix(head)] = value
+        else:
+            inner = name.removeprefix(names.encoder)
+            ours |= _encoder_to_ours(inner, value, names, decoder, "transformers")
+    channels = ours[_ENCODER + "patch_embed.proj.weight"].shape[1]
+    return reorder_head(ours, channels, "yxc", "cyx")
+
+
+def _from_mae(state: State, project: str) -> dict[str, Tensor]:
+    """A ViT with MAE's decoder as `mae` or `transformers` has it, who have no mask token in the
+    encoder."""
+    state = {name: value for name, value in state.items() if name != "encoder.mask_token"}
+    channels = state[_ENCODER + "patch_embed.proj.weight"].shape[1]
+    state = reorder_head(state, channels, "cyx", "yxc")
+    if project == "mae":
+        return {
+            name.removeprefix(_ENCODER).replace("head.", "decoder_pred."): value
+            for name, value in state.items()
+        }
+    encoder = {name: value for name, value in state.items() if name.startswith(_ENCODER)}
+    theirs = from_simmim(encoder, "transformers")
+    for name, value in state.items():
+        if name.startswith("head."):
+            theirs[VIT_MAE_DECODER.head + name.removeprefix("head.")] = value
+        elif name not in encoder:
+            theirs |= _encoder_to_theirs(name, value, VIT_MAE_DECODER, project)
     return theirs
 
 
@@ -203,6 +269,8 @@ def reorder_head(state: State, channels: int, source: str, target: str) -> dict[
 def _names_in_files(state: State) -> dict[str, Tensor]:
     """transformers' tensors by the names of its files, those of a bare backbone with its family's
     prefix."""
+    # what transformers 5 makes of a ViTMAE's decoder_layers when it writes
+    state = {k.replace(".decoder_encoder.layer.", ".decoder_layers."): v for k, v in state.items()}
     if any(".q_proj." in name for name in state):
         state = {_name_in_file(name): value for name, value in state.items()}
     if any(name.startswith("embeddings.") for name in state):
@@ -225,7 +293,7 @@ def _encoder_to_ours(
             groups = pattern(theirs.replace("{qkv}", part)).fullmatch(name)
             if groups is None:
                 continue
-            target = _ENCODER + fill(ours, groups.groupdict())
+            target = names.ours + fill(ours, groups.groupdict())
             if not part:
                 if ".norm." in target and _family_of_theirs(state) == "swinv2":
                     return {target: value}  # of channels that are merged already

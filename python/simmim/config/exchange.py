@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Project = Literal["simmim", "microsoft", "mmpretrain", "transformers", "timm"]
+Project = Literal["simmim", "microsoft", "mmpretrain", "transformers", "timm", "mae"]
 Order = Literal["cyx", "yxc"]
 
 
@@ -43,11 +43,15 @@ class ImportConfig:
     """Channels of the images."""
 
     project: Literal["auto"] | Project = "auto"
-    """Whose names the file has; auto tells by the names."""
+    """Whose names the file has; auto tells by the names. mae: facebookresearch/mae."""
 
     encoder_only: bool = False
     """Take the encoder alone and leave the mask token and the head newly initialised, as always for
-    timm: for classifiers, bare backbones, and MAE, whose decoder is left out."""
+    timm: for classifiers and bare backbones. Otherwise MAE's decoder is taken along."""
+
+    decoder_heads: int | None = None
+    """Attention heads of MAE's decoder, which no tensor shows; default what the file's configuration
+    says, else the published 16."""
 
     classifier: bool = False
     """Take a fine-tuned classifier with its head, whose features are the mean over the patches, for
@@ -77,7 +81,8 @@ class ExportConfig:
     simmim finetune."""
 
     project: Project
-    """Whose names. timm gets the encoder alone; transformers a folder for from_pretrained."""
+    """Whose names. timm gets the encoder alone; transformers a folder for from_pretrained; mae,
+    facebookresearch/mae's code, takes a ViT of --method mae with its decoder."""
 
     out: Path
     """The file to write: a pickle where it ends in .pt, .pth or .bin, otherwise safetensors. For

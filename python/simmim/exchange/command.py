@@ -14,6 +14,7 @@ from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError, require
 from simmim.exchange.importing import check_suffix, import_model
+from simmim.exchange.mae import check_plain
 from simmim.exchange.settings import family_of
 from simmim.exchange.transformers import describe
 from simmim.models.build import build_model
@@ -28,7 +29,7 @@ State = dict[str, Tensor]
 _IN_FOLDER = ("model.safetensors", "config.json")
 _PICKLES = (".pt", ".pth", ".bin")
 #: under which key a project's pickles hold the tensors
-_HELD = {"microsoft": "model", "mmpretrain": "state_dict"}
+_HELD = {"microsoft": "model", "mae": "model", "mmpretrain": "state_dict"}
 
 
 def command(config: ImportConfig | ExportConfig) -> int:
@@ -59,6 +60,8 @@ def export_model(config: ExportConfig) -> list[str]:
     with torch.device("meta"):
         model = build_model(trained)
     checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
+    if config.project in ("mae", "transformers") and trained.method == "mae":
+        check_plain(model, trained, config.project)
     ours = checkpoints.reorder_head(state["model"], trained.channels, "cyx", config.head_order)
     # refused by the name of a setting, before a tensor that comes of it has no name
     described = describe(model, trained) if config.project == "transformers" else None

@@ -42,6 +42,7 @@ class Source:
         tensors: by name, without the prefixes of wrappers.
         transformers: the contents of a transformers `config.json`, where there is one.
         microsoft: the configuration in a file of microsoft's code, where there is one.
+        mae: the command line in a file of facebookresearch/mae's code, where there is one.
         ours: the settings in a checkpoint of this project, as JSON, where it is one.
         notes: lines that say what was chosen and what was left.
         unread: objects among the tensors that are none, by name, with what they are.
@@ -52,6 +53,7 @@ class Source:
     tensors: State
     transformers: dict[str, Any] | None = None
     microsoft: dict[str, Any] | None = None
+    mae: dict[str, Any] | None = None
     ours: str | None = None
     notes: list[str] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
@@ -103,6 +105,7 @@ def read_source(path: Path, weights: str | None = None) -> Source:
         source.notes.append(f"left out, not under {model.prefix}: {summary(outside)}")
     source.transformers = _read_config(path) if model.project == "transformers" else None
     source.microsoft = _plain(as_mapping(_get(loaded, "config")))
+    source.mae = _plain(as_mapping(_get(loaded, "args"))) if model.project == "mae" else None
     source.ours = metadata.get("config") if model.project == "simmim" else None
     if source.ours is None and model.project == "simmim":
         source.ours = _text(_get(loaded, "config"))

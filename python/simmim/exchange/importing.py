@@ -15,6 +15,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.exchange.files import Source, read_source, summary
 from simmim.exchange.geometry import Size, fit_tables
+from simmim.exchange.mae import complete_decoder
 from simmim.exchange.microsoft import read_microsoft
 from simmim.exchange.settings import complete, family_of, unlike_plain
 from simmim.exchange.transformers import check_windows, read_settings
@@ -64,6 +65,9 @@ def import_model(config: ImportConfig) -> list[str]:
     except ValueError as error:
         raise UserError(f"{config.source}: {error}") from None
     described = _describe(config, source)
+    if "decoder_pos_embed" in ours and not (config.encoder_only or config.classifier):
+        trained, more = complete_decoder(described.trained, ours, source, config.decoder_heads)
+        described = described._replace(trained=trained, notes=described.notes + more)
     notes = [f"{len(source.tensors)} tensors of {project}", *source.notes, *described.notes]
     torch.manual_seed(0)
     finish = _finish_classifier if config.classifier else _finish_model
@@ -176,6 +180,12 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, pr
             notes.append(f"left out: {summary(dropped, 20)}")
         notes.append(f"newly initialised: {', '.join(others)}")
         ours = {k: v for k, v in ours.items() if k in kept - surplus} | others
+    if trained.method == "mae":
+        # fixed, and of no use to others: positions of another size, and an encoder's mask token
+        ours |= {
+            k: expected[k] for k in ("decoder_pos_embed",) if ours[k].shape != expected[k].shape
+        }
+        ours = {"encoder.mask_token": expected["encoder.mask_token"], **ours}
     _check_head(ours, model)
     ours = checkpoints.reorder_head(ours, config.channels, config.head_order, "cyx")
     return model, ours, trained.to_json(), "pretrain", notes
@@ -229,7 +239,7 @@ def _check_head(ours: State, model: SimMIM) -> None:
     if wrong:
         raise UserError(
             f"missing {checkpoint.some(sorted(wrong))}: for the file of an encoder without SimMIM's "
-            "head (a classifier, MAE, a bare backbone) add --encoder-only"
+            "head (a classifier, a bare backbone) add --encoder-only"
         )
     if len(ours["head.weight"]) != model.head.out_features:
         raise UserError(

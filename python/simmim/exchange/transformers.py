@@ -7,8 +7,10 @@ from typing import Any
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
+from simmim.exchange.mae import describe_decoder
 from simmim.exchange.settings import ACTIVATIONS, Wanted, arguments_of, family_of, unlike_plain
 from simmim.models.encoders import TimmEncoder
+from simmim.models.mae import MAE
 from simmim.models.simmim import SimMIM
 
 CLASSES = {"vit": "ViT", "swin": "Swin", "swinv2": "Swinv2"}
@@ -50,7 +52,7 @@ _OTHER_FIELDS = frozenset(
         "use_absolute_embeddings",
         # derived from others
         *("num_layers", "path_norm", "stage_names", "out_features", "out_indices"),
-        # of parts that are not taken: the pooler, MAE's decoder and masks
+        # of the pooler, which is not taken, and of MAE's decoder and masks, which are read elsewhere
         *("pooler_output_size", "pooler_act", "decoder_num_attention_heads", "mask_ratio"),
         *("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"),
         "norm_pix_loss",
@@ -151,7 +153,12 @@ def describe(model: SimMIM, trained: PretrainConfig) -> dict[str, Any]:
     described |= {names[a]: v for a, v in arguments.items() if a in names}
     if family == "vit":
         described["intermediate_size"] = encoder.blocks()[0].mlp.fc1.out_features
+        if isinstance(model, MAE):
+            del described["encoder_stride"]
+            return described | describe_decoder(model, trained)
         return described
+    if isinstance(model, MAE):
+        raise UserError(f"transformers has no MAE of the family {family}")
     if arguments["norm_eps"] != _SWIN_EPS:
         raise UserError(
             f"transformers' Swin has norms with an epsilon of {_SWIN_EPS:g}: norm_eps {arguments['norm_eps']:g} cannot be exported"

@@ -16,9 +16,6 @@ from simmim.models.masking import nothing_hidden
 from simmim.models.simmim import SimMIM
 from simmim_kernels import MaskedLastBlock, PatchMask, restore_tokens
 
-#: of all norms of the published decoder
-NORM_EPS = 1e-6
-
 
 class MAE(SimMIM):
     """A masked autoencoder (He et al., CVPR 2022): ``forward`` gives the loss.
@@ -65,7 +62,7 @@ class MAE(SimMIM):
                 else f"--decoder-width {width} must be a multiple of 4 and of --decoder-heads {heads}"
             )
         self.prefix = 0 if self.hierarchical else encoder.backbone.num_prefix_tokens
-        norm = partial(nn.LayerNorm, eps=NORM_EPS)
+        norm = partial(nn.LayerNorm, eps=encoder.backbone.norm.eps)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_embed = nn.Linear(encoder.width, width * self.finer**2)
         self.decoder_blocks = nn.ModuleList(

@@ -28,7 +28,7 @@ from simmim.errors import (
     printable,
     require,
 )
-from simmim.presets import METHODS, PRESETS
+from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,14 +106,16 @@ def _run(arguments: list[str]) -> int:
         print(f"simmim {version()}")
         return 0
     tyro = require("tyro")
-    preset = _given(arguments, "--preset", PRESETS) or "none"
+    preset = _given(arguments, "--preset", {**PRESETS, **FINETUNE_PRESETS}) or "none"
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
     pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
+    tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
+    finetune = tyro.conf.subcommand("finetune", default=tuned, prefix_name=False)
     config = tyro.cli(
         Annotated[PretrainConfig, pretrain]
         | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
-        | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune", prefix_name=False)]
+        | Annotated[FinetuneConfig, finetune]
         | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
         | Annotated[StatsConfig, tyro.conf.subcommand("stats", prefix_name=False)]
         | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]

@@ -1,14 +1,23 @@
-"""Named settings for ``simmim pretrain``: the published recipes, the tutorial and the demo."""
+"""Named settings of ``simmim pretrain`` and ``finetune``: published recipes, the tutorial, the demo."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 
 _PUBLISHED_800 = PretrainConfig(
-    epochs=800, warmup_epochs=10, schedule="step", lr=1e-4, warmup_lr=5e-7
+    epochs=800,
+    warmup_epochs=10,
+    schedule="step",
+    lr=1e-4,
+    warmup_lr=5e-7,
+    late_rate=True,
+    init="published",
+    batch_size=128,
+    accumulate=16,
 )
 
 #: what --method brings without --preset
@@ -22,6 +31,8 @@ METHODS: dict[str, PretrainConfig] = {
         loss="mse",
         target_norm="patch",
         crop_scale=(0.2, 1.0),
+        interpolation="bicubic",
+        betas=(0.9, 0.95),
         lr=3e-4,  # published as 1.5e-4 for a batch of 256
         warmup_lr=0.0,
         min_lr=0.0,
@@ -39,8 +50,7 @@ PRESETS: dict[str, PretrainConfig] = {
         encoder="simmim_vit_base",
         img_size=224,
         drop_path=0.1,
-        batch_size=128,
-        accumulate=16,
+        also_decay=("mask_token", "relative_position_bias_table"),
     ),
     "swin-b": dataclasses.replace(
         _PUBLISHED_800,
@@ -49,14 +59,24 @@ PRESETS: dict[str, PretrainConfig] = {
         encoder="simmim_swin_base",
         img_size=192,
         drop_path=0.0,
-        batch_size=128,
-        accumulate=16,
+        also_decay=("relative_position_bias_table",),
+    ),
+    "swinv2-b": dataclasses.replace(
+        _PUBLISHED_800,
+        preset="swinv2-b",
+        out=Path("runs/swinv2-b"),
+        encoder="swinv2_base_window12_192",
+        img_size=192,
+        drop_path=0.1,
+        target_norm="window",
+        also_decay=("cpb_mlp.0.weight", "cpb_mlp.2.weight", "logit_scale"),
     ),
     "mae-vit-b": dataclasses.replace(
         METHODS["mae"],
         preset="mae-vit-b",
         out=Path("runs/mae-vit-b"),
         epochs=800,
+        also_decay=("cls_token", "mask_token"),
         batch_size=64,
         accumulate=64,
     ),
@@ -102,5 +122,67 @@ PRESETS: dict[str, PretrainConfig] = {
         log_every=26,
         val_every=2,
         picture=2,
+    ),
+}
+
+_PUBLISHED_100 = FinetuneConfig(
+    img_size=224,
+    epochs=100,
+    batch_size=128,
+    accumulate=16,
+    keep_rest=False,
+    interpolation="bicubic",
+    test_crop=0.875,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    erase=0.25,
+    # SimMIM's; MAE's are below
+    schedule="cosine-from-start",
+    late_rate=True,
+    fixed_ends=True,
+)
+
+FINETUNE_PRESETS: dict[str, FinetuneConfig] = {
+    "none": FinetuneConfig(),
+    "vit-b": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="vit-b",
+        out=Path("runs/finetune-vit-b"),
+        encoder_args={"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False},
+        fc_norm=True,
+        head_scale=0.001,
+        layer_decay=0.65,
+        also_decay=("relative_position_bias_table",),
+    ),
+    "swin-b": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="swin-b",
+        out=Path("runs/finetune-swin-b"),
+        encoder_args={"window_size": 7},
+        layer_decay=0.8,
+    ),
+    "swinv2-b": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="swinv2-b",
+        out=Path("runs/finetune-swinv2-b"),
+        encoder_args={"window_size": 14, "pretrained_window_sizes": "12,12,12,6"},
+        layer_decay=0.75,
+        schedule="cosine",
+    ),
+    "mae-vit-b": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="mae-vit-b",
+        out=Path("runs/finetune-mae-vit-b"),
+        accumulate=8,
+        fc_norm=True,
+        head_scale=0.001,
+        layer_decay=0.65,
+        lr=1e-3,  # published as 5e-4 for a batch of 256
+        warmup_lr=0.0,
+        min_lr=5e-7,  # published as 1e-6 whatever the batch, which is 1024
+        warmup_epochs=5,
+        clip=0.0,
+        schedule="cosine",
+        late_rate=False,
+        fixed_ends=False,
     ),
 }

@@ -89,7 +89,7 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
 def _learning_rates(config: Any, has: Callable[..., Any]) -> Iterator[str]:
     if has("lr") is None:
         return
-    if config.schedule == "cosine" and config.min_lr > config.lr:
+    if config.schedule != "step" and config.min_lr > config.lr:
         yield (
             f"--min-lr {config.min_lr:g} is larger than --lr {config.lr:g}: give a --min-lr of at "
             "most --lr"

@@ -13,6 +13,7 @@ from simmim.config.conflicts import check_conflicts
 from simmim.config.images import ImageConfig
 from simmim.config.numbers import check_numbers
 from simmim.config.run import RunConfig
+from simmim.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class LabelledConfig(ImageConfig):
             UserError: one of them.
         """
         check_numbers(self)
-        check_conflicts(self)
+        check_conflicts(self, self._defaults())
         self.check_images()
+
+    def _defaults(self) -> LabelledConfig | None:
+        """What the settings were before the command line, where that is not the class's defaults."""
+        return None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,6 +70,10 @@ class LabelledConfig(ImageConfig):
 @dataclass(frozen=True)
 class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on images in one folder per class."""
+
+    preset: Literal["none", "vit-b", "swin-b", "swinv2-b", "mae-vit-b"] = "none"
+    """Named settings that become the defaults of everything below; flags override them: how SimMIM's
+    (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet, to the letter."""
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
@@ -97,6 +106,17 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     cutmix: float = 1.0
     """Parameter of cutmix's Beta distribution; 0: no cutmix."""
 
+    auto_augment: str = ""
+    """timm's RandAugment or AutoAugment of each crop of 8-bit gray or RGB images, in timm's words; empty:
+    none. Published: rand-m9-mstd0.5-inc1."""
+
+    erase: float = 0.0
+    """Probability that a rectangle of a crop becomes noise (timm's random erasing); published 0.25."""
+
+    test_crop: float = 1.0
+    """Share of the shorter side that the central crops to test on have; published 0.875, a crop of 224
+    from 256 pixels."""
+
     smoothing: float = 0.1
     """Label smoothing: share of the target that is spread over all classes."""
 
@@ -122,6 +142,16 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
     log_every: int = 0
     """Updates between two rows of the training log; 0 writes one an epoch."""
+
+    def _defaults(self) -> FinetuneConfig | None:
+        from simmim.presets import FINETUNE_PRESETS
+
+        return FINETUNE_PRESETS.get(self.preset)
+
+    def check(self) -> None:
+        super().check()
+        if self.auto_augment and (self.pixel_type != "uint8" or self.channels not in (None, 1, 3)):
+            raise UserError("--auto-augment is for 8-bit images of 1 or 3 channels: leave it out")
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,15 @@ _RULES = (
             *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "head_scale"),
         ),
     ),
-    _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path")),
+    _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path", "erase")),
     _Rule(
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
         ("smoothing", "second_ratio"),
     ),
-    _Rule("greater than 0 and at most 1", lambda number: 0 < number <= 1, ("layer_decay",)),
+    _Rule(
+        "greater than 0 and at most 1", lambda number: 0 < number <= 1, ("layer_decay", "test_crop")
+    ),
     _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
     _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),
     # what the masks' seed can hold

@@ -18,11 +18,11 @@ from simmim.errors import UserError
 class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
-    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b", "mae-vit-b"] = "none"
+    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b", "swinv2-b", "mae-vit-b"] = "none"
     """Named settings that become the defaults of everything below; flags override them. demo: a
     small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
-    CNN. vit-b, swin-b: SimMIM's published 800-epoch recipes (global batch 2048); mae-vit-b: MAE's
-    (4096)."""
+    CNN. vit-b, swin-b, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048); mae-vit-b:
+    MAE's (4096). They do to the letter what the published code does."""
 
     method: Literal["simmim", "mae"] = "simmim"
     """simmim: the encoder sees all patches, hidden ones as a learnt token, and one linear layer predicts
@@ -48,6 +48,10 @@ class PretrainConfig(RunConfig):
 
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
+
+    init: Literal["timm", "published"] = "timm"
+    """How the encoder's weights are drawn: as timm draws them, or as SimMIM's code does (of a ViT cut at
+    one deviation, the patch embedding too). MAE's are always drawn as published."""
 
     normalize: bool = True
     """Normalise inputs and targets by --mean and --std; otherwise pixels, of 8 bits, stay in [0, 1]

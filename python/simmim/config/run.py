@@ -51,6 +51,10 @@ class RunConfig(ImageConfig):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width-to-height ratio of a random crop."""
 
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How crops are resized, in both cases with antialiasing. Bicubic in MAE's recipe and in all for
+    fine-tuning."""
+
     flip: float = 0.5
     """Probability of mirroring a crop left to right."""
 
@@ -104,15 +108,31 @@ class RunConfig(ImageConfig):
     warmup_epochs: float = 10
     """Epochs of linear warm-up."""
 
-    schedule: Literal["cosine", "step"] = "cosine"
-    """After the warm-up: cosine down to --min-lr, or constant with one drop to a tenth at 7/8 of
-    the run."""
+    schedule: Literal["cosine", "cosine-from-start", "step"] = "cosine"
+    """After the warm-up: cosine down to --min-lr; a cosine that is counted from the first update, as
+    SimMIM's code counts it for fine-tuning; or constant with one drop to a tenth at 7/8 of the run."""
+
+    late_rate: bool = False
+    """The rate of an update is that of the pass before it, as in SimMIM's code, which sets it after the
+    update."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's; MAE pre-trains with 0.9 0.95."""
 
     weight_decay: float = 0.05
     """AdamW's decay; biases, norms, position tables and tokens are exempt."""
 
+    also_decay: tuple[str, ...] = ()
+    """Ends of the names of tokens and tables that decay all the same. The published code decays some by
+    mistake, and the presets do as it does: SimMIM Swin's tables and its ViT's table and mask token, MAE
+    its class and mask token."""
+
     clip: float = 5.0
     """Largest norm of the gradient of one update; 0 turns clipping off."""
+
+    fixed_ends: bool = False
+    """With --layer-decay all layers have the same --warmup-lr and --min-lr, as in SimMIM's code, and not
+    their share of it, as in BEiT's and MAE's."""
 
     # machine
     seed: int = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.models.encoders import ConvEncoder, TimmEncoder, build_encoder, is_swin
+from simmim.models.encoders import CNN, ConvEncoder, TimmEncoder, build_encoder, is_swin
+from simmim.models.initial import initialize_as_published
 from simmim.models.mae import MAE
 from simmim.models.masking import Masking
 from simmim.models.simmim import SimMIM, channel_statistics
@@ -74,7 +75,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
             "depth": depth if config.decoder_depth == "auto" else config.decoder_depth,
             "heads": config.decoder_heads,
         }
-    return (MAE if options else SimMIM)(
+    model = (MAE if options else SimMIM)(
         encoder,
         channels=config.channels,
         loss=config.loss,
@@ -85,6 +86,9 @@ def build_model(config: PretrainConfig) -> SimMIM:
         plain=config.plain,
         **options,
     )
+    if config.init == "published" and config.method == "simmim":
+        initialize_as_published(model)
+    return model
 
 
 def _check_method(config: PretrainConfig) -> None:
@@ -95,6 +99,8 @@ def _check_method(config: PretrainConfig) -> None:
             f"--method mae leaves hidden patches out, and {config.encoder} needs a whole grid of them: "
             "give --mask uniform --mask-ratio 0.75, whose visible units form one, or a ViT"
         )
+    if config.init == "published" and config.encoder == CNN:
+        raise UserError("--init published is for transformers: leave it out")
     if config.second_ratio and not (config.method == "mae" and swin):
         raise UserError("--second-ratio is for --method mae with a Swin: leave it out")
 

@@ -137,7 +137,7 @@ class Classifier(nn.Module):
             self.fc_norm = nn.LayerNorm(encoder.width, eps=norm.eps)
             encoder.backbone.norm = nn.Identity()
         self.head = nn.Linear(encoder.width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             self.head.weight.mul_(head_scale)

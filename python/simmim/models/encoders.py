@@ -112,12 +112,21 @@ class TimmEncoder(integration.MaskedEncoder):
         return output[:, first:].flatten(1, -2).mean(1)
 
     def depths(self) -> dict[str, int]:
-        """How deep each parameter lies: 0 the embedding, n the n-th block."""
-        matcher = self.backbone.group_matcher(coarse=False)
-        layers = timm.models.group_parameters(self.backbone, matcher, reverse=True)
-        # timm's matchers forget some of these, up to 1.0.27 in a plain ViT: they then count as last.
-        layers |= {name: 0 for name in layers if name.startswith(("reg_token", "norm_pre."))}
-        return {"mask_token": 0} | {f"backbone.{name}": layer for name, layer in layers.items()}
+        """How deep each parameter lies, as in the published fine-tuning of BEiT, SimMIM and MAE: 0 the
+        embedding, n the n-th block and the merging of patches behind it; none for the final norm and
+        a table that all blocks share, which lie with the head."""
+        depths = {"mask_token": 0}
+        blocks = {id(block): n for n, block in enumerate(self.blocks(), 1)}
+        last = 0
+        for prefix, module in self.backbone.named_modules():
+            last = blocks.get(id(module), last)
+            if id(module) in blocks or prefix.endswith(".downsample"):
+                names = (f"backbone.{prefix}.{name}" for name, _ in module.named_parameters())
+                depths |= dict.fromkeys(names, last)
+        for name, _ in self.backbone.named_parameters():
+            if not name.startswith(("blocks.", "layers.", "norm.", "fc_norm.", "rel_pos_bias.")):
+                depths[f"backbone.{name}"] = 0
+        return depths
 
     def _patches(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         if not self.plain:

@@ -98,7 +98,10 @@ class Finetuner(Loop):
         )
 
     def groups(self, model: Classifier) -> list[dict]:
-        return parameter_groups(model, self.config.weight_decay, self.config.layer_decay)
+        config = self.config
+        return parameter_groups(
+            model, config.weight_decay, config.layer_decay, also_decay=config.also_decay
+        )
 
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         device = self.fabric.device

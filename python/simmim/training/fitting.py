@@ -174,9 +174,8 @@ class Fitting(Recording):
         if stop == FAILED:
             raise AgreedFailure(self.reader.failure or self.records.error)
         self._whole = False
-        rate = self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = self.learning_rate(group.get("lr_scale", 1.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.sums.add(total, norm)
@@ -249,17 +248,19 @@ class Fitting(Recording):
         if self.fabric.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def learning_rate(self) -> float:
-        """The learning rate of the next update."""
+    def learning_rate(self, share: float = 1.0) -> float:
+        """The learning rate of the next update for parameters whose peak is that ``share``."""
         config, order = self.config, self.order
         scale = order.global_batch / 512
+        late = 1 / config.accumulate if config.late_rate else 0
+        ends = scale * (1.0 if config.fixed_ends else share)
         return learning_rate(
-            self.update,
+            max(0, self.update - late),
             updates=order.updates,
             warmup=round(config.warmup_epochs * order.updates_per_epoch),
-            peak=config.lr * scale,
-            start=config.warmup_lr * scale,
-            end=config.min_lr * scale,
+            peak=config.lr * scale * share,
+            start=config.warmup_lr * ends,
+            end=config.min_lr * ends,
             schedule=config.schedule,
         )
 

@@ -96,7 +96,7 @@ class Loop(Fitting):
         )
         # in this order: sharding gives the model other parameters
         self.model = self.fabric.setup_module(model)
-        self.optimizer = self.fabric.setup_optimizers(adamw(self.groups(self.model.module)))
+        self.optimizer = self.fabric.setup_optimizers(self._adamw())
         self.update = 0
         self.counters = self.counters_type()
         super().__init__()
@@ -111,7 +111,10 @@ class Loop(Fitting):
 
     def groups(self, model: nn.Module) -> list[dict]:
         """The optimiser's parameter groups."""
-        return parameter_groups(model, self.config.weight_decay)
+        return parameter_groups(model, self.config.weight_decay, also_decay=self.config.also_decay)
+
+    def _adamw(self) -> torch.optim.AdamW:
+        return adamw(self.groups(self.model.module), self.config.betas)
 
     def _what_remains(self) -> str:
         newest = self.run_folder.newest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,7 +12,12 @@ from torch import nn
 ALWAYS_EXEMPT = ("relative_position_bias_table", "reg_token")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    also_decay: Sequence[str] = (),
+) -> list[dict]:
     """Groups for AdamW: decayed and exempt, each with the learning rate of its depth.
 
     Exempt are vectors and scalars (biases, norms, layer scale), and whatever a submodule lists in
@@ -20,6 +26,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
     Args:
         model: has an ``encoder`` with ``depths()``; what else it has counts as one layer deeper.
+        also_decay: ends of names of parameters that decay although they are listed so.
         layer_decay: ``lr_scale`` of a group is this to the power of its distance from the deepest
             layer (layer-wise decay, BEiT, Bao et al., 2022).
     """
@@ -35,7 +42,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim <= 1 or name in exempt or name.endswith(ALWAYS_EXEMPT)
+        spared = name in exempt or name.endswith(ALWAYS_EXEMPT)
+        spared = parameter.ndim <= 1 or (spared and not name.endswith(tuple(also_decay)))
         groups.setdefault((depths.get(name, deepest), spared), []).append(parameter)
     return [
         {
@@ -47,14 +55,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     ]
 
 
-def adamw(groups: list[dict]) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.999); the learning rate is set before each update."""
+def adamw(groups: list[dict], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+    """AdamW; the learning rate is set before each update."""
     # one pass over the parameters instead of a dozen: 28 bytes a parameter where foreach moves 84
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=True)
 
 
 def learning_rate(
-    update: int,
+    update: float,
     *,
     updates: int,
     warmup: int,
@@ -66,17 +74,19 @@ def learning_rate(
     """Learning rate of one update, a pure function of its number.
 
     Args:
-        update: number of the update, from 0.
+        update: number of the update, from 0; a fraction lies between two.
         updates: updates of the whole run.
         warmup: updates of the linear warm-up from ``start`` to ``peak``.
         peak, start, end: learning rates, already scaled by the batch.
         schedule: ``"cosine"``: half a cosine from ``peak`` after the warm-up to ``end`` after the
-            last update; ``"step"``: ``peak``, and a tenth of it from 7/8 of the run on (epoch 700
-            of 800 in the SimMIM recipe).
+            last update; ``"cosine-from-start"``: the same from the first update on, of which the
+            warm-up takes the place of the first part (SimMIM's code); ``"step"``: ``peak``, and a
+            tenth of it from 7/8 of the run on (epoch 700 of 800 in the SimMIM recipe).
     """
     if update < warmup:
         return start + (peak - start) * update / warmup
     if schedule == "step":
         return peak * 0.1 if update >= updates * 7 / 8 else peak
-    done = (update - warmup) / max(1, updates - warmup)
+    first = 0 if schedule == "cosine-from-start" else warmup
+    done = (update - first) / max(1, updates - first)
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))

@@ -24,7 +24,7 @@ _WITHOUT_INFLUENCE = frozenset(
 _PER_UPDATE = frozenset(
     {
         *("lr", "warmup_lr", "min_lr", "warmup_epochs", "schedule", "epochs"),
-        *("clip", "precision", "attention", "compile"),
+        *("late_rate", "fixed_ends", "clip", "precision", "attention", "compile"),
     }
 )
 

@@ -16,7 +16,7 @@ from simmim.errors import require
 transforms = require("torchvision.transforms.v2.functional")
 
 #: separate sequences of random numbers
-CROP, ORDER = 0, 1
+CROP, ORDER, AUGMENT = 0, 1, 2
 
 
 def random_numbers(stream: int, seed: int, epoch: int, sample: int) -> np.random.Generator:
@@ -49,9 +49,12 @@ def random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def central_crop(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest central part with the shape of ``size``, as ``(top, left, height, width)``."""
-    shrink = min(height / size[0], width / size[1])
+def central_crop(
+    height: int, width: int, size: tuple[int, int], share: float = 1.0
+) -> tuple[int, int, int, int]:
+    """A central part with the shape of ``size``, as ``(top, left, height, width)``: of the largest one
+    each side is made ``share`` as long."""
+    shrink = share * min(height / size[0], width / size[1])
     h, w = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
     return (height - h) // 2, (width - w) // 2, h, w
 
@@ -73,6 +76,8 @@ class Cropping:
         nodata_share: largest share of them with which a crop is not drawn anew.
         fill: what they become, one value a channel.
         clip: smallest and largest value of each channel; ``None`` leaves pixels as they are.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+        central: share of the shorter side that a central crop has.
     """
 
     size: tuple[int, int]
@@ -85,11 +90,13 @@ class Cropping:
     nodata_share: float = 1.0
     fill: tuple[float, ...] = ()
     clip: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    interpolation: str = "bilinear"
+    central: float = 1.0
 
     def __call__(
         self, image: Picture, epoch: int, sample: int, crop: int, areas: int = 1
     ) -> Tensor:
-        """``(C, H, W)`` of the image's type, resized bilinearly with antialiasing to ``size``.
+        """``(C, H, W)`` of the image's type, resized with antialiasing to ``size``.
 
         Args:
             areas: how many parts of equal area ``scale`` is a share of one of.
@@ -99,7 +106,8 @@ class Cropping:
         """
         height, width = image.shape[-2:]
         if self.central_first and crop == 0:
-            return self._finish(_cut(image, central_crop(height, width, self.size)), False)
+            box = central_crop(height, width, self.size, self.central)
+            return self._finish(_cut(image, box), False)
         rng = random_numbers(CROP, self.seed, epoch, sample)
         scale = self.scale[0] / areas, self.scale[1] / areas
         best, least = None, math.inf
@@ -125,7 +133,8 @@ class Cropping:
             raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
         if dtype in (torch.uint16, torch.int16) or self.clip is not None:
             part = part.float()
-        part = transforms.resize(part, list(self.size), antialias=True)
+        mode = transforms.InterpolationMode(self.interpolation)
+        part = transforms.resize(part, list(self.size), mode, antialias=True)
         if self.clip is not None:
             low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
             part = part.clamp(low, high)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from simmim.config.images import ImageConfig, Reading, how_to_measure
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
+from simmim.data.augmenting import augmented
 from simmim.data.bands import Picture
 from simmim.data.batches import Batch, Sample, collate
 from simmim.data.cropping import Cropping
@@ -188,9 +189,8 @@ def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Pat
     crops = config.crops_per_image
     if crops == "auto":
         crops = _crops_by_area(images, config.reading, config.size)
-    return Crops(
-        images, cropping(config, config.seed), config.reading, crops=crops, cache=config.cache
-    )
+    drawn = augmented(cropping(config, config.seed), config)
+    return Crops(images, drawn, config.reading, crops=crops, cache=config.cache)
 
 
 def validation_crops(config: PretrainConfig, images: Sequence[Path | Item]) -> Crops:
@@ -206,7 +206,8 @@ def central_crops(
     config: ImageConfig, images: Sequence[Path | Item], *, cache: bool = False
 ) -> Crops:
     """The largest central crop of each image, blank where it cannot be read."""
-    central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True)
+    share = getattr(config, "test_crop", 1.0)
+    central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True, central=share)
     return Crops(images, central, config.reading, cache=cache, replace=False)
 
 
@@ -216,6 +217,7 @@ def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
         "scale": getattr(config, "crop_scale", (1.0, 1.0)),
         "ratio": getattr(config, "crop_ratio", (1.0, 1.0)),
         "flip": getattr(config, "flip", 0.0),
+        "interpolation": getattr(config, "interpolation", "bilinear"),
         "nodata": float(config.nodata) if config.nodata else None,
         "nodata_share": config.nodata_share,
         "fill": config.mean or (0.0,) * config.channels,

@@ -21,19 +21,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from simmim_kernels.integrations.checkpoint_names import (
-    QKV,
     TRANSFORMERS,
     VIT_MAE_DECODER,
-    Names,
-    fill,
-    match,
     names_of,
-    pattern,
 )
+from simmim_kernels.integrations.checkpoint_tensors import (
+    family_of_theirs,
+    rename_to_ours,
+    rename_to_theirs,
+    reorder_head,
+)
+
+__all__ = ["family_of_names", "from_simmim", "project_of", "reorder_head", "to_simmim"]
 
 State = Mapping[str, Tensor]
 PROJECTS = ("simmim", "microsoft", "mmpretrain", "transformers", "timm", "mae")
@@ -133,7 +135,7 @@ def to_simmim(state: State, project: str) -> dict[str, Tensor]:
             decoder |= {k: v for k, v in state.items() if k == "decoder.mask_token"}
             others = {k: v for k, v in state.items() if k not in decoder}
             return _vit_mae_to_ours(others, decoder)
-    names = names_of(project, _family_of_theirs(state), _stages(state))
+    names = names_of(project, family_of_theirs(state), _stages(state))
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         if name == names.mask_token:
@@ -143,7 +145,7 @@ def to_simmim(state: State, project: str) -> dict[str, Tensor]:
                 value.flatten(1) if value.dim() > 1 else value
             )
         elif name.startswith(names.encoder):
-            ours |= _encoder_to_ours(name.removeprefix(names.encoder), value, names, state, project)
+            ours |= rename_to_ours(name.removeprefix(names.encoder), value, names, state, project)
         else:
             ours[name] = value
     return ours
@@ -177,17 +179,8 @@ def from_simmim(state: State, project: str) -> dict[str, Tensor]:
             kept = value[:, :, None, None] if value.dim() > 1 else value
             theirs[names.head + name.removeprefix("head.")] = kept
         else:
-            theirs |= _encoder_to_theirs(name, value, names, project)
+            theirs |= rename_to_theirs(name, value, names, project)
     return theirs
-
-
-def _encoder_to_theirs(name: str, value: Tensor, names: Names, project: str) -> dict[str, Tensor]:
-    inner = name.removeprefix(names.ours)
-    value = _merging(inner, value, project, to_ours=False)
-    template, groups = match(inner, tuple(a for a, _ in names.pairs), name)
-    target = dict(names.pairs)[template]
-    parts = zip(QKV, value.chunk(3), strict=True) if "{qkv}" in target else [("", value)]
-    return {names.encoder + fill(target, groups, part): v for part, v in parts}
 
 
 def _mae_to_ours(state: State) -> dict[str, Tensor]:
@@ -210,7 +203,7 @@ def _vit_mae_to_ours(encoder: State, decoder: State) -> dict[str, Tensor]:
             ours["head." + name.removeprefix(head)] = value
         else:
             inner = name.removeprefix(names.encoder)
-            ours |= _encoder_to_ours(inner, value, names, decoder, "transformers")
+            ours |= rename_to_ours(inner, value, names, decoder, "transformers")
     channels = ours[_ENCODER + "patch_embed.proj.weight"].shape[1]
     return reorder_head(ours, channels, "yxc", "cyx")
 
@@ -232,7 +225,7 @@ def _from_mae(state: State, project: str) -> dict[str, Tensor]:
         if name.startswith("head."):
             theirs[VIT_MAE_DECODER.head + name.removeprefix("head.")] = value
         elif name not in encoder:
-            theirs |= _encoder_to_theirs(name, value, VIT_MAE_DECODER, project)
+            theirs |= rename_to_theirs(name, value, VIT_MAE_DECODER, project)
     return theirs
 
 
@@ -245,27 +238,6 @@ def family_of_names(state: State) -> str:
     return "beit" if any(name.endswith(".attn.q_bias") for name in state) else "vit"
 
 
-def reorder_head(state: State, channels: int, source: str, target: str) -> dict[str, Tensor]:
-    """Our `state` with the rows of its head moved from one order to the other.
-
-    Args:
-        channels: of the images.
-        source, target: `"cyx"`: (channel, dy, dx), ours and PixelShuffle's; `"yxc"`: MAE's.
-    """
-    if source == target:
-        return dict(state)
-    moved = dict(state)
-    for name in ("head.weight", "head.bias"):
-        rows = state[name]
-        side = round((len(rows) // channels) ** 0.5)
-        if source == "yxc":
-            rows = rows.unflatten(0, (side, side, channels)).movedim(2, 0)
-        else:
-            rows = rows.unflatten(0, (channels, side, side)).movedim(0, 2)
-        moved[name] = rows.flatten(0, 2).contiguous()
-    return moved
-
-
 def _names_in_files(state: State) -> dict[str, Tensor]:
     """transformers' tensors by the names of its files, those of a bare backbone with its family's
     prefix."""
@@ -274,7 +246,7 @@ def _names_in_files(state: State) -> dict[str, Tensor]:
     if any(".q_proj." in name for name in state):
         state = {_name_in_file(name): value for name, value in state.items()}
     if any(name.startswith("embeddings.") for name in state):
-        family = _family_of_theirs(state)
+        family = family_of_theirs(state)
         state = {f"{family}.{name}": value for name, value in state.items()}
     return dict(state)
 
@@ -283,44 +255,6 @@ def _name_in_file(name: str) -> str:
     for memory, file in _IN_MEMORY:
         name = re.sub(memory, file, name)
     return name
-
-
-def _encoder_to_ours(
-    name: str, value: Tensor, names: Names, state: State, project: str
-) -> dict[str, Tensor]:
-    for ours, theirs in names.pairs:
-        for part in QKV if "{qkv}" in theirs else ("",):
-            groups = pattern(theirs.replace("{qkv}", part)).fullmatch(name)
-            if groups is None:
-                continue
-            target = names.ours + fill(ours, groups.groupdict())
-            if not part:
-                if ".norm." in target and _family_of_theirs(state) == "swinv2":
-                    return {target: value}  # of channels that are merged already
-                return {target: _merging(target.removeprefix(_ENCODER), value, project, True)}
-            parts = [names.encoder + fill(theirs, groups.groupdict(), p) for p in QKV]
-            if part != "query" or not all(p in state for p in parts):
-                return {} if all(p in state for p in parts) else {names.encoder + name: value}
-            return {target: torch.cat([state[p] for p in parts])}
-    return {names.encoder + name: value}
-
-
-def _merging(name: str, value: Tensor, project: str, to_ours: bool) -> Tensor:
-    """The columns of a patch merging: mmpretrain unfolds (channel, dy, dx), the others put the
-    neighbours (0, 0), (1, 0), (0, 1), (1, 1) behind each other."""
-    if project != "mmpretrain" or ".downsample." not in name:
-        return value
-    if to_ours:
-        return value.unflatten(-1, (-1, 2, 2)).movedim(-3, -1).transpose(-3, -2).flatten(-3)
-    return value.unflatten(-1, (2, 2, -1)).transpose(-3, -2).movedim(-1, -3).flatten(-3)
-
-
-def _family_of_theirs(state: State) -> str:
-    if any(name.endswith(".logit_scale") for name in state):
-        return "swinv2"
-    if any(re.search(r"(layers|stages)\.\d+\.blocks\.", name) for name in state):
-        return "swin"
-    return "beit" if any(name.endswith(".q_bias") for name in state) else "vit"
 
 
 def _stages(state: State) -> int:

@@ -276,3 +276,42 @@ def test_no_position_embedding_no_dropout_behind_it():
         torch.manual_seed(1)
         results.append(run())
     same(*results)
+
+
+VISIBLE = {
+    "plain": {},
+    "registers": {"reg_tokens": 2, "no_embed_class": True},
+    "no class token": {"class_token": False},
+    "norm of patches": {"embed_norm_layer": nn.LayerNorm},
+    "no positions": {"pos_embed": "none"},
+}
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("case", VISIBLE)
+def test_visible_tokens_alone_are_those_of_a_model_that_gets_no_others(case, hooked):
+    encoder = MaskedEncoder(model("vit", (64, 96), **VISIBLE[case]))
+    backbone, x = encoder.backbone, images((64, 96))
+    mask = sk.random_mask(2, (2, 3), 0.5, seed=1)  # units of 2 x 2 patches
+    kept = mask.on_grid((4, 6)).visible.long()
+    called = []
+    if hooked:
+        backbone.patch_embed.register_forward_hook(lambda *_: called.append(1))
+    found = encoder.visible_tokens(x, mask)
+    # timm's own way, which leaves out patches behind the positions
+    prefix = backbone.num_prefix_tokens
+
+    def drop(module, args, out):
+        index = kept[..., None].expand(-1, -1, out.shape[2])
+        return torch.cat((out[:, :prefix], out[:, prefix:].gather(1, index)), 1)
+
+    backbone.norm_pre.register_forward_hook(drop)
+    torch.testing.assert_close(found, backbone.forward_features(x))
+    assert found.shape == (2, prefix + 12, 24)
+    assert len(called) == 2 * hooked
+
+
+@pytest.mark.parametrize("name", ["beit", "swin"])
+def test_visible_tokens_are_refused_where_a_grid_is_needed(name):
+    with pytest.raises(TypeError, match="needs its patches on a whole grid; allowed: a ViT"):
+        MaskedEncoder(model(name)).visible_tokens(images(), sk.random_mask(2, (4, 4), 0.5))

@@ -91,6 +91,12 @@ def _fit_tables(weights: Weights, trained: PretrainConfig, wanted: PretrainConfi
         if source is not None:
             value = weights[f"backbone.{source}"]
             fitted[f"backbone.{name}"] = resample(value, old[source], table).clone()
+    wrong = checkpoint.differences(fitted, encoders[1].state_dict())
+    if wrong:
+        raise UserError(
+            f"the checkpoint's weights are not those of an encoder with {wanted.encoder_args}: {wrong}; "
+            "of --encoder-args leave out what weights show"
+        )
     return fitted
 
 

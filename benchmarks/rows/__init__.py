@@ -25,6 +25,7 @@ FILES = (
     "attention",
     "step",
     "transformers",
+    "methods",
 )
 
 

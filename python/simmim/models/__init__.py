@@ -1,1 +1,1 @@
-"""The SimMIM model, its encoders, and the classifier that fine-tuning trains."""
+"""The SimMIM and MAE models, their encoders, and the classifier that fine-tuning trains."""

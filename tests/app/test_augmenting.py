@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
+from simmim.cli import main
 from simmim.data.augmenting import Augmented
 from simmim.data.cropping import AUGMENT, Cropping, central_crop, random_numbers
 from simmim.data.crops import central_crops, training_crops
@@ -137,3 +138,31 @@ def test_a_resumed_run_augments_as_the_uninterrupted_one(labelled, tmp_path):
     )
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name]), name
+
+
+#: what makes a fine-tuning preset's run small
+SMALL = ("--epochs", 1, "--batch-size", 6, "--accumulate", 1, "--warmup-epochs", 0, "--workers", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["vit-b", "swin-b", "swinv2-b", "mae-vit-b"])
+def test_the_presets_fine_tune_what_their_namesakes_pretrain(
+    preset, photographs, labelled, tmp_path
+):
+    small = {
+        "vit": ("patch_size", 8, "embed_dim", 16, "depth", 2, "num_heads", 2),
+        "swin": ("embed_dim", 16, "depths", "1,1,1,1", "num_heads", "1,1,2,2"),
+    }["swin" if preset.startswith("swin") else "vit"]
+    run, size = tmp_path / "pretrained", 32 if "vit" in preset else 64
+    common = ["--img-size", size, "--mask-unit", 8 if "vit" in preset else 32]
+    if preset == "mae-vit-b":
+        common += ["--decoder-width", 32, "--decoder-heads", 2, "--decoder-depth", 1]
+    pretrain = ["pretrain", "--preset", preset, "--data", photographs, "--out", run]
+    assert main([str(a) for a in (*pretrain, *SMALL, *common, "--encoder-args", *small)]) == 0
+    tuned = ["finetune", "--preset", preset, "--data", labelled, "--out", tmp_path / "tuned"]
+    tuned += ["--checkpoint", run / "checkpoints" / "last.pt", "--img-size", size]
+    assert main([str(a) for a in (*tuned, *SMALL)]) == 0
+    state = checkpoint.load(tmp_path / "tuned" / "checkpoints" / "last.pt", "finetune")
+    assert all(value.isfinite().all() for value in state["model"].values())
+    tables = [name for name in state["model"] if "relative_position_bias_table" in name]
+    assert len(tables) == {"vit-b": 2, "swin-b": 4}.get(preset, 0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import io
 import itertools
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from simmim.config.conflicts import check_conflicts
@@ -18,6 +20,7 @@ from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
+from simmim.config.run import Config
 from simmim.config.stats import StatsConfig
 from simmim.errors import (
     LostProcessError,
@@ -109,8 +112,10 @@ def _run(arguments: list[str]) -> int:
     preset = _given(arguments, "--preset", {**PRESETS, **FINETUNE_PRESETS}) or "none"
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
-    pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
+    if preset == "none" and "--resume" in arguments:
+        default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
+    pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
     finetune = tyro.conf.subcommand("finetune", default=tuned, prefix_name=False)
     config = tyro.cli(
         Annotated[PretrainConfig, pretrain]
@@ -181,6 +186,25 @@ def _given(arguments: list[str], name: str, known: Container[str]) -> str | None
         raise UserError(f"{name} is given more than once: {', '.join(sorted(names))}")
     value = names.pop() if names else None
     return value if value in known else None
+
+
+def _of_earlier_run(arguments: list[str], default: Config) -> Config:
+    """The settings of the run in --out, which --resume takes where the command line has none.
+
+    Args:
+        default: those of a new run, the result where no run of that kind is in --out.
+    """
+    pairs = itertools.pairwise([*arguments, ""])
+    outs = [
+        here.partition("=")[2] or after for here, after in pairs if here.split("=")[0] == "--out"
+    ]
+    path = Path(outs[-1] if outs else default.out, "config.json")
+    try:
+        settings = type(default).from_json(path.read_text(encoding="utf-8"))
+    # no run, another command's, or a file that somebody edited: what resumes it will say so
+    except (OSError, ValueError, TypeError, AttributeError, UserError):
+        return default
+    return dataclasses.replace(settings, resume=False, overwrite=False)
 
 
 def _pretrain(config: PretrainConfig) -> int:

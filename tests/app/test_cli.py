@@ -197,3 +197,19 @@ def test_a_missing_package_is_named(monkeypatch, photographs, capsys):
     assert status == 2
     assert 'pip install "simmim-kernels[train]"' in err
     assert "tyro" in err
+
+
+def test_resuming_takes_the_settings_of_the_run(photographs, labelled, tmp_path, capsys):
+    out = tmp_path / "out"
+    begin = ("pretrain", "--data", photographs, "--out", out, *FAST, "--lr", 0.5, "--overwrite")
+    assert run(capsys, *begin, "--epochs", 1)[0] == 0
+    status, said, error = run(capsys, "pretrain", f"--out={out}", "--resume", "--epochs", 2)
+    assert status == 0, error
+    assert "--epochs 2 instead of 1" in said + error and "--lr" not in said + error
+    written = PretrainConfig.from_json((out / "config.json").read_text())
+    assert (written.lr, written.epochs, written.img_size) == (0.5, 2, 32)
+    status, _, error = run(capsys, "pretrain", "--out", out, "--resume", "--img-size", 64)
+    assert status == 2 and "--img-size 32, not 64" in error
+    # another command's run is none of this one's
+    status, _, error = run(capsys, "finetune", "--out", out, "--resume", "--data", labelled)
+    assert status == 2 and "--checkpoint" in error

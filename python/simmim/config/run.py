@@ -37,9 +37,9 @@ class RunConfig(ImageConfig):
 
     resume: bool = False
     """Continue the run in --out at the very step of its newest checkpoint; start it if there is
-    none. Give the same settings as before; from that step on may change --epochs, --lr, --warmup-lr,
-    --min-lr, --warmup-epochs, --schedule, --clip, --precision, --attention and --compile, and at any
-    time what does not touch the weights."""
+    none. Settings that are not given are those of the run. From that step on may change --epochs,
+    --lr, --warmup-lr, --min-lr, --warmup-epochs, --schedule, --clip, --precision, --attention and
+    --compile, and at any time what does not touch the weights."""
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""

@@ -1,0 +1,96 @@
+"""Every command line of the documentation runs, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from simmim.cli import main
+from simmim.config.pretrain import PretrainConfig
+from simmim.models.build import build_model
+from simmim_kernels.integrations import checkpoints
+
+from .conftest import smooth_image
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINE = re.compile(r"^ {4}((?:torchrun .*-m )?simmim [^#\n]*)", re.MULTILINE)
+#: what stands for a name that the reader puts in, and what keeps a run short
+INSTEAD = {
+    "FILE_OR_FOLDER": "simmim_pretrain__swin_base.pth",
+    "NAME": "simmim_swin_base --img-size 192",
+    "vit_small_patch16_224": "vit_tiny_patch16_224",
+    "--nproc-per-node 8": "--nproc-per-node 2",
+}
+SHORT = {"--epochs": "1", "--batch-size": "4", "--workers": "0", "--img-size": "64"}
+SMALL = SHORT | {"--encoder": "vit_tiny_patch16_224", "--mask-unit": "16"}
+
+
+def lines_of(page: Path) -> list[str]:
+    """The command lines of a page, with what they leave to choose in brackets taken."""
+    return [re.sub(r"[\[\]]", "", line).strip() for line in LINE.findall(page.read_text())]
+
+
+def prepare(line: str, number: int) -> list[str]:
+    """The words of a line for a short run, whose results are not in the way of another one's."""
+    for name, value in INSTEAD.items():
+        line = re.sub(rf"(?<![\w-]){re.escape(name)}(?!\w)", value, line)
+    words = shlex.split(line)
+    command = words[words.index("simmim") + 1]
+    if command == "pretrain":
+        for flag, value in (SHORT if "--resume" in words else SMALL).items():
+            if flag not in words:
+                words += [flag, value]
+    elif command == "finetune":
+        words += ["--epochs", "1", "--workers", "0"]
+    if "--resume" not in words and "--verify" not in words:
+        if "--out" not in words and command in ("pretrain", "finetune"):
+            words += ["--out", f"runs/{number}"]
+        if "--out" in words:
+            out = Path(words[words.index("--out") + 1])
+            shutil.rmtree(out, ignore_errors=True)
+            out.unlink(missing_ok=True)
+    return words
+
+
+def write_what_pages_name(folder: Path) -> None:
+    for number in range(36):
+        for name in ("FOLDER", "SOURCE"):
+            path = folder / name / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(smooth_image(number % 12, 72, 80)).save(path)
+        path = folder / "SCENES" / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        bands = np.random.default_rng(number).integers(0, 4000, (5, 72, 80), np.uint16)
+        tifffile.imwrite(path, bands, planarconfig="separate", photometric="minisblack")
+    model = build_model(PretrainConfig(encoder="simmim_swin_base", img_size=192))
+    theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
+    torch.save({"model": theirs}, folder / "simmim_pretrain__swin_base.pth")
+
+
+@pytest.mark.slow
+def test_every_command_line_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_what_pages_name(tmp_path)
+    lines = [(page.name, line) for page in PAGES for line in lines_of(page)]
+    assert len(lines) > 12
+    for number, (page, line) in enumerate(lines):
+        words = prepare(line, number)
+        if words[0] == "torchrun":
+            torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+            done = subprocess.run(torchrun, capture_output=True, text=True)
+            status, said = done.returncode, done.stderr
+        else:
+            status = main(words[1:])
+            said = "".join(capsys.readouterr())
+        assert status == 0, f"{page}: {line}\n{shlex.join(words)}\n{said}"

@@ -1,5 +1,5 @@
 """The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``stats``,
-``import`` and ``export``."""
+``pack``, ``import`` and ``export``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers
+from simmim.config.pack import PackConfig
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.config.run import Config
 from simmim.config.stats import StatsConfig
@@ -123,6 +124,7 @@ def _run(arguments: list[str]) -> int:
         | Annotated[FinetuneConfig, finetune]
         | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
         | Annotated[StatsConfig, tyro.conf.subcommand("stats", prefix_name=False)]
+        | Annotated[PackConfig, tyro.conf.subcommand("pack", prefix_name=False)]
         | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]
         | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)],
         args=arguments,
@@ -154,6 +156,8 @@ def _run(arguments: list[str]) -> int:
         return require(f"simmim.{module}").command(config)
     if isinstance(config, StatsConfig):
         return require("simmim.data.statistics").command(config)
+    if isinstance(config, PackConfig):
+        return require("simmim.data.pack").command(config)
     if isinstance(config, ImportConfig | ExportConfig):
         return require("simmim.exchange.command").command(config)
     from simmim.evaluation.reconstruct import run

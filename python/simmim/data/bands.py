@@ -120,6 +120,20 @@ def from_array(array: np.ndarray, wanted: Reading) -> Picture:
     return Window((len(chosen), *array.shape[1:]), KEPT[array.dtype.name], load)
 
 
+def from_tensor(image: Tensor, wanted: Reading) -> Picture:
+    """One image ``(C, H, W)`` in memory or in a memory map, of which nothing is copied here."""
+    chosen = choose_bands(str(image.dtype).removeprefix("torch."), len(image), wanted)
+    if chosen == list(range(len(image))):
+        return image
+    if not any(chosen):
+        return image[:1].expand(len(chosen), -1, -1)
+
+    def load(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        return image[:, top:bottom, left:right].numpy()[chosen]
+
+    return Window((len(chosen), *image.shape[1:]), str(image.dtype).removeprefix("torch."), load)
+
+
 def _layout(shape: tuple[int, ...], layout: str) -> str:
     if layout != "auto":
         return layout

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.data.cropping import ORDER, random_numbers
+from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
+from simmim.data.packed import pack_classes
+from simmim.data.sources import is_pack
 from simmim.data.splits import (
     VALIDATION_SEED,
     check_links,
@@ -21,6 +24,8 @@ from simmim.data.splits import (
     resolve_split,
 )
 from simmim.errors import UserError
+
+Images = list[Path | Item]
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Labelled:
         labels: ``int64 (len(paths),)``, places in the list of class names.
     """
 
-    paths: list[Path]
+    paths: Images
     labels: Tensor
 
 
@@ -54,10 +59,9 @@ class Classes:
     summary: tuple[str, ...] = ()
 
 
-def find_classes(
-    folder: Path, without: Iterable[Path] = ()
-) -> tuple[dict[str, list[Path]], Listing]:
-    """The images of each folder in ``folder``, under the folder's name, in sorted order.
+def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, Images], Listing]:
+    """The images of each folder in ``folder``, under the folder's name, in sorted order, or those of a
+    pack of such a folder.
 
     Hidden folders, those of runs, and ``without`` are no classes.
 
@@ -69,6 +73,8 @@ def find_classes(
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
+    if is_pack(folder):
+        return pack_classes(folder)
     everything, without = Listing(folder), {path.resolve() for path in without}
     listings = {}
     for path in sorted(folder.iterdir()):
@@ -134,8 +140,8 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
 
 
 def _hold_out(
-    found: dict[str, list[Path]], config: FinetuneConfig | ProbeConfig
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    found: dict[str, Images], config: FinetuneConfig | ProbeConfig
+) -> tuple[dict[str, Images], dict[str, Images]]:
     train, test = {}, {}
     for number, (name, paths) in enumerate(found.items()):
         if len(paths) == 1:
@@ -149,9 +155,7 @@ def _hold_out(
     return train, test
 
 
-def _some(
-    paths: list[Path], name: str, number: int, config: FinetuneConfig | ProbeConfig
-) -> list[Path]:
+def _some(paths: Images, name: str, number: int, config: FinetuneConfig | ProbeConfig) -> Images:
     if len(paths) < config.per_class:
         raise UserError(
             f"class {name!r} has {len(paths)} images to train on, fewer than --per-class "
@@ -161,11 +165,11 @@ def _some(
     return _picked(paths, mixed[: config.per_class])
 
 
-def _picked(paths: list[Path], places: np.ndarray) -> list[Path]:
+def _picked(paths: Images, places: np.ndarray) -> Images:
     return [paths[i] for i in sorted(places.tolist())]
 
 
-def _labelled(classes: dict[str, list[Path]]) -> Labelled:
+def _labelled(classes: dict[str, Images]) -> Labelled:
     counts = [len(paths) for paths in classes.values()]
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     return Labelled([path for paths in classes.values() for path in paths], labels)

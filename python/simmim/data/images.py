@@ -21,6 +21,7 @@ from simmim.data.bands import (
     UPRIGHT,
     Picture,
     from_array,
+    from_tensor,
     open_array,
     open_deep,
     open_picture,
@@ -99,6 +100,8 @@ def read_image(path: Path | Item, wanted: Reading) -> Picture:
         if isinstance(path, Path):
             return _read_file(partial(path.open, "rb"), path, wanted)
         content = path.read()
+        if isinstance(content, Tensor):
+            return from_tensor(content, wanted)
         if isinstance(content, np.ndarray):
             return from_array(content, wanted)
         return _read_file(partial(io.BytesIO, content), None, wanted)

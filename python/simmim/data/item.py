@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 
 class Source(Protocol):
@@ -31,8 +32,9 @@ class Source(Protocol):
     def size(self, number: int) -> int:
         """A number of bytes that tells other contents from these, for the fingerprint."""
 
-    def read(self, number: int) -> bytes | np.ndarray:
-        """An image file's contents, or one image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``."""
+    def read(self, number: int) -> bytes | np.ndarray | Tensor:
+        """An image file's contents, or one image: an array ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, or a
+        tensor ``(C, H, W)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Item:
     def kind(self) -> str:
         return self.source.kind
 
-    def read(self) -> bytes | np.ndarray:
+    def read(self) -> bytes | np.ndarray | Tensor:
         return self.source.read(self.number)
 
     def stat(self) -> os.stat_result:

@@ -70,6 +70,8 @@ _OTHER_KINDS = {
 }
 #: of these a folder is one file
 _FOLDER_KINDS = {".zarr", ".n5", ".safe"}
+#: what describes the images of a pack, see `packed`
+PACK = "pack.json"
 #: what config.json of a run holds whatever the command
 _RUN_SETTINGS = {"data", "out", "seed", "on_bad_image"}
 
@@ -192,6 +194,9 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
         ) from None
     if len(above) > 1 and holds_run(folder, {entry.name for entry in entries}):
         listing.runs.append(folder)
+        return
+    if len(above) > 1 and any(entry.name == PACK for entry in entries):
+        listing.left["pack"] += 1
         return
     for entry in entries:
         path, linked = Path(folder, entry.name), entry.is_symlink()

@@ -10,7 +10,8 @@ from pathlib import Path
 from simmim.config.images import SourceConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.item import items
-from simmim.data.listing import SUFFIXES, Listing, check_any, list_images
+from simmim.data.listing import PACK, SUFFIXES, Listing, check_any, list_images
+from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
 from simmim.data.tables import TableSource
 from simmim.errors import UserError, printable
@@ -21,7 +22,13 @@ _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 
 def is_folder_of_files(path: Path) -> bool:
     """Whether a source is a folder that is searched for files, and no array or table."""
-    return path.is_dir() and not (_is_zarr(path) or _is_saved_dataset(path))
+    others = is_pack, _is_zarr, _is_saved_dataset
+    return path.is_dir() and not any(is_one(path) for is_one in others)
+
+
+def is_pack(path: Path) -> bool:
+    """Whether ``simmim pack`` wrote a folder."""
+    return (path / PACK).is_file()
 
 
 def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) -> Listing:
@@ -29,7 +36,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
 
     Args:
         path: a folder of images, shards or parquet files; a list (txt, csv, parquet); an array (npy,
-            zarr); an archive; a table; a single image.
+            zarr); an archive; a table; a pack; a single image.
         config: which column or array is meant.
         without: folders to leave out.
 
@@ -44,6 +51,8 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         return listing
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
+    if is_pack(path):
+        return list_pack(path)
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
         return _listed(path, read_paths(path, config.column))

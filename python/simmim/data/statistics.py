@@ -9,14 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from simmim.config.images import PERCENTILES, Reading
-from simmim.config.stats import StatsConfig
+from simmim.config.stats import ScanConfig, StatsConfig
 from simmim.data.bands import Picture
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, OtherContentsError, file_errors, read_image
@@ -98,7 +97,7 @@ def command(config: StatsConfig) -> int:
     return 0
 
 
-def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Reading:
+def first_contents(config: ScanConfig, images: Sequence[Path | Item]) -> Reading:
     """What is wanted of all images: what the first one that can be read holds.
 
     Raises:
@@ -131,16 +130,27 @@ def first_contents(config: StatsConfig, images: Sequence[Path | Item]) -> Readin
 
 def measure(config: StatsConfig, images: Sequence[Path | Item], wanted: Reading) -> Tally:
     """The tally of all ``images``, the same for any number of processes."""
-    pieces = [images[start : start + _PIECE] for start in range(0, len(images), _PIECE)]
-    total, one = Tally(), partial(measure_piece, wanted)
-    if config.workers < 2 or len(pieces) < 2:
-        for piece in pieces:
-            total.add(one(piece))
+    total, starts = Tally(), range(0, len(images), _PIECE)
+    if config.workers < 2 or len(starts) < 2:
+        for start in starts:
+            total.add(measure_piece(wanted, images[start : start + _PIECE]))
         return total
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("fork")) as pool:
-        for found in pool.map(one, pieces):
+    # forked processes have the images already: an array would be sent whole with each of its parts
+    context, begun = get_context("fork"), (wanted, images)
+    with ProcessPoolExecutor(config.workers, context, _inherit, begun) as pool:
+        for found in pool.map(_measure_from, starts):
             total.add(found)
     return total
+
+
+def _inherit(*begun: object) -> None:
+    global _inherited
+    _inherited = begun
+
+
+def _measure_from(start: int) -> Tally:
+    wanted, images = _inherited
+    return measure_piece(wanted, images[start : start + _PIECE])
 
 
 def measure_piece(wanted: Reading, images: Sequence[Path | Item]) -> Tally:

@@ -1,5 +1,5 @@
-"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``stats``,
-``pack``, ``import`` and ``export``."""
+"""The command line: ``simmim pretrain``, ``reconstruct``, ``finetune``, ``probe``, ``predict``,
+``features``, ``stats``, ``pack``, ``import`` and ``export``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from simmim.config.apply import FeaturesConfig, PredictConfig
 from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
@@ -123,6 +124,8 @@ def _run(arguments: list[str]) -> int:
         | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
         | Annotated[FinetuneConfig, finetune]
         | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
+        | Annotated[PredictConfig, tyro.conf.subcommand("predict", prefix_name=False)]
+        | Annotated[FeaturesConfig, tyro.conf.subcommand("features", prefix_name=False)]
         | Annotated[StatsConfig, tyro.conf.subcommand("stats", prefix_name=False)]
         | Annotated[PackConfig, tyro.conf.subcommand("pack", prefix_name=False)]
         | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]
@@ -154,6 +157,8 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, FinetuneConfig | ProbeConfig):
         module = "training.finetune" if isinstance(config, FinetuneConfig) else "evaluation.probe"
         return require(f"simmim.{module}").command(config)
+    if isinstance(config, PredictConfig | FeaturesConfig):
+        return require(f"simmim.evaluation.{arguments[0]}").command(config)
     if isinstance(config, StatsConfig):
         return require("simmim.data.statistics").command(config)
     if isinstance(config, PackConfig):

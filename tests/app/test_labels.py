@@ -10,7 +10,6 @@ import torch
 
 from simmim.cli import main
 from simmim.data.classes import split_classes
-from simmim.training.finetune import Finetuner
 
 from .labels import finetuning
 
@@ -93,14 +92,9 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
     assert words in err
 
 
-def test_nothing_to_start_from(labelled, pretrained, tmp_path, capsys):
+def test_nothing_to_start_from(labelled, capsys):
     assert main(["probe", "--data", str(labelled)]) == 2
     assert "--checkpoint FILE, or --encoder NAME" in capsys.readouterr().err
-    run = Finetuner(finetuning(labelled, tmp_path / "run")).fit()
-    capsys.readouterr()
-    assert main(["finetune", "--data", str(labelled), "--checkpoint", str(run.checkpoint)]) == 2
-    error = capsys.readouterr().err
-    assert "holds a fine-tuned classifier" in error and "simmim finetune --resume" in error
 
 
 def test_commands_write_what_they_name(labelled, tmp_path, capsys):

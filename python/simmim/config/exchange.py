@@ -54,8 +54,8 @@ class ImportConfig:
     says, else the published 16."""
 
     classifier: bool = False
-    """Take a fine-tuned classifier with its head, whose features are the mean over the patches, for
-    simmim.models.classifier.load_classifier."""
+    """Take a fine-tuned classifier with its head, whose features are the mean over the patches, for simmim
+    predict, features, probe, finetune and export."""
 
     weights: str | None = None
     """Which model of the file to take where there are several: the key under which it lies or the
@@ -77,8 +77,8 @@ class ExportConfig:
     """Write a model under the names of another project."""
 
     checkpoint: Path
-    """A checkpoint of simmim pretrain or simmim import, or with the projects simmim and timm one of
-    simmim finetune."""
+    """A checkpoint of simmim pretrain or simmim import, or with the projects simmim, timm and, for Swin,
+    transformers one of simmim finetune."""
 
     project: Project
     """Whose names. timm gets the encoder alone; transformers a folder for from_pretrained; mae,

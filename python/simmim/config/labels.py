@@ -21,7 +21,7 @@ class LabelledConfig(ImageConfig):
     """Where an encoder comes from, and how labelled images are split."""
 
     checkpoint: Path | None = None
-    """Start from the encoder of this checkpoint of simmim pretrain; without it, from random
+    """Start from the encoder of this checkpoint of simmim pretrain or finetune; without it, from random
     weights."""
 
     encoder: str | None = None
@@ -77,7 +77,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders."""
+    each with the class folders; or what simmim pack made of it."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""
@@ -161,7 +161,7 @@ class ProbeConfig(LabelledConfig):
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders."""
+    each with the class folders; or what simmim pack made of it."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""

@@ -71,7 +71,8 @@ def name_below(image: Path | Item, root: Path) -> str:
         below = path.relative_to(root)
     except ValueError:
         below = Path(os.path.relpath(path, root))
-    return below.as_posix() + ("" if path is image else image.source.name(image.number))
+    name = below.as_posix() + ("" if path is image else image.source.name(image.number))
+    return name.removeprefix("./")
 
 
 def size_of(image: Path | Item) -> int:

@@ -13,10 +13,9 @@ import torch
 
 from simmim.config.labels import ProbeConfig
 from simmim.data.classes import Classes, Labelled, split_classes
-from simmim.data.crops import central_crops, check_measured, check_readable
-from simmim.data.listing import summarize_bad
-from simmim.data.read_ahead import read_batches, usable_cores, ways
-from simmim.errors import UnreadableImageError, UserError, printable, require
+from simmim.data.crops import central_crops, check_measured
+from simmim.errors import UserError, printable, require
+from simmim.evaluation.inference import readable_batches
 from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import block_features, completed, start
 from simmim.models.encoders import ConvEncoder, TimmEncoder
@@ -137,29 +136,10 @@ def _features(
     """Features ``(n, width)`` of each block, and the labels ``(n,)``, of the readable files."""
     images = central_crops(config, files.paths)
     check_measured(config, images)
-    samples = [(0, sample) for sample in range(len(images))]
-    batches = [
-        samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)
-    ]
-    device = next(encoder.parameters()).device
-    found, labels, bad = [], [], {}
-    way = ways(config.workers, device.type, False, usable_cores())[0]
-    for batch in read_batches(images, batches, way):
-        check_readable(batch, config.on_bad_image)
-        bad |= dict(batch.bad)
-        for path, note in batch.notes:
-            print(printable(f"{path}: {note}"), file=sys.stderr)
-        if not batch.read.any():
-            continue
-        features = block_features(encoder, batch.images[batch.read].to(device), blocks)
-        found.append([f.float().cpu().numpy() for f in features])
-        labels.append(files.labels[batch.sources[batch.read]].numpy())
-    for path, reason in bad.items():
-        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
-    if not found:
-        raise UnreadableImageError(
-            f"none of the {len(files.paths)} images can be read: {summarize_bad(bad)}"
-        )
+    found, labels = [], []
+    for pixels, sources in readable_batches(config, images, next(encoder.parameters()).device):
+        found.append([f.float().cpu().numpy() for f in block_features(encoder, pixels, blocks)])
+        labels.append(files.labels[sources].numpy())
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
 
 

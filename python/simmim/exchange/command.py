@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from simmim.errors import UserError, require
 from simmim.exchange.importing import check_suffix, import_model
 from simmim.exchange.mae import check_plain
 from simmim.exchange.settings import family_of
-from simmim.exchange.transformers import describe
+from simmim.exchange.transformers import CLASSES, describe
 from simmim.models.build import build_model
-from simmim.models.classifier import Classifier, start
+from simmim.models.classifier import Classifier, encoder_settings, start
 from simmim.storage import checkpoint
 from simmim.storage.files import replacing, write_text
 from simmim.storage.outputs import check_replaceable
@@ -73,10 +74,7 @@ def export_model(config: ExportConfig) -> list[str]:
         check_suffix(config.out)
         checkpoint.save_model(config.out, state["config"], theirs)
     elif config.project == "transformers":
-        config.out.mkdir(parents=True, exist_ok=True)
-        weights, configuration = (config.out / name for name in _IN_FOLDER)
-        _write(weights, theirs)
-        write_text(configuration, json.dumps(described, indent=2) + "\n")
+        _write_folder(config.out, theirs, described)
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         _write(config.out, theirs, _HELD.get(config.project))
@@ -84,24 +82,43 @@ def export_model(config: ExportConfig) -> list[str]:
 
 
 def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]:
-    """Write a fine-tuned classifier, whose features are a mean, for timm or as one of ours."""
-    if config.project not in ("simmim", "timm"):
+    """Write a fine-tuned classifier, whose features are a mean, for timm, transformers or as one of
+    ours."""
+    if config.project not in ("simmim", "timm", "transformers"):
         raise UserError(
             f"{config.checkpoint} holds a fine-tuned classifier, which can be exported for the "
-            f"projects simmim and timm, not for {config.project}"
+            f"projects simmim, timm and transformers, not for {config.project}"
         )
     trained = checkpoint.settings(config.checkpoint, state, FinetuneConfig)
     classes = len(state["model"].get("head.weight", ()))
     with torch.device("meta"):
         model = Classifier(start(trained, None), classes, fc_norm=trained.fc_norm)
     checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
+    names = state.get("classes") or []
     if config.project == "simmim":
         check_suffix(config.out)
-        checkpoint.save_model(config.out, state["config"], state["model"], "finetune")
+        checkpoint.save_model(config.out, state["config"], state["model"], "finetune", names)
         return [f"{len(state['model'])} tensors of a classifier for simmim"]
     family = family_of(model.encoder)
     if family is None:
         raise UserError(f"{config.checkpoint}: the encoder is none of timm's")
+    if config.project == "transformers":
+        if family not in ("swin", "swinv2"):
+            raise UserError(
+                f"{config.checkpoint} classifies by the mean over its tokens, transformers' {family} does "
+                "not: export it for timm, whose models do"
+            )
+        settings = dataclasses.replace(encoder_settings(trained), drop_path=trained.drop_path)
+        described = describe(model, settings)
+        described["architectures"] = [CLASSES[family] + "ForImageClassification"]
+        labels = names or [f"LABEL_{number}" for number in range(classes)]
+        described["id2label"] = dict(enumerate(labels))
+        described["label2id"] = {label: number for number, label in enumerate(labels)}
+        encoder = {k: v for k, v in state["model"].items() if k.startswith("encoder.backbone.")}
+        theirs = checkpoints.from_simmim(encoder, "transformers")
+        theirs |= {f"classifier.{n}": state["model"][f"head.{n}"] for n in ("weight", "bias")}
+        _write_folder(config.out, theirs, described)
+        return [f"{len(theirs)} tensors of a classifier for transformers"]
     head = "head.fc." if family.startswith("swin") else "head."
     theirs = checkpoints.from_simmim(state["model"], "timm")
     theirs |= {k: v for k, v in state["model"].items() if k.startswith("fc_norm.")}
@@ -115,6 +132,13 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
         f"{len(theirs)} tensors of a classifier for timm: "
         f"create_model(..., num_classes={classes}, global_pool='avg'{how})"
     ]
+
+
+def _write_folder(out: Path, theirs: State, described: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    weights, configuration = (out / name for name in _IN_FOLDER)
+    _write(weights, theirs)
+    write_text(configuration, json.dumps(described, indent=2) + "\n")
 
 
 def _write(path: Path, state: State, held: str | None = None) -> None:

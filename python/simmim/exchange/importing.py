@@ -82,8 +82,17 @@ def import_model(config: ImportConfig) -> list[str]:
         where=str(config.source),
     )
     _check(config, source, ours, model.state_dict())
-    checkpoint.save_model(config.out, settings, ours, kind)
+    checkpoint.save_model(config.out, settings, ours, kind, _class_names(config, source, ours))
     return notes + more + tables
+
+
+def _class_names(config: ImportConfig, source: Source, ours: State) -> list[str]:
+    """The names that a transformers configuration gives the classes of a classifier."""
+    said = (source.transformers or {}).get("id2label")
+    numbers = [str(number) for number in range(len(ours["head.weight"]))]
+    if not config.classifier or not isinstance(said, dict) or said.keys() != set(numbers):
+        return []
+    return [str(said[number]) for number in numbers]
 
 
 def check_suffix(out: Any) -> None:

@@ -9,6 +9,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.exchange.mae import describe_decoder
 from simmim.exchange.settings import ACTIVATIONS, Wanted, arguments_of, family_of, unlike_plain
+from simmim.models.classifier import Classifier
 from simmim.models.encoders import TimmEncoder
 from simmim.models.mae import MAE
 from simmim.models.simmim import SimMIM
@@ -117,7 +118,7 @@ def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
     return wanted
 
 
-def describe(model: SimMIM, trained: PretrainConfig) -> dict[str, Any]:
+def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, Any]:
     """transformers' configuration of the same model.
 
     Raises:

@@ -44,8 +44,12 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             )
         missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
-    state = checkpoint.load(config.checkpoint)
-    trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
+    trained, weights = trained_encoder(config.checkpoint)
+    if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):
+        raise UserError(
+            f"{config.checkpoint} was fine-tuned with --fc-norm, its encoder has no final norm: give "
+            "--fc-norm here too"
+        )
     brought = {name: getattr(trained, name) for name in _BROUGHT}
     # the images may be larger or smaller than in pre-training, and arguments go on top
     brought["img_size"] = config.img_size or trained.img_size
@@ -57,28 +61,27 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
                 f"{config.checkpoint} holds an encoder with {flag(name)} {value}, not {wanted}: "
                 f"leave out {flag(name)}, or leave out --checkpoint to start from random weights"
             )
-    weights = {
-        name.removeprefix("encoder."): value
-        for name, value in state["model"].items()
-        if name.startswith("encoder.")
-    }
     for name in BROUGHT:
         # images of another kind are read as the command line says
         given = getattr(config, name)
         brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
     config = dataclasses.replace(config, **brought)
     config.check_images()
-    return config, _fit_tables(weights, trained, _described(config))
+    return config, _fit_tables(weights, trained, encoder_settings(config))
 
 
-def _described(config: LabelledConfig) -> PretrainConfig:
+def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:
     """The encoder of a completed ``config``."""
     return PretrainConfig(**{name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)})
 
 
-def _fit_tables(weights: Weights, trained: PretrainConfig, wanted: PretrainConfig) -> Weights:
+def _fit_tables(
+    weights: Weights, trained: PretrainConfig | FinetuneConfig, wanted: PretrainConfig
+) -> Weights:
     """``weights`` for images or windows of another size: position tables are interpolated as timm
     does it, and a relative table that all blocks share becomes one of each, if these are wanted."""
+    if isinstance(trained, FinetuneConfig):
+        trained = encoder_settings(trained)
     if encoder_size(trained) == wanted.size and trained.encoder_args == wanted.encoder_args:
         return weights
     with torch.device("meta"):
@@ -91,7 +94,11 @@ def _fit_tables(weights: Weights, trained: PretrainConfig, wanted: PretrainConfi
         if source is not None:
             value = weights[f"backbone.{source}"]
             fitted[f"backbone.{name}"] = resample(value, old[source], table).clone()
-    wrong = checkpoint.differences(fitted, encoders[1].state_dict())
+    expected = encoders[1].state_dict()
+    if "backbone.norm.weight" not in weights:
+        # fine-tuned with fc_norm
+        expected = {k: v for k, v in expected.items() if not k.startswith("backbone.norm.")}
+    wrong = checkpoint.differences(fitted, expected)
     if wrong:
         raise UserError(
             f"the checkpoint's weights are not those of an encoder with {wanted.encoder_args}: {wrong}; "
@@ -100,13 +107,50 @@ def _fit_tables(weights: Weights, trained: PretrainConfig, wanted: PretrainConfi
     return fitted
 
 
+def trained_encoder(path: Path) -> tuple[PretrainConfig | FinetuneConfig, Weights]:
+    """The settings of the run that wrote a checkpoint, of pre-training or fine-tuning, and its encoder's
+    weights.
+
+    Raises:
+        UserError: no such checkpoint, or one that is damaged.
+    """
+    state = checkpoint.load(path, None)
+    kind = FinetuneConfig if state.get("kind") == "finetune" else PretrainConfig
+    weights = {
+        name.removeprefix("encoder."): value
+        for name, value in state["model"].items()
+        if name.startswith("encoder.")
+    }
+    return checkpoint.settings(path, state, kind), weights
+
+
+def load_encoder(
+    path: Path,
+) -> tuple[TimmEncoder | ConvEncoder, PretrainConfig | FinetuneConfig]:
+    """The encoder in a checkpoint, in evaluation mode, and the settings of the run that wrote it; raises
+    ``UserError`` as ``trained_encoder``."""
+    trained, weights = trained_encoder(path)
+    weights = _fit_tables(weights, trained, encoder_settings(trained))
+    return start(trained, weights, where=path).eval(), trained
+
+
 def start(
-    config: LabelledConfig, weights: Weights | None, drop_path: float = 0.0
+    config: LabelledConfig | PretrainConfig,
+    weights: Weights | None,
+    drop_path: float = 0.0,
+    where: Path | None = None,
 ) -> TimmEncoder | ConvEncoder:
-    """The encoder of a completed ``config``, with ``weights`` or newly initialised."""
-    encoder = encoder_of(dataclasses.replace(_described(config), drop_path=drop_path))
+    """The encoder of a completed ``config``, with ``weights`` or newly initialised.
+
+    Args:
+        where: the file that the weights come from; default ``config.checkpoint``.
+    """
+    encoder = encoder_of(dataclasses.replace(encoder_settings(config), drop_path=drop_path))
     if weights is not None:
-        checkpoint.check_weights(config.checkpoint, weights, encoder.state_dict())
+        if hasattr(encoder, "backbone") and "backbone.norm.weight" not in weights:
+            # fine-tuned with fc_norm
+            encoder.backbone.norm = nn.Identity()
+        checkpoint.check_weights(where or config.checkpoint, weights, encoder.state_dict())
         encoder.load_state_dict(weights)
     return encoder
 
@@ -137,10 +181,10 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.fc_norm: nn.Module = nn.Identity()
         if fc_norm:
-            norm = getattr(getattr(encoder, "backbone", None), "norm", None)
-            if not isinstance(norm, nn.LayerNorm):
+            if not hasattr(encoder, "backbone"):
                 raise UserError("--fc-norm needs an encoder with a final norm: leave it out")
-            self.fc_norm = nn.LayerNorm(encoder.width, eps=norm.eps)
+            norms = [m for m in encoder.modules() if isinstance(m, nn.LayerNorm)]
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=norms[-1].eps)
             encoder.backbone.norm = nn.Identity()
         self.head = nn.Linear(encoder.width, classes)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -158,7 +202,8 @@ class Classifier(nn.Module):
 
 def load_classifier(path: Path) -> tuple[Classifier, FinetuneConfig]:
     """The classifier in a checkpoint of ``simmim finetune`` or ``simmim import --classifier``, in
-    evaluation mode, and its settings.
+    evaluation mode, and its settings. ``names`` of the classifier are those of its classes, where they
+    are not known their numbers.
 
     Raises:
         UserError: no such checkpoint, or one of another command.
@@ -169,6 +214,7 @@ def load_classifier(path: Path) -> tuple[Classifier, FinetuneConfig]:
     model = Classifier(start(config, None), classes, fc_norm=config.fc_norm)
     checkpoint.check_weights(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
+    model.names = state.get("classes") or [str(number) for number in range(classes)]
     return model.eval(), config
 
 

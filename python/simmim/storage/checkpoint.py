@@ -27,7 +27,7 @@ VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
-_METADATA = {"format", "version", "config", "kind", _CHECKSUMS}
+_METADATA = {"format", "version", "config", "kind", "classes", _CHECKSUMS}
 #: what every checkpoint holds, and what those from which a run goes on hold too
 _MODEL = {"config": str, "model": dict}
 _TRAINING = {
@@ -248,13 +248,18 @@ def some(names: Sequence[str], count: int = 3) -> str:
 
 
 def save_model(
-    path: Path, config: str, model: dict[str, torch.Tensor], kind: str = "pretrain"
+    path: Path,
+    config: str,
+    model: dict[str, Tensor],
+    kind: str = "pretrain",
+    classes: Sequence[str] = (),
 ) -> None:
     """Write a model without the state of its training, as safetensors; ``load`` reads it.
 
     Args:
         config: the run's configuration as JSON.
         kind: the command that trains such models.
+        classes: names of a classifier's classes, where they are known.
 
     Raises:
         UserError: it could not be written; what stood at ``path`` stays.
@@ -262,8 +267,11 @@ def save_model(
     safetensors = require("safetensors.torch")
     path.parent.mkdir(parents=True, exist_ok=True)
     model = {name: value.contiguous() for name, value in model.items()}
-    sums = checksums({"version": VERSION, "config": config, "kind": kind, "model": model})
+    state = {"version": VERSION, "config": config, "kind": kind, "model": model}
+    state |= {"classes": list(classes)} if classes else {}
+    sums = checksums(state)
     metadata = {"format": "pt", "version": str(VERSION), "config": config, "kind": kind}
+    metadata |= {"classes": json.dumps(list(classes))} if classes else {}
     metadata[_CHECKSUMS] = json.dumps(sums)
 
     def check(written: Path) -> None:
@@ -290,6 +298,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             "kind": metadata.get("kind", "pretrain"),
             "model": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
         }
+    if "classes" in metadata:
+        state["classes"] = json.loads(metadata["classes"])
     if _CHECKSUMS in metadata:
         state[_CHECKSUMS] = json.loads(metadata[_CHECKSUMS])
     return state

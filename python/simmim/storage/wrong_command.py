@@ -17,8 +17,8 @@ def explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> 
     """
     if state["kind"] != "finetune":
         return (
-            f"{path} was written by simmim {state['kind']}, not by simmim {wanted}: give another "
-            "--out"
+            f"{path} was written by simmim {state['kind']}, whose models have no classes: train one "
+            f"with simmim {wanted} --checkpoint {path} and another --out"
         )
     started = _started_from(state)
     pretrained = f", for example the one it started from, {started}" if started else ""

@@ -97,6 +97,9 @@ class Finetuner(Loop):
             head_scale=self.config.head_scale,
         )
 
+    def more_state(self) -> dict[str, list[str]]:
+        return {"classes": self.classes.names}
+
     def groups(self, model: Classifier) -> list[dict]:
         config = self.config
         return parameter_groups(

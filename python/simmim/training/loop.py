@@ -116,6 +116,10 @@ class Loop(Fitting):
     def _adamw(self) -> torch.optim.AdamW:
         return adamw(self.groups(self.model.module), self.config.betas)
 
+    def more_state(self) -> dict[str, Any]:
+        """What else checkpoints are to hold."""
+        return {}
+
     def _what_remains(self) -> str:
         newest = self.run_folder.newest
         return (
@@ -144,6 +148,7 @@ class Loop(Fitting):
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
             "data": self.fingerprint.state(),
+            **self.more_state(),
         }
         lost = first_not_finite({key: state[key] for key in ("model", "optimizer")})
         if lost:

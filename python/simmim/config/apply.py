@@ -1,0 +1,70 @@
+"""What ``simmim predict`` and ``simmim features`` can be told.
+
+Each field's docstring is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from simmim.config.numbers import check_numbers
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """A trained model and the images that it is applied to."""
+
+    checkpoint: Path
+    """A checkpoint of simmim; it brings how images are read and what size they get."""
+
+    data: Path
+    """Images: a folder, or another source as for simmim pretrain."""
+
+    column: str = ""
+    """Which column of a table, or which array of a group, holds the images or their paths."""
+
+    batch_size: int = 128
+    """Images in one forward pass."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read images; 0 reads them in the main process; auto: see simmim pretrain."""
+
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be read: skip names it and leaves it out; error stops."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run the model; auto takes a GPU where there is one."""
+
+    overwrite: bool = False
+    """Replace the files that are written if they are there already."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense; raises ``UserError``."""
+        check_numbers(self)
+
+
+@dataclass(frozen=True)
+class PredictConfig(ApplyConfig):
+    """Say of each image which class a fine-tuned model takes it for. The central part of each image
+    is used, as in fine-tuning's tests."""
+
+    out: Path = Path("predictions.csv")
+    """The table to write: file (below --data), class, probability, and the next likely classes."""
+
+    top: int = 5
+    """Classes of each image in the table, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(ApplyConfig):
+    """Write what a trained encoder makes of each image: the mean over the patch tokens, of a fine-tuned
+    model what its classifier sees. The largest central part of each image is used."""
+
+    out: Path = Path("features.npy")
+    """The file to write. NAME.npy: float32 (images, width), and beside it NAME.csv with the file of each
+    row; NAME.parquet: both, in the columns file and features."""
+
+    block: int = 0
+    """The block, from 1, whose tokens are taken; 0: the last, whose tokens pass the final norm."""

@@ -1,0 +1,96 @@
+"""``simmim features``: what an encoder makes of images, as numbers for other tools."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simmim.config.apply import FeaturesConfig
+from simmim.config.images import ImageConfig
+from simmim.data.crops import central_crops, check_measured
+from simmim.data.item import name_below
+from simmim.data.sources import find_source
+from simmim.errors import UserError, printable, require
+from simmim.evaluation.inference import readable_batches
+from simmim.models.classifier import block_features, load_classifier, load_encoder
+from simmim.storage.files import replacing
+from simmim.storage.outputs import check_replaceable
+from simmim.training.failures import explained
+from simmim.training.processes import chosen_device
+
+
+def command(config: FeaturesConfig) -> int:
+    """Write the features; returns the exit status.
+
+    Raises:
+        UserError: no checkpoint, no images, or none that can be read; nothing is written then.
+    """
+    kind = config.out.suffix
+    if kind not in (".npy", ".parquet"):
+        raise UserError(f"--out {config.out} must end in .npy or .parquet")
+    arrow = require("pyarrow", "data") if kind == ".parquet" else None
+    files = [config.out] if arrow else [config.out, config.out.with_suffix(".csv")]
+    for path in files:
+        check_replaceable(path, config.overwrite, config.checkpoint)
+    device = torch.device(chosen_device(config.device))
+    extract, trained = _extractor(config, device)
+    trained = dataclasses.replace(trained, data=config.data, column=config.column)
+    listing = find_source(config.data, trained)
+    print(printable(listing.summary()), file=sys.stderr)
+    images = central_crops(trained, listing.paths)
+    check_measured(trained, images)
+    names, parts = [], []
+    with explained():
+        for pixels, sources in readable_batches(config, images, device):
+            parts.append(extract(pixels).float().cpu().numpy())
+            names += [
+                name_below(listing.paths[source], listing.folder) for source in sources.tolist()
+            ]
+    features = np.concatenate(parts)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(config.out) as path, path.open("wb") as file:
+        if arrow:
+            rows = arrow.FixedSizeListArray.from_arrays(features.reshape(-1), features.shape[1])
+            table = arrow.table({"file": arrow.array(map(printable, names)), "features": rows})
+            require("pyarrow.parquet", "data").write_table(table, file)
+        else:
+            np.save(file, features)
+    if not arrow:
+        _write_names(files[1], names)
+    print(
+        f"{len(names):,} images, {features.shape[1]} features each; wrote {', '.join(map(str, files))}"
+    )
+    return 0
+
+
+def _extractor(
+    config: FeaturesConfig, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], ImageConfig]:
+    """What maps images to features, and the settings of the run that trained it."""
+    encoder, trained = load_encoder(config.checkpoint)
+    encoder.to(device)
+    norm: nn.Module = nn.Identity()
+    if getattr(trained, "fc_norm", False):
+        norm = load_classifier(config.checkpoint)[0].fc_norm.to(device)
+    blocks = len(encoder.blocks())
+    if not 0 <= config.block <= blocks:
+        raise UserError(f"--block {config.block}: the encoder has blocks 1 to {blocks}")
+    number = (config.block or blocks) - 1
+    last = norm if number == blocks - 1 else nn.Identity()
+    return lambda images: last(block_features(encoder, images, [number])[0]).detach(), trained
+
+
+def _write_names(path: Path, names: list[str]) -> None:
+    with (
+        replacing(path) as temporary,
+        # names of files may hold any bytes
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        csv.writer(file).writerows([["file"], *([name] for name in names)])

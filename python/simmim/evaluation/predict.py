@@ -1,0 +1,61 @@
+"""``simmim predict``: the classes that a fine-tuned model takes images for."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+
+import torch
+
+from simmim.config.apply import PredictConfig
+from simmim.data.crops import central_crops
+from simmim.data.item import name_below
+from simmim.data.sources import find_source
+from simmim.errors import printable
+from simmim.evaluation.inference import readable_batches
+from simmim.models.classifier import load_classifier
+from simmim.storage.files import replacing
+from simmim.storage.outputs import check_replaceable
+from simmim.training.failures import explained
+from simmim.training.processes import chosen_device
+
+
+@torch.no_grad()
+def command(config: PredictConfig) -> int:
+    """Write the table; returns the exit status.
+
+    Raises:
+        UserError: no fine-tuned checkpoint, no images, or none that can be read; nothing is written
+            then.
+    """
+    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    model, trained = load_classifier(config.checkpoint)
+    trained = dataclasses.replace(trained, data=config.data, column=config.column)
+    listing = find_source(config.data, trained)
+    print(printable(listing.summary()), file=sys.stderr)
+    device = torch.device(chosen_device(config.device))
+    model.to(device)
+    top, count = min(config.top, len(model.names)), 0
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        explained(),
+        replacing(config.out) as path,
+        # names of files may hold any bytes
+        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        places = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
+        table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])
+        for pixels, sources in readable_batches(
+            config, central_crops(trained, listing.paths), device
+        ):
+            shares, classes = model(pixels).float().softmax(1).topk(top)
+            for image, source in enumerate(sources.tolist()):
+                row = [name_below(listing.paths[source], listing.folder)]
+                for share, number in zip(shares[image], classes[image], strict=True):
+                    row += [model.names[number], f"{share:.6f}"]
+                table.writerow(row)
+            count += len(sources)
+    print(f"{count:,} images, {len(model.names)} classes; wrote {config.out}")
+    return 0

@@ -170,7 +170,9 @@ def test_the_log_line_names_each_change(photographs, tmp_path, capsys):
     assert main(pretrain(photographs, out, "--epochs", 3, "--schedule", "step", "--resume")) == 0
     lines = re.findall(r"from update \d+ on: .*", capsys.readouterr().err)
     assert [line.partition(" (")[0] for line in lines] == [
-        "from update 2 on: --epochs 2 instead of 1",
-        "from update 4 on: --epochs 3 instead of 2, --schedule step instead of cosine",
+        "from update 2 on: --epochs 2 instead of 1; the schedule is now that of a run of 2 epochs from "
+        "its start",
+        "from update 4 on: --epochs 3 instead of 2, --schedule step instead of cosine; the schedule is "
+        "now that of a run of 3 epochs from its start",
     ]
     assert "learning rate" in lines[0]

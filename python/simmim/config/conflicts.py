@@ -55,6 +55,8 @@ def remarks(config: object) -> list[str]:
 def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any]) -> Iterator[str]:
     if has("resume") and has("overwrite"):
         yield "--resume goes on with the run in --out, --overwrite deletes it: give one of them"
+    if has("checkpoint") and has("init_from"):
+        yield "--checkpoint and --init-from both bring an encoder: give one of them"
     if has("val_data") is not None:
         for name in ("val_count", "val_share"):
             if given(name):

@@ -19,7 +19,7 @@ from simmim.errors import UserError
 Config = TypeVar("Config", bound="RunConfig")
 
 #: fields of a type that JSON does not know
-_PATHS = ("data", "out", "val_data", "checkpoint", "stats")
+_PATHS = ("data", "out", "val_data", "checkpoint", "stats", "init_from")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RunConfig(ImageConfig):
     data: Path | None = None
     """Training images: a folder, searched through all its subfolders; a list of files (txt, csv,
     parquet); an array of many images (npy, zarr); tar shards; a table with a column of images
-    (parquet, Hugging Face datasets). Where a folder holds train/ beside val/, validation/ or test/,
+    (parquet, Hugging Face datasets); what simmim pack wrote. Where a folder holds train/ beside val/, validation/ or test/,
     these are used as such. Folders of runs are left out."""
 
     out: Path = Path("runs/pretrain")
@@ -43,6 +43,10 @@ class RunConfig(ImageConfig):
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""
+
+    init_from: Path | None = None
+    """Begin with the weights in this file: anything that simmim import reads, for --encoder. The log says
+    what was loaded and what is new; position tables of another --img-size are interpolated."""
 
     # data
     crop_scale: tuple[float, float] = (0.67, 1.0)

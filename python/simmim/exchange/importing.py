@@ -47,15 +47,45 @@ class _Described(NamedTuple):
     notes: list[str]
 
 
+class Imported(NamedTuple):
+    """A model of another project as one of ours.
+
+    Attributes:
+        tensors: by our names.
+        settings, kind: of the checkpoint that holds it.
+        trained: the encoder's description.
+        classes: names of a classifier's classes, where the file has some.
+        notes: what there is to tell.
+    """
+
+    tensors: State
+    settings: str
+    kind: str
+    trained: PretrainConfig
+    classes: list[str]
+    notes: list[str]
+
+
 def import_model(config: ImportConfig) -> list[str]:
     """Write the checkpoint that ``config`` asks for; returns what there is to tell.
 
     Raises:
-        UserError: a file that can't be read, of an unknown project, with other settings than the
-            encoder can have, or whose tensors are not those of the encoder; nothing is written then.
+        UserError: as ``read_model``, or the checkpoint may not be written; nothing is written then.
     """
     check_suffix(config.out)
     check_replaceable(config.out, config.overwrite, config.source)
+    found = read_model(config)
+    checkpoint.save_model(config.out, found.settings, found.tensors, found.kind, found.classes)
+    return found.notes
+
+
+def read_model(config: ImportConfig) -> Imported:
+    """The model in ``config.source``.
+
+    Raises:
+        UserError: a file that can't be read, of an unknown project, with other settings than the
+            encoder can have, or whose tensors are not those of the encoder.
+    """
     if config.encoder_only and config.classifier:
         raise UserError("--encoder-only leaves out what --classifier keeps: give one of them")
     source = read_source(config.source, config.weights)
@@ -82,8 +112,8 @@ def import_model(config: ImportConfig) -> list[str]:
         where=str(config.source),
     )
     _check(config, source, ours, model.state_dict())
-    checkpoint.save_model(config.out, settings, ours, kind, _class_names(config, source, ours))
-    return notes + more + tables
+    classes = _class_names(config, source, ours)
+    return Imported(ours, settings, kind, described.trained, classes, notes + more + tables)
 
 
 def _class_names(config: ImportConfig, source: Source, ours: State) -> list[str]:

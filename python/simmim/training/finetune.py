@@ -16,6 +16,7 @@ from simmim.errors import UnreadableImageError, require
 from simmim.evaluation.plot import confusion_picture, loss_curve
 from simmim.models.classifier import Classifier, completed, start
 from simmim.training.counters import Counters
+from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.optimizer import parameter_groups
 from simmim.training.progress import named_if_slow
@@ -78,6 +79,7 @@ class Finetuner(Loop):
         with named_if_slow(f"looking for images in {config.data}"):
             self.classes = split_classes(config)
         config, self.weights = completed(config)
+        config, self.initial, loaded = read_initial(config)
         self.all_images = len(self.classes.train.paths) + len(self.classes.test.paths)
         self.val_set = central_crops(config, self.classes.test.paths, cache=config.cache)
         self.mix = mixing(config.mixup, config.cutmix)
@@ -85,11 +87,13 @@ class Finetuner(Loop):
             config,
             training_crops(config, self.classes.train.paths),
             data_fingerprint(self.classes.train.paths, self.classes.root, self.classes.names),
-            self.classes.summary,
+            (*self.classes.summary, *loaded),
         )
 
     def build_model(self) -> Classifier:
         encoder = start(self.config, self.weights, self.config.drop_path)
+        initial = {name.removeprefix("encoder."): value for name, value in self.initial.items()}
+        encoder.load_state_dict({**encoder.state_dict(), **initial})
         return Classifier(
             encoder,
             len(self.classes.names),

@@ -22,6 +22,7 @@ from simmim.errors import UnreadableImageError
 from simmim.models.build import build_masking, build_model
 from simmim.models.simmim import SimMIM, visible_mean_colour
 from simmim.training.counters import Counters
+from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.progress import named_if_slow
 
@@ -47,6 +48,7 @@ class Trainer(Loop):
     def __init__(self, config: PretrainConfig) -> None:
         config = measured(config)
         config.check()
+        config, self.initial, loaded = read_initial(config)
         with named_if_slow(f"looking for images in {config.data}"):
             files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
@@ -56,11 +58,13 @@ class Trainer(Loop):
             config,
             training_crops(config, files.train),
             data_fingerprint(files.train, files.root),
-            files.summary,
+            (*files.summary, *loaded),
         )
 
     def build_model(self) -> SimMIM:
-        return build_model(self.config)
+        model = build_model(self.config)
+        model.load_state_dict({**model.state_dict(), **self.initial})
+        return model
 
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         inputs = self._to_device(batch, self.config.seed, epoch)

@@ -17,7 +17,7 @@ _WITHOUT_INFLUENCE = frozenset(
     {
         *("data", "out", "resume", "overwrite", "val_data", "on_bad_image", "workers", "cache"),
         *("batch_size", "accumulate", "device", "shard", "log_every", "val_every", "save_every"),
-        *("keep", "picture", "stats", "show_bands"),
+        *("keep", "picture", "stats", "show_bands", "init_from"),
     }
 )
 #: settings that act anew at every update: from the resumed update on the new value counts
@@ -61,6 +61,8 @@ def accepted_changes(path: Path, new: RunConfig, old: RunConfig, update: int, or
         for name, before, after in _changes(new, old)
         if name in _PER_UPDATE
     )
+    if new.epochs != old.epochs:
+        text += f"; the schedule is now that of a run of {new.epochs} epochs from its start"
     return f"from update {update} on: {text}" if text else ""
 
 

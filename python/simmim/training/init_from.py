@@ -1,0 +1,98 @@
+"""``--init-from``: weights of any file that ``simmim import`` reads, to begin a run with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from simmim.config.exchange import ImportConfig
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
+from simmim.errors import UserError
+from simmim.exchange.importing import Imported, read_model
+from simmim.models.build import build_model
+from simmim.storage import checkpoint
+
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+_ENCODER = "encoder.backbone."
+
+
+def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, ...]]:
+    """The weights in ``config.init_from``.
+
+    Returns:
+        ``config`` with the arguments of the encoder that the file says and no tensor shows; the tensors
+        by our names, for fine-tuning and where the file has no head that fits those of the encoder
+        alone; and a line of what was loaded and what not. Without ``init_from``: ``config``, none, none.
+
+    Raises:
+        UserError: a file that cannot be read, or whose encoder is another one.
+    """
+    if config.init_from is None:
+        return config, {}, ()
+    source = ImportConfig(
+        source=config.init_from,
+        encoder=config.encoder,
+        encoder_args=config.encoder_args,
+        img_size=config.img_size,
+        channels=config.channels,
+    )
+    try:
+        if isinstance(config, PretrainConfig):
+            source = dataclasses.replace(source, decoder_heads=config.decoder_heads)
+        found = _read(source, config)
+    except UserError as error:
+        text = f"--init-from: {error}"
+        if "--" in str(error):
+            text += (
+                " (options of simmim import: what it writes, pretrain --init-from and finetune "
+                "--checkpoint take)"
+            )
+        if config.resume:
+            text += "; a run that is resumed has its weights: leave out --init-from"
+        raise UserError(text) from error
+    arguments = found.trained.encoder_args
+    loaded = f"loaded {len(found.tensors)} tensors from {config.init_from}"
+    return (
+        dataclasses.replace(config, encoder_args=arguments),
+        found.tensors,
+        ("; ".join([loaded, *found.notes]),),
+    )
+
+
+def _read(source: ImportConfig, config: PretrainConfig | FinetuneConfig) -> Imported:
+    """The whole model where it fits, else the encoder, else that of a classifier without its norm."""
+    ways = [{}, {"encoder_only": True}, {"classifier": True}]
+    ways = ways[isinstance(config, FinetuneConfig) :]
+    errors = []
+    for way in ways:
+        try:
+            found = read_model(dataclasses.replace(source, **way))
+        except UserError as error:
+            errors.append(error)
+            continue
+        if not way and not _fits(found, config):
+            continue
+        if way or any(note.startswith("newly initialised") for note in found.notes):
+            # what is new comes from the run's own seed
+            kept = {k: v for k, v in found.tensors.items() if k.startswith(_ENCODER)}
+            notes = [
+                "left out: its head and fc_norm",
+                "newly initialised: final norm, mask token, head",
+            ]
+            found = found._replace(
+                tensors=kept, notes=found.notes + (notes if "classifier" in way else [])
+            )
+        return found
+    # of the encoder alone: what keeps it from being read, without what a head would need
+    raise errors[-2]
+
+
+def _fits(found: Imported, config: PretrainConfig) -> bool:
+    """Whether a model's head, or decoder, is one of the run."""
+    run = dataclasses.replace(config, encoder_args=found.trained.encoder_args)
+    with torch.device("meta"):
+        return not checkpoint.differences(found.tensors, build_model(run).state_dict())

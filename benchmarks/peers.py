@@ -25,6 +25,17 @@ def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, unit: int, loss: str
     return (difference * pixels).sum() / (pixels.sum() + 1e-5) / target.shape[1]
 
 
+def token_loss(pred: Tensor, target: Tensor, mask: Tensor, norm: bool) -> Tensor:
+    """The mean squared error of masked tokens `(B, L, N)` as in MAE, `mask` float `(B, gh, gw)` on the
+    tokens' grid; with `norm` of targets normalised by token."""
+    if norm:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6) ** 0.5
+    loss = (pred - target).square().mean(-1)
+    mask = mask.flatten(1)
+    return (loss * mask).sum() / mask.sum()
+
+
 def tokens_to_image(tokens: Tensor, stride: int) -> Tensor:
     """Head output `(B, L, C*p*p)` to the full-size prediction, through PixelShuffle."""
     batch, length, width = tokens.shape

@@ -196,8 +196,8 @@ CALLS: dict[str, Call] = {
     "masked_mse listed target tokens": Call(
         sk.masked_mse,
         lambda b, g: {
-            "pred": torch.randn(b, mask(b, g).masked.shape[1], WIDTH),
-            "target": torch.randn(b, g[0] * g[1], WIDTH).bfloat16(),
+            "pred": torch.randn(b, mask(b, g).masked.shape[1], WIDTH + 1),
+            "target": torch.randn(b, g[0] * g[1], WIDTH + 1).bfloat16(),
             "mask": mask(b, g),
             "target_norm": sk.PatchNorm(),
         },

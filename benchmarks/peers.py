@@ -25,6 +25,17 @@ def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, unit: int, loss: str
     return (difference * pixels).sum() / (pixels.sum() + 1e-5) / target.shape[1]
 
 
+def token_loss(pred: Tensor, target: Tensor, mask: Tensor, norm: bool) -> Tensor:
+    """The mean squared error of masked tokens `(B, L, N)` as in MAE, `mask` float `(B, gh, gw)` on the
+    tokens' grid; with `norm` of targets normalised by token."""
+    if norm:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6) ** 0.5
+    loss = (pred - target).square().mean(-1)
+    mask = mask.flatten(1)
+    return (loss * mask).sum() / mask.sum()
+
+
 def tokens_to_image(tokens: Tensor, stride: int) -> Tensor:
     """Head output `(B, L, C*p*p)` to the full-size prediction, through PixelShuffle."""
     batch, length, width = tokens.shape
@@ -87,6 +98,46 @@ def random_mask(batch: int, grid: int, ratio: float) -> Tensor:
         mask[chosen] = 1
         masks.append(torch.from_numpy(mask.reshape(grid, grid)))
     return torch.stack(masks)
+
+
+def box_mask(grid: int, ratio: float) -> Tensor:
+    """One square at a random place, as in tutorials of inpainting."""
+    side = int(grid * ratio)
+    top, left = np.random.randint(0, grid - side + 1, 2)
+    mask = torch.zeros(grid, grid, dtype=torch.bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def uniform_mask(grid: int) -> Tensor:
+    """One visible unit in every 2 x 2."""
+    visible = torch.from_numpy(np.random.randint(0, 4, (grid // 2, grid // 2)))
+    mask = torch.arange(4).view(1, 2, 1, 2) != visible[:, None, :, None]
+    return mask.reshape(grid, grid)
+
+
+def block_mask(grid: int, ratio: float) -> Tensor:
+    """Rectangles of at least 16 units, log-uniform in their aspect ratio, until enough are masked
+    (BEiT's algorithm 1, trimmed to the exact count)."""
+    count, mask = int(np.ceil(grid * grid * ratio)), np.zeros((grid, grid), bool)
+    while (wanting := count - mask.sum()) > 0:
+        area = np.random.uniform(min(16, wanting), wanting)
+        aspect = np.exp(np.random.uniform(np.log(0.3), -np.log(0.3)))
+        h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if not (0 < h <= grid and 0 < w <= grid):
+            continue
+        top, left = np.random.randint(0, grid - h + 1), np.random.randint(0, grid - w + 1)
+        free = np.argwhere(~mask[top : top + h, left : left + w])[:wanting]
+        mask[top + free[:, 0], left + free[:, 1]] = True
+    return torch.from_numpy(mask)
+
+
+def avg_dist(mask: Tensor, unit: int) -> float:
+    """The mean distance of masked pixels to the nearest visible one, by SciPy's distance transform."""
+    from scipy.ndimage import distance_transform_edt
+
+    pixels = mask.repeat_interleave(unit, 1).repeat_interleave(unit, 2).cpu().numpy()
+    return float(np.concatenate([distance_transform_edt(p)[p] for p in pixels]).mean())
 
 
 def _normalized(image: Tensor, mean: Tensor, square: Tensor, count: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from benchmarks.rows.shapes import Setting
 FILES = (
     "call_overhead",
     "random_mask",
+    "mask_strategies",
     "masked_loss",
     "mask_tokens",
     "mask_image",

@@ -23,6 +23,11 @@ def rows(setting: Setting) -> Iterator[Row]:
                 for kind in kinds if "l1" in kinds or setting.on_gpu or largest else ():
                     name = f"{kind}, {layout}, {case.label}"
                     yield Row("masked_loss", name, BOTH, partial(build, case, kind, layout))
+    for case in cases(setting):
+        if case.shape == setting.shapes[0] and case.batch == setting.batches[-1]:
+            for numbers, norm in ((108, False), (case.shape.width, True)):
+                what = f"mse, {numbers} {'normalised ' * norm}numbers a token, {case.label}"
+                yield Row("masked_loss", what, BOTH, partial(build_tokens, case, numbers, norm))
 
 
 def build(case: Case, kind: str, layout: str) -> Contest:
@@ -46,6 +51,32 @@ def build(case: Case, kind: str, layout: str) -> Contest:
         gradients=(0,),
         # Masked pixels of prediction and target in; the whole gradient out.
         moved=int(case.pixels * (shape.masked * (dtype.itemsize + 4) + dtype.itemsize)),
+        tolerance=case.tolerance(1e-5, 1e-2),
+        kernel="masked_loss",
+    )
+
+
+def build_tokens(case: Case, numbers: int, norm: bool) -> Contest:
+    """Target tokens: 108 numbers are MaskFeat's histograms, more are another network's features."""
+    size = case.batch, case.shape.predictions**2, numbers
+    target_norm = sk.PatchNorm() if norm else None
+    grid = case.shape.predictions, case.shape.predictions
+
+    def inputs():
+        mask = case.mask()
+        return case.leaf(*size), torch.randn(size), mask, mask.on_grid(grid).mask.float()
+
+    return against(
+        lambda pred, target, mask, _: sk.masked_mse(pred, target, mask, target_norm=target_norm),
+        lambda pred, target, _, mask: peers.token_loss(pred, target, mask, norm),
+        inputs,
+        gradients=(0,),
+        moved=int(
+            case.batch
+            * size[1]
+            * numbers
+            * (case.shape.masked * (case.dtype.itemsize + 4) + case.dtype.itemsize)
+        ),
         tolerance=case.tolerance(1e-5, 1e-2),
         kernel="masked_loss",
     )

@@ -170,6 +170,8 @@ int64_t serve(const Call& call) {
     if (call.grad) scorer.grad = prediction(call.grad, image, p, call);
     scorer.target = {image, memory_of(call.target), channel_numbers(call.mean, statistics),
                      channel_numbers(call.std, statistics + channels)};
+    scorer.single = p == 1 && call.pred.dims < 4 && spec.order == kInterleaved && !call.std &&
+                    call.target.element != kUInt8;
     scorer.direct = span_for<C>(call.pred.element, spec.kind, bool(call.grad));
     scorer.buffered = span_for<C>(kElement<C>, spec.kind, bool(call.grad));
     double unit = 1.0;

@@ -1,9 +1,9 @@
-// Where predictions and targets of the masked losses lie, and how they meet: whole tokens whose
-// numbers lie side by side, or rows of the image.
+// How predictions and targets of the masked losses meet: whole tokens whose numbers lie side by
+// side, or rows of the image.
 #pragma once
 
-#include "common/grid.h"
 #include "cpu/masked_loss_span.h"
+#include "cpu/masked_loss_target.h"
 
 SIMMIM_BEGIN
 
@@ -12,106 +12,6 @@ constexpr int64_t kTile = 1024;  // elements of a tile: it, its target and its g
 constexpr int64_t kGoal = 8192;  // targets that are made before they are scored
 
 constexpr int64_t kAhead = 4;  // rows: from 2 to 16 the time is the same, to the noise
-
-constexpr int64_t kLine = 8;  // pixels of a short line that are copied at once
-
-template <class C>
-const C* numbers(const Memory& memory, int64_t offset) {
-    return reinterpret_cast<const C*>(memory.at(offset));
-}
-
-// A prediction or its gradient. Pixel (y, x) is pixel (dy, dx) of token (ty, tx), y = ty * p + dy.
-struct Prediction : PredictionLayout {
-    Memory memory;
-
-    // A token's numbers lie side by side, in order "cyx" or "yxc".
-    bool is_planar(int64_t p) const { return sdx == 1 && sdy == p && sc == p * p; }
-    bool is_interleaved(int64_t p, int64_t channels) const {
-        return sc == 1 && sdx == channels && sdy == p * channels;
-    }
-};
-
-// A channel's pixel value is (stored number - offset) * scale: the difference comes first, for of
-// large numbers, which need not be bytes, it keeps the digits.
-template <class C>
-struct Affine {
-    C offset, scale;
-
-    C operator()(C stored) const { return (stored - offset) * scale; }
-};
-
-// The target image; pixels u become (u - mean) / std, those of uint8 (u / 255 - mean) / std.
-struct Target : ImageLayout {
-    Memory memory;
-    const double *mean, *std;  // null: 0 and 1
-
-    // Pixels that can be used where they lie.
-    template <class C>
-    bool in_place() const {
-        return memory.element == kElement<C> && sx == 1 && !std;
-    }
-
-    template <class C>
-    Affine<C> affine(int64_t c) const {
-        const double unit = memory.element == kUInt8 ? 255.0 : 1.0;
-        return {C(mean ? unit * mean[c] : 0.0), C(1.0 / (unit * (std ? std[c] : 1.0)))};
-    }
-
-    // n pixels from `offset`, put `step` apart.
-    template <class C>
-    void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
-        if (memory.element == kUInt8) {
-            load_integers(numbers<uint8_t>(memory, offset), of, n, row, step);
-        } else if (memory.element == kUInt16) {
-            load_integers(numbers<uint16_t>(memory, offset), of, n, row, step);
-        } else if (memory.element == kInt16) {
-            load_integers(numbers<int16_t>(memory, offset), of, n, row, step);
-        } else if (in_place<C>()) {
-            const C* p = reinterpret_cast<const C*>(memory.at(offset));
-            for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
-        } else if (step == 1) {
-            memory.load(offset, sx, n, row);
-            for (int64_t i = 0; std && i < n; ++i) row[i] = of(row[i]);
-        } else {
-            C side[kRow];
-            for (int64_t i = 0; i < n; i += kRow) {
-                const int64_t m = min_of(kRow, n - i);
-                memory.load(offset + i * sx, sx, m, side);
-                for (int64_t j = 0; std && j < m; ++j) side[j] = of(side[j]);
-                for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
-            }
-        }
-    }
-
-    template <class T, class C>
-    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
-        if (sx == 1 && step == 1) {
-            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i]));
-        } else {
-            for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(from[i * sx]));
-        }
-    }
-
-    // `lines` lines of n pixels that lie side by side, the first at `offset`.
-    template <class C>
-    void load_lines(int64_t offset, const Affine<C>& of, int64_t lines, int64_t n, C* out) const {
-        if (in_place<C>() && n >= kLine) {  // pieces of fixed size, the last one overlapping
-            const C* p = numbers<C>(memory, offset);
-            for (int64_t k = 0; k < lines; ++k, p += sy, out += n) {
-                for (int64_t i = 0; i + kLine <= n; i += kLine)
-                    std::memcpy(out + i, p + i, kLine * sizeof(C));
-                std::memcpy(out + n - kLine, p + n - kLine, kLine * sizeof(C));
-            }
-        } else if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
-            const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
-            for (int64_t k = 0; k < lines; ++k) {
-                for (int64_t i = 0; i < 16; ++i) out[16 * k + i] = of(C(p[k * sy + i]));
-            }
-        } else {
-            for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n, 1);
-        }
-    }
-};
 
 // One loss over one batch, in compute type C.
 template <class C>
@@ -126,18 +26,52 @@ struct Scorer {
     const int32_t* row_of;
     int64_t h, w;
     bool stream;  // the gradient
+    bool single;  // tokens are one pixel each, and so are their targets, as they are stored
 
     int64_t token(const Prediction& numbers, int64_t b, int64_t ty, int64_t tx) const {
         if (row_of) return row_of[(b * h + ty) * w + tx] * numbers.stx;
         return b * numbers.sb + ty * numbers.sty + tx * numbers.stx;
     }
 
-    // Whether tokens are walked whole: their numbers lie side by side, and a line of them fits.
+    // Whether tokens are walked whole: their numbers lie side by side, and a line of them fits, or
+    // they are one pixel each.
     bool walks_tokens() const {
         const bool planar = pred.is_planar(p) && (!grad.memory.base || grad.is_planar(p));
         const bool interleaved = pred.is_interleaved(p, channels) &&
                                  (!grad.memory.base || grad.is_interleaved(p, channels));
-        return direct && ((planar && p <= kTile) || (interleaved && channels * p <= kTile));
+        const bool whole = (planar && p <= kTile) || (interleaved && channels * p <= kTile);
+        return single || (direct && whole);
+    }
+
+    // A masked token that is one pixel, whose channels are a row of any length. `next` is the
+    // masked token after it in its row, or itself. `made`: its target, where that is made already,
+    // else null. The sums have the same bits wherever the numbers lie.
+    void score_single(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
+                      double* total) const {
+        C goals[kTile], row[kTile], slope[kTile];
+        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
+        const int64_t at = target.at(b, 0, ty, tx);
+        const bool has_grad = grad.memory.base;
+        const bool in_target = target.sc == 1 && target.memory.element == kElement<C>;
+        for (int64_t c = 0, n; c < channels; c += n) {
+            n = min_of(kTile, channels - c);
+            const C* goal = made ? made + c : goals;
+            if (!made && in_target) goal = numbers<C>(target.memory, at + c);
+            if (goal == goals) target.memory.load(at + c * target.sc, target.sc, n, goals);
+            const Run run = {0, n, true};
+            const int64_t goal_next = in_target && !made ? (next - tx) * target.sx : 0;
+            if (direct && pred.sc == 1 && (!has_grad || grad.sc == 1)) {
+                direct({pred.memory.at(from + c), goal, slopes(to + c), n, 0, n, 1, 1,
+                        (next - tx) * pred.stx, goal_next, stream},
+                       &run, 1, parameter, scale, total);
+                continue;
+            }
+            pred.memory.load(from + c * pred.sc, pred.sc, n, row);
+            buffered({reinterpret_cast<char*>(row), goal, reinterpret_cast<char*>(slope), 0, 0, 0,
+                      1, 0, 0, 0, false},
+                     &run, 1, parameter, scale, total);
+            if (has_grad) grad.memory.store(slope, n, to + c * grad.sc, grad.sc);
+        }
     }
 
     // A token that is masked as a whole, of a prediction that `walks_tokens`.
@@ -181,7 +115,7 @@ struct Scorer {
 
     void zero_token(int64_t b, int64_t ty, int64_t tx) const {
         if (!grad.memory.base || row_of) return;
-        grad.memory.zero(token(grad, b, ty, tx), 1, channels * p * p, stream);
+        grad.memory.zero(token(grad, b, ty, tx), single ? grad.sc : 1, channels * p * p, stream);
     }
 
     // Rows [y, y + count) of channel c, which share their runs, no longer than kGoal in all.

@@ -70,7 +70,8 @@ struct Walk {
     int64_t scratch_bytes() const {
         if (norm == kWindowNorm) return WindowRows<C>::scratch_bytes(width, norm_side);
         if (norm == kNoNorm) return 0;
-        return PatchRows<C>::scratch_bytes(norm_side) + int64_t(sizeof(C)) * norm_side;
+        const int64_t row = norm_side == 1 ? scorer.channels : norm_side;
+        return PatchRows<C>::scratch_bytes(norm_side) + int64_t(sizeof(C)) * row;
     }
 
     void piece(int64_t b, int64_t i, C scale, char* scratch, double* total) const {
@@ -78,11 +79,11 @@ struct Walk {
         const int64_t y = i % bands * band(), y_end = min_of(height, y + band());
         if (norm == kWindowNorm) {
             window_rows(b, i / bands, y, y_end, scale, scratch, total);
-        } else if (norm == kPatchNorm) {
+        } else if (norm == kPatchNorm && !normalizes_tokens()) {
             patches(b, y, scale, scratch, total);
         } else if (scorer.walks_tokens()) {
             for (int64_t ty = y / scorer.p; ty < y_end / scorer.p; ++ty)
-                tokens(b, ty, scale, total);
+                tokens(b, ty, scale, reinterpret_cast<C*>(scratch), total);
         } else {
             rows(b, y, y_end, 0, width, scale, total);
         }
@@ -90,6 +91,16 @@ struct Walk {
 
   private:
     PixelMask pixels(int64_t b) const { return {grid.sample(b), grid}; }
+
+    // A patch is a token.
+    bool normalizes_tokens() const { return norm == kPatchNorm && norm_side == 1 && scorer.single; }
+
+    const C* normalized_token(int64_t b, int64_t ty, int64_t tx, C* row) const {
+        const int64_t n = scorer.channels;
+        scorer.target.memory.load(scorer.target.at(b, 0, ty, tx), scorer.target.sc, n, row);
+        normalize_token(row, n, norm_eps);
+        return row;
+    }
 
     static constexpr int64_t kRuns = 64;  // found at a time, for all the rows that share them
 
@@ -121,12 +132,18 @@ struct Walk {
         }
     }
 
-    // One row of tokens whose numbers lie side by side.
-    void tokens(int64_t b, int64_t ty, C scale, double* total) const {
+    // One row of tokens that are walked whole. `row` has room for a normalised one.
+    void tokens(int64_t b, int64_t ty, C scale, C* row, double* total) const {
         const int64_t p = scorer.p, y = ty * p;
         int64_t last = -1;  // a masked token that waits for its successor
         const auto score = [&](int64_t next) {
-            if (last >= 0) scorer.score_token(b, ty, last, next < 0 ? last : next, scale, total);
+            const int64_t after = next < 0 ? last : next;
+            if (last >= 0 && scorer.single) {
+                const C* made = norm == kNoNorm ? nullptr : normalized_token(b, ty, last, row);
+                scorer.score_single(b, ty, last, after, made, scale, total);
+            } else if (last >= 0) {
+                scorer.score_token(b, ty, last, after, scale, total);
+            }
             last = next;
         };
         for (int64_t x = 0; x < width; x += p) {

@@ -28,6 +28,30 @@ inline Channels channels_of(const Tensor& image, const Tensor& mean, const Tenso
     return {memory_of(image), 0, of.sc, of.sy, of.sx, of.channels, memory_of(mean), memory_of(std)};
 }
 
+// The sum of term(row[i]), in lanes, so that it has the same bits on every instruction set.
+template <class C, class Term>
+double sum_of_row(const C* row, int64_t n, const Term& term) {
+    constexpr int64_t kSums = 16;
+    double sums[kSums] = {}, total = 0.0;
+    int64_t i = 0;
+    for (; i + kSums <= n; i += kSums) {
+        for (int64_t j = 0; j < kSums; ++j) sums[j] += term(double(row[i + j]));
+    }
+    for (int64_t j = 0; i < n; ++i, ++j) sums[j] += term(double(row[i]));
+    for (const double sum : sums) total += sum;
+    return total;
+}
+
+// A patch of one pixel, whose n numbers lie side by side, in place.
+template <class C>
+void normalize_token(C* row, int64_t n, double eps) {
+    const double mean = sum_of_row(row, n, [](double value) { return value; }) / double(n);
+    const double squares =
+        sum_of_row(row, n, [mean](double value) { return (value - mean) * (value - mean); });
+    const double rstd = 1.0 / __builtin_sqrt((n > 1 ? squares / double(n - 1) : 0.0) + eps);
+    for (int64_t i = 0; i < n; ++i) row[i] = C((double(row[i]) - mean) * rstd);
+}
+
 // Two passes, the second over deviations from the mean, so that nothing cancels. The sums of a
 // patch's columns are made side by side, then those columns are added up.
 template <class C>

@@ -233,9 +233,11 @@ def _pretrain(config: PretrainConfig) -> int:
         print(
             f"validation loss {counters.first_validation:.4f} at the start, "
             f"{counters.last_validation:.4f} at the end; "
-            f"{counters.baseline:.4f} for predicting the mean colour of the visible part"
+            f"{counters.baseline:.4f} for predicting the mean of the visible part"
         )
-        if config.picture:
+        if config.picture and config.target == "hog":
+            print("no picture is drawn: --target hog predicts histograms")
+        elif config.picture:
             picture = config.out / "reconstruction.png"
             trainer.run_folder.claim(picture)
             draw(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))

@@ -51,7 +51,7 @@ def check_tensors(pred: Tensor, target: Tensor, mask: Tensor) -> None:
     """What must hold before a shape is computed with."""
     is_tensor("pred", pred, FLOATS)
     is_tensor("target", target, PIXELS)
-    has_dims("target", target, {4: "(B, C, H, W)"})
+    has_dims("target", target, {4: "(B, C, H, W) or (B, L, N)"})
     if target.shape[1] < 1:
         raise ValueError(f"target has shape {tuple(target.shape)}; allowed: at least one channel")
     is_mask(mask, target.shape[0])

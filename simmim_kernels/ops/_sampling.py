@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float, to_int, to_sides
+from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._check import has_dims, is_tensor
+from simmim_kernels.ops._define import Op
 
 _WORD = 1 << 32
 
@@ -33,7 +35,9 @@ def check_count(
         raise ValueError(f"count is {count}; allowed: 0 to {grid_h * grid_w} units")
 
 
-def empty_lists(ids: Tensor, grid_h: int, grid_w: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def empty_lists(
+    ids: Tensor, grid_h: int, grid_w: int, count: int, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
     """The mask and the index lists that an op returns, for its fake kernel."""
     batch, units = ids.shape[0], grid_h * grid_w
     return (
@@ -41,6 +45,19 @@ def empty_lists(ids: Tensor, grid_h: int, grid_w: int, count: int) -> tuple[Tens
         ids.new_empty((batch, count), dtype=torch.int32),
         ids.new_empty((batch, units - count), dtype=torch.int32),
     )
+
+
+def draw(
+    op: Op,
+    n_or_ids: int | Tensor,
+    device: torch.device | str | None,
+    seed: int | None,
+    epoch: int,
+    *sizes: int,
+) -> PatchMask:
+    """The mask that `op` draws for each sample; `sizes` are its arguments between ids and seed."""
+    ids = sample_ids(n_or_ids, device)
+    return PatchMask(*op(ids, *sizes, signed_seed(seed), checked_epoch(epoch)))
 
 
 def check_grid(grid_h: int, grid_w: int) -> None:

@@ -7,28 +7,14 @@ from torch import Tensor
 
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import (
-    TAGS,
-    check_count,
-    checked_epoch,
-    empty_lists,
-    masked_count,
-    sample_ids,
-    sides,
-    signed_seed,
-)
-
-
-def _fake(ids, grid_h, grid_w, count, seed, epoch):
-    return empty_lists(ids, grid_h, grid_w, count)
-
+from simmim_kernels.ops._sampling import TAGS, check_count, draw, empty_lists, masked_count, sides
 
 _block_mask = define(
     "block_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
     module="block_mask",
     check=check_count,
-    fake=_fake,
+    fake=empty_lists,
     tags=TAGS,
 )
 
@@ -87,22 +73,7 @@ def block_mask(
     """
     grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
-    return _draw_blocks(n_or_ids, grid_h, grid_w, count, seed, epoch, device)
-
-
-def _draw_blocks(
-    n_or_ids: int | Tensor,
-    grid_h: int,
-    grid_w: int,
-    count: int,
-    seed: int | None,
-    epoch: int,
-    device: torch.device | str | None,
-) -> PatchMask:
-    """The mask of exactly `count` units of every sample."""
-    ids = sample_ids(n_or_ids, device)
-    seed, epoch = signed_seed(seed), checked_epoch(epoch)
-    return PatchMask(*_block_mask(ids, grid_h, grid_w, count, seed, epoch))
+    return draw(_block_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, count)
 
 
 def inverse_block_mask(
@@ -123,5 +94,5 @@ def inverse_block_mask(
     """
     grid_h, grid_w = sides(grid)
     count = grid_h * grid_w - masked_count(grid_h * grid_w, ratio)
-    block = _draw_blocks(n_or_ids, grid_h, grid_w, count, seed, epoch, device)
+    block = draw(_block_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, count)
     return PatchMask(~block.mask, block.visible, block.masked)

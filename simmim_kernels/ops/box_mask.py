@@ -10,12 +10,10 @@ from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import (
     TAGS,
     check_sampling,
-    checked_epoch,
     checked_ratio,
+    draw,
     empty_lists,
-    sample_ids,
     sides,
-    signed_seed,
 )
 
 
@@ -98,6 +96,4 @@ def box_mask(
     grid_h, grid_w = sides(grid)
     part = checked_ratio(ratio)
     box = int(grid_h * part), int(grid_w * part)
-    ids = sample_ids(n_or_ids, device)
-    seed, epoch = signed_seed(seed), checked_epoch(epoch)
-    return PatchMask(*_box_mask(ids, grid_h, grid_w, *box, bool(center), seed, epoch))
+    return draw(_box_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, *box, bool(center))

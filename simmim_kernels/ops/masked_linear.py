@@ -15,6 +15,7 @@ from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
+from simmim_kernels.ops._target_tokens import as_interleaved, tokens_as_image
 from simmim_kernels.ops.masked_loss import loss_of
 from simmim_kernels.ops.place_tokens import check_grid, take_tokens
 from simmim_kernels.target_norm import TargetNorm
@@ -62,7 +63,7 @@ def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Ten
     is_tensor("weight", weight, allowed)
     has_dims("weight", weight, {2: "(C*p*p, D)"})
     is_tensor("target", target, PIXELS)
-    has_dims("target", target, {4: "(B, C, H, W)"})
+    has_dims("target", target, {4: "(B, C, H, W) or (B, h*w, N)"})
     batch, channels, height, width = target.shape
     patch = whole_root(weight.shape[0] // max(channels, 1))
     if patch < 1 or weight.shape != (channels * patch * patch, tokens.shape[2]):
@@ -97,6 +98,15 @@ def _loss(
     mean: Channels,
     std: Channels,
 ) -> Tensor:
+    if isinstance(target, Tensor) and target.dim() == 3:
+        numbers = target.shape[2]
+        target = tokens_as_image(target, mask, target_norm, mean, std)
+        if isinstance(weight, Tensor) and weight.shape[:1] != (numbers,):
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}; allowed for target tokens of {numbers} "
+                f"numbers: ({numbers}, D)"
+            )
+        spec = as_interleaved(spec)
     patch = _check_head(tokens, weight, bias, target)
     h, w = scale_of(target.shape[2:], (patch, patch))
     grid = mask_grid(mask)
@@ -137,7 +147,8 @@ def masked_linear_l1(
         weight: `(C*p*p, D)`, rows in `order`; that of SimMIM's 1x1 convolution is
             `conv.weight.flatten(1)`.
         bias: `(C*p*p,)` or None.
-        target: `(B, C, h*p, w*p)`, as in `masked_l1`.
+        target: `(B, C, h*p, w*p)`, or tokens `(B, h*w, N)` beside a `weight` of `(N, D)`, as in
+            `masked_l1`.
         mask: a `PatchMask`, or `bool (B, gh, gw)` on a grid that divides the token grid. With a plain
             tensor, whose samples may have different counts, there is no saving in compiled code and
             on the GPU: the product then runs over padding too, because counting would synchronise.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.grid import prediction_patch, scale_of
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
-from simmim_kernels.ops._loss_check import PREDICTIONS, SMALLEST_BETA, check, check_tensors
+from simmim_kernels.ops._loss_check import PREDICTIONS, check, check_tensors
+from simmim_kernels.ops._loss_options import with_norm, with_numbers
 from simmim_kernels.ops._scaled_gradient import scaled
-from simmim_kernels.target_norm import PatchNorm, TargetNorm, WindowNorm
+from simmim_kernels.ops._target_tokens import as_interleaved, check_tokens, tokens_as_image
+from simmim_kernels.target_norm import TargetNorm
 
 _saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -108,57 +107,6 @@ def _unit_index(pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tenso
     return mask.masked
 
 
-def _with_norm(
-    spec: LossSpec, target_norm: TargetNorm, pred: Tensor, target: Tensor, mask: Tensor
-) -> LossSpec:
-    """`spec` with the normalisation that `target_norm` asks for."""
-    if isinstance(target_norm, WindowNorm):
-        # Past the image's other end a window gains nothing.
-        side = min(target_norm.window, 2 * max(target.shape[2:]) - 1)
-        return spec._replace(norm="window", norm_side=side, norm_eps=target_norm.eps)
-    if not isinstance(target_norm, PatchNorm):
-        raise TypeError(
-            f"target_norm is {type(target_norm).__name__}; allowed: WindowNorm, PatchNorm, None"
-        )
-    if pred.shape != target.shape:
-        side = prediction_patch(pred.shape, target.shape)
-        return spec._replace(norm="patch", norm_side=side, norm_eps=target_norm.eps)
-    unit = scale_of(target.shape[2:], mask.shape[1:])
-    if unit[0] != unit[1]:
-        raise ValueError(
-            f"the mask's units are {unit[0]} x {unit[1]} pixels, and PatchNorm normalises an image's "
-            "target by them; allowed: square units, or a prediction of tokens"
-        )
-    return spec._replace(norm="patch", norm_side=unit[0], norm_eps=target_norm.eps)
-
-
-def _with_numbers(spec: LossSpec, largest: float) -> LossSpec:
-    """`spec` with Python's own numbers, as the kernel whose values keep their precision: Huber is
-    beta times smooth L1, and smooth L1 without a parabola is L1.
-
-    `largest`: number of the type that losses are computed in.
-    """
-    if type(spec.beta) is not float or type(spec.eps) is not float:
-        spec = spec._replace(beta=to_float("beta", spec.beta), eps=to_float("eps", spec.eps))
-    if largest < spec.beta < math.inf:
-        spec = spec._replace(beta=largest)
-    if spec.kind == "huber":
-        if not 0.0 < spec.beta < math.inf:
-            raise ValueError(f"delta is {spec.beta}; allowed: a finite number > 0")
-        if spec.beta >= 1.0:
-            return spec
-        # A small delta times smooth L1, whose slopes do not vanish in float16.
-        spec = spec._replace(kind="smooth_l1", factor=spec.beta)
-    elif spec.kind == "smooth_l1" and 1.0 < spec.beta < math.inf:
-        # In units of a large beta, differences and their squares vanish.
-        return spec._replace(kind="huber", factor=1.0 / spec.beta)
-    if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
-        return spec
-    if not 0.0 <= spec.beta < math.inf:
-        raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= 0")
-    return spec._replace(kind="l1", beta=1.0)
-
-
 def loss_of(
     spec: LossSpec,
     pred: Tensor,
@@ -178,8 +126,12 @@ def loss_of(
         raise ValueError("target requires grad; allowed: a target without gradient, detach it")
     is_tensor("pred", pred, FLOATS)
     is_tensor("target", target, PIXELS)
+    if target.dim() == 3:
+        image = tokens_as_image(target, mask, target_norm, mean, std)
+        check_tokens(pred, target, mask)
+        target, spec = image, as_interleaved(spec)
     wide = torch.float64 in (pred.dtype, target.dtype)
-    spec = _with_numbers(spec, torch.finfo(torch.float64 if wide else torch.float32).max)
+    spec = with_numbers(spec, torch.finfo(torch.float64 if wide else torch.float32).max)
     grid = mask_grid(mask)
     if index is None:
         index = _unit_index(pred, target, mask)
@@ -187,7 +139,7 @@ def loss_of(
     if target_norm is not None:
         check_tensors(pred, target, grid)
         has_dims("pred", pred, PREDICTIONS)
-        spec = _with_norm(spec, target_norm, pred, target, grid)
+        spec = with_norm(spec, target_norm, pred, target, grid)
     args = (pred, target, grid, index, mean, std, spec)
     if needs_grad(pred):
         # Compiled code reuses memory on its own.
@@ -223,7 +175,9 @@ def masked_l1(
             the masked units only, `(B, K, C*p*p)` in the order of `PatchMask.masked`, `p` being the
             mask unit (for predictions on a finer grid pass `mask.on_grid((h, w))`).
         target: the image `(B, C, H, W)`, any strides; a floating type, uint16, int16, or uint8,
-            which is divided by 255.
+            which is divided by 255. Or tokens `(B, L, N)` of a floating type beside a `pred` of that
+            shape, or of `(B, K, N)`, any `N`: features, histograms, codes. `L` is a whole multiple
+            of the mask's grid in both directions, `M` counts tokens, and `C` is `N`.
         mask: a `PatchMask`, or `bool (B, gh, gw)`, `True` = masked, on any grid that divides the
             image; a plain tensor may mask a different number in every sample.
         order: how a token's numbers follow each other: `"cyx"` (channel, dy, dx), as `Conv2d` heads
@@ -231,9 +185,10 @@ def masked_l1(
         target_norm: `WindowNorm(window, eps)` or `PatchNorm(eps)`: the target is normalised as by
             `normalize_targets` or `normalize_patches`, where it is scored and nowhere else. It is
             computed from visible pixels too, which therefore are read. A patch of `PatchNorm` is a
-            token of `pred`, or a mask unit where `pred` is an image.
+            token of `pred`, or a mask unit where `pred` is an image. Target tokens take `PatchNorm`
+            alone.
         mean, std: one number a channel, `std` positive; sequences or float tensors `(C,)`, both or
-            neither: the target is `(value - mean) / std`, made in the kernel.
+            neither: the target is `(value - mean) / std`, made in the kernel. Of images alone.
         eps: added to the number of masked pixels. With `eps=0` and nothing masked the loss is 0.
         reduction: `"mean"` as above; `"sum"`, the numerator; `"none"`, one value a sample, `(B,)`,
             its own numerator over its own denominator.

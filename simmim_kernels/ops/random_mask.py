@@ -7,28 +7,14 @@ from torch import Tensor
 
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import (
-    TAGS,
-    check_count,
-    checked_epoch,
-    empty_lists,
-    masked_count,
-    sample_ids,
-    sides,
-    signed_seed,
-)
-
-
-def _fake(ids, grid_h, grid_w, count, seed, epoch):
-    return empty_lists(ids, grid_h, grid_w, count)
-
+from simmim_kernels.ops._sampling import TAGS, check_count, draw, empty_lists, masked_count, sides
 
 _random_mask = define(
     "random_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
     " -> (Tensor mask, Tensor masked, Tensor visible)",
     module="random_mask",
     check=check_count,
-    fake=_fake,
+    fake=empty_lists,
     tags=TAGS,
 )
 
@@ -71,6 +57,4 @@ def random_mask(
     """
     grid_h, grid_w = sides(grid)
     count = masked_count(grid_h * grid_w, ratio)
-    ids = sample_ids(n_or_ids, device)
-    seed, epoch = signed_seed(seed), checked_epoch(epoch)
-    return PatchMask(*_random_mask(ids, grid_h, grid_w, count, seed, epoch))
+    return draw(_random_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, count)

@@ -10,12 +10,10 @@ from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import (
     TAGS,
     check_sampling,
-    checked_epoch,
     checked_ratio,
+    draw,
     empty_lists,
-    sample_ids,
     sides,
-    signed_seed,
 )
 
 
@@ -82,6 +80,4 @@ def uniform_mask(
     hidden = 4 * checked_ratio(ratio)
     if hidden != int(hidden):
         raise ValueError(f"ratio is {ratio}; allowed: 0, 0.25, 0.5, 0.75, 1")
-    ids = sample_ids(n_or_ids, device)
-    seed, epoch = signed_seed(seed), checked_epoch(epoch)
-    return PatchMask(*_uniform_mask(ids, grid_h, grid_w, int(hidden), seed, epoch))
+    return draw(_uniform_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, int(hidden))

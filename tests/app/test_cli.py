@@ -157,7 +157,7 @@ def test_flags_override_the_preset(photographs, tmp_path, capsys):
     assert (config.encoder, config.loss, config.mask) == ("cnn", "mse", "box")
     assert (config.img_size, config.epochs) == ((24, 32), 1)
     assert "validation loss" in out
-    assert "predicting the mean colour of the visible part" in out
+    assert "predicting the mean of the visible part" in out
     assert "images/s" in out
     assert "3/3" in err
 

@@ -33,12 +33,13 @@ INSTEAD = {
     "--nproc-per-node 8": "--nproc-per-node 2",
 }
 SHORT = {"--epochs": "1", "--batch-size": "4", "--workers": "0", "--img-size": "64"}
-SMALL = SHORT | {"--encoder": "vit_tiny_patch16_224", "--mask-unit": "16"}
+SMALL = SHORT | {"--encoder": "vit_tiny_patch16_224", "--mask-unit": "16", "--accumulate": "1"}
 
 
 def lines_of(page: Path) -> list[str]:
     """The command lines of a page, with what they leave to choose in brackets taken."""
-    return [re.sub(r"[\[\]]", "", line).strip() for line in LINE.findall(page.read_text())]
+    text = re.sub(r"\\\n +", "", page.read_text())  # lines that go on in the next one
+    return [re.sub(r"[\[\]]", "", line).strip() for line in LINE.findall(text)]
 
 
 def prepare(line: str, number: int) -> list[str]:

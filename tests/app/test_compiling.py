@@ -38,6 +38,8 @@ MODELS = {
         **{"method": "mae", "decoder_width": 32, "decoder_heads": 2, "mask": "uniform"},
         **{"mask_ratio": 0.75, "encoder": "swin_tiny_patch4_window7_224", "encoder_args": SWIN},
     },
+    "histograms": {"target": "hog", "loss": "mse"},
+    "low-pass targets": {"target": "lowpass"},
     "window targets": {"target_norm": "window", "target_window": 5, "loss": "smooth_l1"},
 }
 

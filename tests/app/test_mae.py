@@ -68,9 +68,13 @@ def model_of(config: PretrainConfig) -> MAE:
     return build_model(config)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_loss_and_gradients_are_those_of_plain_pytorch(kind):
-    config = config_of(kind, second_ratio=0.25 if kind == "swin" else 0.0)
+CASES = [(kind, "pixels") for kind in MODELS]
+CASES += [(kind, target) for kind in ("vit", "swin") for target in ("hog", "lowpass")]
+
+
+@pytest.mark.parametrize(("kind", "target"), CASES)
+def test_loss_and_gradients_are_those_of_plain_pytorch(kind, target):
+    config = config_of(kind, second_ratio=0.25 if kind == "swin" else 0.0, target=target)
     images, mask = inputs(config)
     second = {}
     if config.second_ratio:

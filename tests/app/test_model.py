@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, pixel_shuffle
 
 from simmim.models.encoders import build_encoder
 from simmim.models.masking import Masking
-from simmim.models.simmim import SimMIM, channel_statistics, visible_mean_colour
+from simmim.models.simmim import SimMIM, channel_statistics, visible_mean
 from simmim_kernels import PatchMask
 from tests.budget import assert_within_budget
 
@@ -99,7 +99,7 @@ def test_mean_colour_is_that_of_the_visible_part():
     model = small_model()
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
     mask = Masking("random", 16, 0.6, SIZE)(torch.arange(2), seed=5)
-    got = visible_mean_colour(model, images, mask)
+    got = visible_mean(model, images, mask)
     shown = ~mask.mask.repeat_interleave(16, 1).repeat_interleave(16, 2)
     for b in range(2):
         expected = []

@@ -130,6 +130,15 @@ CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
         lambda b: (_leaf(b, 49, 768), _image(b), _ids(b)),
         _loss("l1", target_norm=sk.PatchNorm()),
     ),
+    "loss of target tokens": (
+        ("random_mask", "masked_loss"),
+        lambda b: (
+            _leaf(b, 49, 512, dtype=torch.bfloat16),
+            torch.randn(b, 49, 512, device="cuda"),
+            _ids(b),
+        ),
+        _loss("smooth_l1", target_norm=sk.PatchNorm()),
+    ),
     "normalize_targets": (
         ("normalize_targets",),
         lambda b: (_image(b),),

@@ -102,12 +102,13 @@ def masked_loss(backend) -> dict[str, Callable]:
             "bytes": (tokens, image.to(torch.uint8)),
             "map": (torch.empty(4, numbers, side, side, dtype=BF16), image),
             "listed": (tokens[0, :1].expand(len(index), -1).contiguous(), image),
+            "features": (tokens, torch.empty(4, side, side, numbers).movedim(3, 1)),
         }
         kind = "l1" if patch == 16 else "smooth_l1"
         for what, (pred, target) in problems.items():
             stats = (torch.zeros(3), torch.ones(3)) if what == "bytes" else (None, None)
             listed = index if what == "listed" else None
-            spec = LossSpec(kind, 1.0, "cyx", 1e-5, "mean")
+            spec = LossSpec(kind, 1.0, "yxc" if what == "features" else "cyx", 1e-5, "mean")
             given = (pred, target, mask, listed, *stats, spec, True)
             calls[f"{what} {size}"] = lambda given=given: op(*given)
             if what == "listed":

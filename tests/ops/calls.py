@@ -184,6 +184,36 @@ CALLS: dict[str, Call] = {
     "masked_huber small": Call(
         sk.masked_huber, _loss(lambda b, g: tokens(b, g, dtype=HALF), delta=1e-3), **LOSS
     ),
+    "masked_l1 target tokens": Call(
+        sk.masked_l1,
+        lambda b, g: {
+            "pred": tokens(b, g, 11, torch.bfloat16),
+            "target": tokens(b, g, 11),
+            "mask": mask(b, g),
+        },
+        **LOSS,
+    ),
+    "masked_mse listed target tokens": Call(
+        sk.masked_mse,
+        lambda b, g: {
+            "pred": torch.randn(b, mask(b, g).masked.shape[1], WIDTH + 1),
+            "target": torch.randn(b, g[0] * g[1], WIDTH + 1).bfloat16(),
+            "mask": mask(b, g),
+            "target_norm": sk.PatchNorm(),
+        },
+        **LOSS,
+    ),
+    "masked_linear_smooth_l1 target tokens": Call(
+        sk.masked_linear_smooth_l1,
+        lambda b, g: {
+            **_head(b, g),
+            "target": tokens(b, g),
+            "target_norm": sk.PatchNorm(),
+        },
+        ("tokens", "weight", "bias"),
+        ("masked_linear", "place_tokens", "masked_loss"),
+        products=True,
+    ),
     "masked_linear_huber": Call(
         sk.masked_linear_huber,
         lambda b, g: _head(b, g) | {"delta": 2.0},

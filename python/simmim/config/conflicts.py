@@ -79,6 +79,8 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
             yield f"{flag(name)} is for --method mae: leave it out"
     if given("target_window") and has("target_norm") != "window":
         yield "--target-window is the square of --target-norm window: give that too"
+    if has("target") == "hog" and given("picture") and has("picture"):
+        yield "--target hog predicts histograms, of which --picture draws none: leave it out"
     if has("encoder") == "cnn" and given("attention"):
         yield "--encoder cnn has no attention: leave out --attention"
     if has("compile") == "on" and has("shard"):

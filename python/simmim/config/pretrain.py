@@ -85,6 +85,10 @@ class PretrainConfig(RunConfig):
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance between predicted and true pixels, over hidden pixels only."""
 
+    target: Literal["pixels", "hog", "lowpass"] = "pixels"
+    """What is predicted of the hidden part. hog: histograms of oriented gradients of 8 x 8 pixels (as
+    in MaskFeat); lowpass: its pixels without their high frequencies (as in PixMIM)."""
+
     target_norm: Literal["none", "window", "patch"] = "none"
     """Normalise the target further: window, every pixel by the square around it (the SwinV2
     recipe); patch, by the mean and deviation of each output token's pixels (as in MAE)."""
@@ -123,6 +127,12 @@ class PretrainConfig(RunConfig):
             raise UserError("--no-normalize is for 8-bit images: leave it out")
         if self.target_norm != "none" and not self.normalize:
             raise UserError("--target-norm needs targets beyond [0, 1]: leave out --no-normalize")
+        if self.target == "hog" and not self.normalize:
+            raise UserError("--target hog predicts no pixels in [0, 1]: leave out --no-normalize")
+        if self.target == "hog" and self.target_norm == "window":
+            raise UserError(
+                "--target-norm window is for pixels, --target hog has none: leave it out"
+            )
         if self.target_window < 1 or self.target_window % 2 == 0:
             raise UserError(f"--target-window must be odd and positive, not {self.target_window}")
 

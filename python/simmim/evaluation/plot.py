@@ -127,7 +127,7 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
     Args:
         metrics: the CSV file that a run wrote.
         path: file to write.
-        baseline: validation loss of predicting the mean colour of the visible part.
+        baseline: validation loss of predicting the mean of the visible part.
     """
     rows = read_metrics(metrics)
     canvas = figure.Figure(figsize=(6.4, 4), layout="constrained")
@@ -137,9 +137,7 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
         if points:
             axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     if baseline is not None:
-        axis.axhline(
-            baseline, color="gray", linestyle="--", label="mean colour of the visible part"
-        )
+        axis.axhline(baseline, color="gray", linestyle="--", label="mean of the visible part")
     axis.set_xlabel("update")
     axis.set_ylabel("loss" if baseline is None else "loss on hidden pixels")
     axis.spines[["top", "right"]].set_visible(False)

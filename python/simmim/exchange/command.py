@@ -58,6 +58,11 @@ def export_model(config: ExportConfig) -> list[str]:
     if state.get("kind", "pretrain") != "pretrain":
         raise UserError(f"{config.checkpoint} was written by simmim {state['kind']}")
     trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
+    if trained.target == "hog" and config.project not in ("simmim", "timm"):
+        raise UserError(
+            f"{config.checkpoint} predicts histograms (--target hog), and a head of "
+            f"{config.project} pixels: --project timm writes the encoder alone"
+        )
     with torch.device("meta"):
         model = build_model(trained)
     checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())

@@ -9,6 +9,7 @@ from simmim.models.initial import initialize_as_published
 from simmim.models.mae import MAE
 from simmim.models.masking import Masking
 from simmim.models.simmim import SimMIM, channel_statistics
+from simmim.models.targets import TARGETS
 from simmim_kernels import PatchNorm, WindowNorm
 
 #: arguments of an encoder that do not come from --encoder-args
@@ -65,6 +66,13 @@ def build_model(config: PretrainConfig) -> SimMIM:
         "window": lambda: WindowNorm(config.target_window),
         "patch": PatchNorm,
     }[config.target_norm]
+    target = TARGETS[config.target]
+    cell = getattr(target, "cell", 1)
+    if config.mask_unit % cell:
+        raise UserError(
+            f"--target {config.target} has cells of {cell} pixels, and --mask-unit "
+            f"{config.mask_unit} cuts them: use a multiple of {cell}"
+        )
     options = {}
     if config.method == "mae":
         depth = 2 if is_swin(config.encoder) else 8
@@ -82,6 +90,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
         mean=mean if config.normalize else None,
         std=std if config.normalize else None,
         target_norm=target_norm(),
+        target=target,
         sigmoid=not config.normalize,
         plain=config.plain,
         **options,

@@ -14,6 +14,7 @@ from simmim.models import published
 from simmim.models.encoders import TimmEncoder
 from simmim.models.masking import nothing_hidden
 from simmim.models.simmim import SimMIM
+from simmim.models.targets import outputs_of
 from simmim_kernels import MaskedLastBlock, PatchMask, restore_tokens
 
 
@@ -69,7 +70,7 @@ class MAE(SimMIM):
             Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)
         )
         self.decoder_norm = norm(width)
-        self.head = nn.Linear(width, channels * self.stride**2)
+        self.head = nn.Linear(width, outputs_of(self.target, channels, self.stride))
         grid = img_size[0] // self.stride, img_size[1] // self.stride
         self.register_buffer("decoder_pos_embed", sine_cosine(grid, width, self.prefix))
         self._last = MaskedLastBlock(self.decoder_blocks[-1], prefix_tokens=self.prefix)
@@ -121,7 +122,7 @@ class MAE(SimMIM):
         return self.score(hidden, images, mask, reduction)
 
     def predict_tokens(self, images: Tensor, mask: PatchMask) -> Tensor:
-        """Predictions ``(B, L, C * stride^2)`` of all tokens, normalised, row order ``"cyx"``."""
+        """Predictions ``(B, L, N)`` of all tokens, as ``SimMIM``'s."""
         x = self._before_last(images, mask.on_grid(self._grid(images)), None)
         return self._predict(self.decoder_blocks[-1](x))
 

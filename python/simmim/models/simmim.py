@@ -11,6 +11,7 @@ from torch.nn.functional import pixel_shuffle
 from simmim.errors import UserError
 from simmim.models import published
 from simmim.models.encoders import ConvEncoder, TimmEncoder
+from simmim.models.targets import Target, as_image, outputs_of
 from simmim_kernels import (
     PatchMask,
     PatchNorm,
@@ -62,6 +63,8 @@ class SimMIM(ChannelStatistics):
             leaves it as it is, uint8 in [0, 1].
         target_norm: ``WindowNorm()`` (SwinV2's recipe) or ``PatchNorm()`` (MAE's) normalises the
             target further, every pixel by its neighbourhood; a patch is an output token.
+        target: a callable that makes what is predicted of the images, see ``simmim.models.targets``;
+            None: their pixels.
         sigmoid: end the head with a sigmoid, for targets in [0, 1].
         plain: run the published arithmetic in plain PyTorch instead of the kernels. By default a
             visible pixel is read once, by the patch embedding, a hidden one once, by the loss, and
@@ -70,6 +73,7 @@ class SimMIM(ChannelStatistics):
 
     Attributes:
         stride: pixels a side of what one token predicts.
+        of_pixels: whether pixel values are predicted, which are normalised and can be drawn.
     """
 
     #: added to the number of hidden pixels, as published
@@ -84,6 +88,7 @@ class SimMIM(ChannelStatistics):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         target_norm: WindowNorm | PatchNorm | None = None,
+        target: Target | None = None,
         sigmoid: bool = False,
         plain: bool = False,
     ) -> None:
@@ -93,7 +98,9 @@ class SimMIM(ChannelStatistics):
         self.encoder = encoder
         self.plain = encoder.plain = plain
         self.stride = encoder.stride
-        self.head = nn.Linear(encoder.width, channels * encoder.stride**2)
+        self.target = target
+        self.of_pixels = target is None or getattr(target, "pixels", False)
+        self.head = nn.Linear(encoder.width, outputs_of(target, channels, self.stride))
         self.sigmoid = sigmoid
         self.target_norm = target_norm
         self.loss = loss
@@ -111,18 +118,23 @@ class SimMIM(ChannelStatistics):
             self.encoder(images, mask),
             self.head.weight,
             self.head.bias,
-            images,
+            self.make_target(images),
             mask,
             reduction=reduction,
             **self._target(),
         )
 
+    @torch.no_grad()
+    def make_target(self, images: Tensor) -> Tensor:
+        """What is predicted of images: themselves, or what ``target`` makes of them."""
+        return images if self.target is None else self.target(images)
+
     def _target(self) -> dict[str, object]:
         return {
             "order": "cyx",
             "target_norm": self.target_norm,
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.mean if self.of_pixels else None,
+            "std": self.std if self.of_pixels else None,
             "eps": self.eps,
         }
 
@@ -139,29 +151,31 @@ class SimMIM(ChannelStatistics):
         self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
     ) -> Tensor:
         """The masked loss of any prediction, tokens or image, in the normalised space."""
+        target = self.make_target(images)
+        if self.plain or prediction.dim() == 4:
+            target = as_image(target, self._grid(images))
         if self.plain:
-            image = prediction if prediction.dim() == 4 else self._shuffle(prediction, images)
-            target = published.normalized(images, self.mean, self.std)
+            if self.of_pixels:
+                target = published.normalized(target, self.mean, self.std)
+            side = target.shape[2] // self._grid(images)[0]
+            image = prediction if prediction.dim() == 4 else self._shuffle(prediction, images, side)
             if self.target_norm is not None:
-                mean, deviation = self._local_statistics(target)
+                mean, deviation = published.local_statistics(target, self.target_norm, side)
                 target = (target - mean) / deviation
             return published.masked_loss(image, target, mask, self.loss, reduction, self.eps)
-        return LOSSES[self.loss](prediction, images, mask, reduction=reduction, **self._target())
+        return LOSSES[self.loss](prediction, target, mask, reduction=reduction, **self._target())
 
     def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-        """Predictions ``(B, L, C * stride^2)``, normalised, row order ``"cyx"``."""
+        """Predictions ``(B, L, N)``, of pixels ``C * stride^2`` normalised, row order ``"cyx"``."""
         return self._head(self.encoder(images, mask))
-
-    def _local_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        return published.local_statistics(target, self.target_norm, self.stride)
 
     def _head(self, tokens: Tensor) -> Tensor:
         tokens = self.head(tokens)
         return tokens.sigmoid() if self.sigmoid else tokens
 
-    def _shuffle(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """Predicted tokens ``(B, L, C * stride^2)`` laid out as an image of ``images``' size."""
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, self._grid(images)), self.stride)
+    def _shuffle(self, tokens: Tensor, images: Tensor, side: int) -> Tensor:
+        """Predicted tokens ``(B, L, C * side^2)`` laid out as an image, ``side`` pixels each."""
+        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, self._grid(images)), side)
 
     def predict_image(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predicted pixels ``float32 (B, C, H, W)`` with the normalisation undone, for uint8 images
@@ -169,23 +183,29 @@ class SimMIM(ChannelStatistics):
 
         A ``target_norm`` is undone by the true image's local means and deviations, which the model
         was not asked to predict.
+
+        Raises:
+            UserError: what the model predicts is no image.
         """
-        image = self._shuffle(self.predict_tokens(images, mask).float(), images)
+        if not self.of_pixels:
+            raise UserError("this model predicts no pixels: there is nothing to draw")
+        image = self._shuffle(self.predict_tokens(images, mask).float(), images, self.stride)
         if self.target_norm is not None:
-            target = published.normalized(images, self.mean, self.std)
-            mean, deviation = self._local_statistics(target)
+            target = published.normalized(self.make_target(images), self.mean, self.std)
+            mean, deviation = published.local_statistics(target, self.target_norm, self.stride)
             image = image * deviation + mean
         if self.mean is not None:
             image = image * self.std[:, None, None] + self.mean[:, None, None]
         return image.clamp(0, 1) if images.dtype == torch.uint8 else image
 
 
-def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    """The guess that a model must beat: every pixel is the mean of the image's visible pixels.
+def visible_mean(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+    """The guess that a model must beat: everything is the mean of what is visible of the image.
 
     Returns:
-        ``float32 (B, C, H, W)`` in the normalised space of ``model``'s targets, a broadcast view;
-        with a ``target_norm``, which makes every local mean 0, tokens of zeros.
+        A prediction for ``model.score``, a broadcast view: the mean colour, or of another target than
+        pixels the mean of its visible part; with a ``target_norm``, which makes every local mean 0,
+        tokens of zeros.
     """
     if model.target_norm is not None:
         tokens = images[0, 0].numel() // model.stride**2
@@ -193,6 +213,9 @@ def visible_mean_colour(model: SimMIM, images: Tensor, mask: PatchMask | Tensor)
         return zero.expand(len(images), tokens, model.head.out_features)
     units = mask.mask if isinstance(mask, PatchMask) else mask
     shown = (~units).flatten(1).float().mean(1).clamp_min(1e-12)[:, None]
-    seen = mask_image(images, mask, 0.0, mean=model.mean, std=model.std)
-    colour = seen.mean((2, 3)) / shown
-    return colour[:, :, None, None].expand(*images.shape)
+    if model.of_pixels:
+        seen = mask_image(images, mask, 0.0, mean=model.mean, std=model.std)
+    else:
+        seen = mask_image(as_image(model.make_target(images), model._grid(images)), mask, 0.0)
+    mean = seen.mean((2, 3)) / shown
+    return mean[:, :, None, None].expand(*seen.shape)

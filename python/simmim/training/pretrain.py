@@ -20,7 +20,7 @@ from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
 from simmim.models.build import build_masking, build_model
-from simmim.models.simmim import SimMIM, visible_mean_colour
+from simmim.models.simmim import SimMIM, visible_mean
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
@@ -91,7 +91,7 @@ class Trainer(Loop):
             images, mask = self._to_device(batch, VALIDATION_SEED, 0)
             losses = [self.model(images, mask, reduction="none")]
             if self.counters.baseline is None:
-                guess = visible_mean_colour(model, images, mask)
+                guess = visible_mean(model, images, mask)
                 losses.append(model.score(guess, images, mask, reduction="none"))
             read = batch.read[:count].to(sums.device)
             sums[0] += read.sum()

@@ -1,0 +1,109 @@
+// Where predictions and targets of the masked losses lie, and how a target's numbers are read.
+#pragma once
+
+#include "common/grid.h"
+#include "cpu/rows.h"
+
+SIMMIM_BEGIN
+
+constexpr int64_t kLine = 8;  // pixels of a short line that are copied at once
+
+template <class C>
+const C* numbers(const Memory& memory, int64_t offset) {
+    return reinterpret_cast<const C*>(memory.at(offset));
+}
+
+// A prediction or its gradient. Pixel (y, x) is pixel (dy, dx) of token (ty, tx), y = ty * p + dy.
+struct Prediction : PredictionLayout {
+    Memory memory;
+
+    // A token's numbers lie side by side, in order "cyx" or "yxc".
+    bool is_planar(int64_t p) const { return sdx == 1 && sdy == p && sc == p * p; }
+    bool is_interleaved(int64_t p, int64_t channels) const {
+        return sc == 1 && sdx == channels && sdy == p * channels;
+    }
+};
+
+// A channel's pixel value is (stored number - offset) * scale: the difference comes first, for of
+// large numbers, which need not be bytes, it keeps the digits.
+template <class C>
+struct Affine {
+    C offset, scale;
+
+    C operator()(C stored) const { return (stored - offset) * scale; }
+};
+
+// The target image; pixels u become (u - mean) / std, those of uint8 (u / 255 - mean) / std.
+struct Target : ImageLayout {
+    Memory memory;
+    const double *mean, *std;  // null: 0 and 1
+
+    // Pixels that can be used where they lie.
+    template <class C>
+    bool in_place() const {
+        return memory.element == kElement<C> && sx == 1 && !std;
+    }
+
+    template <class C>
+    Affine<C> affine(int64_t c) const {
+        const double unit = memory.element == kUInt8 ? 255.0 : 1.0;
+        return {C(mean ? unit * mean[c] : 0.0), C(1.0 / (unit * (std ? std[c] : 1.0)))};
+    }
+
+    // n pixels from `offset`, put `step` apart.
+    template <class C>
+    void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
+        if (memory.element == kUInt8) {
+            load_integers(numbers<uint8_t>(memory, offset), of, n, row, step);
+        } else if (memory.element == kUInt16) {
+            load_integers(numbers<uint16_t>(memory, offset), of, n, row, step);
+        } else if (memory.element == kInt16) {
+            load_integers(numbers<int16_t>(memory, offset), of, n, row, step);
+        } else if (in_place<C>()) {
+            const C* p = reinterpret_cast<const C*>(memory.at(offset));
+            for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
+        } else if (step == 1) {
+            memory.load(offset, sx, n, row);
+            for (int64_t i = 0; std && i < n; ++i) row[i] = of(row[i]);
+        } else {
+            C side[kRow];
+            for (int64_t i = 0; i < n; i += kRow) {
+                const int64_t m = min_of(kRow, n - i);
+                memory.load(offset + i * sx, sx, m, side);
+                for (int64_t j = 0; std && j < m; ++j) side[j] = of(side[j]);
+                for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
+            }
+        }
+    }
+
+    template <class T, class C>
+    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
+        if (sx == 1 && step == 1) {
+            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i]));
+        } else {
+            for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(from[i * sx]));
+        }
+    }
+
+    // `lines` lines of n pixels that lie side by side, the first at `offset`.
+    template <class C>
+    void load_lines(int64_t offset, const Affine<C>& of, int64_t lines, int64_t n, C* out) const {
+        if (in_place<C>() && n >= kLine) {  // pieces of fixed size, the last one overlapping
+            const C* p = numbers<C>(memory, offset);
+            for (int64_t k = 0; k < lines; ++k, p += sy, out += n) {
+                for (int64_t i = 0; i + kLine <= n; i += kLine)
+                    std::memcpy(out + i, p + i, kLine * sizeof(C));
+                std::memcpy(out + n - kLine, p + n - kLine, kLine * sizeof(C));
+            }
+        } else if (n == 16 && sx == 1 && memory.element == kUInt8) {  // a ViT's patch: one vector
+            const uint8_t* p = reinterpret_cast<const uint8_t*>(memory.at(offset));
+            for (int64_t k = 0; k < lines; ++k) {
+                for (int64_t i = 0; i < 16; ++i) out[16 * k + i] = of(C(p[k * sy + i]));
+            }
+        } else {
+            for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n, 1);
+        }
+    }
+};
+
+SIMMIM_END

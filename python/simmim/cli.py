@@ -117,6 +117,9 @@ def _run(arguments: list[str]) -> int:
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
     if preset == "none" and "--resume" in arguments:
         default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
+    # tyro asks for pairs that a default holds already by flags of their own
+    pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
+    default, tuned = (dataclasses.replace(c, encoder_args={}) for c in (default, tuned))
     pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
     finetune = tyro.conf.subcommand("finetune", default=tuned, prefix_name=False)
     config = tyro.cli(
@@ -135,6 +138,8 @@ def _run(arguments: list[str]) -> int:
         description="Masked image modelling: pre-train encoders on images alone. "
         f"simmim --version prints the version. {' '.join(_STATUSES.split())}",
     )
+    if type(config) in pairs and not config.encoder_args:
+        config = dataclasses.replace(config, encoder_args=pairs[type(config)])
     if hasattr(config, "check"):
         config.check()
     else:

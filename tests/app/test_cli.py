@@ -207,7 +207,9 @@ def test_resuming_takes_the_settings_of_the_run(photographs, labelled, tmp_path,
     assert status == 0, error
     assert "--epochs 2 instead of 1" in said + error and "--lr" not in said + error
     written = PretrainConfig.from_json((out / "config.json").read_text())
-    assert (written.lr, written.epochs, written.img_size) == (0.5, 2, 32)
+    assert (written.lr, written.epochs, written.encoder_args["depth"]) == (0.5, 2, 1)
+    repeated = ("pretrain", "--out", out, "--resume", *FAST, "--epochs", 2)
+    assert run(capsys, *repeated)[0] == 0
     status, _, error = run(capsys, "pretrain", "--out", out, "--resume", "--img-size", 64)
     assert status == 2 and "--img-size 32, not 64" in error
     # another command's run is none of this one's

@@ -53,4 +53,12 @@ struct Tensor {
     }
 };
 
+// The tensors of a Python list, which the caller owns.
+struct TensorList {
+    const Tensor* data = nullptr;
+    int64_t count = 0;
+
+    __attribute__((always_inline)) const Tensor& operator[](int64_t i) const { return data[i]; }
+};
+
 }  // namespace simmim

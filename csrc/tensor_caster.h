@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "tensor.h"
 
@@ -116,6 +117,24 @@ struct type_caster<simmim::Tensor> {
         }
         return simmim::dlpack::convert(view, &value);
     }
+};
+
+template <>
+struct type_caster<simmim::TensorList> {
+    PYBIND11_TYPE_CASTER(simmim::TensorList, const_name("list[torch.Tensor]"));
+    bool load(handle source, bool convert) {
+        if (!isinstance<list>(source)) return false;
+        for (const handle item : reinterpret_borrow<list>(source)) {
+            type_caster<simmim::Tensor> tensor;
+            if (item.is_none() || !tensor.load(item, convert)) return false;
+            tensors_.push_back(*static_cast<simmim::Tensor*>(tensor));
+        }
+        value = {tensors_.data(), int64_t(tensors_.size())};
+        return true;
+    }
+
+  private:
+    std::vector<simmim::Tensor> tensors_;
 };
 }  // namespace pybind11::detail
 

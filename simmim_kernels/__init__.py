@@ -8,6 +8,7 @@ from simmim_kernels.memory import keep_freed_memory
 from simmim_kernels.ops.avg_dist import avg_dist
 from simmim_kernels.ops.block_mask import block_mask, inverse_block_mask
 from simmim_kernels.ops.box_mask import box_mask
+from simmim_kernels.ops.crop_resize import crop_resize
 from simmim_kernels.ops.mask_image import mask_image
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_linear import (
@@ -21,6 +22,7 @@ from simmim_kernels.ops.masked_patch_embed import masked_patch_embed, visible_pa
 from simmim_kernels.ops.normalize_patches import normalize_patches
 from simmim_kernels.ops.normalize_targets import normalize_targets
 from simmim_kernels.ops.place_tokens import restore_tokens
+from simmim_kernels.ops.random_crops import random_crops
 from simmim_kernels.ops.random_mask import random_mask
 from simmim_kernels.ops.uniform_mask import uniform_mask
 from simmim_kernels.target_norm import PatchNorm, WindowNorm
@@ -37,6 +39,7 @@ __all__ = [
     "backend",
     "block_mask",
     "box_mask",
+    "crop_resize",
     "inverse_block_mask",
     "keep_freed_memory",
     "mask_image",
@@ -52,6 +55,7 @@ __all__ = [
     "masked_smooth_l1",
     "normalize_patches",
     "normalize_targets",
+    "random_crops",
     "random_mask",
     "restore_tokens",
     "uniform_mask",

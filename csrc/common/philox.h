@@ -31,6 +31,7 @@ SIMMIM_HD PhiloxBlock philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
 // uniform_mask has as many of its own, each other strategy 2^24. Twins: backends/_seed.py.
 constexpr uint32_t kBoxStream = 0x81000000u;
 constexpr uint32_t kBlockStream = 0x82000000u;
+constexpr uint32_t kCropStream = 0x83000000u;
 constexpr uint32_t kUniformStream = 0xA0000000u;
 
 // A whole number in [0, n) from a random word; n < 2^31. No number is likelier than another by more

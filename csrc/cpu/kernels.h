@@ -10,6 +10,8 @@
     X(box_mask)                 \
     X(uniform_mask)             \
     X(avg_dist)                 \
+    X(random_crops)             \
+    X(crop_resize)              \
     X(mask_tokens_forward)      \
     X(mask_tokens_backward)     \
     X(normalize_targets)        \
@@ -42,6 +44,15 @@ void uniform_mask(const Tensor& ids, int64_t hidden, uint64_t seed, uint32_t epo
                   const Tensor& mask, const Tensor& masked, const Tensor& visible, int threads);
 
 double avg_dist(const Tensor& mask, int64_t unit, int threads);
+
+// The boxes (top, left, height, width) and flips of samples whose images have `sizes`.
+void random_crops(const Tensor& ids, const Tensor& sizes, double least_scale, double most_scale,
+                  double least_ratio, double most_ratio, double log_span, double flip,
+                  uint64_t seed, uint32_t epoch, const Tensor& boxes, const Tensor& flips);
+
+// `images`: one batch, or an image a sample; every box lies in its image.
+void crop_resize(const TensorList& images, const Tensor& boxes, const Tensor& flip, bool cubic,
+                 bool antialias, const Tensor& out, int threads);
 
 void mask_image(const Tensor& image, const Tensor& mask, const Tensor& fill, double value,
                 const Tensor& mean, const Tensor& std, const Tensor& out, int threads);

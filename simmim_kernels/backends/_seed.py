@@ -8,6 +8,7 @@ import torch
 # uniform_mask has as many of its own, each other strategy 2^24. Twins: csrc/common/philox.h.
 BOX_STREAM = 0x81000000
 BLOCK_STREAM = 0x82000000
+CROP_STREAM = 0x83000000
 UNIFORM_STREAM = 0xA0000000
 
 

@@ -6,7 +6,7 @@ repeats how dispatch, fake kernels, transforms or second derivatives are handled
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any, get_type_hints
@@ -65,7 +65,7 @@ class Op:
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
         if _dispatch_modes() or not _are_plain(args):
-            if any(isinstance(a, Tensor) and a.is_nested for a in args):
+            if any(a.is_nested for a in _tensors(args)):
                 self.check(*args)  # refuses them in our words, which their own dispatch would not
             return self.overload(*self.flat(args))
         return self.run(*args)
@@ -228,7 +228,7 @@ def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:
             "batch over the first dimension, and use torch.autograd for gradients"
         )
     if forward_ad._current_level >= 0 and any(
-        isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args
+        forward_ad.unpack_dual(a).tangent is not None for a in _tensors(args)
     ):
         raise RuntimeError(f"simmim_kernels: {_name(caller)} has no forward-mode derivative")
 
@@ -239,7 +239,11 @@ def _name(caller: Op | type) -> str:
 
 def _describe(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """All that a check looks at: shape, strides, type and device of a tensor, type and value of
-    another argument. None where a tensor is sparse or nested, and so has no strides."""
+    another argument. None where a tensor is sparse or nested, and so has no strides, and where an
+    argument is a list, whose tensors seldom have the same shapes twice."""
+    for a in args:
+        if type(a) is list:
+            return None
     try:
         return tuple(
             [
@@ -251,11 +255,22 @@ def _describe(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return None
 
 
-def _are_plain(args: tuple[Any, ...]) -> bool:
+def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments and in their lists."""
+    for a in args:
+        if isinstance(a, Tensor):
+            yield a
+        elif type(a) is list:
+            yield from _tensors(a)
+
+
+def _are_plain(args: Sequence[Any]) -> bool:
     for a in args:
         kind = type(a)
         if kind in _PLAIN:
             continue
+        if kind is list and not _are_plain(a):
+            return False
         if kind in _PLAIN_TENSORS:
             if a.is_neg():  # a lazy sign, as of `complex.conj().imag`, that the dispatcher resolves
                 return False

@@ -77,6 +77,11 @@ def _linear(tokens, weight, target, ids):
     return _with_gradients(loss, tokens, weight)
 
 
+def _crops(images, ids):
+    boxes, flips = sk.random_crops(ids, (112, 112), (64, 96), (0.2, 1.0), (0.5, 2.0), seed=3)
+    return sk.crop_resize(images, boxes, (64, 96), flip=flips), boxes, flips
+
+
 # Name: the modules that it needs, what makes its tensors for a batch, and the call.
 CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
     "random_mask": (("random_mask",), lambda b: (_ids(b),), _mask),
@@ -89,6 +94,11 @@ CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
         ("box_mask",),
         lambda b: (_ids(b),),
         lambda ids: sk.box_mask(ids, (14, 14), 0.6, seed=3),
+    ),
+    "crops": (
+        ("random_crops", "crop_resize"),
+        lambda b: (_image(b, torch.uint8), _ids(b)),
+        _crops,
     ),
     "mask_tokens": (
         ("random_mask", "mask_tokens"),

@@ -49,6 +49,23 @@ def avg_dist(backend) -> dict[str, Callable]:
     return {"6x6": lambda: backend.avg_dist.avg_dist(_mask(4, 6, 6), 32)}
 
 
+def random_crops(backend) -> dict[str, Callable]:
+    numbers = torch.arange(4), torch.full((4, 2), 300), 0.67, 1.0, 0.75, 4 / 3, 0.5, 5, 1
+    return {"4": lambda: backend.random_crops.random_crops(*numbers)}
+
+
+def crop_resize(backend) -> dict[str, Callable]:
+    op, boxes = backend.crop_resize.crop_resize, torch.tensor([[0, 0, 240, 300]] * 4)
+    images, flip = torch.empty(4, 3, 256, 341, dtype=torch.uint8), torch.zeros(4, dtype=torch.bool)
+    made = (flip, 192, 192, "bilinear", True)
+    return {
+        "bytes": lambda: op(boxes, [images], *made, torch.uint8),
+        "listed": lambda: op(boxes, list(images), *made, torch.uint8),
+        "float32": lambda: op(boxes, [images.float()], None, 192, 192, "bicubic", True, F32),
+        "float64": lambda: op(boxes, [images.double()], *made, torch.float64),
+    }
+
+
 def mask_image(backend) -> dict[str, Callable]:
     op, mask = backend.mask_image, _mask(4, 6, 6)
     image, stats = torch.empty(4, 3, 192, 192), (torch.zeros(3), torch.ones(3))

@@ -28,6 +28,8 @@ NARROW = {
     "_token_places",
     "_distances",
     "_add_rows",
+    "_random_crops",
+    "_crop_resize",
 }
 NARROW |= {"count", "mark", "scales", "finish", "_normalize_window"}
 NARROW |= {"_normalize_patches bytes", "_mask_channels_last"}

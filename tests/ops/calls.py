@@ -140,6 +140,31 @@ def _visible_tokens(batch, grid):
     }
 
 
+def _crops(batch, grid, element=torch.float32, **options):
+    """A batch of images with a box in each. Of odd sides made odd and larger no number is half a level,
+    which every backend would round to its own side."""
+    images = image(batch, grid, element)
+    height, width = images.shape[2:]
+    boxes = [
+        (k % 3, k % 2, height - 3 - 2 * (k % 3), width - 1 - 2 * (k % 3)) for k in range(batch)
+    ]
+    flip = torch.arange(batch) % 2 == 0
+    return {
+        "images": images,
+        "boxes": torch.tensor(boxes),
+        "size": (11, 9),
+        "flip": flip,
+        **options,
+    }
+
+
+def _listed_crops(batch, grid):
+    """The same of images of different sizes and strides."""
+    given = _crops(batch, grid, torch.uint8, interpolation="bicubic", size=(20, 37))
+    images = [one[:, : one.shape[1] - k % 3] for k, one in enumerate(given["images"])]
+    return given | {"images": [one.mT.contiguous().mT for one in images]}
+
+
 def _uniform_mask(n_or_ids, grid, seed):
     return sk.uniform_mask(n_or_ids, (2 * grid[0], 2 * grid[1]), seed=seed)
 
@@ -328,6 +353,31 @@ CALLS: dict[str, Call] = {
         lambda b, g: {k: v for k, v in _ids()(b, g).items() if k != "ratio"},
         (),
         ("uniform_mask",),
+    ),
+    "random_crops": Call(
+        sk.random_crops,
+        lambda batch, grid: {
+            "ids": torch.arange(batch) * 7919 - 3,
+            "sizes": torch.arange(2 * batch).view(-1, 2) * 31 % 200 + 1,
+            "size": grid,
+            "scale": (0.1, 0.9),
+            "ratio": (0.5, 2.0),
+            "seed": 5,
+            "epoch": 3,
+        },
+        (),
+        ("random_crops",),
+    ),
+    "crop_resize": Call(sk.crop_resize, _crops, (), ("crop_resize",)),
+    "crop_resize bytes": Call(
+        sk.crop_resize, lambda b, g: _crops(b, g, BYTES, size=(17, 67)), (), ("crop_resize",)
+    ),
+    "crop_resize listed": Call(sk.crop_resize, _listed_crops, (), ("crop_resize",)),
+    "crop_resize wide": Call(
+        sk.crop_resize,
+        lambda b, g: _crops(b, g, torch.uint16, antialias=False, dtype=HALF),
+        (),
+        ("crop_resize",),
     ),
     "avg_dist": Call(
         _avg_dist,

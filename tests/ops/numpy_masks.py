@@ -119,3 +119,22 @@ def block_mask(sample, grid, count, seed, epoch):
             mask.ravel()[np.flatnonzero(inside & ~mask)[:wanting]] = True
     mask.ravel()[np.flatnonzero(~mask)[: count - int(mask.sum())]] = True
     return mask, 256
+
+
+def random_crop(sample, height, width, scale, ratio, flip, seed, epoch):
+    """`(top, left, height, width)` and whether it is mirrored: the Inception crop."""
+    draws = words(sample, 0x83000000 + np.arange(11), seed, epoch)
+    mirrored = int(draws[10, 0]) / 2**32 < flip
+    for area, aspect, top, left in draws[:10]:
+        pixels = height * width * (scale[0] + int(area) / 2**32 * (scale[1] - scale[0]))
+        part = int(aspect) / 2**32
+        shape = math.exp((1 - part) * math.log(ratio[0]) + part * math.log(ratio[1]))
+        w, h = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return (uniform(top, height - h + 1), uniform(left, width - w + 1), h, w), mirrored
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    return ((height - h) // 2, (width - w) // 2, h, w), mirrored

@@ -64,6 +64,24 @@ CALLS = {
     "uniform_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
     "inverse_block_mask": {"n_or_ids": 2, "grid": (2, 2), "ratio": 0.5, "seed": 0, "epoch": 0},
     "avg_dist": {"mask": MASK, "unit": 4},
+    "random_crops": {
+        "ids": torch.arange(2),
+        "sizes": (20, 30),
+        "size": (4, 4),
+        "scale": (0.5, 1.0),
+        "ratio": (0.75, 1.5),
+        "flip": 0.5,
+        "seed": 0,
+        "epoch": 0,
+    },
+    "crop_resize": {
+        "images": BYTES,
+        "boxes": torch.tensor([[0, 0, 8, 8], [1, 2, 3, 4]]),
+        "size": (4, 4),
+        "flip": torch.tensor([True, False]),
+        "antialias": True,
+        "dtype": torch.float32,
+    },
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
 DIFFERENTIABLE = [

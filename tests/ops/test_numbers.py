@@ -30,6 +30,15 @@ def masks(function):
     }
 
 
+IDS, BOXES = torch.arange(2), torch.tensor([[0, 0, 8, 8], [1, 2, 3, 4]])
+
+
+def crops(sizes=(20, 30), size=(4, 4), scale=0.5, ratio=0.75, flip=0.5, seed=1, epoch=0):
+    return sk.random_crops(
+        *(IDS, sizes, size, (scale, scale), (ratio, ratio)), flip=flip, seed=seed, epoch=epoch
+    )
+
+
 # By function and argument: a whole number that the call takes, and the call.
 WHOLE = {
     "random_mask": masks(sk.random_mask),
@@ -52,6 +61,13 @@ WHOLE = {
         )
     },
     "avg_dist": {"unit": (20, lambda n: sk.avg_dist(MASK, n))},
+    "random_crops": {
+        "sizes": (20, lambda n: crops(sizes=(n, n))),
+        "size": (4, lambda n: crops(size=(n, n))),
+        "seed": (3, lambda n: crops(seed=n)),
+        "epoch": (5, lambda n: crops(epoch=n)),
+    },
+    "crop_resize": {"size": (4, lambda n: sk.crop_resize(IMAGE, BOXES, (n, n)))},
     "on_grid": {"grid": (4, lambda n: MASK.on_grid((n, n)))},
     "WindowNorm": {"window": (5, lambda n: sk.masked_l1(*LOSS, target_norm=sk.WindowNorm(n)))},
     "normalize_targets": {"window": (5, lambda n: sk.normalize_targets(IMAGE, n))},
@@ -85,6 +101,11 @@ REAL = {
     "normalize_patches": {"eps": (0.5, lambda x: sk.normalize_patches(IMAGE, 4, x))},
     "WindowNorm": {"eps": (0.5, lambda x: sk.masked_l1(*LOSS, target_norm=sk.WindowNorm(3, x)))},
     "PatchNorm": {"eps": (0.5, lambda x: sk.masked_l1(*LOSS, target_norm=sk.PatchNorm(x)))},
+    "random_crops": {
+        "scale": (0.5, lambda x: crops(scale=x)),
+        "ratio": (0.5, lambda x: crops(ratio=x)),
+        "flip": (0.5, lambda x: crops(flip=x)),
+    },
     "masked_l1": {"eps": (0.5, lambda x: sk.masked_l1(*LOSS, eps=x))},
     "masked_mse": {"eps": (0.5, lambda x: sk.masked_mse(*LOSS, eps=x))},
     "masked_smooth_l1": {
@@ -119,7 +140,7 @@ def flat(table):
 def parts(result):
     if isinstance(result, torch.Tensor):
         return [result]
-    return list(result) if isinstance(result, sk.PatchMask) else [torch.tensor(hash(result))]
+    return list(result) if isinstance(result, tuple) else [torch.tensor(hash(result))]
 
 
 def assert_same(found, expected, what):

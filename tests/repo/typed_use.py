@@ -37,6 +37,13 @@ def draw_masks(ids: Tensor) -> list[sk.PatchMask]:
     return masks
 
 
+def make_crops(images: list[Tensor], ids: Tensor) -> Tensor:
+    boxes, flips = sk.random_crops(ids, (90, 120), (64, 64), (0.5, 1.0), (0.75, 1.5), seed=1)
+    sk.random_crops(ids, boxes[:, 2:], (64, 64), (1, 1), None, flip=0, epoch=2)
+    assert_type(sk.crop_resize(torch.stack(images), boxes, (64, 64)), Tensor)
+    return sk.crop_resize(images, boxes, (64, 64), flip=flips, interpolation="bicubic")
+
+
 def run_ops(images: Tensor, x: Tensor, mask: sk.PatchMask, weight: Tensor, token: Tensor) -> Tensor:
     mean, std = STATISTICS
     assert_type(sk.mask_image(images, mask, 0.0, mean=mean, std=std), Tensor)

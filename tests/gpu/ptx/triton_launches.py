@@ -79,7 +79,18 @@ def _parameters(kernel: Kernel, signature: dict[str, str], given: dict):
         value, kind = given[name], signature[name]
         if isinstance(value, torch.Tensor):
             ranges.append(storage_range(value))
+            if name == "table":
+                ranges += image_ranges(value, given)
             value, kind = value.data_ptr(), "u64"
         assert struct.calcsize(_FORMATS[kind]) == size, f"{kernel.name}: {name} is {kind}"
         struct.pack_into(_FORMATS[kind], parameters, at, value)
     return bytes(parameters), ranges
+
+
+def image_ranges(table: torch.Tensor, given: dict) -> Iterator[tuple[int, int]]:
+    """The memory of the images in a table of `crop_resize`: from the first pixel to the last, and no
+    byte of what lies between the end of one and the start of another."""
+    size = given["ELEMENT"].primitive_bitwidth // 8
+    for address, *strides, rows, columns in table.tolist():
+        last = zip(strides, (given["CHANNELS"], rows, columns), strict=True)
+        yield address, address + size * (1 + sum(step * (n - 1) for step, n in last))

@@ -1,0 +1,32 @@
+"""Random boxes: csrc/cpu/random_crops.cpp."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from simmim_kernels.backends._crops import check_sizes
+from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends.cpu import kernels
+
+
+def random_crops(
+    ids: Tensor,
+    sizes: Tensor,
+    least_scale: float,
+    most_scale: float,
+    least_ratio: float,
+    most_ratio: float,
+    flip: float,
+    seed: int | None,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    check_sizes(sizes)
+    boxes = torch.empty((ids.shape[0], 4), dtype=torch.int64, device="cpu")
+    flips = torch.empty((ids.shape[0],), dtype=torch.bool, device="cpu")
+    ids, sizes, span = ids.contiguous(), sizes.contiguous(), math.log(most_ratio / least_ratio)
+    ranges = least_scale, most_scale, least_ratio, most_ratio, span, flip
+    kernels.random_crops(ids, sizes, *ranges, drawn(seed), epoch, boxes, flips)
+    return boxes, flips

@@ -12,7 +12,7 @@ from PIL import Image
 
 from simmim.config.images import Reading
 from simmim.config.pretrain import PretrainConfig
-from simmim.data.cropping import Cropping, random_crop, random_numbers
+from simmim.data.cropping import Cropping
 from simmim.data.crops import (
     Crops,
     check_readable,
@@ -26,6 +26,7 @@ from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, read_batches
 from simmim.data.splits import split_files
 from simmim.errors import UserError
+from simmim_kernels import crop_resize, random_crops
 
 from .conftest import smooth_image
 from .pictures import find_images, read_image
@@ -243,30 +244,34 @@ def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
         assert len(read) == 2 * count
 
 
-def test_random_crop_keeps_its_promises():
-    ratios, areas = [], []
-    for sample in range(2000):
-        top, left, h, w = random_crop(
-            random_numbers(0, 1, 0, sample), 400, 400, (0.67, 1.0), (3 / 4, 4 / 3)
-        )
-        assert 0 <= top <= 400 - h
-        assert 0 <= left <= 400 - w
-        ratios.append(w / h)
-        areas.append(h * w / 400**2)
-    assert 0.74 < min(ratios) < 0.76
-    assert 1.32 < max(ratios) < 1.34
-    assert 0.66 < min(areas) < 0.68
-    # area and shape are drawn before it is known whether they fit: the largest seldom do
-    assert max(areas) > 0.95
-
-
-def test_random_crop_of_a_narrow_image_is_central():
-    assert random_crop(random_numbers(0, 1, 0, 0), 10, 400, (0.67, 1.0), (3 / 4, 4 / 3)) == (
-        0,
-        193,
-        10,
-        13,
+def test_a_crop_is_that_of_the_kernels():
+    """Whatever reads it: a sample's crop is `crop_resize` of the box of `random_crops`."""
+    image, ids = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8), torch.arange(20)
+    boxes, flips = random_crops(
+        ids, (90, 130), CROPPING.size, CROPPING.scale, CROPPING.ratio, seed=7, epoch=3
     )
+    expected = crop_resize([image] * 20, boxes, CROPPING.size, flip=flips)
+    for sample in ids.tolist():
+        assert torch.equal(CROPPING(image, 3, sample, 0), expected[sample])
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "rows", "columns"),
+    [
+        ((10, 400), (16, 16), slice(0, 10), slice(195, 205)),
+        ((64, 40), (16, 24), slice(18, 45), slice(0, 40)),
+        ((3, 30), (8, 8), slice(0, 3), slice(13, 16)),
+    ],
+)
+def test_the_first_crop_of_a_held_out_image_is_the_largest_central_one(image, size, rows, columns):
+    cropping = dataclasses.replace(CROPPING, size=size, central_first=True)
+    pixels = torch.randint(0, 256, (3, *image), dtype=torch.uint8)
+    part = pixels[:, rows, columns].float()[None].contiguous()
+    expected = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+    found = cropping(pixels, 0, 5, 0)
+    assert (found.float() - expected[0]).abs().max() < 0.6
+    assert torch.equal(cropping(pixels, 4, 6, 0), found)
+    assert not torch.equal(cropping(pixels, 4, 6, 1), found)
 
 
 def test_held_out_images_are_fixed_and_apart(photographs):

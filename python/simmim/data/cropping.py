@@ -11,42 +11,16 @@ from torch import Tensor
 
 from simmim.data.bands import Picture
 from simmim.data.image_contents import BadImageError
-from simmim.errors import require
-
-transforms = require("torchvision.transforms.v2.functional")
+from simmim_kernels import crop_resize, random_crops
 
 #: separate sequences of random numbers
-CROP, ORDER, AUGMENT = 0, 1, 2
+ORDER, AUGMENT = 1, 2
 
 
 def random_numbers(stream: int, seed: int, epoch: int, sample: int) -> np.random.Generator:
     """A generator whose numbers depend on these four and on nothing else (Philox4x64-10)."""
     bits = np.random.Philox(key=[seed % 2**64, stream], counter=[0, 0, epoch, sample])
     return np.random.Generator(bits)
-
-
-def random_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
-    """``(top, left, height, width)`` of a random part of an image (Inception crop).
-
-    Area drawn uniformly from ``scale`` of the image's, logarithm of the width-to-height ratio
-    uniformly from that of ``ratio``; after ten draws that do not fit, the largest central part
-    whose ratio is allowed.
-    """
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def central_crop(
@@ -69,7 +43,7 @@ class Cropping:
 
     Attributes:
         size: ``(H, W)`` of the crop in pixels.
-        scale, ratio: of ``random_crop``.
+        scale, ratio: of ``simmim_kernels.random_crops``.
         flip: probability of mirroring.
         central_first: make crop 0 of each image central.
         nodata: value of pixels without data; ``None`` where all hold data.
@@ -107,23 +81,34 @@ class Cropping:
         height, width = image.shape[-2:]
         if self.central_first and crop == 0:
             box = central_crop(height, width, self.size, self.central)
-            return self._finish(_cut(image, box), False)
-        rng = random_numbers(CROP, self.seed, epoch, sample)
+            return self._finish(_cut(image, box), torch.tensor([False]))
         scale = self.scale[0] / areas, self.scale[1] / areas
-        best, least = None, math.inf
-        for _ in range(1 if self.nodata is None else DRAWS):
-            part = _cut(image, random_crop(rng, height, width, scale, self.ratio))
+        best, least, mirrored = None, math.inf, None
+        for draw in range(1 if self.nodata is None else DRAWS):
+            boxes, flips = random_crops(
+                torch.tensor([sample]),
+                (height, width),
+                self.size,
+                scale,
+                self.ratio,
+                flip=self.flip,
+                # crops drawn anew have seeds that are no run's own
+                seed=(self.seed + (draw << 32)) % 2**64,
+                epoch=epoch,
+            )
+            part = _cut(image, tuple(boxes[0].tolist()))
             share = 0.0 if self.nodata is None else self._without_data(part).float().mean().item()
             if share < least:
-                best, least = part, share
+                best, least, mirrored = part, share, flips
             if least <= self.nodata_share:
                 break
-        return self._finish(best, rng.random() < self.flip)
+        return self._finish(best, mirrored)
 
     def _without_data(self, part: Tensor) -> Tensor:
         return part.isnan() if math.isnan(self.nodata) else part == self.nodata
 
-    def _finish(self, part: Tensor, flip: bool) -> Tensor:
+    def _finish(self, part: Tensor, flip: Tensor) -> Tensor:
+        """A part resized, and mirrored where ``flip``, ``bool (1,)``, says so."""
         dtype = part.dtype
         if self.nodata is not None:
             fill = torch.tensor(self.fill)[:, None, None]
@@ -131,15 +116,13 @@ class Cropping:
             part = torch.where(self._without_data(part), fill, part)
         if dtype.is_floating_point and not part.isfinite().all():
             raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
-        if dtype in (torch.uint16, torch.int16) or self.clip is not None:
-            part = part.float()
-        mode = transforms.InterpolationMode(self.interpolation)
-        part = transforms.resize(part, list(self.size), mode, antialias=True)
-        if self.clip is not None:
-            low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
-            part = part.clamp(low, high)
-        part = part.flip(-1) if flip else part
-        return part if part.dtype == dtype else part.round().to(dtype)
+        box = torch.tensor([[0, 0, *part.shape[-2:]]])
+        part = crop_resize([part], box, self.size, flip=flip, interpolation=self.interpolation)[0]
+        if self.clip is None:
+            return part
+        low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
+        part = part.float().clamp(low, high)
+        return part if dtype.is_floating_point else part.round().to(dtype)
 
 
 def _cut(image: Picture, box: tuple[int, int, int, int]) -> Tensor:

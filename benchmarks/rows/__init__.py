@@ -16,6 +16,7 @@ FILES = (
     "masked_loss",
     "mask_tokens",
     "mask_image",
+    "crop_resize",
     "normalize_targets",
     "normalize_patches",
     "masked_linear",

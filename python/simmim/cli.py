@@ -18,6 +18,7 @@ from typing import Annotated
 from simmim.config.apply import FeaturesConfig, PredictConfig
 from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
+from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers
 from simmim.config.pack import PackConfig
@@ -218,7 +219,11 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     # no run, another command's, or a file that somebody edited: what resumes it will say so
     except (OSError, ValueError, TypeError, AttributeError, UserError):
         return default
-    return dataclasses.replace(settings, resume=False, overwrite=False)
+    # its statistics and first weights it has; another file of statistics is looked at anew
+    stated = any(word.partition("=")[0] == "--stats" for word in arguments)
+    measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
+    once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
+    return dataclasses.replace(settings, **once, **measured)
 
 
 def _pretrain(config: PretrainConfig) -> int:

@@ -17,6 +17,8 @@ from simmim.errors import UserError, first_line
 PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
 #: what simmim stats measures
 PERCENTILES = (1, 2, 50, 98, 99)
+#: settings that the file of --stats brings
+MEASURED = ("channels", "bands", "layout", "pixel_type", "mean", "std", "low", "high", "nodata")
 #: settings that a checkpoint brings along for the commands that go on from it
 BROUGHT = (
     *("bands", "layout", "pixel_type", "mean", "std", "low", "high", "clip_percentile"),

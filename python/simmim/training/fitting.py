@@ -21,9 +21,9 @@ from simmim.training.optimizer import learning_rate
 from simmim.training.reader import Reader
 from simmim.training.recording import Recording
 from simmim.training.records import NoRecords, Records
+from simmim.training.running_sums import RunningSums
 from simmim.training.sharding import gathered
 from simmim.training.signals import caught_signals, worker_deaths_reported_when_reading
-from simmim.training.sums import Sums
 
 #: what processes tell each other when one of them cannot go on; above all signals
 FAILED = 1000
@@ -41,7 +41,7 @@ class Fitting(Recording):
     saved_at: int
 
     def __init__(self) -> None:
-        self.sums = Sums(self.fabric.device)
+        self.sums = RunningSums(self.fabric.device)
         self.caught: list[int] = []
         self.reader: Reader | None = None
         # False while weights and counters belong to different updates, and while saving

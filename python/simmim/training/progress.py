@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from simmim.errors import printable, require
-from simmim.training.sink import Sink
+from simmim.training.fallible_output import FallibleOutput
 
 #: seconds without a word after which a log that is no terminal gets a line
 QUIET = 20.0
@@ -61,7 +61,7 @@ class Progress:
 
     def __init__(self, total: int, done: int, global_batch: int) -> None:
         self.total, self.first, self.global_batch = total, done, global_batch
-        self.terminal = Sink("")
+        self.terminal = FallibleOutput("")
         self._paused = 0.0
         self._start = self._last_time = self._last_word = time.perf_counter()
         self._last_update = done

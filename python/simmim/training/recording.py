@@ -23,7 +23,7 @@ from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
 from simmim.training.reader import Reader
 from simmim.training.records import NoRecords, Records
-from simmim.training.sums import Sums
+from simmim.training.running_sums import RunningSums
 
 
 class Recording(ABC):
@@ -46,7 +46,7 @@ class Recording(ABC):
     folder: Path
     reader: Reader | None
     records: Records | NoRecords
-    sums: Sums
+    sums: RunningSums
 
     @abstractmethod
     def validate(self) -> None:

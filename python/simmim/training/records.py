@@ -6,9 +6,9 @@ import threading
 from pathlib import Path
 
 from simmim.training.event_files import event_writer
+from simmim.training.fallible_output import FallibleOutput
 from simmim.training.metrics import MetricsFile, read_metrics
 from simmim.training.progress import Progress
-from simmim.training.sink import Sink
 
 __all__ = ["MetricsFile", "NoRecords", "Records", "read_metrics"]
 
@@ -30,8 +30,8 @@ class Records(Progress):
         super().__init__(total, update, global_batch)
         self.metrics = MetricsFile(out / "metrics.csv", update)
         self.board = event_writer(out / "tensorboard", purge_step=update + 1)
-        self._to_metrics = Sink(str(out / "metrics.csv"))
-        self._to_board = Sink(str(out / "tensorboard"))
+        self._to_metrics = FallibleOutput(str(out / "metrics.csv"))
+        self._to_board = FallibleOutput(str(out / "tensorboard"))
         self._excepthook = threading.excepthook
         threading.excepthook = self._report_thread
         self.open()
@@ -43,8 +43,8 @@ class Records(Progress):
 
     @property
     def error(self) -> OSError | None:
-        sinks = (self._to_metrics, self._to_board, self.terminal)
-        return next((sink.error for sink in sinks if sink.error is not None), None)
+        outputs = (self._to_metrics, self._to_board, self.terminal)
+        return next((output.error for output in outputs if output.error is not None), None)
 
     @property
     def complete(self) -> bool:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-class Sums:
-    """Sums since the last row of the training log.
+class RunningSums:
+    """RunningSums since the last row of the training log.
 
     Attributes:
         count: updates that were summed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Sink:
+class FallibleOutput:
     """Calls functions that write to one place until one of them fails.
 
     Args:

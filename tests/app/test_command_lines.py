@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import timm
 import torch
 from PIL import Image
 
@@ -27,12 +28,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINE = re.compile(r"^ {4}((?:torchrun .*-m )?simmim [^#\n]*)", re.MULTILINE)
 #: what stands for a name that the reader puts in, and what keeps a run short
 INSTEAD = {
-    "FILE_OR_FOLDER": "simmim_pretrain__swin_base.pth",
-    "NAME": "simmim_swin_base --img-size 192",
+    "FILE_OR_FOLDER": "timm.pth",
+    "NAME": "vit_tiny_patch16_224 --encoder-only",
     "vit_small_patch16_224": "vit_tiny_patch16_224",
+    "vit_base_patch16_224": "vit_tiny_patch16_224",
     "--nproc-per-node 8": "--nproc-per-node 2",
 }
-SHORT = {"--epochs": "1", "--batch-size": "4", "--workers": "0", "--img-size": "64"}
+SHORT = {"--epochs": "1", "--batch-size": "16", "--workers": "0", "--img-size": "64"}
+DECODER = {"--decoder-width": "64", "--decoder-depth": "1", "--decoder-heads": "2"}
 SMALL = SHORT | {"--encoder": "vit_tiny_patch16_224", "--mask-unit": "16", "--accumulate": "1"}
 
 
@@ -49,7 +52,8 @@ def prepare(line: str, number: int) -> list[str]:
     words = shlex.split(line)
     command = words[words.index("simmim") + 1]
     if command == "pretrain":
-        for flag, value in (SHORT if "--resume" in words else SMALL).items():
+        short = SHORT if "--resume" in words else SMALL
+        for flag, value in (short | DECODER if "mae" in line else short).items():
             if flag not in words:
                 words += [flag, value]
     elif command == "finetune":
@@ -74,6 +78,8 @@ def write_what_pages_name(folder: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         bands = np.random.default_rng(number).integers(0, 4000, (5, 72, 80), np.uint16)
         tifffile.imwrite(path, bands, planarconfig="separate", photometric="minisblack")
+    vit = timm.create_model("vit_tiny_patch16_224")
+    torch.save(vit.state_dict(), folder / "timm.pth")
     model = build_model(PretrainConfig(encoder="simmim_swin_base", img_size=192))
     theirs = checkpoints.from_simmim(model.state_dict(), "microsoft")
     torch.save({"model": theirs}, folder / "simmim_pretrain__swin_base.pth")

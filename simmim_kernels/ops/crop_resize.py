@@ -36,8 +36,10 @@ def _check(
         if flip.shape != (batch,):
             raise ValueError(f"flip has shape {tuple(flip.shape)}; allowed: ({batch},)")
     same_device(images=images[0], boxes=boxes, flip=flip)
-    if height < 1 or width < 1:
-        raise ValueError(f"size is ({height}, {width}); allowed: two positive whole numbers")
+    if height < 1 or width < 1 or height * width >= 1 << 31:
+        raise ValueError(
+            f"size is ({height}, {width}); allowed: positive numbers, fewer than 2^31 pixels"
+        )
     if interpolation not in INTERPOLATIONS:
         allowed = " or ".join(INTERPOLATIONS)
         raise ValueError(f"interpolation is {interpolation!r}; allowed: {allowed}")

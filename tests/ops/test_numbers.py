@@ -140,7 +140,8 @@ def flat(table):
 def parts(result):
     if isinstance(result, torch.Tensor):
         return [result]
-    return list(result) if isinstance(result, tuple) else [torch.tensor(hash(result))]
+    tensors = isinstance(result, tuple) and all(isinstance(r, torch.Tensor) for r in result)
+    return list(result) if tensors else [torch.tensor(hash(result))]
 
 
 def assert_same(found, expected, what):

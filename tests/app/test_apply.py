@@ -203,7 +203,9 @@ def test_classifiers_for_transformers(family, labelled, tmp_path):
     cls = {"swin": transformers.SwinForImageClassification,
            "swinv2": transformers.Swinv2ForImageClassification}[family]  # fmt: skip
     theirs, info = cls.from_pretrained(folder, output_loading_info=True)
-    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    # transformers 4 looks for an index in the file that it makes itself
+    missing = [k for k in info["missing_keys"] if not k.endswith("relative_position_index")]
+    assert not (missing or info["unexpected_keys"] or info["mismatched_keys"]), info
     assert theirs.config.id2label == {0: "dark", 1: "gray", 2: "light"}
     ours = load_classifier(checkpoint)[0]
     assert_same_logits(ours, theirs.eval())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 
 import pytest
@@ -89,7 +90,7 @@ def test_no_command_at_all_names_them(capsys):
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
-    told = "".join(capsys.readouterr())
+    told = re.sub(r"[\s│]", "", "".join(capsys.readouterr()))  # a box, which may break in a name
     assert all(command in told for command in COMMANDS)
 
 

@@ -88,6 +88,7 @@ def masked_loss(
     weight = on_grid(mask, *target.shape[2:])[:, None].to(target.dtype)
     if prediction.dtype != torch.float64:
         prediction = prediction.float()
+    target = target.to(prediction.dtype)  # before PyTorch 2.13 mse_loss has no gradient otherwise
     pixels = LOSSES[loss](prediction, target, reduction="none") * weight
     if reduction == "sum":
         return pixels.sum()

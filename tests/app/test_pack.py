@@ -270,6 +270,7 @@ def test_bad_images_can_stop_it(tmp_path, capsys):
     assert f"cannot read {data}/class 1/39.png" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_images_that_vanish_stop_it(tmp_path):
     """As of a disk that is unmounted; it goes on when they are there again."""
     data = many(tmp_path / "data")

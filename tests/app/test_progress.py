@@ -58,6 +58,7 @@ def test_other_processes_show_nothing(tmp_path, capsys):
 
 
 def test_a_preparation_is_named_only_if_it_is_slow(capsys, monkeypatch):
+    before = set(threading.enumerate())
     with named_if_slow("quick", patience=30):
         pass
     said = ""
@@ -69,7 +70,9 @@ def test_a_preparation_is_named_only_if_it_is_slow(capsys, monkeypatch):
     with named_if_slow("elsewhere", patience=0.01):
         time.sleep(0.1)
     assert said + capsys.readouterr().err == "slow\n"
-    assert threading.active_count() < 10
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 class Terminal:

@@ -214,7 +214,7 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, pr
         surplus = kept - expected.keys()
         if not config.encoder_only:
             surplus = {k for k in surplus if k.startswith(tuple(_HEADS))}
-        dropped = [_plain_name(k) for k in ours if k not in kept or k in surplus]
+        dropped = [k.removeprefix(_BACKBONE) for k in ours if k not in kept or k in surplus]
         if dropped:
             notes.append(f"left out: {summary(dropped, 20)}")
         notes.append(f"newly initialised: {', '.join(others)}")
@@ -257,10 +257,6 @@ def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: Stat
     classes = model.head.out_features
     notes = [f"a classifier of {classes} classes; its mask token, which is not used, is new"]
     return model, renamed, settings.to_json(), "finetune", notes
-
-
-def _plain_name(name: str) -> str:
-    return name.removeprefix(_BACKBONE)
 
 
 def _check_unread(source: Source) -> None:

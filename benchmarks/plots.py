@@ -68,3 +68,34 @@ def plot_steps(folder: Path) -> None:
     axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle(caption(content), fontsize=7)
     figure.savefig(folder / "steps.png", dpi=130)
+
+
+def plot_memory(folder: Path) -> None:
+    """Peak memory of a whole training step, each contender in a process of its own."""
+    loaded = load(folder)
+    steps = [row for op in ("step", "transformers") for row in loaded.get(op, {"rows": []})["rows"]]
+    groups = [
+        (row["shape"].replace(", 192 px, batch 16, bfloat16", ""), peaks)
+        for row in steps
+        if (peaks := {k: n["peak_mib"] for k, n in row["notes"].items() if "peak_mib" in n})
+    ]
+    if not groups:
+        return
+    bars = sum(len(peaks) + 1 for _, peaks in groups)
+    figure = Figure(figsize=(9, 1.2 + 0.24 * bars), layout="constrained")
+    axes = figure.subplots()
+    y, ticks = 0, []
+    for shape, peaks in groups:
+        for name, peak in peaks.items():
+            kernels = name.startswith("ours") and "plain" not in name
+            axes.barh(y, peak, color="tab:blue" if kernels else "lightgray")
+            axes.text(peak, y, f" {peak:.0f}", va="center", fontsize=7)
+            ticks.append((y, f"{shape}: {name}"))
+            y += 1
+        y += 1
+    axes.set_yticks(*zip(*ticks, strict=True), fontsize=7)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("growth of a process's peak memory over three training steps, MiB")
+    axes.set_title(caption(loaded["step" if "step" in loaded else "transformers"]), fontsize=7)
+    figure.savefig(folder / "memory.png", dpi=130)

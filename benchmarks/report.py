@@ -251,6 +251,7 @@ def write_page(folder: Path) -> None:
 
     plots.plot_ratios(folder)
     plots.plot_steps(folder)
+    plots.plot_memory(folder)
     (folder / "README.md").write_text(
         "# Measured ratios\n\nMade by `python -m benchmarks.report` from the JSON files beside "
         "this page. Ratios are medians of interleaved rounds of one run; `spread` is half the "

@@ -1,7 +1,12 @@
-"""`python docs/pictures.py`: draw the pictures of the documentation that need no training."""
+"""`python docs/pictures.py [RUN]`: draw the pictures of the documentation.
+
+RUN is the folder of a run of `simmim pretrain --preset demo --save-every 20 --keep 100 --out RUN`, of
+which the picture of training is drawn; without it that one is left as it is.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -82,6 +87,77 @@ def draw_way_of_a_pixel() -> None:
     figure.savefig(HERE / "pixel.png", dpi=130)
 
 
+def draw_ptx_machine() -> None:
+    """From two kinds of source to PTX, to the machine that runs it, to what it reports."""
+    figure, axis = plt.subplots(figsize=(9, 3.5))
+    axis.set(xlim=(0, 18), ylim=(0, 7))
+    axis.axis("off")
+    compiled = {"facecolor": "white", "edgecolor": LINE}
+    ours = {"facecolor": "#eef3f8", "edgecolor": LINE}
+    for x, y, width, height, look, text in (
+        (0.2, 4.5, 2.9, 1.6, ours, "csrc/cuda\nC++ kernels"),
+        (0.2, 1.0, 2.9, 1.6, ours, "backends/triton\nPython kernels"),
+        (4.2, 4.5, 2.2, 1.6, compiled, "nvcc"),
+        (4.2, 1.0, 2.2, 1.6, compiled, "Triton"),
+        (7.4, 2.8, 2.1, 1.6, compiled, "PTX for sm_80,\nsm_90, sm_100"),
+        (10.5, 1.6, 3.4, 4.0, ours, "machine on the CPU\n\nwarps take turns;\nfor every byte: who\nread and wrote it\nsince which barrier"),
+        (15.0, 5.0, 2.8, 1.3, ours, "results, compared\nwith the reference"),
+        (15.0, 2.95, 2.8, 1.3, ours, "findings: races,\nbounds, barriers"),
+        (15.0, 0.9, 2.8, 1.3, ours, "counts: instructions,\nsectors"),
+    ):  # fmt: skip
+        axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.1", **look))
+        axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
+    for begin, end in (
+        ((3.2, 5.3), (4.1, 5.3)),
+        ((3.2, 1.8), (4.1, 1.8)),
+        ((6.5, 5.1), (7.4, 4.4)),
+        ((6.5, 2.0), (7.4, 2.8)),
+        ((9.6, 3.6), (10.4, 3.6)),
+        ((14.0, 4.4), (14.9, 5.4)),
+        ((14.0, 3.6), (14.9, 3.6)),
+        ((14.0, 2.8), (14.9, 1.8)),
+    ):
+        style = {"arrowstyle": "-|>", "mutation_scale": 12, "color": LINE, "linewidth": 1.6}
+        axis.add_patch(FancyArrowPatch(begin, end, shrinkA=2, shrinkB=2, **style))
+    axis.text(12.2, 0.9, "inputs: CPU tensors", fontsize=8, ha="center", color=LINE)
+    figure.tight_layout(pad=0.2)
+    figure.savefig(HERE / "ptx.png", dpi=130)
+
+
+def draw_course(run: Path) -> None:
+    """What the model predicts for the same hidden patches after more and more updates.
+
+    Args:
+        run: folder of a run that kept its checkpoints.
+    """
+    from simmim.data.crops import central_crops, collate
+    from simmim.data.splits import split_files
+    from simmim.evaluation.plot import choose_display, reconstruct
+    from simmim.evaluation.reconstruct import load_model
+    from simmim.models.build import build_masking
+
+    columns = {}
+    for update in (20, 60, 140, 260, 520):
+        model, trained = load_model(run / "checkpoints" / f"step-{update:08d}.pt")
+        crops = central_crops(trained, split_files(trained).validation[:3])
+        images = collate([crops[index, 0] for index in range(3)]).images
+        mask = build_masking(trained)(torch.arange(3), seed=0)
+        original, masked, completed = reconstruct(model, images, mask, choose_display(trained, ()))
+        columns |= {"what the model sees": masked, f"{update} updates": completed}
+    columns["held-out photograph"] = original
+    figure, axes = plt.subplots(3, len(columns), figsize=(1.9 * len(columns), 6.1))
+    for cells, (title, pictures) in zip(axes.T, columns.items(), strict=True):
+        cells[0].set_title(title, fontsize=9)
+        for cell, picture in zip(cells, pictures, strict=True):
+            cell.imshow(picture.permute(1, 2, 0))
+            cell.axis("off")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(HERE / "course.png", dpi=90)
+
+
 if __name__ == "__main__":
     draw_masks()
     draw_way_of_a_pixel()
+    draw_ptx_machine()
+    for run in sys.argv[1:]:
+        draw_course(Path(run))

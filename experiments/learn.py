@@ -1,11 +1,11 @@
 """``make learn``: does pre-training teach an encoder anything? On real images, without a download.
 
-scikit-learn's 1797 handwritten digits, enlarged threefold, a quarter of them held out to test on. An
-encoder is pre-trained on the others without their labels; then a linear probe, nearest neighbours and
-fine-tuning get ten labels of each class. The same is done with the kernels, with the published
-arithmetic (``--plain``), and with random weights, from the same seeds.
+The task is to tell from which of 17 pictures a crop comes (``learn_data``). Encoders are pre-trained on
+the crops without their labels, by SimMIM and by MAE, with the kernels and with the published arithmetic
+(``--plain``); then a linear probe and nearest neighbours get ten labels of each class or all of them, and
+fine-tuning gets ten. The same is measured for random weights, for classical features and for raw pixels.
 
-Settings are chosen with ``--choose``, which leaves the test digits out and measures on another quarter.
+Settings are chosen with ``--choose``, which measures on crops that are in no other part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,34 +24,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
+from experiments.learn_data import FEATURES, MEAN, SIDE, STD, write_crops
 from experiments.learn_page import LABELS, STARTS, Record, picture, report, table
-from simmim.config.images import Reading
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.pretrain import PretrainConfig
-from simmim.data.classes import split_classes
-from simmim.data.images import read_image
+from simmim.data.classes import Labelled, split_classes
+from simmim.evaluation.probe import Result, probe
 from simmim.evaluation.probe import measure as measure_features
-from simmim.evaluation.probe import probe
 from simmim.training.finetune import Finetuner
 from simmim.training.pretrain import Trainer
 
 RESULTS = Path(__file__).parents[1] / "docs" / "learn"
-#: enlarged by a whole number, so that a patch of 4 px never shares a digit's pixel unevenly
-SIDE = 24
-#: of each four digits in a row, the one to test on, and the one on which settings were chosen
-TEST, CHOICE = 2, 0
+IMAGES = {"mean": (MEAN,), "std": (STD,)}
 ENCODER = {
     "encoder": "vit_tiny_patch16_224",
-    "encoder_args": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
+    "encoder_args": {"patch_size": 6, "embed_dim": 96, "depth": 4, "num_heads": 4},
     "img_size": SIDE,
     "channels": 1,
 }
-#: digits are not mirrored, and lie in the middle
 SHARED = {
-    "flip": 0.0,
-    "crop_scale": (0.7, 1.0),
+    "crop_scale": (0.6, 1.0),
     "workers": 0,
     "cache": True,
     "device": "cpu",
@@ -60,112 +52,96 @@ SHARED = {
     "overwrite": True,
     "save_every": 10**6,
     "log_every": 0,
-}
-PRETRAIN = {
-    "mask_unit": 4,
-    "mask_ratio": 0.7,
-    "epochs": 50,
     "val_every": 1000,
-    "warmup_epochs": 5,
     "batch_size": 64,
-    "lr": 8e-3,
-    "min_lr": 1e-5,
+}
+PRETRAIN = {"epochs": 30, "warmup_epochs": 3, "lr": 8e-3, "min_lr": 1e-5}
+METHODS = {
+    "simmim": {"mask_unit": 12, "mask_ratio": 0.6},
+    "mae": {
+        "method": "mae",
+        "target_norm": "none",
+        "decoder_width": 64,
+        "decoder_depth": 1,
+        "decoder_heads": 4,
+        "mask_unit": 6,
+        "mask_ratio": 0.75,
+    },
 }
 FINETUNE = {
     "per_class": LABELS,
-    "epochs": 150,
-    "val_every": 1000,
-    "warmup_epochs": 5,
-    "batch_size": 50,
-    "lr": 3e-2,
+    "epochs": 60,
+    "warmup_epochs": 2,
+    "lr": 1e-2,
     "layer_decay": 1.0,
     "mixup": 0.0,
     "cutmix": 0.0,
 }
 
 
-def write_digits(folder: Path, choosing: bool) -> tuple[Path, Path]:
-    """The digits as PNG files, one folder per class: those to train on, and those held out.
-
-    Args:
-        choosing: hold out the digits on which settings are chosen, and write none of the test's.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    digits = load_digits()
-    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        if choosing and number % 4 == TEST:
-            continue
-        part = "test" if number % 4 == (CHOICE if choosing else TEST) else "train"
-        path = folder / part / str(label) / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8))
-        image.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
-    return folder / "train", folder / "test"
-
-
 def measure(start: str, seed: int, out: Path, train: Path, test: Path) -> Record:
-    """Pre-train where ``start`` says so, then probe and fine-tune."""
-    if start == "pixels":
-        return measure_pixels(seed, train, test)
-    out = out / f"{start}-{seed}"
-    out.mkdir(parents=True, exist_ok=True)
+    """Pre-train where ``start`` says so, then probe and fine-tune; or measure classical features."""
     began = time.process_time()
     data = {"data": train, "val_data": test, "seed": seed}
-    origin, validation = ENCODER, None
-    if start != "random":
-        config = PretrainConfig(
-            **data,
-            **ENCODER,
-            **SHARED,
-            **PRETRAIN,
-            out=out / "pretrain",
-            plain=start == "plain",
-        )
-        with _log(out / "pretrain.log"):
-            summary = Trainer(config).fit()
-        origin, validation = {"checkpoint": summary.checkpoint}, summary.counters.last_validation
+    out = out / f"{start}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
     few = ProbeConfig(
-        **data, **origin, out=out / "probe", per_class=LABELS, neighbours=5, workers=0, device="cpu"
+        **data, out=out / "probe", per_class=LABELS, neighbours=5, workers=0, device="cpu"
     )
-    _, (result,) = probe(few)
-    _, (result_all,) = probe(dataclasses.replace(few, out=out / "probe-all", per_class=0))
-    tuning = FinetuneConfig(**data, **origin, **SHARED, **FINETUNE, out=out / "finetune")
-    with _log(out / "finetune.log"):
-        accuracy = Finetuner(tuning).fit().counters.accuracy
+    accuracy = validation = None
+    if start in FEATURES:
+        found = [probe_features(start, few), probe_features(start, _with_all_labels(few))]
+    else:
+        origin = ENCODER | IMAGES
+        if start != "random":
+            method, _, plain = start.partition("-")
+            config = PretrainConfig(
+                **data,
+                **origin,
+                **SHARED,
+                **PRETRAIN,
+                **METHODS[method],
+                out=out / "pretrain",
+                plain=bool(plain),
+            )
+            with _log(out / "pretrain.log"):
+                summary = Trainer(config).fit()
+            origin, validation = (
+                {"checkpoint": summary.checkpoint},
+                summary.counters.last_validation,
+            )
+        few = dataclasses.replace(few, **origin)
+        found = [probe(config)[1][0] for config in (few, _with_all_labels(few))]
+        tuning = FinetuneConfig(**data, **origin, **SHARED | FINETUNE, out=out / "finetune")
+        with _log(out / "finetune.log"):
+            accuracy = Finetuner(tuning).fit().counters.accuracy
     return Record(
         start=start,
         seed=seed,
-        linear=result.linear,
-        neighbours=result.neighbours,
+        linear=found[0].linear,
+        neighbours=found[0].neighbours,
         finetuned=accuracy,
-        linear_all=result_all.linear,
+        linear_all=found[1].linear,
+        neighbours_all=found[1].neighbours,
         validation=validation,
         seconds=time.process_time() - began,
     )
 
 
-def measure_pixels(seed: int, train: Path, test: Path) -> Record:
-    """The same classifiers on raw pixels."""
-    began = time.process_time()
-    few = ProbeConfig(data=train, val_data=test, seed=seed, per_class=LABELS, neighbours=5)
-    results = []
-    for config in (few, dataclasses.replace(few, per_class=0)):
-        classes = split_classes(config)
-        sides = []
-        for part in (classes.train, classes.test):
-            pixels = [read_image(path, Reading(1)).numpy().ravel() for path in part.paths]
-            sides += [np.stack(pixels) / 255, part.labels.numpy()]
-        results.append(measure_features(0, *sides, len(classes.names), config))
-    return Record(
-        start="pixels",
-        seed=seed,
-        linear=results[0].linear,
-        neighbours=results[0].neighbours,
-        linear_all=results[1].linear,
-        finetuned=None,
-        validation=None,
-        seconds=time.process_time() - began,
-    )
+def _with_all_labels(few: ProbeConfig) -> ProbeConfig:
+    return dataclasses.replace(few, per_class=0, out=few.out.with_name("probe-all"))
+
+
+def probe_features(name: str, config: ProbeConfig) -> Result:
+    """The probe's classifiers on classical features of the same images."""
+    classes = split_classes(config)
+
+    def features(part: Labelled) -> np.ndarray:
+        return FEATURES[name](np.stack([np.asarray(Image.open(path)) for path in part.paths]))
+
+    train, test = classes.train, classes.test
+    sides = features(train), train.labels.numpy(), features(test), test.labels.numpy()
+    return measure_features(0, *sides, len(classes.names), config)
 
 
 @contextlib.contextmanager
@@ -180,7 +156,7 @@ def _log(path: Path):
 def run(seeds: int, out: Path, choosing: bool) -> dict:
     """Measure everything, a start and a seed to a core; returns what ``learn.json`` holds."""
     began = time.perf_counter()
-    train, test = write_digits(out / "digits", choosing)
+    train, test = write_crops(out / "crops", ("train", "choose" if choosing else "test"))
     tasks = [(start, seed, out, train, test) for seed in range(seeds) for start in STARTS]
     records = []
     # a model this small gains nothing from threads
@@ -207,7 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--choose",
         action="store_true",
-        help="measure on the digits for choosing settings; print the table and write no page",
+        help="measure on the crops for choosing settings; print the table and write no page",
     )
     options = parser.parse_args()
     if options.choose:
@@ -221,7 +197,7 @@ def main() -> None:
     found = json.loads(stored.read_text())
     records = [Record(**record) for record in found["records"]]
     picture(records, RESULTS / "learn.png")
-    (RESULTS / "README.md").write_text(report(found, PRETRAIN["epochs"], FINETUNE["epochs"]))
+    (RESULTS / "README.md").write_text(report(found))
     print(f"\n{table(records)}\n\nwrote {RESULTS / 'README.md'}")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from experiments import learn, learn_page
+from experiments import learn, learn_data, learn_page
 from simmim.config.pretrain import PretrainConfig
 from simmim.training.pretrain import Trainer
 from simmim.training.records import read_metrics
@@ -34,17 +37,22 @@ class OneProcess:
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setitem(learn.ENCODER, "encoder_args", {"patch_size": 8, "embed_dim": 16} | HEADS)
-    monkeypatch.setitem(learn.PRETRAIN, "mask_unit", 8)
-    monkeypatch.setitem(learn.PRETRAIN, "epochs", 1)
-    monkeypatch.setitem(learn.FINETUNE, "epochs", 1)
+    args = {"patch_size": 12, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    monkeypatch.setitem(learn.ENCODER, "encoder_args", args)
+    for settings in (*learn.METHODS.values(), learn.PRETRAIN, learn.FINETUNE):
+        for name, value in (("mask_unit", 12), ("decoder_width", 16), ("epochs", 1)):
+            if name in settings:
+                monkeypatch.setitem(settings, name, value)
+    monkeypatch.setattr(
+        learn_data, "PARTS", {name: (*part[:2], 12) for name, part in PARTS.items()}
+    )
     monkeypatch.setattr(learn, "RESULTS", tmp_path / "page")
     monkeypatch.setattr(learn, "ProcessPoolExecutor", OneProcess)
     monkeypatch.setattr("sys.argv", ["learn", "--seeds", "1", "--out", str(tmp_path / "runs")])
     return tmp_path
 
 
-HEADS = {"depth": 1, "num_heads": 2}
+PARTS = learn_data.PARTS
 
 
 def test_the_page_is_made_from_what_was_measured(tiny):
@@ -52,28 +60,25 @@ def test_the_page_is_made_from_what_was_measured(tiny):
     page = (tiny / "page" / "README.md").read_text()
     assert (tiny / "page" / "learn.png").stat().st_size > 1000
     records = json.loads((tiny / "page" / "learn.json").read_text())["records"]
-    assert [r["start"] for r in records] == ["kernels", "plain", "random", "pixels"]
+    assert [r["start"] for r in records] == list(learn_page.STARTS)
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
-    for record, row in zip(records, rows, strict=True):
+    for record, row in zip(records, rows, strict=False):
         assert f" {100 * record['linear']:.1f} |" in row
+        assert (record["finetuned"] is None) == (record["start"] in learn_data.FEATURES)
+        assert (record["validation"] is None) == (record["start"] not in learn_page.PRETRAINED)
     # the two ways of computing the loss differ by rounding, and weights of the same seed agree
-    _, _, random, pixels = records
     runs = tiny / "runs"
-    config = PretrainConfig.from_json((runs / "plain-0" / "pretrain" / "config.json").read_text())
-    config = dataclasses.replace(config, out=runs / "exact" / "pretrain", precision="64-true")
-    Trainer(config).fit()
-    assert_within_budget(
-        losses(runs / "kernels-0").float(),
-        losses(runs / "plain-0").float(),
-        losses(runs / "exact"),
-        "losses",
-    )
-    assert random["validation"] is None
-    assert pixels["finetuned"] is None
-    assert pixels["linear"] > 0.8
-    classes = sorted(path.name for path in (tiny / "runs" / "digits" / "test").iterdir())
-    assert classes == [str(digit) for digit in range(10)]
-    assert len(list((tiny / "runs" / "digits").glob("*/*/*.png"))) == 1797
+    for method in learn.METHODS:
+        plain = runs / f"{method}-plain-0"
+        config = PretrainConfig.from_json((plain / "pretrain" / "config.json").read_text())
+        exact = runs / f"{method}-exact" / "pretrain"
+        Trainer(dataclasses.replace(config, out=exact, precision="64-true")).fit()
+        assert_within_budget(
+            losses(runs / f"{method}-0").float(),
+            losses(plain).float(),
+            losses(exact.parent),
+            f"losses of {method}",
+        )
 
 
 def losses(run: Path) -> torch.Tensor:
@@ -82,17 +87,16 @@ def losses(run: Path) -> torch.Tensor:
     return torch.tensor([float(row["loss"]) for row in rows], dtype=torch.float64)
 
 
-def numbers(folder: Path) -> set[int]:
-    return {int(path.stem) for path in folder.glob("*/*.png")}
-
-
-def test_settings_are_not_chosen_on_the_digits_of_the_test(tmp_path):
-    chosen = [numbers(part) for part in learn.write_digits(tmp_path, choosing=True)]
-    train, test = (numbers(part) for part in learn.write_digits(tmp_path, choosing=False))
-    assert (len(train), len(test)) == (1348, 449)
-    assert not train & test and not chosen[0] & chosen[1]
-    assert chosen[0] | chosen[1] == train
-    assert len(chosen[1]) == 450
+def test_parts_share_no_pixel_and_settings_are_not_chosen_on_the_test(tmp_path):
+    ends = [part[:2] for part in PARTS.values()]
+    assert all(here[1] <= following[0] for here, following in itertools.pairwise(ends))
+    train, choose = learn_data.write_crops(tmp_path / "crops", ("train", "choose"))
+    assert not (tmp_path / "crops" / "test").exists()
+    for folder, count in ((train, 200), (choose, 60)):
+        assert sorted(path.name for path in folder.iterdir()) == sorted(learn_data.PICTURES)
+        assert len(list(folder.glob("*/*.png"))) == count * 17
+    crop = np.asarray(Image.open(train / "cell" / "000.png"), np.float64)
+    assert abs(crop.mean() - learn_data.MEAN) < 1
 
 
 def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
@@ -103,10 +107,16 @@ def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
 
 
 def test_spread_over_seeds():
-    common = {"neighbours": 0.5, "linear_all": 0.5, "validation": 1.0, "seconds": 1.0}
+    common = {"neighbours": 0.5, "linear_all": 0.5, "neighbours_all": 0.5}
+    common |= {"validation": 1.0, "seconds": 1.0, "finetuned": None}
     records = [
-        learn_page.Record(start="kernels", seed=seed, linear=linear, finetuned=None, **common)
-        for seed, linear in enumerate((0.5, 0.6, 0.7))
+        learn_page.Record(start=start, seed=seed, linear=linear, **common)
+        for start, base in (("simmim", 0.5), ("random", 0.35))
+        for seed, linear in enumerate((base, base + 0.1, base + 0.2))
     ]
-    assert learn_page.cell(learn_page.values_of(records, "kernels", "linear")) == "60.0 ± 10.0"
-    assert learn_page.cell(learn_page.values_of(records, "kernels", "finetuned")) == ""
+    mine, random = (learn_page.values_of(records, s, "linear") for s in ("simmim", "random"))
+    assert learn_page.cell(mine) == "60.0 ± 10.0"
+    assert learn_page.cell(learn_page.values_of(records, "simmim", "finetuned")) == ""
+    assert learn_page.difference(mine, random) == "+15.0"  # the spreads are 20 together
+    assert learn_page.difference(mine, [30.0, 35.0, 40.0]) == "**+25.0**"
+    assert learn_page.best_without_training(records, "linear") == ("random", random)

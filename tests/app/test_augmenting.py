@@ -37,7 +37,7 @@ def images(count: int = 8) -> list[torch.Tensor]:
 
 def crops_of(augmented, epoch: int = 0, workers: int = 1) -> list[torch.Tensor]:
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda n: augmented(images()[n], epoch, n, 0), range(8)))
+        return list(pool.map(lambda n: augmented(images()[n], epoch, n, 0).pixels, range(8)))
 
 
 def test_every_sample_has_its_own_augmentation_in_any_order_and_thread():
@@ -49,7 +49,7 @@ def test_every_sample_has_its_own_augmentation_in_any_order_and_thread():
             assert torch.equal(one, other)
     assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[2], torch.get_rng_state())
-    plain = [CROPPING(image, 0, n, 0) for n, image in enumerate(images())]
+    plain = [CROPPING(image, 0, n, 0).pixels for n, image in enumerate(images())]
     assert sum(not torch.equal(a, b) for a, b in zip(first, plain, strict=True)) >= 7
     later = crops_of(augmented, epoch=1)
     assert sum(not torch.equal(a, b) for a, b in zip(first, later, strict=True)) >= 7
@@ -66,9 +66,9 @@ def test_the_distortion_is_timms():
         rng = random_numbers(AUGMENT, 7, 3, n)
         random.seed(int(rng.integers(2**63)))
         np.random.seed(rng.integers(2**32, size=4))
-        crop = CROPPING(image, 3, n, 0)
+        crop = CROPPING(image, 3, n, 0).pixels
         expected = np.array(theirs(Image.fromarray(crop.permute(1, 2, 0).numpy())))
-        assert np.array_equal(augmented(image, 3, n, 0).permute(1, 2, 0).numpy(), expected)
+        assert np.array_equal(augmented(image, 3, n, 0).pixels.permute(1, 2, 0).numpy(), expected)
 
 
 def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
@@ -77,7 +77,7 @@ def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
     image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
     erased = []
     for sample in range(400):
-        crop = augmented(image, 0, sample, 0)
+        crop = augmented(image, 0, sample, 0).pixels
         changed = (crop != 255).any(0)
         if changed.any():
             rows, columns = changed.nonzero().unbind(1)
@@ -93,10 +93,12 @@ def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
 
 def test_gray_images_stay_gray_and_float_images_can_be_erased():
     gray = torch.from_numpy(smooth_image(1, 40, 60)[:, :, :1].copy()).permute(2, 0, 1)
-    crop = Augmented(CROPPING, POLICY, 0.0, (120.0,), (60.0,), bicubic=False)(gray, 0, 0, 0)
+    augmented = Augmented(CROPPING, POLICY, 0.0, (120.0,), (60.0,), bicubic=False)
+    crop = augmented(gray, 0, 0, 0).pixels
     assert crop.shape == (1, 24, 32) and crop.dtype == torch.uint8
     bands = torch.zeros(5, 40, 60)
-    crop = Augmented(CROPPING, "", 1.0, (1e4,) * 5, (1.0,) * 5, bicubic=False)(bands, 0, 0, 0)
+    augmented = Augmented(CROPPING, "", 1.0, (1e4,) * 5, (1.0,) * 5, bicubic=False)
+    crop = augmented(bands, 0, 0, 0).pixels
     assert crop.max() > 9e3 and (crop == 0).any()
 
 

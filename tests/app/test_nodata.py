@@ -31,22 +31,38 @@ def test_crops_with_too_little_data_are_drawn_anew(dtype, nodata):
     alone = Cropping(**SETTINGS, nodata=nodata, nodata_share=1.0, fill=(1.0, 2.0))
 
     def with_data(how: Cropping, sample: int) -> float:
-        crop = how(image, 0, sample, 0)
+        crop, whole = how(image, 0, sample, 0)
         assert crop.dtype == image.dtype
         crop = crop.double().round(decimals=4)
+        assert (crop[:, whole] == 5).all()
         # what remains is the channel's mean
         assert crop[0].min() >= 1 and crop[1].min() >= 2 and crop.max() <= 5
         return (crop == 5).float().mean().item()
 
     drawn = [with_data(cropping, sample) for sample in range(40)]
     assert np.mean(drawn) > 0.85 > 0.45 > np.mean([with_data(alone, s) for s in range(40)])
-    assert torch.equal(cropping(image, 1, 7, 0), cropping(image, 1, 7, 0))
+    assert torch.equal(cropping(image, 1, 7, 0).pixels, cropping(image, 1, 7, 0).pixels)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_what_any_pixel_without_data_adds_to_is_marked(interpolation):
+    """Holes in single channels: just the pixels that depend on what is put there, flipped or not."""
+    image = torch.rand(3, 90, 70)
+    image[0, 20:31, 40:43] = image[2, 60, 10] = image[1, 75:, :9] = math.nan
+    settings = SETTINGS | {"scale": (0.5, 1.0), "interpolation": interpolation, "nodata": math.nan}
+    one, other = (Cropping(**settings, fill=(fill,) * 3) for fill in (0.0, 1e4))
+    for sample in range(8):
+        (pixels, marked), (others, again) = one(image, 0, sample, 0), other(image, 0, sample, 0)
+        assert torch.equal(marked, (pixels == others).all(0)) and torch.equal(marked, again)
+        assert 0 < marked.float().mean() < 1
 
 
 def test_nothing_is_drawn_anew_where_all_hold_data():
     image = torch.randint(0, 255, (3, 60, 60), dtype=torch.uint8)
-    one, other = Cropping(**SETTINGS), Cropping(**SETTINGS, nodata=256, fill=(0.0,) * 3)
-    assert all(torch.equal(one(image, 2, s, 0), other(image, 2, s, 0)) for s in range(20))
+    one, other = Cropping(**SETTINGS), Cropping(**SETTINGS, nodata=256.0, fill=(0.0,) * 3)
+    for sample in range(20):
+        (pixels, none), (found, with_data) = one(image, 2, sample, 0), other(image, 2, sample, 0)
+        assert torch.equal(pixels, found) and none is None and with_data.all()
 
 
 def test_numbers_that_are_none_are_refused_by_the_crop(tmp_path):
@@ -72,10 +88,10 @@ def test_values_are_clipped_after_resizing():
     clip = (-100.0, -200.0), (100.0, 200.0)
     free, clipped = Cropping(**SETTINGS), Cropping(**SETTINGS, clip=clip)
     for sample in range(5):
-        expected = free(image, 0, sample, 0).float()
+        expected = free(image, 0, sample, 0).pixels.float()
         for channel, (low, high) in enumerate(zip(*clip, strict=True)):
             expected[channel].clamp_(low, high)
-        assert torch.equal(clipped(image, 0, sample, 0), expected.to(torch.int16))
+        assert torch.equal(clipped(image, 0, sample, 0).pixels, expected.to(torch.int16))
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
@@ -83,8 +99,8 @@ def test_integers_are_rounded_once(dtype):
     """Resized in float32 and rounded, never more than half a step from the exact result."""
     limits = torch.iinfo(getattr(torch, dtype))
     image = torch.randint(limits.min, limits.max + 1, (2, 60, 60)).to(getattr(torch, dtype))
-    got = Cropping(**SETTINGS)(image, 0, 1, 0)
-    exact = Cropping(**SETTINGS)(image.double().float(), 0, 1, 0)
+    got = Cropping(**SETTINGS)(image, 0, 1, 0).pixels
+    exact = Cropping(**SETTINGS)(image.double().float(), 0, 1, 0).pixels
     assert got.dtype == image.dtype
     assert (got.float() - exact).abs().max() <= 0.5
 

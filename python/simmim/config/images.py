@@ -72,7 +72,7 @@ class SourceConfig:
 
     nodata: str = ""
     """Value of pixels without data, a number or nan. A crop with more than --nodata-share of them is
-    drawn anew, up to ten times; those that remain become the channel's mean."""
+    drawn anew, up to ten times; those that remain become the channel's mean and are not scored."""
 
     def __post_init__(self) -> None:
         if isinstance(self.bands, str):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from simmim.config.run import RunConfig
-from simmim.data.cropping import AUGMENT, Cropping, random_numbers
+from simmim.data.cropping import AUGMENT, Crop, Cropping, random_numbers
 from simmim.errors import UserError, first_line, require
 from simmim.models.simmim import channel_statistics
 
@@ -70,9 +70,9 @@ class Augmented:
                 ) from None
         self.erase = RandomErasing(erase, mode="const", device="cpu") if erase else None
 
-    def __call__(self, image: object, epoch: int, sample: int, *where: int) -> Tensor:
+    def __call__(self, image: object, epoch: int, sample: int, *where: int) -> Crop:
         """As ``Cropping``."""
-        crop = self.cropping(image, epoch, sample, *where)
+        crop, with_data = self.cropping(image, epoch, sample, *where)
         rng = random_numbers(AUGMENT, self.seed, epoch, sample)
         # the model draws from PyTorch's generator meanwhile, which is left alone
         with _LOCK:
@@ -87,13 +87,13 @@ class Augmented:
                 random.setstate(states[0])
                 np.random.set_state(states[1])
         if kept is None or kept.all():
-            return crop
+            return Crop(crop, with_data)
         noise = torch.from_numpy(rng.standard_normal(crop.shape, np.float32))
         noise = noise * self.std + self.mean
         if not crop.is_floating_point():
             limits = torch.iinfo(crop.dtype)
             noise = noise.clamp(limits.min, limits.max).round()
-        return torch.where(kept.bool(), crop, noise.to(crop.dtype))
+        return Crop(torch.where(kept.bool(), crop, noise.to(crop.dtype)), with_data)
 
     def _distort(self, crop: Tensor) -> Tensor:
         pixels = crop.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()

@@ -22,6 +22,7 @@ class Sample(NamedTuple):
         read: false for a blank image in the place of one that could not be read.
         notes: ``(path, what of the file is not used)``.
         lost: whether files cannot be opened any more, one after the other.
+        with_data: ``bool (H, W)``, the pixels that hold data; ``None`` where all do.
     """
 
     image: Tensor | None
@@ -31,6 +32,7 @@ class Sample(NamedTuple):
     read: bool = True
     notes: tuple[tuple[str, str], ...] = ()
     lost: bool = False
+    with_data: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -44,6 +46,7 @@ class Batch(NamedTuple):
         read: ``bool (B,)``, false for blank images.
         notes: files that are used in part.
         lost: whether files cannot be opened any more.
+        with_data: ``bool (B, H, W)``, the pixels that hold data, or ``None`` where all do.
     """
 
     images: Tensor
@@ -53,6 +56,7 @@ class Batch(NamedTuple):
     read: Tensor
     notes: list[tuple[str, str]]
     lost: bool
+    with_data: Tensor | None = None
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -67,4 +71,13 @@ def collate(samples: list[Sample]) -> Batch:
         torch.tensor([s.read for s in samples]),
         [note for s in samples for note in s.notes],
         any(s.lost for s in samples),
+        _with_data(samples) if whole else None,
     )
+
+
+def _with_data(samples: list[Sample]) -> Tensor | None:
+    """Where the samples hold data, unless all do everywhere."""
+    if all(s.with_data is None for s in samples):
+        return None
+    full = torch.ones(samples[0].image.shape[1:], dtype=torch.bool)
+    return torch.stack([full if s.with_data is None else s.with_data for s in samples])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,19 @@ def central_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+class Crop(NamedTuple):
+    """Part of an image.
+
+    Attributes:
+        pixels: ``(C, H, W)``.
+        with_data: ``bool (H, W)``, the pixels that are made of data alone in every channel; ``None``
+            where all are.
+    """
+
+    pixels: Tensor
+    with_data: Tensor | None
+
+
 #: how often a crop with too few pixels that hold data is drawn anew
 DRAWS = 10
 
@@ -47,7 +61,8 @@ class Cropping:
         flip: probability of mirroring.
         central_first: make crop 0 of each image central.
         nodata: value of pixels without data; ``None`` where all hold data.
-        nodata_share: largest share of them with which a crop is not drawn anew.
+        nodata_share: largest share of pixels without data in some channel with which a crop is not
+            drawn anew.
         fill: what they become, one value a channel.
         clip: smallest and largest value of each channel; ``None`` leaves pixels as they are.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
@@ -67,10 +82,8 @@ class Cropping:
     interpolation: str = "bilinear"
     central: float = 1.0
 
-    def __call__(
-        self, image: Picture, epoch: int, sample: int, crop: int, areas: int = 1
-    ) -> Tensor:
-        """``(C, H, W)`` of the image's type, resized with antialiasing to ``size``.
+    def __call__(self, image: Picture, epoch: int, sample: int, crop: int, areas: int = 1) -> Crop:
+        """A crop of the image's type, resized with antialiasing to ``size``.
 
         Args:
             areas: how many parts of equal area ``scale`` is a share of one of.
@@ -97,7 +110,11 @@ class Cropping:
                 epoch=epoch,
             )
             part = _cut(image, tuple(boxes[0].tolist()))
-            share = 0.0 if self.nodata is None else self._without_data(part).float().mean().item()
+            share = (
+                0.0
+                if self.nodata is None
+                else self._without_data(part).any(0).float().mean().item()
+            )
             if share < least:
                 best, least, mirrored = part, share, flips
             if least <= self.nodata_share:
@@ -107,22 +124,28 @@ class Cropping:
     def _without_data(self, part: Tensor) -> Tensor:
         return part.isnan() if math.isnan(self.nodata) else part == self.nodata
 
-    def _finish(self, part: Tensor, flip: Tensor) -> Tensor:
+    def _finish(self, part: Tensor, flip: Tensor) -> Crop:
         """A part resized, and mirrored where ``flip``, ``bool (1,)``, says so."""
-        dtype = part.dtype
+        dtype, with_data = part.dtype, None
         if self.nodata is not None:
+            # what is resized of any pixel without data is not 0
+            lacking = self._without_data(part).any(0, keepdim=True).float()
+            with_data = self._resize(lacking, flip)[0] == 0
             fill = torch.tensor(self.fill)[:, None, None]
             fill = (fill if dtype.is_floating_point else fill.round()).to(dtype)
             part = torch.where(self._without_data(part), fill, part)
         if dtype.is_floating_point and not part.isfinite().all():
             raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
+        part = self._resize(part, flip)
+        if self.clip is not None:
+            low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
+            part = part.float().clamp(low, high)
+            part = part if dtype.is_floating_point else part.round().to(dtype)
+        return Crop(part, with_data)
+
+    def _resize(self, part: Tensor, flip: Tensor) -> Tensor:
         box = torch.tensor([[0, 0, *part.shape[-2:]]])
-        part = crop_resize([part], box, self.size, flip=flip, interpolation=self.interpolation)[0]
-        if self.clip is None:
-            return part
-        low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
-        part = part.float().clamp(low, high)
-        return part if dtype.is_floating_point else part.round().to(dtype)
+        return crop_resize([part], box, self.size, flip=flip, interpolation=self.interpolation)[0]
 
 
 def _cut(image: Picture, box: tuple[int, int, int, int]) -> Tensor:

@@ -101,7 +101,7 @@ class Crops(Dataset):
                 image = self.read(which)
                 with file_errors(self.paths[which]):
                     areas = 1 if self._ends is None else self.crops[which]
-                    crop_image = self.cropping(image, epoch, sample, crop, areas)
+                    found = self.cropping(image, epoch, sample, crop, areas)
             except BadImageError as error:
                 # what stands in between is named when its own turn comes
                 if not known or step == 0:
@@ -110,7 +110,7 @@ class Crops(Dataset):
                     return Sample(None, sample, which, bad, read=False, lost=True)
                 continue
             notes = ((path, self._notes[which]),) if which in self._notes else ()
-            return Sample(crop_image, sample, which, bad, notes=notes)
+            return Sample(found.pixels, sample, which, bad, notes=notes, with_data=found.with_data)
         if self.replace:
             return Sample(None, sample, first, bad, read=False)
         shape = self.wanted.channels, *self.cropping.size

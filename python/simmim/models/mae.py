@@ -106,20 +106,23 @@ class MAE(SimMIM):
         images: Tensor,
         mask: PatchMask,
         reduction: str = "mean",
+        with_data: Tensor | None = None,
         second: PatchMask | None = None,
     ) -> Tensor:
         """Loss on the hidden pixels of images ``(B, C, H, W)``: a scalar, or ``(B,)``.
 
         Args:
+            with_data: as ``SimMIM``'s.
             second: for Swin, a mask on the grid of visible units, whose tokens are replaced by the
                 encoder's mask token (UM-MAE's secondary masking).
         """
         mask = mask.on_grid(self._grid(images))
         x = self._before_last(images, mask, second)
         if self.plain:
-            return self.score(self._predict(self.decoder_blocks[-1](x)), images, mask, reduction)
+            whole = self._predict(self.decoder_blocks[-1](x))
+            return self.score(whole, images, mask, reduction, with_data)
         hidden = self._head(self.decoder_norm(self._last(x, mask)))
-        return self.score(hidden, images, mask, reduction)
+        return self.score(hidden, images, mask, reduction, with_data)
 
     def predict_tokens(self, images: Tensor, mask: PatchMask) -> Tensor:
         """Predictions ``(B, L, N)`` of all tokens, as ``SimMIM``'s."""

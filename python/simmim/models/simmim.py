@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,14 +107,25 @@ class SimMIM(ChannelStatistics):
         self.loss = loss
         self._keep_statistics(mean, std, self.head.weight)
 
-    def forward(self, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean") -> Tensor:
-        """Loss on the hidden pixels of images ``(B, C, H, W)``: a scalar, or ``(B,)``."""
+    def forward(
+        self,
+        images: Tensor,
+        mask: PatchMask | Tensor,
+        reduction: str = "mean",
+        with_data: Tensor | None = None,
+    ) -> Tensor:
+        """Loss on the hidden pixels of images ``(B, C, H, W)``: a scalar, or ``(B,)``.
+
+        Args:
+            with_data: ``bool (B, H, W)``: other pixels are neither scored nor counted.
+        """
         hidden = None if self.plain else self.encoder.hidden_tokens(images, mask)
         if hidden is not None:
             mask = mask.on_grid(self._grid(images))
-            return self.score(self._head(hidden), images, mask, reduction)
-        if self.plain or self.sigmoid or not self._covers_tokens(images, mask):
-            return self.score(self.predict_tokens(images, mask), images, mask, reduction)
+            return self.score(self._head(hidden), images, mask, reduction, with_data)
+        separate = self.plain or self.sigmoid or with_data is not None
+        if separate or not self._covers_tokens(images, mask):
+            return self.score(self.predict_tokens(images, mask), images, mask, reduction, with_data)
         return HEAD_AND_LOSSES[self.loss](
             self.encoder(images, mask),
             self.head.weight,
@@ -148,12 +160,25 @@ class SimMIM(ChannelStatistics):
         return all(side % n == 0 for side, n in zip(self._grid(images), units, strict=True))
 
     def score(
-        self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor, reduction: str = "mean"
+        self,
+        prediction: Tensor,
+        images: Tensor,
+        mask: PatchMask | Tensor,
+        reduction: str = "mean",
+        with_data: Tensor | None = None,
     ) -> Tensor:
-        """The masked loss of any prediction, tokens or image, in the normalised space."""
+        """The masked loss of any prediction, tokens or image, in the normalised space.
+
+        Args:
+            with_data: as in ``forward``.
+        """
         target = self.make_target(images)
-        if self.plain or prediction.dim() == 4:
+        if self.plain or prediction.dim() == 4 or with_data is not None:
             target = as_image(target, self._grid(images))
+        if with_data is not None:
+            prediction = self._in_place(prediction, images, mask)
+            grid = target.shape[2:]
+            mask = published.on_grid(mask, *grid) & on_coarser_grid(with_data, *grid)
         if self.plain:
             if self.of_pixels:
                 target = published.normalized(target, self.mean, self.std)
@@ -164,6 +189,15 @@ class SimMIM(ChannelStatistics):
                 target = (target - mean) / deviation
             return published.masked_loss(image, target, mask, self.loss, reduction, self.eps)
         return LOSSES[self.loss](prediction, target, mask, reduction=reduction, **self._target())
+
+    def _in_place(self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
+        """Predicted tokens of what ``mask`` hides among zeros; any other prediction as it is."""
+        tokens = math.prod(self._grid(images))
+        if prediction.dim() == 4 or prediction.shape[1] == tokens:
+            return prediction
+        places = mask.masked.long()[..., None].expand_as(prediction)
+        whole = prediction.new_zeros(len(prediction), tokens, prediction.shape[2])
+        return whole.scatter(1, places, prediction)
 
     def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predictions ``(B, L, N)``, of pixels ``C * stride^2`` normalised, row order ``"cyx"``."""
@@ -199,8 +233,16 @@ class SimMIM(ChannelStatistics):
         return image.clamp(0, 1) if images.dtype == torch.uint8 else image
 
 
-def visible_mean(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    """The guess that a model must beat: everything is the mean of what is visible of the image.
+def on_coarser_grid(with_data: Tensor, height: int, width: int) -> Tensor:
+    """``bool (B, height, width)``: which cells of pixels ``bool (B, H, W)`` hold data everywhere."""
+    return with_data.unflatten(2, (width, -1)).unflatten(1, (height, -1)).all(4).all(2)
+
+
+def visible_mean(
+    model: SimMIM, images: Tensor, mask: PatchMask | Tensor, with_data: Tensor | None = None
+) -> Tensor:
+    """The guess that a model must beat: everything is the mean of what is visible of the image, and
+    holds data.
 
     Returns:
         A prediction for ``model.score``, a broadcast view: the mean colour, or of another target than
@@ -211,11 +253,14 @@ def visible_mean(model: SimMIM, images: Tensor, mask: PatchMask | Tensor) -> Ten
         tokens = images[0, 0].numel() // model.stride**2
         zero = torch.zeros((), device=images.device)
         return zero.expand(len(images), tokens, model.head.out_features)
+    target, statistics = images, {"mean": model.mean, "std": model.std}
+    if not model.of_pixels:
+        target, statistics = as_image(model.make_target(images), model._grid(images)), {}
     units = mask.mask if isinstance(mask, PatchMask) else mask
+    if with_data is not None:
+        grid = target.shape[2:]
+        units = published.on_grid(mask, *grid) | ~on_coarser_grid(with_data, *grid)
     shown = (~units).flatten(1).float().mean(1).clamp_min(1e-12)[:, None]
-    if model.of_pixels:
-        seen = mask_image(images, mask, 0.0, mean=model.mean, std=model.std)
-    else:
-        seen = mask_image(as_image(model.make_target(images), model._grid(images)), mask, 0.0)
+    seen = mask_image(target, units, 0.0, **statistics)
     mean = seen.mean((2, 3)) / shown
     return mean[:, :, None, None].expand(*seen.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +19,13 @@ from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
 from simmim.models.build import build_masking, build_model
+from simmim.models.published import on_grid
 from simmim.models.simmim import SimMIM, visible_mean
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.progress import named_if_slow
+from simmim_kernels import PatchMask
 
 
 @dataclass
@@ -67,18 +68,23 @@ class Trainer(Loop):
         return model
 
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
-        inputs = self._to_device(batch, self.config.seed, epoch)
+        images, mask, with_data = self._to_device(batch, self.config.seed, epoch)
         if not self.config.second_ratio:
-            return self.model(*inputs)
+            return self.model(images, mask, with_data=with_data)
         second = self.masking.second(
             batch.ids, seed=self.config.seed, epoch=epoch, device=self.fabric.device
         )
-        return self.model(*inputs, second=second)
+        return self.model(images, mask, with_data=with_data, second=second)
 
-    def _to_device(self, batch: Batch, seed: int, epoch: int) -> tuple[Tensor, Any]:
-        device = self.fabric.device
+    def _to_device(
+        self, batch: Batch, seed: int, epoch: int
+    ) -> tuple[Tensor, PatchMask, Tensor | None]:
+        """Images, their masks, and where they hold data."""
+        device, with_data = self.fabric.device, batch.with_data
         mask = self.masking(batch.ids, seed=seed, epoch=epoch, device=device)
-        return batch.images.to(device, non_blocking=True), mask
+        if with_data is not None:
+            with_data = with_data.to(device, non_blocking=True)
+        return batch.images.to(device, non_blocking=True), mask, with_data
 
     def validate(self) -> None:
         """Measure the loss on the held-out images, the first time also the baseline's."""
@@ -88,15 +94,20 @@ class Trainer(Loop):
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
         for batch, count in validation_batches(self.val_set, order.batch, order.rank, order.world):
             self.note_bad(batch)
-            images, mask = self._to_device(batch, VALIDATION_SEED, 0)
-            losses = [self.model(images, mask, reduction="none")]
+            images, mask, with_data = self._to_device(batch, VALIDATION_SEED, 0)
+            losses = [self.model(images, mask, "none", with_data)]
             if self.counters.baseline is None:
-                guess = visible_mean(model, images, mask)
-                losses.append(model.score(guess, images, mask, reduction="none"))
-            read = batch.read[:count].to(sums.device)
-            sums[0] += read.sum()
+                guess = visible_mean(model, images, mask, with_data)
+                losses.append(model.score(guess, images, mask, "none", with_data))
+            counts = batch.read.to(sums.device)
+            if with_data is not None:
+                # an image of which nothing is scored has no loss
+                hidden = on_grid(mask, *images.shape[2:])
+                counts = counts & (hidden & with_data).flatten(1).any(1)
+            counts = counts[:count]
+            sums[0] += counts.sum()
             for place, values in enumerate(losses, 1):
-                sums[place] += values[:count][read].sum(dtype=torch.float64)
+                sums[place] += values[:count][counts].sum(dtype=torch.float64)
         counted, loss, baseline = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
         if not counted:
             raise UnreadableImageError(

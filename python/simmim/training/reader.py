@@ -59,7 +59,7 @@ class Reader:
         self._is_first = True
 
     def read(self) -> Batch:
-        """The next batch, its images and ids on the device.
+        """The next batch, its images, ids and where they hold data on the device.
 
         Where other processes wait for this one, its failure is kept in ``failure`` until all learn
         of it, and a batch of zeros stands in that long.
@@ -91,6 +91,11 @@ class Reader:
             read=none.bool(),
             notes=[],
             lost=False,
+            with_data=torch.ones(
+                (self.order.batch, *self.config.size), dtype=torch.bool, device=self.device
+            )
+            if self.config.nodata
+            else None,
         )
 
     def close(self) -> None:
@@ -167,16 +172,17 @@ class Reader:
         if self._copies is None:
             return batch
         with torch.cuda.stream(self._copies):
-            images, ids = (
-                (t if t.is_pinned() else t.pin_memory()).to(self.device, non_blocking=True)
-                for t in (batch.images, batch.ids)
-            )
+            copies = {
+                name: (t if t.is_pinned() else t.pin_memory()).to(self.device, non_blocking=True)
+                for name in ("images", "ids", "with_data")
+                if (t := getattr(batch, name)) is not None
+            }
         compute = torch.cuda.current_stream(self.device)
         compute.wait_stream(self._copies)
-        for tensor in (images, ids):
+        for tensor in copies.values():
             # its memory belongs to the other stream, which must not reuse it before this one is done
             tensor.record_stream(compute)
-        return batch._replace(images=images, ids=ids)
+        return batch._replace(**copies)
 
 
 class _Waiting:

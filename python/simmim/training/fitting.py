@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from contextlib import closing, nullcontext
 
@@ -14,6 +13,7 @@ from simmim.data.crops import Batch, Crops
 from simmim.errors import UserError, first_line
 from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder
+from simmim.training.clock import run_clock
 from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
 from simmim.training.counters import Summary
 from simmim.training.failures import AgreedFailure, saved_on_failure
@@ -69,7 +69,7 @@ class Fitting(Recording):
         config, order = self.config, self.order
         records = Records if self.fabric.is_global_zero else NoRecords
         # signals first: what opens the records loads packages, which can take seconds
-        with self.run_folder, caught_signals() as self.caught:
+        with self.run_folder, caught_signals() as self.caught, run_clock.noticing_stops():
             self.records = records(config.out, self.update, order.updates, order.global_batch)
             with (
                 self.peers.watched(self._what_remains, self.records.say_from_any),
@@ -103,7 +103,7 @@ class Fitting(Recording):
             self._compile_at_start()
             with worker_deaths_reported_when_reading():
                 while self.update < order.updates and not stop:
-                    began = time.perf_counter()
+                    began = run_clock()
                     stop = self._update()
                     self._decide_to_compile(began)
                     self.records.advance(self.update)
@@ -207,7 +207,7 @@ class Fitting(Recording):
             torch.cuda.synchronize()
         if self.update < DECIDED_AT:
             return
-        seconds, left = time.perf_counter() - began, self.order.updates - self.update
+        seconds, left = run_clock() - began, self.order.updates - self.update
         # all processes decide alike, by the time of the slowest
         worth, why = is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left)
         self.counters.compiled = worth
@@ -221,7 +221,7 @@ class Fitting(Recording):
             # the run ends here; resumed it compiles, as was decided
             return
         self.records.say(f"compiling the model: {why}")
-        began = time.perf_counter()
+        began = run_clock()
         failure = compile_model(self.model.module, self._trial_pass)
         self.optimizer.zero_grad()
         if self.peers.largest(int(failure is not None)):
@@ -232,8 +232,8 @@ class Fitting(Recording):
             self.model.module.__dict__.pop("forward", None)
             self.records.say(f"not compiled: {failure}")
         else:
-            self.records.say(f"compiled in {time.perf_counter() - began:.0f} s")
-        self.records.pause(time.perf_counter() - began)
+            self.records.say(f"compiled in {run_clock() - began:.0f} s")
+        self.records.pause(run_clock() - began)
 
     def _trial_pass(self) -> None:
         with self.fabric.no_backward_sync(self.model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from simmim.storage import checkpoint
 from simmim.storage.files import write_text
 from simmim.storage.run_folder import RunFolder
 from simmim.storage.training_state import check_training_state
+from simmim.training.clock import run_clock
 from simmim.training.counters import Counters
 from simmim.training.finite import first_not_finite
 from simmim.training.fitting import Fitting
@@ -129,7 +129,7 @@ class Loop(Fitting):
         )
 
     def _save(self) -> None:
-        began = time.perf_counter()
+        began = run_clock()
         loss_sum, norm_sum = self._read_sums()
         self._add_bad(self.peers.union(self.counters.bad))
         self.counters.partly = self.peers.union(self.counters.partly)
@@ -157,7 +157,7 @@ class Loop(Fitting):
             lambda: self.run_folder.save(self.update, state, self.config.keep)
         )
         self.saved_at = self.update
-        self.records.pause(time.perf_counter() - began)
+        self.records.pause(run_clock() - began)
 
     def _in_first_process(self, action: Callable[[], Any]) -> Any:
         """What ``action`` returns in the first process, in every process.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from simmim.errors import printable, require
+from simmim.training.clock import run_clock
 from simmim.training.fallible_output import FallibleOutput
 
 #: seconds without a word after which a log that is no terminal gets a line
@@ -63,7 +64,8 @@ class Progress:
         self.total, self.first, self.global_batch = total, done, global_batch
         self.terminal = FallibleOutput("")
         self._paused = 0.0
-        self._start = self._last_time = self._last_word = time.perf_counter()
+        self._start = self._last_time = run_clock()
+        self._last_word = time.perf_counter()
         self._last_update = done
         self._bar = None
 
@@ -108,7 +110,7 @@ class Progress:
 
     def since_last(self, update: int) -> tuple[int, float]:
         """Images, and the seconds that they took, since the last call; ``pause`` left out."""
-        now = time.perf_counter()
+        now = run_clock()
         images = (update - self._last_update) * self.global_batch
         seconds = max(1e-9, now - self._last_time)
         self._last_time, self._last_update = now, update
@@ -116,7 +118,7 @@ class Progress:
 
     def overall_rate(self, update: int) -> float:
         """Training images per second of this process so far."""
-        seconds = time.perf_counter() - self._start - self._paused
+        seconds = run_clock() - self._start - self._paused
         return (update - self.first) * self.global_batch / max(1e-9, seconds)
 
     def pause(self, seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, end_reading, read_batches, usable_cores, ways
+from simmim.training.clock import run_clock
 
 #: seconds of training after which it is judged whether images come fast enough
 PERIOD = 10.0
@@ -195,24 +195,27 @@ class _Waiting:
 
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu, self._seconds = on_gpu, 0.0
-        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        # with the seconds between them that the process was stopped
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event, float]] = []
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         if self._on_gpu:
-            marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            marks[0].record()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run_clock()
+            stopped = run_clock.stopped
             yield
-            marks[1].record()
-            self._marks.append(marks)
+            end.record()
+            self._marks.append((begin, end, run_clock.stopped - stopped))
         else:
-            began = time.perf_counter()
+            began = run_clock()
             yield
-            self._seconds += time.perf_counter() - began
+            self._seconds += run_clock() - began
 
     def take(self) -> float:
-        for begin, end in self._marks:
+        for begin, end, stopped in self._marks:
             end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1e3
+            self._seconds += max(0.0, begin.elapsed_time(end) / 1e3 - stopped)
         seconds, self._seconds, self._marks = self._seconds, 0.0, []
         return seconds

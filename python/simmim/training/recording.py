@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from simmim.config.run import RunConfig
 from simmim.data.crops import Batch, check_readable
 from simmim.data.order import Order
 from simmim.storage import checkpoint
+from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
@@ -157,7 +157,7 @@ class Recording(ABC):
 
     @torch.no_grad()
     def _validate(self) -> None:
-        began = time.perf_counter()
+        began = run_clock()
         bad = dict(self.counters.bad)
         self.model.eval()
         try:
@@ -173,4 +173,4 @@ class Recording(ABC):
             raise self._not_finite("the validation loss")
         if self._recorded():
             self.counters.validated = self.update
-        self.records.pause(time.perf_counter() - began)
+        self.records.pause(run_clock() - began)

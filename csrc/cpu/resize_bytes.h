@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/fixed_taps.h"
+#include "cpu/resize_rows.h"
 #include "cpu/scratch.h"
 #include "cpu/transpose.h"
 
@@ -13,11 +14,6 @@ SIMMIM_BEGIN
 
 // Rows of the result that are made together, and columns of the box that are turned together.
 constexpr int64_t kTileRows = 32, kTurned = 64;
-
-struct ByteImage {
-    const uint8_t* data;
-    int64_t channels, sc, sy, sx;
-};
 
 // The rows of the box that the next rows of the result need, asked for in time: lines of many rows
 // in turn, as they are used here, are no order that a processor foresees.
@@ -190,6 +186,7 @@ void resize_plane(const BytePlane<kBits>& plane, int64_t pixel, const Resize& do
 template <int kBits>
 void resize_planes(const ByteImage& image, const Resize& down, const Resize& across,
                    const ByteAxis& ys, const ByteAxis& xs, bool flip, uint8_t* out) {
+    if (resize_by_rows<kBits>(image, down, across, ys, xs, flip, out)) return;
     const bool interleaved = image.sc == 1 && image.sx == image.channels && image.channels <= 16;
     const int64_t pixel = interleaved ? image.channels : 1;
     for (int64_t c = 0; c < image.channels; c += pixel) {

@@ -284,3 +284,40 @@ def test_boxes_beyond_the_image_are_refused(backend, box):
 def test_wrong_arguments_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         sk.crop_resize(**{"images": IMAGES, "boxes": BOXES, "size": (4, 4)} | changes)
+
+
+@given(case=cases())
+def test_bytes_are_the_same_wherever_they_lie(case):
+    """Interleaved, one channel after the other, and as part of a wider pixel: paths of their own."""
+    images = drawn_images(case, lambda shape: integers(shape, torch.uint8))
+    expected = sk.crop_resize(images, **case)
+    for lay in (_interleaved, _planar, _part_of_a_pixel):
+        laid = (
+            lay(images) if isinstance(images, torch.Tensor) else [lay(i[None])[0] for i in images]
+        )
+        assert torch.equal(sk.crop_resize(laid, **case), expected)
+
+
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_gathered_as_far_as_a_reduction_reaches(channels, interpolation):
+    for height, width, size in ((40, 33, 65), (90, 140, 70), (150, 257, 70), (60, 250, 65)):
+        images = integers((2, channels, height, width), torch.uint8)
+        boxes = torch.tensor([[0, 0, height, width], [3, 5, height - 9, width - 7]])
+        call = {"flip": torch.tensor([True, False]), "interpolation": interpolation}
+        found = sk.crop_resize(_interleaved(images), boxes, (size, size), **call)
+        expected = sk.crop_resize(_part_of_a_pixel(images), boxes, (size, size), **call)
+        assert torch.equal(found, expected)
+
+
+def _interleaved(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _planar(images: torch.Tensor) -> torch.Tensor:
+    return images.contiguous(memory_format=torch.contiguous_format)
+
+
+def _part_of_a_pixel(images: torch.Tensor) -> torch.Tensor:
+    wider = torch.cat((images, images[:, :1], images[:, :1]), 1)
+    return _interleaved(wider)[:, : images.shape[1]]

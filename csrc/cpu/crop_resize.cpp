@@ -48,10 +48,27 @@ struct Sample {
     int64_t channels, origin, sc, sy, sx, out;
 };
 
-// Scratch of a sample: two rows of the box and one of the result.
+// Scratch of a sample: the rows of the box that a row of the result needs, one that they make, and
+// one of the result.
 template <class C>
-int64_t row_bytes(int64_t box_w, int64_t width) {
-    return 2 * whole_lines(box_w * int64_t(sizeof(C))) + whole_lines(width * int64_t(sizeof(C)));
+int64_t row_bytes(int64_t box_w, int64_t width, int64_t taps) {
+    return (taps + 1) * whole_lines(box_w * int64_t(sizeof(C))) +
+           whole_lines(width * int64_t(sizeof(C)));
+}
+
+// The outputs of a row of finite numbers: no tap needs to be left out, and the sums of several
+// outputs run side by side.
+template <int K, class C>
+SIMMIM_INLINE void weigh_finite(const C* line, const Axis& xs, int64_t n, bool flip, C* made) {
+    for (int64_t x = 0; x < n; ++x) {
+        const double* weights = xs.weights + x * xs.taps;
+        const C* from = line + xs.first[x];
+        C sum = 0;
+#pragma GCC unroll 8
+        for (int k = 0; k < K; ++k) sum += C(weights[k]) * from[k];
+        for (int64_t k = K; k < xs.taps; ++k) sum += C(weights[k]) * from[k];
+        made[flip ? n - 1 - x : x] = sum;
+    }
 }
 
 template <class C>
@@ -59,25 +76,38 @@ void resize_numbers(const Sample& sample, const Resize& down, const Resize& acro
                     const Axis& xs, bool flip, const Sink<C>& sink, char* memory) {
     const int64_t step = whole_lines(across.extent * int64_t(sizeof(C)));
     C* line = reinterpret_cast<C*>(memory);
-    C* read = reinterpret_cast<C*>(memory + step);
-    C* made = reinterpret_cast<C*>(memory + 2 * step);
+    C* made = reinterpret_cast<C*>(memory + (ys.taps + 1) * step);
+    // a row of the box lies where the one lay that is `taps` above it
+    const auto place = [&](int64_t row) {
+        return reinterpret_cast<C*>(memory + (1 + row % ys.taps) * step);
+    };
     for (int64_t c = 0; c < sample.channels; ++c) {
+        int64_t next = 0;
         for (int64_t y = 0; y < down.out; ++y) {
+            const int64_t first = ys.first[y];
+            for (next = max_of(next, first); next < first + ys.taps; ++next)
+                sample.image.load(sample.origin + c * sample.sc + next * sample.sy, sample.sx,
+                                  across.extent, place(next));
             for (int64_t x = 0; x < across.extent; ++x) line[x] = 0;
             for (int64_t k = 0; k < ys.taps; ++k) {
                 const C weight = C(ys.weights[y * ys.taps + k]);
                 if (weight == 0) continue;  // and what is not finite there adds nothing
-                sample.image.load(sample.origin + c * sample.sc + (ys.first[y] + k) * sample.sy,
-                                  sample.sx, across.extent, read);
+                const C* read = place(first + k);
                 for (int64_t x = 0; x < across.extent; ++x) line[x] += weight * read[x];
             }
-            for (int64_t x = 0; x < across.out; ++x) {
-                const double* weights = xs.weights + x * xs.taps;
-                const C* from = line + xs.first[x];
-                C sum = 0;
-                for (int64_t k = 0; k < xs.taps; ++k)
-                    if (weights[k] != 0) sum += C(weights[k]) * from[k];
-                made[flip ? across.out - 1 - x : x] = sum;
+            if (is_integer(sample.image.element)) {
+                with_taps(xs.taps, [&](auto taps) {
+                    weigh_finite<decltype(taps)::count>(line, xs, across.out, flip, made);
+                });
+            } else {
+                for (int64_t x = 0; x < across.out; ++x) {
+                    const double* weights = xs.weights + x * xs.taps;
+                    const C* from = line + xs.first[x];
+                    C sum = 0;
+                    for (int64_t k = 0; k < xs.taps; ++k)
+                        if (weights[k] != 0) sum += C(weights[k]) * from[k];
+                    made[flip ? across.out - 1 - x : x] = sum;
+                }
             }
             sink.store(made, across.out, sample.out + (c * down.out + y) * across.out);
         }
@@ -114,11 +144,11 @@ void crop_resize(const TensorList& images, const Tensor& boxes, const Tensor& fl
         const Sample sample{memory_of(image), channels, origin, sc, sy, sx, b * each};
         const bool divided = element == kUInt8;
         if (wide) {
-            const Scratch rows(row_bytes<double>(box[3], width));
+            const Scratch rows(row_bytes<double>(box[3], width, ys.taps));
             resize_numbers<double>(sample, down, across, ys, xs, mirrored,
                                    {memory_of(out), divided}, rows.as<char>());
         } else {
-            const Scratch rows(row_bytes<float>(box[3], width));
+            const Scratch rows(row_bytes<float>(box[3], width, ys.taps));
             resize_numbers<float>(sample, down, across, ys, xs, mirrored, {memory_of(out), divided},
                                   rows.as<char>());
         }

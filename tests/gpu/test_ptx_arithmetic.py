@@ -115,6 +115,8 @@ def test_real_arithmetic(name, dtype):
         "div.rn.T": np.divide,
         "min.T": np.fmin,
         "max.T": np.fmax,
+        "min.NaN.T": np.minimum,
+        "max.NaN.T": np.maximum,
         "copysign.T": lambda x, y: np.copysign(y, x),
     }
     with np.errstate(all="ignore"):
@@ -198,6 +200,9 @@ def test_bits():
         "shf.l.wrap.b32 d, a, b, 8;": b << 8 | a >> 24,
         "shf.r.wrap.b32 d, a, b, 8;": a >> 8 | b << 24,
         "bfe.u32 d, a, 4, 12;": a >> 4 & 0xFFF,
+        "add.s16x2 d, a, b;": (a + b & 0xFFFF) | (a >> 16) + (b >> 16) << 16,
+        "dp4a.u32.u32 d, a, b, c;": c
+        + sum((a >> k & 255) * (b >> k & 255) for k in range(0, 32, 8)),
     }
     for operation, expected in cases.items():
         sources = (a, b, c)[: 1 + (" b" in operation) + (" c" in operation)]

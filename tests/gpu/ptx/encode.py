@@ -101,6 +101,8 @@ class Encoder:
         # `shared::cta` is the block's own memory; a cache's `L1::no_allocate` is a hint.
         parts = [part.removesuffix("::cta") for part in parts if part[0] != "L"]
         base, operands = parts[0], instruction.operands
+        if "L2::cache_hint" in instruction.opcode:
+            operands = operands[:-1]  # the hint itself
         encode = getattr(self, f"_encode_{_FAMILY.get(base, 'plain')}")
         key, outputs, inputs = encode(row, parts, operands)
         if instruction.opcode == ("rsqrt", "approx", "ftz", "f64"):
@@ -150,7 +152,7 @@ class Encoder:
             raise ValueError("a barrier that does not just wait")
         return "bar", [], [self.operand(operand, "b32") for operand in operands]
 
-    def _encode_fence(self, row, parts, operands):
+    def _encode_nothing(self, row, parts, operands):
         return "nothing", [], []
 
     def _encode_exchange(self, row, parts, operands):
@@ -206,6 +208,7 @@ def _parts(operand: str | list[str]) -> list[str]:
 
 _FAMILY = {"ld": "memory", "st": "memory", "ldmatrix": "matrix", "stmatrix": "matrix"}
 _FAMILY |= {"bra": "branch", "ret": "end", "exit": "end", "bar": "barrier", "barrier": "barrier"}
-_FAMILY |= {"membar": "fence", "fence": "fence", "shfl": "exchange", "redux": "exchange"}
-_FAMILY |= {"vote": "exchange", "setp": "comparison", "cvt": "conversion", "cvta": "address"}
+_FAMILY |= {"membar": "nothing", "fence": "nothing", "createpolicy": "nothing"}
+_FAMILY |= {"shfl": "exchange", "redux": "exchange", "vote": "exchange"}
+_FAMILY |= {"setp": "comparison", "cvt": "conversion", "cvta": "address"}
 _FAMILY |= {"mov": "move"}

@@ -82,6 +82,10 @@ T maximum(T a, T b) {
     return a < b ? b : a;
 }
 template <class T, T (*F)(T, T)>
+T keeping_nan(T a, T b) {
+    return a != a || b != b ? T(NAN) : F(a, b);
+}
+template <class T, T (*F)(T, T)>
 T clamped_at_zero(T a, T b) {
     return std::max(T(0), F(a, b));
 }
@@ -168,6 +172,13 @@ inline u32 permute_bytes(u32 a, u32 b, u32 selector) {
         result |= byte << (8 * k);
     }
     return result;
+}
+inline u32 add_byte_products(u32 a, u32 b, u32 sum) {  // dp4a
+    for (int k = 0; k < 32; k += 8) sum += (a >> k & 255) * (b >> k & 255);
+    return sum;
+}
+inline u32 add_halves(u32 a, u32 b) {  // add.s16x2, which wraps
+    return ((a + b) & 0xFFFF) | ((a & 0xFFFF0000) + (b & 0xFFFF0000));
 }
 template <bool left>
 u32 funnel_shift(u32 a, u32 b, u32 n) {  // shf.[lr].wrap

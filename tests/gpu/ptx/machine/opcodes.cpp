@@ -230,6 +230,8 @@ void add_reals(Table& t, const std::string& type) {
     add_numbers<T>(t, type);
     t["mul." + type] = BINARY(T, mul), t["copysign." + type] = BINARY(T, copy_sign);
     t["fma." + type] = {ternary<T, T, T, T, multiply_add<T>>};
+    t["min.NaN." + type] = {binary<T, T, T, keeping_nan<T, minimum<T>>>};
+    t["max.NaN." + type] = {binary<T, T, T, keeping_nan<T, maximum<T>>>};
     t["sqrt." + type] = UNARY(T, square_root), t["rsqrt." + type] = UNARY(T, reciprocal_root);
     t["rcp." + type] = UNARY(T, reciprocal), t["ex2." + type] = UNARY(T, power_of_two);
     t["lg2." + type] = UNARY(T, log_of_two);
@@ -264,6 +266,8 @@ Table make_table() {
     t["clz.b32"] = {unary<u32, u32, leading_zeros32>};
     t["clz.b64"] = {unary<u64, u32, leading_zeros64>};
     t["brev.b32"] = {unary<u32, u32, reverse_bits>};
+    t["add.s16x2"] = {binary<u32, u32, u32, add_halves>};
+    t["dp4a.u32.u32"] = {ternary<u32, u32, u32, u32, add_byte_products>};
     t["prmt.b32"] = {ternary<u32, u32, u32, u32, permute_bytes>};
     t["shf.l.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<true>>};
     t["shf.r.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<false>>};

@@ -7,8 +7,9 @@
 // Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
 // Running sums never lose a NaN or Inf, and keep the rounding of large numbers after they have
 // left: such numbers are left out of them, and added one by one to the windows that hold them, at a
-// cost that grows with the window. Of a float64 image no type of a GPU is wide enough for running
-// sums: its sums are made anew for every row and every window.
+// cost that grows with the window. Rows before the first of these, nearly always all, are left to
+// window_plain.h. Of a float64 image no type of a GPU is wide enough for running sums: its sums are
+// made anew for every row and every window.
 #include <cmath>
 #include <type_traits>
 
@@ -16,6 +17,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/vector.h"
+#include "cuda/window_plain.h"
 #include "cuda/window_sums.h"
 
 SIMMIM_BEGIN
@@ -23,6 +25,8 @@ SIMMIM_BEGIN
 using namespace window_sums;
 
 namespace {
+
+constexpr int kMostThreads = (kMostColumns + kWarp - 1) / kWarp * kWarp;
 
 struct Window {
     Array out, std;
@@ -77,16 +81,61 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
     }
 }
 
-// Three blocks of a multiprocessor have 80 registers a thread, which is what nothing spills with;
-// two have enough for sums in memory.
+// The rows from `top` on, as long as none holds too large a number; returns the first one that is
+// not written.
+template <class T>
+__device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, int64_t b,
+                                              int64_t to, int32_t top, int32_t bottom, int32_t x0,
+                                              int32_t x1, int32_t left, int32_t columns, double eps,
+                                              double limit) {
+    // Sums of whole numbers are exact up to 2^53; of others those of a column have no more to hold
+    // than those of half a window of the largest numbers.
+    const bool whole = std::is_integral<T>::value;
+    const double most = whole ? 9007199254740992.0 / columns : (w.radius_y + 1) * limit * limit;
+    const int64_t size = w.out.element == kFloat32 ? 4 : 2;
+    // In float32 eps times the square of a window must neither vanish nor overflow.
+    bool able = w.out.element != kFloat64 && eps < 1e6 && (whole || eps > 1e-30);
+    if (std::is_same<T, uint8_t>::value) {
+        const int64_t window = (2 * int64_t(w.radius_y) + 1) * (2 * w.radius_x + 1);
+        able = able && window <= kMostBytes;
+    } else {  // what enters must stay for the rows that are made at a time
+        able = able && w.radius_y >= kRows / 2;
+    }
+    if (!able) return top;
+    const Band<T> band{image,
+                       w.i_y,
+                       w.i_x,
+                       w.height,
+                       w.width,
+                       bottom,
+                       w.radius_y,
+                       w.radius_x,
+                       left,
+                       columns,
+                       x0,
+                       x1,
+                       most,
+                       float(eps),
+                       static_cast<char*>(w.out.base) + to * size,
+                       w.o_y * size,
+                       w.o_x * size,
+                       w.out.element != kFloat32,
+                       w.grid.mask ? w.grid.sample(b) : nullptr,
+                       int32_t(w.grid.scale.height),
+                       int32_t(w.grid.scale.width),
+                       int32_t(w.grid.units.width)};
+    auto* const sums = reinterpret_cast<Both<T>(*)[kPitch]>(shared_sums<kRows>());
+    return write_plain<T>(band, top, sums);
+}
+
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
-    normalize_window(Window w, const T* base) {
+__global__ void __launch_bounds__(kMostThreads, 2) normalize_window(Window w, const T* base) {
     const uint32_t bands = uint32_t((w.height + w.band - 1) / w.band);
     const uint32_t strips = uint32_t((w.width + w.strip - 1) / w.strip);
     const uint32_t strip = blockIdx.x % strips, band = blockIdx.x / strips % bands;
     const uint32_t plane = blockIdx.x / strips / bands, image_of = plane / uint32_t(w.channels);
-    const int32_t top = int32_t(band) * w.band, bottom = min_of(w.height, top + w.band);
+    int32_t top = int32_t(band) * w.band;
+    const int32_t bottom = min_of(w.height, top + w.band);
     const int32_t x0 = int32_t(strip) * w.strip, x1 = min_of(w.width, x0 + w.strip);
     const int32_t left = max_of(0, x0 - w.radius_x);
     const int32_t columns = min_of(w.width, x1 + w.radius_x) - left;
@@ -100,8 +149,15 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
     // `limit` of whole numbers is that of a stored one, that of others holds for a deviation of 1.
     const double limit = std::is_integral<T>::value ? w.limit : w.limit * unit;
 
+    int32_t start = top;
+    if constexpr (ROWS > 1 && !kAnew<T>) {
+        start = plain_rows(w, image, b, to, top, bottom, x0, x1, left, columns, eps, limit);
+        if (start >= bottom) return;
+        __syncthreads();
+    }
     Sums<T, ROWS> sums(w.scratch, columns);
-    const int32_t first = max_of(0, top - w.radius_y), last = min_of(w.height, top + w.radius_y);
+    const int32_t first = max_of(0, start - w.radius_y);
+    const int32_t last = min_of(w.height, start + w.radius_y);
     if constexpr (!kAnew<T>) {
         sums.each(columns, [&](int32_t x, Column& column) {
 #pragma unroll 4
@@ -110,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
             }
         });
     }
-    for (int32_t start = top; start < bottom; start += ROWS) {
+    for (top = start; start < bottom; start += ROWS) {
         const int32_t rows = min_of(ROWS, bottom - start);
         sums.each(columns, [&](int32_t x, Column& column) {
             const T* down = image + (left + x) * w.i_x;
@@ -126,22 +182,16 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
                     row.squares[x] = column.square;
                 }
             } else {
-                T enters[ROWS], leaves[ROWS];
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {  // all loads before the first use
-                    const int32_t y = start + r;
-                    enters[r] = leaves[r] = T{};
-                    if (r < rows && y + w.radius_y < w.height) {
-                        enters[r] = down[(y + w.radius_y) * w.i_y];
+#pragma unroll 2
+                for (int32_t r = 0; r < rows; ++r) {
+                    const int32_t y = start + r, enters = y + w.radius_y;
+                    const int32_t leaves = y - 1 - w.radius_y;
+                    if (y > top && leaves >= 0) {
+                        column.add(limit, double(widen(down[leaves * w.i_y])), -1);
                     }
-                    if (r < rows && y > top && y - 1 - w.radius_y >= 0) {
-                        leaves[r] = down[(y - 1 - w.radius_y) * w.i_y];
+                    if (enters < w.height) {
+                        column.add(limit, double(widen(down[enters * w.i_y])), 1);
                     }
-                }
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    column.add(limit, double(widen(leaves[r])), -1);
-                    column.add(limit, double(widen(enters[r])), 1);
                     const Row row = sums.row(r, columns);
                     row.sums[x] = column.sum;
                     row.squares[x] = column.square;
@@ -150,10 +200,10 @@ __global__ void __launch_bounds__(kThreads, ROWS > 1 ? 3 : 2)
             }
         });
         __syncthreads();
-        if (int32_t(warp) < rows) {
-            const Row row = sums.row(int32_t(warp), columns);
+        for (int32_t r = int32_t(warp); r < rows; r += int32_t(blockDim.x) / kWarp) {
+            const Row row = sums.row(r, columns);
             if (!kAnew<T>) prefix(row, columns, lane);
-            write_row(w, image, b, to, start + int32_t(warp), left, x0, x1, row, eps, limit, lane);
+            write_row(w, image, b, to, start + r, left, x0, x1, row, eps, limit, lane);
         }
         __syncthreads();
     }
@@ -164,13 +214,18 @@ int start(const Window& window, const void* image, int64_t planes, Stream stream
     const int64_t bands = ceil_div(window.height, window.band);
     const int64_t blocks = planes * bands * ceil_div(window.width, window.strip);
     const T* base = static_cast<const T*>(image);
-    auto* kernel = window.scratch ? normalize_window<T, 1> : normalize_window<T, kThreads / kWarp>;
-    return launch(kernel, blocks, dim3(kThreads), stream, window, base);
+    const int64_t columns =
+        min_of<int64_t>(window.width, int64_t(window.strip) + 2 * window.radius_x);
+    const unsigned threads = unsigned(ceil_div(columns, kWarp)) * kWarp;
+    if (window.scratch) {
+        return launch(normalize_window<T, 1>, blocks, dim3(256), stream, window, base);
+    }
+    return launch(normalize_window<T, kRows>, blocks, dim3(threads), stream, window, base);
 }
 
 constexpr int64_t kStrip = 64;      // at least as many columns a block, else sums lie in memory
 constexpr int64_t kBlocks = 528;    // four for each of 132 multiprocessors: how high a band is
-constexpr int64_t kLeastRows = 32;  // of a band, which begins by adding up a window
+constexpr int64_t kLeastRows = 48;  // of a band, which begins by adding up a window
 
 // How an image is cut into bands and strips, and the doubles of scratch that takes.
 struct Cut {
@@ -184,8 +239,9 @@ Cut cut_of(const ImageLayout& image, int64_t window) {
     const bool wide = cut.strip < min_of(width, kStrip);
     if (wide) cut.strip = width;
     const int64_t columns = image.batch * image.channels * ceil_div(width, cut.strip);
-    cut.band =
-        max_of(ceil_div(height, max_of<int64_t>(kBlocks / columns, 1)), min_of(height, kLeastRows));
+    const int64_t bands =
+        max_of<int64_t>(min_of(kBlocks / max_of<int64_t>(columns, 1), height / kLeastRows), 1);
+    cut.band = ceil_div(height, bands);
     if (wide) cut.scratch = columns * ceil_div(height, cut.band) * 6 * (width + 1);
     return cut;
 }

@@ -11,11 +11,21 @@ SIMMIM_BEGIN
 
 namespace window_sums {
 
-constexpr int kThreads = 256;
+constexpr int kRows = 8;  // whose sums a block makes at a time
 template <class T>
 constexpr bool kAnew = std::is_same<T, double>::value;
 
-constexpr int kMostColumns = 292;  // of the fast kernel, whose rows of sums fit into shared memory
+// Half a warp adds up a row. A lane has an odd number of columns, so that no two meet on one bank;
+// as many as fit into shared memory.
+constexpr int kHalf = kWarp / 2, kEach = 19, kMostColumns = kHalf * kEach;
+constexpr int kPitch = kMostColumns + 1;
+
+// Shared memory for rows of two sums a column.
+template <int ROWS>
+__device__ __forceinline__ double* shared_sums() {
+    alignas(16) __shared__ double sums[ROWS * 2 * kPitch];
+    return sums;
+}
 
 __device__ __forceinline__ bool fits(double limit, double x) { return x <= limit && x >= -limit; }
 
@@ -91,25 +101,21 @@ struct Column {
     }
 };
 
-// ROWS rows of sums at a time. One: everything lies in scratch memory, for any width and window.
+// ROWS rows of sums at a time, a column a thread. One: everything lies in scratch memory, for any
+// width and window.
 template <class T, int ROWS>
 struct Sums {
-    static constexpr int kColumns = (kMostColumns + kThreads - 1) / kThreads;
-    Column own[kColumns];
+    Column own{};
 
-    __device__ __forceinline__ Sums(double*, int32_t) : own{} {}
+    __device__ __forceinline__ Sums(double*, int32_t) {}
     __device__ __forceinline__ Row row(int32_t r, int32_t) {
-        __shared__ double sums[ROWS][2][kMostColumns + 1];
-        __shared__ int32_t bad[ROWS][kMostColumns + 1];
-        return {sums[r][0], sums[r][1], bad[r]};
+        __shared__ int32_t bad[ROWS][kPitch];
+        double* const sums = shared_sums<ROWS>() + r * 2 * kPitch;
+        return {sums, sums + kPitch, bad[r]};
     }
     template <class Body>
     __device__ __forceinline__ void each(int32_t columns, const Body& body) {
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-            const int32_t x = int32_t(threadIdx.x) + k * kThreads;
-            if (x < columns) body(x, own[k]);
-        }
+        if (int32_t(threadIdx.x) < columns) body(int32_t(threadIdx.x), own);
     }
 };
 
@@ -129,7 +135,9 @@ struct Sums<T, 1> {
     }
     template <class Body>
     __device__ __forceinline__ void each(int32_t columns, const Body& body) {
-        for (int32_t x = int32_t(threadIdx.x); x < columns; x += kThreads) body(x, own[x]);
+        for (int32_t x = int32_t(threadIdx.x); x < columns; x += int32_t(blockDim.x)) {
+            body(x, own[x]);
+        }
     }
 };
 

@@ -179,6 +179,12 @@ CALLS: dict[str, Call] = {
         (),
         ("normalize_targets",),
     ),
+    "normalize_targets large": Call(
+        sk.normalize_targets,
+        lambda b, g: {"image": 1e4 * torch.randn(b, 1, 4 * g[0] + 9, 160), "window": 9},
+        (),
+        ("normalize_targets",),
+    ),
     "normalize_targets bytes": Call(
         sk.normalize_targets,
         lambda b, g: {"image": image(b, g, BYTES), "window": 47, **STATS},

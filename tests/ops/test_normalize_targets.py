@@ -197,6 +197,19 @@ def test_a_large_number_leaves_no_rounding_behind(backend):
     assert (out.double() - exact(image, 9)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [3, 9, 47])
+def test_large_numbers_in_any_row_leave_no_rounding_behind(backend, window):
+    """Numbers that leave a window soon after they have entered it, at any place of what a kernel
+    does at a time."""
+    image = torch.randn(10, 1, 60, 21)
+    for i in range(10):
+        image[i, 0, 5 * i + i % 3, 2 * i] = 2e4 * 10.0**i
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, window)
+    assert (out.double() - exact(image, window)).abs().max() < 1e-5
+
+
 def test_a_gradient_is_refused():
     image = torch.randn(1, 1, 8, 8, requires_grad=True)
     with pytest.raises(ValueError, match="requires a gradient"):

@@ -73,6 +73,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float rsqrtf(float x) { return float(1.0 / std::sqrt(double(x))); }
 
 inline dim3 threadIdx;
 

@@ -1,5 +1,6 @@
 // Per-patch normalisation in one read: a team of warps holds a patch in registers, finds its mean
-// and its spread, and writes it.
+// and its spread, and writes it. Patches that do not lie in memory as whole words are read number
+// by number and three times, by the same arithmetic in the same order: the same bits.
 //
 // Numbers are taken less the patch's first one, in float32: what is lost is small against the
 // differences, however large the numbers are.
@@ -34,6 +35,17 @@ __device__ __forceinline__ float team_sum(float value, float* shared) {
 #pragma unroll
     for (int i = 0; i < WARPS; ++i) value += own[i];
     return value;
+}
+
+// A number less the patch's first one, which is `first` as a pixel value.
+template <bool STATS>
+__device__ __forceinline__ float less_first(float stored, float offset, float gain, float first) {
+    return STATS ? fmaf(stored - offset, gain, -first) : stored - first;
+}
+
+__device__ __forceinline__ float inverse_spread(float squares, uint32_t numbers, double eps) {
+    const double variance = double(squares) / double(numbers > 1 ? numbers - 1 : 1) + eps;
+    return float(1.0 / sqrt(variance));
 }
 
 // In: what the image holds; Out: what the result holds; STATS: whether numbers are multiplied.
@@ -96,9 +108,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                 widen_pack<In, kVector>(packs[k], values[k]);
 #pragma unroll
                 for (int n = 0; n < kVector; ++n) {
-                    float value = values[k][n];
-                    if (STATS) value = (value - offsets[k]) * gains[k];
-                    values[k][n] = value - first;
+                    const int of = STATS ? k : 0;
+                    values[k][n] = less_first<STATS>(values[k][n], offsets[of], gains[of], first);
                     sum += values[k][n];
                 }
             }
@@ -117,8 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         squares = team_sum<WARPS>(squares, shared);
         if (!wanted) continue;
-        const double variance = double(squares) / double(numbers > 1 ? numbers - 1 : 1) + p.eps;
-        const float inverse = float(1.0 / sqrt(variance));
+        const float inverse = inverse_spread(squares, numbers, p.eps);
         Out* const target =
             out + int64_t(sample) * p.to.sb + int64_t(ty * lines) * p.to.sy + tx * line;
 #pragma unroll
@@ -129,6 +139,56 @@ __global__ void __launch_bounds__(kThreads, 1)
             store_pack<Out, kVector>(target + to[k], values[k]);
         }
     }
+}
+
+// One team a block, whose threads have the numbers that they have in normalize_held.
+template <class In, class Out, int WARPS, bool STATS>
+__global__ void __launch_bounds__(WARPS* kWarp) normalize_strided(Patches p) {
+    constexpr uint32_t kVector = kNeighbours<In, Out>, kTeam = WARPS * kWarp;
+    __shared__ float shared[WARPS];
+    const uint32_t sample = blockIdx.x / (p.h * p.w), cell = blockIdx.x - sample * (p.h * p.w);
+    const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
+    if (p.grid.mask && !p.grid.sample(sample)[p.grid.unit32(0, int32_t(top), int32_t(left))]) {
+        return;
+    }
+    const uint32_t area = p.side * p.side, numbers = p.channels * area;
+    const In* const image = static_cast<const In*>(p.image.base);
+    Out* const out = static_cast<Out*>(p.out.base);
+    float first = float(widen(image[p.from.at(sample, 0, top, left)]));
+    if (STATS) {
+        const double spread = p.std.base ? p.std.load(0) : 1.0;
+        const double mean = p.std.base ? p.mean.load(0) : 0.0;
+        first = (first - float(p.unit * mean)) * float(1.0 / (p.unit * spread));
+    }
+    const auto each = [&](const auto& use) {
+        for (uint32_t i = threadIdx.x * kVector; i < numbers; i += kTeam * kVector) {
+            for (uint32_t n = i; n < i + kVector; ++n) {
+                const uint32_t c = n / area, y = top + n % area / p.side, x = left + n % p.side;
+                float offset = 0, gain = 1;
+                if (STATS) {
+                    const double spread = p.std.base ? p.std.load(c) : 1.0;
+                    gain = float(1.0 / (p.unit * spread));
+                    offset = p.std.base ? float(p.unit * p.mean.load(c)) : 0.0f;
+                }
+                const float stored = float(widen(image[p.from.at(sample, c, y, x)]));
+                use(less_first<STATS>(stored, offset, gain, first), p.to.at(sample, c, y, x));
+            }
+        }
+    };
+    float sum = 0, squares = 0;
+    each([&](float value, int64_t) { sum += value; });
+    const float mean = team_sum<WARPS>(sum, shared) / float(numbers);
+    each([&](float value, int64_t) { squares = fmaf(value - mean, value - mean, squares); });
+    const float inverse = inverse_spread(team_sum<WARPS>(squares, shared), numbers, p.eps);
+    each([&](float value, int64_t to) { out[to] = Narrow<Out>::from((value - mean) * inverse); });
+}
+
+template <class In, class Out, int WARPS>
+int start_strided(const Patches& p, Stream stream) {
+    const bool stats = p.std.base || p.unit != 1.0;
+    const auto kernel = stats ? normalize_strided<In, Out, WARPS, true>
+                              : normalize_strided<In, Out, WARPS, std::is_same<In, uint8_t>::value>;
+    return launch(kernel, p.from.batch * p.h * p.w, dim3(WARPS * kWarp), stream, p);
 }
 
 template <class In, class Out, int WARPS>
@@ -144,40 +204,46 @@ int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
                   static_cast<Out*>(p.out.base), line, lines);
 }
 
+// `line`: numbers of a patch that are neighbours, or 0 where they are no whole words.
+template <class In, class Out, int WARPS>
+int start_with(const Patches& p, uint32_t line, Stream stream) {
+    if (!line) return start_strided<In, Out, WARPS>(p, stream);
+    return start_team<In, Out, WARPS>(p, line, p.side, stream);
+}
+
 template <class In, class Out>
-int start(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
-    const int64_t numbers = int64_t(line) * lines * p.planes;
-    const int64_t held = kWarp * kNumbers;
-    if (numbers <= held) return start_team<In, Out, 1>(p, line, lines, stream);
-    if (numbers <= 4 * held) return start_team<In, Out, 4>(p, line, lines, stream);
-    return start_team<In, Out, 8>(p, line, lines, stream);
+int start(const Patches& p, uint32_t line, Stream stream) {
+    const int64_t numbers = int64_t(p.side) * p.side * p.channels, held = kWarp * kNumbers;
+    if (numbers <= held) return start_with<In, Out, 1>(p, line, stream);
+    if (numbers <= 4 * held) return start_with<In, Out, 4>(p, line, stream);
+    return start_with<In, Out, 8>(p, line, stream);
 }
 
 }  // namespace
 
 bool hold_patches(Patches p, Stream stream, int* code) {
     const ImageLayout &from = p.from, &to = p.to;
-    const bool last = from.channels > 1 && from.sc == 1 && from.sx == from.channels;
-    const bool both = last && to.sc == 1 && to.sx == to.channels;
-    const uint32_t depth = both ? uint32_t(from.channels) : 1;
-    const bool stats = p.std.base || p.unit != 1.0;
-    if (both ? stats : from.sx != 1 || to.sx != 1) return false;
-    p.planes = both ? 1 : uint32_t(from.channels);
-    const int64_t line = int64_t(p.side) * depth, numbers = line * p.side * p.planes;
     const int64_t vector = 16 / max_of(element_size(p.image.element), element_size(p.out.element));
     const auto whole = [&](int64_t strides) { return strides % vector == 0; };
+    const int64_t numbers = int64_t(p.side) * p.side * p.channels;
+    const bool last = from.channels > 1 && from.sc == 1 && from.sx == from.channels && to.sc == 1 &&
+                      to.sx == to.channels;
+    const bool both = last && !p.std.base && p.unit == 1.0;
+    const int64_t line = both ? p.side * from.channels : p.side;
+    if (!whole(line) || numbers > 8 * kWarp * kNumbers ||
+        from.batch * p.h * p.w >= int64_t(1) << 31) {
+        return false;
+    }
+    p.planes = both ? 1 : uint32_t(from.channels);
     const auto aligned = [&](const ImageLayout& at, const Array& array) {
         const int64_t bytes = vector * element_size(array.element);
         return reinterpret_cast<uintptr_t>(array.base) % uintptr_t(bytes) == 0 && whole(at.sb) &&
-               whole(at.sy) && (both || whole(at.sc)) &&
+               whole(at.sy) && (both || (whole(at.sc) && at.sx == 1)) &&
                p.planes * max_of(at.sc, at.sy) + p.side * at.sy <= 0x7FFFFFFF;
     };
-    if (!whole(line) || numbers > 8 * kWarp * kNumbers || !aligned(from, p.image) ||
-        !aligned(to, p.out) || from.batch * p.h * p.w >= int64_t(1) << 31) {
-        return false;
-    }
+    const bool words = aligned(from, p.image) && aligned(to, p.out);
     const auto run = [&](auto* start_as) {
-        *code = start_as(p, uint32_t(line), p.side, stream);
+        *code = start_as(p, words ? uint32_t(line) : 0, stream);
         return true;
     };
     switch (p.image.element * 16 + p.out.element) {

@@ -75,6 +75,23 @@ def test_value(backend, batch, channels, grid, patch, dtype, layout, statistics,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+@pytest.mark.parametrize("patch", [4, 16, 48])
+def test_strides_change_no_bit(backend, dtype, patch):
+    stored = pixels((2, 3, 2 * patch, 4 * patch), dtype)
+    mean, std = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]) if dtype == torch.uint8 else (None, None)
+    for image in (
+        stored[..., ::2],
+        stored[..., 1 : 1 + 2 * patch],
+        stored[:1].expand(2, -1, -1, -1),
+    ):
+        with sk.backend(backend):
+            found = sk.normalize_patches(image, patch, mean=mean, std=std)
+            expected = sk.normalize_patches(image.contiguous(), patch, mean=mean, std=std)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [0.0, 2.1, 1000.0])
 def test_precision_on_flat_patches(backend, offset):
     image = offset + 0.001 * torch.randn(2, 3, 32, 48)

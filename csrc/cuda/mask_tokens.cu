@@ -25,21 +25,22 @@ __global__ void __launch_bounds__(kRowThreads)
     load_either<In, V>(token, feature, shared);
     const Pack<Out, V> substitute = narrow_pack<Out, V>(shared);
     x += piece.row * tokens.sb + feature;
-    out += (int64_t(piece.row) * tokens.length + piece.first) * width + feature;
+    Out* to =
+        out + (int64_t(piece.row) * tokens.length + piece.first + piece.down) * width + feature;
+    const int64_t step = cut.down * width;
     for (int32_t start = piece.down; start < piece.padded; start += piece.step) {
         int64_t place[kInFlight];
         Pack<In, V> packs[kInFlight];
+        const int64_t* listed = places + start;
 #pragma unroll
-        for (int k = 0; k < kInFlight; ++k) {  // all loads before the first use
-            place[k] = places[start + k * cut.down];
+        for (int k = 0; k < kInFlight; ++k, listed += cut.down) {  // all loads before the first use
+            place[k] = *listed;
             if (place[k] >= 0) packs[k] = load_pack<In, V>(moved(x, place[k]));
         }
 #pragma unroll
-        for (int k = 0; k < kInFlight; ++k) {
+        for (int k = 0; k < kInFlight; ++k, to += step) {
             if (place[k] == kOutside) continue;
-            const int32_t t = start + k * cut.down;
-            Out* const to = out + t * width;
-            const int32_t row = piece.first + t - pos_skip;
+            const int32_t row = piece.first + start + k * cut.down - pos_skip;
             if (POS && row >= 0) {
                 float values[V], added[V];
                 widen_pack<In, V>(packs[k], values);
@@ -49,8 +50,10 @@ __global__ void __launch_bounds__(kRowThreads)
                     values[i] = (place[k] < 0 ? shared[i] : values[i]) + added[i];
                 }
                 store_pack<Out, V>(to, values);
+            } else if (place[k] < 0) {
+                store_pack<Out, V>(to, substitute);
             } else {
-                store_pack<Out, V>(to, place[k] < 0 ? substitute : converted<In, Out, V>(packs[k]));
+                store_pack<Out, V>(to, converted<In, Out, V>(packs[k]));
             }
         }
     }

@@ -37,41 +37,39 @@ __global__ void __launch_bounds__(kRowThreads)
     constexpr int V = kNumbers<In, Out>;
     __shared__ int64_t places[kCells];
     const RowPiece piece(cut, tokens.length);
-    tokens.list_places<In>(piece, places, true);
+    tokens.list_places<In>(piece, places, token_sums != nullptr, dx != nullptr);
     __syncthreads();
     const int64_t feature = int64_t(piece.group) * V;
     const bool inside = feature < width && piece.down < cut.down;
     float sum[V] = {};
     if (inside) {
         grad += piece.row * tokens.sb + feature;
-        if (dx) dx += (int64_t(piece.row) * tokens.length + piece.first) * width + feature;
+        if (dx) {
+            dx += (int64_t(piece.row) * tokens.length + piece.first + piece.down) * width + feature;
+        }
+        const int64_t step = dx ? cut.down * width : 0;
         for (int32_t start = piece.down; start < piece.padded; start += piece.step) {
             int64_t place[kInFlight];
             Pack<In, V> packs[kInFlight];
+            const int64_t* listed = places + start;
 #pragma unroll
-            for (int k = 0; k < kInFlight; ++k) {  // all loads before the first use
-                place[k] = places[start + k * cut.down];
-                // Where only dx is wanted, a masked row is not read, and the other way round.
-                const bool masked = place[k] < 0;
-                if (place[k] != kOutside && (masked ? token_sums != nullptr : dx != nullptr)) {
-                    packs[k] =
-                        load_pack<In, V>(moved(grad, masked ? kHidden - place[k] : place[k]));
-                }
+            for (int k = 0; k < kInFlight; ++k, listed += cut.down) {  // all loads before a use
+                place[k] = *listed;
+                if (is_read(place[k]))
+                    packs[k] = load_pack<In, V>(moved(grad, place[k] & ~kHidden));
             }
 #pragma unroll
-            for (int k = 0; k < kInFlight; ++k) {
-                if (place[k] == kOutside) continue;
-                if (place[k] < 0) {
+            for (int k = 0; k < kInFlight; ++k, dx += step) {
+                if (place[k] >= 0) {
+                    store_pack<Out, V>(dx, converted<In, Out, V>(packs[k]));
+                } else if (place[k] != kOutside) {
                     if (token_sums) {
                         float values[V];
                         widen_pack<In, V>(packs[k], values);
 #pragma unroll
                         for (int i = 0; i < V; ++i) sum[i] += values[i];
                     }
-                    if (dx) store_pack<Out, V>(dx + (start + k * cut.down) * width, Pack<Out, V>{});
-                } else if (dx) {
-                    store_pack<Out, V>(dx + (start + k * cut.down) * width,
-                                       converted<In, Out, V>(packs[k]));
+                    if (dx) store_pack<Out, V>(dx, Pack<Out, V>{});
                 }
             }
         }

@@ -20,8 +20,13 @@ constexpr int kThreads = 256;
 constexpr int kVector = 8;
 constexpr int kTokens = 4;
 
-// Places of tokens that are masked, and that are none.
-constexpr int64_t kMasked = -1, kOutside = -2, kHidden = -3;
+// Places of tokens that are masked, and of which nothing is wanted; what a masked token's place is
+// marked with where it is read all the same.
+constexpr int64_t kMasked = -1, kOutside = -2, kHidden = INT64_MIN;
+
+__device__ __forceinline__ bool is_read(int64_t place) {
+    return uint64_t(place) < uint64_t(kOutside);
+}
 
 // Numbers that a thread moves at a time, in 16 bytes of the wider type.
 template <class In, class Out>
@@ -60,17 +65,22 @@ struct Tokens {
     }
 
     // Where a block's tokens lie behind the first of their sample, in bytes; that of a masked one
-    // is kMasked, or with `keep` kHidden less what it were.
+    // is kMasked, or marked where masked ones are read; that of another one kOutside where no
+    // visible one is wanted.
     template <class In>
     __device__ __forceinline__ void list_places(const RowPiece& piece, int64_t* places,
-                                                bool keep = false) const {
+                                                bool reads_masked = false,
+                                                bool wants_visible = true) const {
         for (int32_t k = int32_t(threadIdx.x); k < piece.padded; k += int32_t(blockDim.x)) {
             places[k] = kOutside;
             if (k >= piece.count) continue;
             int64_t unit;
             const int64_t place = offset(piece.first + k, &unit) * int64_t(sizeof(In));
-            const bool is_masked = masked(piece.row, unit);
-            places[k] = !is_masked ? place : keep ? kHidden - place : kMasked;
+            if (masked(piece.row, unit)) {
+                places[k] = reads_masked ? place | kHidden : kMasked;
+            } else if (wants_visible) {
+                places[k] = place;
+            }
         }
     }
 };

@@ -119,6 +119,16 @@ __device__ __forceinline__ void store_word(void* target, const uint4& word) {
 #endif
 }
 
+__device__ __forceinline__ void store_floats(float* target, const float* numbers) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(numbers[0]),
+                 "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
+                 : "memory");
+#else
+    std::memcpy(target, numbers, 16);
+#endif
+}
+
 __device__ __forceinline__ void store_half_word(void* target, uint32_t low, uint32_t high) {
 #ifdef __CUDA_ARCH__
     asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(target), "r"(low), "r"(high) : "memory");
@@ -134,6 +144,9 @@ __device__ __forceinline__ void store_pack(T* target, const Pack<T, V>& pack) {
     static_assert(kBytes == 8 || kBytes % 16 == 0, "whole words");
     if constexpr (kBytes == 8) {
         store_half_word(target, pack.words[0], pack.words[1]);
+    } else if constexpr (std::is_same<T, float>::value) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) store_floats(target + i, pack.words + i);
     } else {
         uint4 words[kBytes / 16];
         std::memcpy(words, &pack, sizeof(words));

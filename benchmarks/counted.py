@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-BACKENDS = {"cuda": "CUDA", "triton": "Triton"}
+BACKENDS = {"cuda": "CUDA", "triton": "Triton", "inductor": "Inductor"}
 
 COLUMNS = (
     "launches",
@@ -53,7 +53,7 @@ def _cells(row: dict, backend: str) -> list[str]:
 
 
 def summary(folder: Path) -> str:
-    """A line for each row, the two backends side by side."""
+    """A line for each row, the two backends side by side, and what Inductor makes of plain PyTorch."""
     heads = [f"{shown}: {name}" for shown in BACKENDS.values() for name in COLUMNS]
     lines = [f"| op | row | {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * len(heads)]
     for content in load(folder):
@@ -74,11 +74,16 @@ def page(folder: Path) -> str:
         "Made by `python -m benchmarks.gpu_model`; docs/gpu_without_a_gpu.md says how. Sectors are",
         "pieces of 32 bytes of global memory: moved by all requests, the least number for the same",
         "bytes of each request, and distinct ones, read and written each once. Wavefronts are",
-        "those of shared memory.",
+        "those of shared memory. Inductor's kernels are those of `torch.compile` for the published",
+        "arithmetic, or for the rewrite that is named, each in the first of its configurations.",
     ]
     for content in load(folder):
         for row in content["rows"]:
             lines += ["", f"## {row['op']}: {row['shape']}, {row['what']}", ""]
+            if row.get("peer", "compiled") != "compiled":
+                lines += [f"Inductor: {row['peer']}.", ""]
+            if "refused" in row:
+                lines += [f"Inductor refused: {row['refused']}", ""]
             lines.append(f"| backend | kernel | instructions a number | {' | '.join(names)} |")
             lines.append("| --- | --- |" + " ---: |" * (1 + len(names)))
             for backend, launches in row["counted"].items():

@@ -3,8 +3,9 @@
 The rows of the ops run at ViT-B's shapes, a batch of two, on both GPU backends: nvcc's and Triton's
 PTX for sm_90, run on CPU tensors by the machine of tests/gpu/ptx (docs/gpu_without_a_gpu.md).
 Stored are launches, lane instructions, sectors, registers and spills, never times. A number costs
-the same in a larger batch, except in kernels that run once a call. PyTorch's own kernels, such as
-matrix products, are not counted.
+the same in a larger batch, except in kernels that run once a call. Beside ours stands what
+`torch.compile` makes of the published arithmetic (gpu_model_peer.py). PyTorch's own kernels, such
+as matrix products, are not counted.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import simmim_kernels as sk
-from benchmarks import report
+from benchmarks import gpu_model_peer, report
 from benchmarks.environment import commit
 from benchmarks.rows import all_rows
 from benchmarks.rows.common import OURS, Row
@@ -51,10 +53,12 @@ def counted_rows() -> list[Row]:
 
 
 def count_row(row: Row) -> dict[str, Any]:
-    """One row as it is stored: by backend the launches, each with its counts and resources, and the
-    numbers of the largest tensor, of what goes in or comes out."""
+    """One row as it is stored: by backend and for Inductor the launches, each with its counts and
+    resources, or why Inductor has none, and the numbers of the largest tensor, of what goes in or
+    comes out."""
     torch.manual_seed(0)
-    contest = row.build()
+    with mock.patch.object(torch, "compile", gpu_model_peer.compiled):
+        contest = row.build()
     inputs, outputs = contest.inputs(), []
     stored = {"op": row.op, "shape": row.shape, "what": row.what, "moved": contest.moved}
     stored["counted"] = {}
@@ -64,13 +68,22 @@ def count_row(row: Row) -> dict[str, Any]:
         )
         if launches is not None:
             stored["counted"][backend] = launches
+    peer = next((name for name in contest.contenders if name.endswith("compiled")), None)
+    if peer is not None:
+        stored["peer"] = peer
+        try:
+            stored["counted"]["inductor"] = _launches(
+                "triton", lambda: contest.contenders[peer](*inputs)
+            )
+        except Exception as error:  # whatever Inductor or the machine cannot do is a result
+            cause = getattr(error, "inner_exception", error)
+            stored["refused"] = f"{type(cause).__name__}: {cause}".partition("\n")[0]
     tensors = [t for t in pytree.tree_leaves((inputs, outputs)) if isinstance(t, Tensor)]
     return stored | {"numbers": max(t.numel() for t in tensors)}
 
 
 def _count(backend: str, kernel: str | None, call: Callable[[], object]) -> list[dict] | None:
     """The launches of a call; None where the backend has no such op."""
-    from tests.gpu.ptx import counts
     from tests.gpu.ptx.launches import serving, why_not
 
     if why_not(backend) is not None:
@@ -78,6 +91,13 @@ def _count(backend: str, kernel: str | None, call: Callable[[], object]) -> list
     with serving(backend, TARGETS[backend]):
         if kernel is None or backends.why_not(backend, kernel, "cpu") is not None:
             return None
+    return _launches(backend, call)
+
+
+def _launches(backend: str, call: Callable[[], object]) -> list[dict]:
+    """What each launch of a call costs."""
+    from tests.gpu.ptx import counts
+
     stored = []
     for launch in counts.launches_of(backend, TARGETS[backend], call, checks_races=False):
         resources = counts.resources_of(launch.kernel, backend)

@@ -106,6 +106,17 @@ def test_bands_of_a_tall_image(backend, window):
     assert_within_budget(out, published(image, window), published(image.double(), window))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [181, 379])
+def test_sums_of_bytes_hold_a_large_window(backend, window):
+    image = torch.full((1, 1, 190, 190), 255, dtype=torch.uint8)
+    image[..., ::7, ::5] = 250
+    with sk.backend(backend):
+        out = sk.normalize_targets(image, window)
+    x = image.double() / 255
+    assert_within_budget(out, published(x.float(), window), published(x, window))
+
+
 def flat(shape):
     return 2.1 + 0.001 * (2 * torch.rand(shape) - 1)
 

@@ -1,0 +1,84 @@
+"""What is counted without a GPU: the order of the backends follows it, and what Inductor writes for a
+GPU that is not there computes what eager PyTorch does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import counted, gpu_model, gpu_model_peer, peers, report
+from simmim_kernels import backends
+from tests.gpu.ptx.launches import serving, why_not
+
+
+def test_the_order_of_backends_follows_what_was_counted():
+    """CUDA is tried before Triton, and `simmim_kernels.info` says why."""
+    order = backends.ORDER["cuda"]
+    assert order.index("cuda") < order.index("triton")
+    compared = set()
+    for content in counted.load(report.COUNTED):
+        for row in content["rows"]:
+            spent = {
+                name: sum(launch["instructions"] for launch in launches)
+                for name, launches in row["counted"].items()
+            }
+            if {"cuda", "triton"} <= spent.keys():
+                compared.add(row["op"])
+                assert spent["cuda"] < spent["triton"], (row["op"], row["shape"])
+    folder = Path(backends.__file__).parent
+    cuda, triton = ({p.stem for p in (folder / n).glob("[a-z]*.py")} for n in ("cuda", "triton"))
+    assert cuda & triton <= compared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_inductor_has_compiled_gives_the_loss_and_the_gradient(dtype):
+    if (reason := why_not("triton")) is not None:
+        pytest.skip(reason)
+    mask = torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]])
+    target = torch.randn(2, 3, 32, 32)
+
+    def step(pred):
+        return peers.masked_loss(peers.tokens_to_image(pred, 8), target, mask, 16, "l1")
+
+    pred = torch.randn(2, 16, 192, dtype=dtype, requires_grad=True)
+    expected = step(pred)
+    (slope,) = torch.autograd.grad(expected, pred)
+    compiled = gpu_model_peer.compiled(step, fullgraph=True, dynamic=False)
+    # Inductor lets threads read a number that another one of them replaces: a race of its own.
+    with serving("triton", "sm_90", checks_races=False) as run:
+        found = compiled(pred)
+        (found_slope,) = torch.autograd.grad(found, pred)
+    assert not run.faults
+    assert run.counts["launches"] >= 2
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_slope, slope)
+
+
+@pytest.mark.slow
+def test_a_row_holds_what_inductor_needs():
+    if why_not("triton") is not None or why_not("cuda") is not None:
+        pytest.skip("nvcc or Triton is not installed")
+    (row,) = [row for row in gpu_model.counted_rows() if row.op == "mask_image"]
+    stored = gpu_model.count_row(row)
+    assert stored["peer"] == "compiled" and "refused" not in stored
+    ours, theirs = (
+        sum(launch["instructions"] for launch in stored["counted"][name])
+        for name in ("triton", "inductor")
+    )
+    assert 0 < ours < theirs
+
+
+@pytest.mark.slow
+def test_a_row_says_why_inductor_has_nothing(monkeypatch):
+    if why_not("triton") is not None or why_not("cuda") is not None:
+        pytest.skip("nvcc or Triton is not installed")
+    (row,) = [row for row in gpu_model.counted_rows() if row.op == "mask_image"]
+
+    def refuse(*_, **__):
+        raise NotImplementedError("no such thing\nand more")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", refuse)
+    stored = gpu_model.count_row(row)
+    assert "no such thing" in stored["refused"] and "\n" not in stored["refused"]
+    assert set(stored["counted"]) == {"triton"}

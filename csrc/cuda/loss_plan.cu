@@ -41,8 +41,10 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
 
     const Extent units = extent_from(mask, 1), unit = scale_of(at.size, units);
     const int64_t ph = image ? 1 : p, pw = (image ? width : p) * depth;
-    const int64_t V = 16 / element_size(pred.element), unit_h = index ? ph : unit.height;
-    const int64_t unit_w = index ? pw : unit.width * depth;
+    const int64_t unit_h = index ? ph : unit.height, unit_w = index ? pw : unit.width * depth;
+    int64_t V = 16 / element_size(pred.element);
+    // Half a word at a time, where tokens are no whole ones: features and histograms.
+    if (V == 8 && pw % 8 == 4 && !std && target.element != kUInt8) V = 4;
     const bool nested =
         (unit_h % ph == 0 || ph % unit_h == 0) && (unit_w % pw == 0 || pw % unit_w == 0);
     if (!nested || pw % V || (unit_w < pw && unit_w % V)) return false;
@@ -57,18 +59,21 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
 
     const int64_t size = element_size(pred.element), pixel = element_size(target.element);
     const int64_t bytes = min_of<int64_t>(16, V * pixel);
+    const int64_t word = V * size;
     const RowStrides from = strides_of(pred, image, last, cells);
+    const auto words = [&](const Tensor& of, const RowStrides& by) {
+        return reinterpret_cast<uintptr_t>(of.data) % uintptr_t(word) == 0 && whole(by.sample, V) &&
+               whole(by.plane, V) && whole(by.cell, V);
+    };
     bool fits = reinterpret_cast<uintptr_t>(target.data) % uintptr_t(bytes) == 0 &&
-                packs(pred.data, pred.element, from.sample) && whole(from.plane * size, 16) &&
-                whole(from.cell * size, 16) && whole(at.sb * pixel, bytes) &&
-                whole(at.sy * pixel, bytes) && (last || whole(at.sc * pixel, bytes));
+                words(pred, from) && whole(at.sb * pixel, bytes) && whole(at.sy * pixel, bytes) &&
+                (last || whole(at.sc * pixel, bytes));
     RowStrides to{};
     if (grad) {
         to = strides_of(grad, image, last, cells);
         const bool dense = image && last ? grad.stride(1) == 1 && grad.stride(3) == at.channels
                                          : grad.stride(-1) == 1;
-        fits = fits && dense && packs(grad.data, pred.element, to.sample) &&
-               whole(to.plane * size, 16) && whole(to.cell * size, 16);
+        fits = fits && dense && words(grad, to);
     }
     constexpr int64_t kMost = 0x7FFFFFFF;
     fits = fits && numbers <= kMost && cells <= kMost && rows * planes <= kMost &&
@@ -90,6 +95,7 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
     w.planes = int32_t(planes);
     w.cells = int32_t(cells);
     w.numbers = int32_t(numbers);
+    w.vector = int32_t(V);
     w.cells_across = int32_t(across);
     w.ph = int32_t(ph);
     w.pw = int32_t(pw);

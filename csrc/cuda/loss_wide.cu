@@ -56,12 +56,11 @@ __device__ __forceinline__ void exchange_with_neighbour(bool odd, Pack<T, V>* pa
     }
 }
 
-// T: what the target holds; Value: what that becomes.
-template <class In, class T, class Value, class Loss>
+// V: numbers that a thread moves at a time; T: what the target holds; Value: what that becomes.
+template <class In, int V, class T, class Value, class Loss>
 __global__ void __launch_bounds__(kRowThreads, 1)
     pass_wide(const WideLoss w, const In* pred, In* grad, const T* target) {
-    constexpr int V = 16 / int(sizeof(In));
-    constexpr bool kMayPair = sizeof(T) == 2 * sizeof(In);
+    constexpr bool kMayPair = V * sizeof(T) > 16;
     const bool odd = threadIdx.x % 2;
     __shared__ int64_t places[kCells];
     __shared__ int32_t units[kCells];
@@ -137,7 +136,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
                     sum += cost;
                     if (grad) store_pack<In, V>(to, slopes);
                 } else if (grad && place[k] == kVisible) {
-                    store_word(to, uint4{0, 0, 0, 0});
+                    store_pack<In, V>(to, Pack<In, V>{});
                 }
             }
         }
@@ -145,32 +144,40 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     leave_sum(sum, w.partial);
 }
 
-template <class In, class T, class Value>
+template <class In, int V, class T, class Value>
 int start_of(const WideLoss& wide, int64_t blocks, const Tensor& pred, const Tensor& grad,
              const Tensor& target, LossKind kind, Stream stream) {
     return with_loss(kind, [&](auto loss) {
-        return launch(pass_wide<In, T, Value, decltype(loss)>, blocks, wide.cut.threads(), stream,
-                      wide, pred.as<In>(), grad.as<In>(), target.as<T>());
+        return launch(pass_wide<In, V, T, Value, decltype(loss)>, blocks, wide.cut.threads(),
+                      stream, wide, pred.as<In>(), grad.as<In>(), target.as<T>());
     });
 }
 
 template <class In>
-auto start_in(int target, bool stats) {
-    if (target == kUInt8) return start_of<In, uint8_t, PixelValue<uint8_t>>;
-    if (target == kFloat32) {
-        return stats ? start_of<In, float, PixelValue<float>> : start_of<In, float, PlainValue>;
+auto start_in(const WideLoss& wide, int target) {
+    constexpr int V = 16 / int(sizeof(In));
+    if constexpr (V > 4) {
+        if (wide.vector == 4) {
+            return target == kFloat32 ? start_of<In, 4, float, PlainValue>
+                                      : start_of<In, 4, In, PlainValue>;
+        }
     }
-    return stats ? start_of<In, In, PixelValue<In>> : start_of<In, In, PlainValue>;
+    const bool stats = wide.std.base;
+    if (target == kUInt8) return start_of<In, V, uint8_t, PixelValue<uint8_t>>;
+    if (target == kFloat32) {
+        return stats ? start_of<In, V, float, PixelValue<float>>
+                     : start_of<In, V, float, PlainValue>;
+    }
+    return stats ? start_of<In, V, In, PixelValue<In>> : start_of<In, V, In, PlainValue>;
 }
 
 }  // namespace
 
 int start_wide(const WideLoss& wide, int64_t blocks, const Tensor& pred, const Tensor& grad,
                const Tensor& target, LossKind kind, Stream stream) {
-    const bool stats = wide.std.base;
-    auto* start = pred.element == kFloat32    ? start_in<float>(target.element, stats)
-                  : pred.element == kBFloat16 ? start_in<BFloat16>(target.element, stats)
-                                              : start_in<Float16>(target.element, stats);
+    auto* start = pred.element == kFloat32    ? start_in<float>(wide, target.element)
+                  : pred.element == kBFloat16 ? start_in<BFloat16>(wide, target.element)
+                                              : start_in<Float16>(wide, target.element);
     return start(wide, blocks, pred, grad, target, kind, stream);
 }
 

@@ -26,6 +26,7 @@ struct WideLoss {
     int32_t planes;                // rows of a sample: 1, or the channels of an image
     int32_t cells;                 // of a row
     int32_t numbers;               // of a cell
+    int32_t vector;                // of them, that a thread moves at a time
     int32_t cells_across, ph, pw;  // cells in a line; lines and columns of a cell
     int32_t unit_h, unit_w, units_across;
     RowCut cut;

@@ -16,7 +16,6 @@
 #include "common/grid.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
-#include "cuda/vector.h"
 #include "cuda/window_plain.h"
 #include "cuda/window_sums.h"
 
@@ -129,7 +128,8 @@ __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, i
 }
 
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kMostThreads, 2) normalize_window(Window w, const T* base) {
+__global__ void __launch_bounds__(ROWS > 1 ? kMostThreads : 256, 2)
+    normalize_window(Window w, const T* base) {
     const uint32_t bands = uint32_t((w.height + w.band - 1) / w.band);
     const uint32_t strips = uint32_t((w.width + w.strip - 1) / w.strip);
     const uint32_t strip = blockIdx.x % strips, band = blockIdx.x / strips % bands;
@@ -214,12 +214,11 @@ int start(const Window& window, const void* image, int64_t planes, Stream stream
     const int64_t bands = ceil_div(window.height, window.band);
     const int64_t blocks = planes * bands * ceil_div(window.width, window.strip);
     const T* base = static_cast<const T*>(image);
-    const int64_t columns =
-        min_of<int64_t>(window.width, int64_t(window.strip) + 2 * window.radius_x);
-    const unsigned threads = unsigned(ceil_div(columns, kWarp)) * kWarp;
     if (window.scratch) {
         return launch(normalize_window<T, 1>, blocks, dim3(256), stream, window, base);
     }
+    const int64_t columns = min_of(window.width, window.strip + 2 * window.radius_x);
+    const unsigned threads = unsigned(ceil_div(columns, kWarp)) * kWarp;
     return launch(normalize_window<T, kRows>, blocks, dim3(threads), stream, window, base);
 }
 

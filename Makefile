@@ -18,7 +18,7 @@ SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo docs learn check test test-lowest ptx bench gpu-check sanitize lint format clean
+.PHONY: help install build wheels demo docs learn check test test-lowest ptx bench gpu-check sanitize lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ install: $(ENVIRONMENT) ## make .venv (unless PYTHON is given) and install the p
 build: ## compile the kernels in place, for this machine
 	@mkdir -p build
 	flock build/.lock env PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) setup.py -q build_ext --inplace
+
+wheels: install ## build the wheels and the source distribution into dist, and test them (30 minutes)
+	$(PY) -m tools.wheels
+	SIMMIM_TEST_DIST=dist $(PY) -m pytest tests/repo/test_wheels.py -rs
 
 check: ## run the quick tests on what is built, before every commit (2 minutes on two cores)
 	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 -m "not slow"

@@ -9,6 +9,10 @@ variables decide otherwise:
     SIMMIM_CUDA        1 builds the CUDA module, 0 leaves it out
     SIMMIM_CUDA_ARCHS  the GPUs to compile for, for instance 80;90
     SIMMIM_SANITIZE    ON builds with AddressSanitizer and UBSan
+    SIMMIM_PURE        1 compiles nothing: the wheel serves every platform
+    SIMMIM_WHEELS      a folder of wheels (dist): a build in place takes its modules from one that was
+                       compiled from the same sources, where none of the variables above is set
+    CMAKE_ARGS         more arguments of CMake, for instance those of a cross-compilation
 
 A part that cannot be built costs one plain line and is left out: the library then serves its ops
 with the next backend, and `python -m simmim_kernels.info` repeats the reason.
@@ -17,18 +21,22 @@ with the next backend, and `python -m simmim_kernels.info` repeats the reason.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 INSTEAD = {
@@ -49,6 +57,38 @@ class CMakeExtension(Extension):
         super().__init__(name, sources=[], optional=True)
 
 
+def write_report(folder: Path, report: dict[str, str]) -> None:
+    """Record beside the package in `folder` what became of each module."""
+    package = folder / "simmim_kernels"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "_build_info.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def digest_sources() -> str:
+    """A digest of the names and contents in csrc/: modules of equal sources serve each other's tree."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Write `content` to `target`; a process that has the old file mapped keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(target)
+
+
+class PureBuild(build_py):
+    """Packs the Python files alone."""
+
+    def run(self) -> None:
+        super().run()
+        reason = "not built: this wheel has no compiled parts, to serve every platform"
+        write_report(Path(self.build_lib), dict.fromkeys(INSTEAD, reason))
+
+
 class CMakeBuild(build_ext):
     """Configures and builds csrc/ for each extension, and records what came of it."""
 
@@ -56,9 +96,8 @@ class CMakeBuild(build_ext):
         self.report: dict[str, str] = {}
         self.for_this_machine = bool(self.inplace)  # setuptools clears `inplace` while it builds
         super().run()
-        package = Path("simmim_kernels") if self.inplace else Path(self.build_lib, "simmim_kernels")
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "_build_info.json").write_text(json.dumps(self.report, indent=1) + "\n")
+        self.report["sources"] = digest_sources()
+        write_report(Path("" if self.inplace else self.build_lib), self.report)
 
     def build_extension(self, extension: Extension) -> None:
         module = extension.name.rpartition(".")[2]
@@ -76,6 +115,12 @@ class CMakeBuild(build_ext):
 
     def compile(self, module: str, target: Path) -> str:
         """Build `module` to the path `target`; returns what is worth knowing about the build."""
+        architectures = self.cuda_architectures() if module == "_cuda" else ""
+        if wheel := self.find_wheel():
+            with zipfile.ZipFile(wheel) as archive:
+                if (name := f"simmim_kernels/{target.name}") in archive.namelist():
+                    replace_file(target, archive.read(name))
+                    return f"taken from {wheel.name}"
         cmake = shutil.which("cmake")
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
         if cmake is None:
@@ -86,13 +131,15 @@ class CMakeBuild(build_ext):
 
         options = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         if module == "_cuda":
-            options += self.cuda_options(pybind11.get_include())
+            options += self.cuda_options(architectures, pybind11.get_include())
         else:
             isas = os.environ.get("SIMMIM_ISAS") or ("native" if self.for_this_machine else "all")
             options.append(f"-DSIMMIM_ISAS={re.sub('[, ]+', ';', isas)}")
         if ccache := shutil.which("ccache"):
             options.append(f"-DCMAKE_CXX_COMPILER_LAUNCHER={ccache}")
-        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{module}"
+        # Every Python shares the kernels' objects; the module itself is its own.
+        folder = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{module}"
+        out = folder / "lib" / str(sys.implementation.cache_tag)
         folder.mkdir(parents=True, exist_ok=True)
         configure = [
             cmake,
@@ -102,8 +149,9 @@ class CMakeBuild(build_ext):
             str(folder),
             f"-DPython_EXECUTABLE={sys.executable}",
             *options,
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'lib'}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
             f"-DSIMMIM_SANITIZE={os.environ.get('SIMMIM_SANITIZE', 'OFF')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
@@ -111,12 +159,9 @@ class CMakeBuild(build_ext):
         (folder / "CMakeCache.txt").unlink(missing_ok=True)
         self.call(configure)
         self.call([cmake, "--build", str(folder), "--target", module, "--parallel"])
-        built = self.find_module(folder / "lib", module)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        shutil.copyfile(built, partial)
-        partial.replace(target)  # a process that has the old file mapped keeps it
-        return f"built with {compiler if module == '_cpu' else 'nvcc'}"
+        built = self.find_module(out, module)
+        replace_file(target, built.read_bytes())
+        return f"built with {Path(compiler).name if module == '_cpu' else 'nvcc'}"
 
     @staticmethod
     def find_module(folder: Path, module: str) -> Path:
@@ -131,8 +176,23 @@ class CMakeBuild(build_ext):
             raise RuntimeError(f"CMake left no module named {module} in {folder}")
         return max(built, key=lambda path: path.stat().st_mtime)
 
-    def cuda_options(self, pybind11_include: str) -> list[str]:
-        """What CMake needs for the CUDA module: where nvcc is, and for which GPUs to compile."""
+    def find_wheel(self) -> Path | None:
+        """A wheel for this Python from these sources, for a build in place that asks for nothing."""
+        asked = {"SIMMIM_ISAS", "SIMMIM_CUDA", "SIMMIM_CUDA_ARCHS", "SIMMIM_SANITIZE", "CMAKE_ARGS"}
+        if not self.for_this_machine or asked & set(os.environ):
+            return None
+        folder = Path(os.environ.get("SIMMIM_WHEELS", ROOT / "dist"))
+        python = "cp{}{}".format(*sys.version_info[:2])
+        platform = f"manylinux*_{sysconfig.get_platform().partition('-')[2]}"
+        for wheel in folder.glob(f"simmim_kernels-*-{python}-{python}-{platform}.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                report = json.loads(archive.read("simmim_kernels/_build_info.json"))
+            if report.get("sources") == digest_sources():
+                return wheel
+        return None
+
+    def cuda_architectures(self) -> str:
+        """The GPUs to compile for; raises `NotWanted` where the CUDA module is to be left out."""
         wanted = os.environ.get("SIMMIM_CUDA", "")
         if wanted == "0":
             raise NotWanted("SIMMIM_CUDA is 0")
@@ -146,6 +206,11 @@ class CMakeBuild(build_ext):
             raise RuntimeError(
                 f"SIMMIM_CUDA_ARCHS is {architectures!r}; allowed: a list like 80;90"
             )
+        return architectures
+
+    @staticmethod
+    def cuda_options(architectures: str, pybind11_include: str) -> list[str]:
+        """What CMake needs for the CUDA module: where nvcc is, and for which GPUs to compile."""
         homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
         folders = [str(Path(home, "bin")) for home in homes if home]
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(folders))
@@ -192,8 +257,9 @@ def gpus_here() -> list[str]:
     return sorted(found, key=int)
 
 
+PURE = os.environ.get("SIMMIM_PURE") == "1"
 setup(
-    ext_modules=[CMakeExtension("simmim_kernels._cpu"), CMakeExtension("simmim_kernels._cuda")],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=[] if PURE else [CMakeExtension(f"simmim_kernels.{module}") for module in INSTEAD],
+    cmdclass={"build_py": PureBuild} if PURE else {"build_ext": CMakeBuild},
     package_dir={"": ".", "simmim": "python/simmim"},
 )

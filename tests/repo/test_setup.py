@@ -1,7 +1,11 @@
 """What setup.py decides before and after CMake runs."""
 
 import importlib.util
+import json
 import subprocess
+import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def module(monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    for name in ("SIMMIM_CUDA", "SIMMIM_CUDA_ARCHS", "SIMMIM_ISAS"):
+    for name in ("SIMMIM_CUDA", "SIMMIM_CUDA_ARCHS", "SIMMIM_ISAS", "SIMMIM_SANITIZE"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("simmim_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
@@ -50,14 +54,13 @@ def test_a_build_without_a_module_is_one_plain_line(build, tmp_path, monkeypatch
 def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
     module, build, monkeypatch, capsys
 ):
-    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: "/nvcc")
     monkeypatch.setattr(module, "gpus_here", list)
     with pytest.raises(module.NotWanted, match="no NVIDIA GPU was found"):
-        build.cuda_options("")
+        build.cuda_architectures()
     monkeypatch.setattr(module, "gpus_here", lambda: ["90"])
-    assert "-DSIMMIM_CUDA_ARCHS=90" in build.cuda_options("")
+    assert build.cuda_architectures() == "90"
     monkeypatch.setenv("SIMMIM_CUDA", "1")
-    assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("")
+    assert build.cuda_architectures() == "80;90;100"
     monkeypatch.setenv("SIMMIM_CUDA", "0")
     build.report = {}
     build.build_extension(setuptools.Extension("simmim_kernels._cuda", []))
@@ -65,7 +68,37 @@ def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
     assert not capsys.readouterr().err
     monkeypatch.delenv("SIMMIM_CUDA")
     build.for_this_machine = False  # a wheel
-    assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("")
+    assert build.cuda_architectures() == "80;90;100"
+    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: "/nvcc")
+    assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("80;90;100", "")
+
+
+def test_a_build_in_place_takes_its_module_from_a_wheel_of_the_same_sources(
+    module, build, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SIMMIM_WHEELS", str(tmp_path))
+    python = "cp{}{}".format(*sys.version_info[:2])
+    machine = sysconfig.get_platform().partition("-")[2]
+    wheel = tmp_path / f"simmim_kernels-0.1.0-{python}-{python}-manylinux_2_28_{machine}.whl"
+    target = tmp_path / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+    def pack(sources):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            report = json.dumps({"sources": sources})
+            archive.writestr("simmim_kernels/_build_info.json", report)
+            archive.writestr(f"simmim_kernels/{target.name}", b"module")
+
+    pack(module.digest_sources())
+    assert build.compile("_cpu", target) == f"taken from {wheel.name}"
+    assert target.read_bytes() == b"module"
+    pack("others")
+    assert build.find_wheel() is None
+    pack(module.digest_sources())
+    monkeypatch.setenv("SIMMIM_ISAS", "native")  # asks for a build of its own
+    assert build.find_wheel() is None
+    monkeypatch.delenv("SIMMIM_ISAS")
+    build.for_this_machine = False
+    assert build.find_wheel() is None
 
 
 def test_the_reason_of_a_failure_is_cmakes_own_words(build):

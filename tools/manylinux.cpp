@@ -7,6 +7,13 @@ extern "C" {
 char __libc_single_threaded;  // glibc 2.32: never said, so reference counts are always atomic
 void copy_exception(void* to, const void* from);
 void destroy_exception(void* exception);
+
+// glibc keeps atexit in a static part, which the stubs of the shared one do not have.
+extern void* __dso_handle;
+int __cxa_atexit(void (*call)(void*), void* argument, void* module);
+int atexit(void (*call)()) {
+    return __cxa_atexit(reinterpret_cast<void (*)(void*)>(call), nullptr, &__dso_handle);
+}
 }
 
 // The whole copy and destruction, which every libstdc++ exports; newer headers inline them and call

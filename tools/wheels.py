@@ -131,6 +131,12 @@ def build(python: Path, hook: str, folder: Path, source: Path, settings: dict[st
     return next(folder.iterdir())
 
 
+def read_sources(tree: Path) -> dict[str, bytes]:
+    """The contents of csrc/ in a tree, by name."""
+    files = (path for path in (tree / "csrc").rglob("*") if path.is_file())
+    return {str(path.relative_to(tree)): path.read_bytes() for path in files}
+
+
 def build_sdist(tools: Path) -> Path:
     """The source distribution in dist/, its members in order and with one time for all."""
     built = build(tools, "build_sdist", WORK / "sdist", ROOT, {})
@@ -142,19 +148,24 @@ def build_sdist(tools: Path) -> Path:
         member.pax_headers = {}
         return member
 
-    shutil.rmtree(SOURCE, ignore_errors=True)
     with tarfile.open(built) as archive:
         archive.extractall(WORK / "unpacked", filter="data")
-    (WORK / "unpacked" / built.name.removesuffix(".tar.gz")).rename(SOURCE)
+    unpacked = WORK / "unpacked" / built.name.removesuffix(".tar.gz")
     target = DIST / built.name
     with (
         target.open("wb") as raw,
         gzip.GzipFile("", "wb", mtime=epoch, fileobj=raw) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for path in (SOURCE, *sorted(SOURCE.rglob("*"))):
-            name = Path(built.name.removesuffix(".tar.gz"), path.relative_to(SOURCE))
+        for path in (unpacked, *sorted(unpacked.rglob("*"))):
+            name = path.relative_to(unpacked.parent)
             archive.add(path, name, recursive=False, filter=without_owner)
+    if (SOURCE / "build").exists() and read_sources(SOURCE) == read_sources(unpacked):
+        (SOURCE / "build").rename(unpacked / "build")  # the objects of the same sources
+        for linked in (unpacked / "build").glob("cmake-*/lib"):
+            shutil.rmtree(linked)
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    unpacked.rename(SOURCE)
     return target
 
 

@@ -86,6 +86,13 @@ def dist() -> Path:
     return Path(os.environ["SIMMIM_TEST_DIST"]).resolve()
 
 
+def test_the_source_distribution_in_dist_holds_no_object(dist):
+    (packed,) = dist.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = [Path(name) for name in archive.getnames()]
+    assert not [n for n in names if "build" in n.parts or n.suffix in {".o", ".so", ".pyc"}]
+
+
 def test_compiled_modules_name_no_path_of_this_machine_and_no_stray_symbol(dist, tmp_path):
     for wheel in dist.glob("*manylinux*.whl"):
         with zipfile.ZipFile(wheel) as archive:
@@ -126,8 +133,13 @@ def test_an_empty_environment_gets_the_right_wheel(dist, tmp_path, version):
     if nvidia.is_dir():
         (site / "nvidia").symlink_to(nvidia)
     info = call(python, "-m", "simmim_kernels.info")
+    modules = ", ".join(
+        f"simmim_kernels.{p.name.partition('.')[0]}" for p in site.glob("simmim_kernels/*.so")
+    )
+    loaded = call(python, "-c", f"import torch, {modules}", LD_BIND_NOW="1")
     shutil.rmtree(site / "torch")  # some GB
     assert info.returncode == 0, info.stdout + info.stderr
+    assert loaded.returncode == 0, loaded.stderr
     assert re.search(r"cpu kernels +instruction set \w+, threads on", info.stdout), info.stdout
     assert re.search(r"mask_tokens +cpu\n", info.stdout), info.stdout
     assert "_cuda built with nvcc" not in info.stdout or list(site.glob("simmim_kernels/_cuda*"))

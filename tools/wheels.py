@@ -123,6 +123,8 @@ def build(python: Path, hook: str, folder: Path, source: Path, settings: dict[st
     """Call `hook` of the build backend in `source`; returns the file that it leaves in `folder`."""
     for stale in [*source.glob("build/lib*"), *source.glob("build/bdist*"), folder]:
         shutil.rmtree(stale, ignore_errors=True)
+    for listed in source.glob("*.egg-info/SOURCES.txt"):
+        listed.unlink()  # setuptools would pack again whatever it packed before
     folder.mkdir(parents=True)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SIMMIM"))}
     path = os.pathsep.join([str(WORK / "tools/bin"), *os.get_exec_path()])

@@ -86,11 +86,12 @@ def dist() -> Path:
     return Path(os.environ["SIMMIM_TEST_DIST"]).resolve()
 
 
-def test_the_source_distribution_in_dist_holds_no_object(dist):
+def test_the_source_distribution_in_dist_holds_nothing_of_a_build(dist):
     (packed,) = dist.glob("*.tar.gz")
     with tarfile.open(packed) as archive:
         names = [Path(name) for name in archive.getnames()]
     assert not [n for n in names if "build" in n.parts or n.suffix in {".o", ".so", ".pyc"}]
+    assert "_build_info.json" not in {n.name for n in names}
 
 
 def test_compiled_modules_name_no_path_of_this_machine_and_no_stray_symbol(dist, tmp_path):

@@ -55,10 +55,12 @@ SHARED = {
     "val_every": 1000,
     "batch_size": 64,
 }
-PRETRAIN = {"epochs": 30, "warmup_epochs": 3, "lr": 8e-3, "min_lr": 1e-5}
+PRETRAIN = {"warmup_epochs": 2, "lr": 8e-3, "min_lr": 1e-5}
+#: twice the epochs for MAE, whose steps take half the time
 METHODS = {
-    "simmim": {"mask_unit": 12, "mask_ratio": 0.6},
+    "simmim": {"epochs": 14, "mask_unit": 12, "mask_ratio": 0.6},
     "mae": {
+        "epochs": 28,
         "method": "mae",
         "target_norm": "none",
         "decoder_width": 64,
@@ -70,7 +72,7 @@ METHODS = {
 }
 FINETUNE = {
     "per_class": LABELS,
-    "epochs": 60,
+    "epochs": 40,
     "warmup_epochs": 2,
     "lr": 1e-2,
     "layer_decay": 1.0,
@@ -157,7 +159,12 @@ def run(seeds: int, out: Path, choosing: bool) -> dict:
     """Measure everything, a start and a seed to a core; returns what ``learn.json`` holds."""
     began = time.perf_counter()
     train, test = write_crops(out / "crops", ("train", "choose" if choosing else "test"))
-    tasks = [(start, seed, out, train, test) for seed in range(seeds) for start in STARTS]
+    tasks = [
+        (start, seed, out, train, test)
+        for seed in range(seeds)
+        for start in STARTS
+        if seed == 0 or not start.endswith("-plain")  # for its losses, which are the kernels'
+    ]
     records = []
     # a model this small gains nothing from threads
     spawn = multiprocessing.get_context("spawn")
@@ -197,7 +204,9 @@ def main() -> None:
     found = json.loads(stored.read_text())
     records = [Record(**record) for record in found["records"]]
     picture(records, RESULTS / "learn.png")
-    (RESULTS / "README.md").write_text(report(found))
+    (RESULTS / "README.md").write_text(
+        report(found, {name: method["epochs"] for name, method in METHODS.items()})
+    )
     print(f"\n{table(records)}\n\nwrote {RESULTS / 'README.md'}")
 
 

@@ -76,6 +76,8 @@ def _gpu_on_paper() -> Iterator[None]:
     properties = {"get_device_properties": lambda device=None: PROPERTIES}
     device = {"current_device": lambda: 0, "device_count": lambda: 1}
     capability = {"get_device_capability": lambda device=None: (PROPERTIES.major, PROPERTIES.minor)}
+    # PyTorch's own answer, which some libraries let depend on the number of devices
+    absent = {"is_available": lambda: False}
     launching = {
         "synchronize": lambda *_: None,
         "set_device": lambda _: None,
@@ -83,7 +85,7 @@ def _gpu_on_paper() -> Iterator[None]:
     }
     available = {"is_available": lambda: True, "is_bf16_supported": lambda *_, **__: True}
     changes = [
-        (torch.cuda, properties | device | capability | launching),
+        (torch.cuda, properties | device | absent | capability | launching),
         (CudaInterface, properties | device | available),
         (CudaInterface.Worker, properties),
         (scheduler, {"has_triton": lambda: True}),

@@ -121,8 +121,8 @@ def test_a_validation_that_is_not_finite(photographs, tmp_path, monkeypatch):
     trainer = Trainer(config_of(photographs, tmp_path / "run", save_every=2))
     genuine = trainer.model.module.forward
 
-    def forward(images, mask, reduction="mean"):
-        value = genuine(images, mask, reduction)
+    def forward(images, mask, reduction="mean", with_data=None):
+        value = genuine(images, mask, reduction, with_data)
         return value * math.nan if reduction == "none" and trainer.update == 6 else value
 
     monkeypatch.setattr(trainer.model.module, "forward", forward)

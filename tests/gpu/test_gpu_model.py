@@ -32,7 +32,8 @@ def test_the_order_of_backends_follows_what_was_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_that_inductor_has_compiled_gives_the_loss_and_the_gradient(dtype):
+def test_a_step_that_inductor_has_compiled_gives_the_loss_and_the_gradient(dtype, monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning sets it
     if (reason := why_not("triton")) is not None:
         pytest.skip(reason)
     mask = torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]])

@@ -26,7 +26,11 @@ SUFFIXES = {16: ".128", 8: ".64", 4: ".E"}
 
 def moved(source, name):
     """How wide a kernel's loads and stores are: of two types the wider moves 16 bytes, the other as
-    many numbers."""
+    many numbers; a loss over tokens of whole half words moves as many numbers as its name says."""
+    if source == "loss_wide":
+        ((given, count, target),) = re.findall(r"<([\w ]+), (\d+), ([\w ]+)", name)
+        widths = [min(SIZES[kind] * int(count), 16) for kind in (given, target)]
+        return SUFFIXES[max(widths)], SUFFIXES[widths[0]]
     if "loss" in source or "scale" in source:
         return ".128", ".128"
     types = [SIZES[kind] for kind in re.findall(r"<([\w ]+), ([\w ]+)", name)[0]]

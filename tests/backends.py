@@ -4,13 +4,13 @@ The GPU backends' tests start this suite again in processes of their own: with T
 or the host build of the CUDA sources on CPU tensors, and on CUDA tensors where there is a GPU.
 """
 
+import importlib.util
 import json
 import os
 from pathlib import Path
 
-import simmim_kernels
-
-REPORT = Path(simmim_kernels.__file__).with_name("_build_info.json")
+# not imported here: other settings must be made before
+REPORT = Path(importlib.util.find_spec("simmim_kernels").origin).with_name("_build_info.json")
 #: The wheel for every platform, which is tested on what it has; a build that failed is not such a one.
 PURE = REPORT.exists() and "has no compiled parts" in json.loads(REPORT.read_text())["_cpu"]
 DEVICE = os.environ.get("SIMMIM_TEST_DEVICE", "cpu")

@@ -47,10 +47,12 @@ def draw_masks() -> None:
             axis.axis("off")
     figure.tight_layout(pad=0.4)
     figure.savefig(HERE / "masks.png", dpi=90)
-    # a palette: a quarter of the bytes
-    Image.open(HERE / "masks.png").convert("RGB").quantize(128).save(
-        HERE / "masks.png", optimize=True
-    )
+    take_palette(HERE / "masks.png")
+
+
+def take_palette(path: Path) -> None:
+    """Write a picture anew with 128 colours: a quarter of the bytes."""
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def draw_way_of_a_pixel() -> None:
@@ -139,13 +141,13 @@ def draw_course(run: Path) -> None:
     columns = {}
     for update in (20, 60, 140, 260, 520):
         model, trained = load_model(run / "checkpoints" / f"step-{update:08d}.pt")
-        crops = central_crops(trained, split_files(trained).validation[:3])
-        images = collate([crops[index, 0] for index in range(3)]).images
-        mask = build_masking(trained)(torch.arange(3), seed=0)
+        files = split_files(trained).validation[:2]
+        images = collate([central_crops(trained, [file])[0, 0] for file in files]).images
+        mask = build_masking(trained)(torch.arange(len(files)), seed=0)
         original, masked, completed = reconstruct(model, images, mask, choose_display(trained, ()))
         columns |= {"what the model sees": masked, f"{update} updates": completed}
     columns["held-out photograph"] = original
-    figure, axes = plt.subplots(3, len(columns), figsize=(1.9 * len(columns), 6.1))
+    figure, axes = plt.subplots(2, len(columns), figsize=(1.9 * len(columns), 4.1))
     for cells, (title, pictures) in zip(axes.T, columns.items(), strict=True):
         cells[0].set_title(title, fontsize=9)
         for cell, picture in zip(cells, pictures, strict=True):
@@ -153,6 +155,7 @@ def draw_course(run: Path) -> None:
             cell.axis("off")
     figure.tight_layout(pad=0.4)
     figure.savefig(HERE / "course.png", dpi=90)
+    take_palette(HERE / "course.png")
 
 
 if __name__ == "__main__":

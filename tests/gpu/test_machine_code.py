@@ -30,6 +30,8 @@ def moved(source, name):
     if source == "loss_wide":
         ((given, count, target),) = re.findall(r"<([\w ]+), (\d+), ([\w ]+)", name)
         widths = [min(SIZES[kind] * int(count), 16) for kind in (given, target)]
+        # half words are for tokens of 16-bit numbers alone
+        assert widths[0] == 16 or (SIZES[given] == 2 and count == "4"), name
         return SUFFIXES[max(widths)], SUFFIXES[widths[0]]
     if "loss" in source or "scale" in source:
         return ".128", ".128"

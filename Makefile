@@ -36,13 +36,14 @@ build: ## compile the kernels in place, for this machine
 
 wheels: install ## build the wheels and the source distribution into dist, and test them (30 minutes)
 	$(PY) -m tools.wheels
-	SIMMIM_TEST_DIST=dist $(PY) -m pytest tests/repo/test_wheels.py -rs
+	SIMMIM_TEST_DIST=dist $(PY) -m pytest tests/repo/test_wheels.py tests/gpu/test_nvcc.py \
+		tests/gpu/test_machine_code.py -rs
 
 check: ## run the quick tests on what is built, before every commit (2 minutes on two cores)
 	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 -m "not slow"
 
 test: install ## install and run every test
-	$(PY) -m pytest tests -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2
 
 test-lowest: ## run the quick tests with the lowest versions that pyproject.toml admits (3 GB)
 	rm -rf $(LOWEST)/source && mkdir -p $(LOWEST)/source

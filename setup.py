@@ -219,6 +219,7 @@ class CMakeBuild(build_ext):
         return [
             f"-DSIMMIM_NVCC={nvcc}",
             f"-DSIMMIM_CUDA_ARCHS={re.sub('[, ]', ';', architectures)}",
+            f"-DSIMMIM_CUDA_NEWEST={'ON' if architectures == ALL_GPUS else 'OFF'}",
             f"-DSIMMIM_PYBIND11_INCLUDE={pybind11_include}",
             f"-DSIMMIM_PYTHON_INCLUDE={sysconfig.get_path('include')}",
         ]

@@ -3,7 +3,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace loss_plan_file {
 
 bool whole(int64_t strides, int64_t bytes) { return strides % bytes == 0; }
 
@@ -19,7 +19,7 @@ RowStrides strides_of(const Tensor& pred, bool image, bool last, int64_t cells) 
     return {pred.stride(0), 0, pred.stride(1)};
 }
 
-}  // namespace
+}  // namespace loss_plan_file
 
 bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, const Tensor& mask,
                const Tensor& index, const Tensor& std, const LossSpec& spec, WideLoss* wide) {

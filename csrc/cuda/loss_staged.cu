@@ -8,7 +8,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace loss_staged_file {
 
 constexpr int kMostThreads = 256;
 constexpr int kRounds =
@@ -175,7 +175,7 @@ int start(const WideLoss& wide, const StagedCell& cell, int64_t blocks, const Te
     });
 }
 
-}  // namespace
+}  // namespace loss_staged_file
 
 int start_staged(const WideLoss& wide, const StagedCell& cell, int64_t blocks, const Tensor& pred,
                  const Tensor& grad, const Tensor& target, LossKind kind, Stream stream) {

@@ -4,7 +4,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace loss_sums_file {
 
 constexpr int kThreads = 256;
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* 
     if (sample >= 0) marks[sample * list.units + unit] = 1;  // whoever writes it: the same byte
 }
 
-}  // namespace
+}  // namespace loss_sums_file
 
 int mark_listed(const Tensor& index, const Tensor& marks, Stream stream) {
     const LossList list = list_of(index, marks.size(0), extent_from(marks, 1).cells());

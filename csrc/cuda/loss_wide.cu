@@ -5,7 +5,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace loss_wide_file {
 
 // The pixel value (stored / unit - mean) / std of a channel, as one multiplication and addition of
 // a byte; of other numbers the mean is subtracted first, which may be far larger than what is left.
@@ -171,7 +171,7 @@ auto start_in(const WideLoss& wide, int target) {
     return stats ? start_of<In, V, In, PixelValue<In>> : start_of<In, V, In, PlainValue>;
 }
 
-}  // namespace
+}  // namespace loss_wide_file
 
 int start_wide(const WideLoss& wide, int64_t blocks, const Tensor& pred, const Tensor& grad,
                const Tensor& target, LossKind kind, Stream stream) {

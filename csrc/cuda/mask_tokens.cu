@@ -6,7 +6,7 @@ SIMMIM_BEGIN
 
 using namespace tokens_tile;
 
-namespace {
+inline namespace mask_tokens_file {
 
 // In: what x holds; Out: what the result holds; token and pos hold In or float. Without positions
 // numbers pass as they are.
@@ -94,7 +94,7 @@ int start_forward(const Problem& p, const Array& x, const Array& token, const Ar
                   static_cast<Out*>(out.base), p.width);
 }
 
-}  // namespace
+}  // namespace mask_tokens_file
 
 int mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token,
                         const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,

@@ -8,7 +8,7 @@ SIMMIM_BEGIN
 
 using namespace tokens_tile;
 
-namespace {
+inline namespace mask_tokens_backward_file {
 
 // The sums of the threads that lie behind each other in `down` rows of `across`, V neighbours each,
 // into one row of partial sums, of which neighbours are stored together.
@@ -231,7 +231,7 @@ int64_t token_rows(const Problem& p, int element, int dx_element, const Runs& ru
     return p.batch * cut_rows(p.batch, p.tokens.length, p.width / (16 / most)).tiles;
 }
 
-}  // namespace
+}  // namespace mask_tokens_backward_file
 
 int64_t mask_tokens_scratch(const Tensor& grad, const Tensor& mask, const Tensor& token,
                             const Tensor& pos_embed, int64_t prefix_tokens) {

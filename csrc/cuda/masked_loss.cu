@@ -14,7 +14,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace masked_loss_file {
 
 constexpr int kMostThreads = 256, kNumbers = 32;
 
@@ -128,7 +128,7 @@ Problem problem_of(const Tensor& pred, const Tensor& grad, const ImageLayout& im
     return problem;
 }
 
-}  // namespace
+}  // namespace masked_loss_file
 
 int64_t masked_loss_scratch(const Tensor& pred, const Tensor& grad, const Tensor& target,
                             const Tensor& mask, const Tensor& index, const Tensor& std,

@@ -9,7 +9,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace normalize_patches_file {
 
 constexpr int kMostThreads = 256;
 
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kMostThreads, 4) normalize_patch(Patches p) {
     }
 }
 
-}  // namespace
+}  // namespace normalize_patches_file
 
 int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                       const Tensor& mask, const Tensor& out, int64_t patch, double eps,

@@ -23,7 +23,7 @@ SIMMIM_BEGIN
 
 using namespace window_sums;
 
-namespace {
+inline namespace normalize_targets_file {
 
 constexpr int kMostThreads = (kMostColumns + kWarp - 1) / kWarp * kWarp;
 
@@ -245,7 +245,7 @@ Cut cut_of(const ImageLayout& image, int64_t window) {
     return cut;
 }
 
-}  // namespace
+}  // namespace normalize_targets_file
 
 int64_t normalize_targets_scratch(const Tensor& image, int64_t window) {
     return cut_of(image_layout(image), window).scratch;

@@ -11,7 +11,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace patches_wide_file {
 
 constexpr int kThreads = 256, kNumbers = 32;  // that a thread holds
 
@@ -219,7 +219,7 @@ int start(const Patches& p, uint32_t line, Stream stream) {
     return start_with<In, Out, 8>(p, line, stream);
 }
 
-}  // namespace
+}  // namespace patches_wide_file
 
 bool hold_patches(Patches p, Stream stream, int* code) {
     const ImageLayout &from = p.from, &to = p.to;

@@ -2,9 +2,9 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace probe_file {
 __global__ void nothing() {}
-}  // namespace
+}  // namespace probe_file
 
 int probe() {
     cudaFuncAttributes attributes;

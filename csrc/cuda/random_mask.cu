@@ -7,7 +7,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace random_mask_file {
 
 struct Scores {
     uint64_t id, seed;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(WARPS* kWarp)
     }
 }
 
-}  // namespace
+}  // namespace random_mask_file
 
 int random_mask(const Tensor& ids, uint64_t seed, uint32_t epoch, const Tensor& mask,
                 const Tensor& masked, const Tensor& visible, Stream stream) {

@@ -9,7 +9,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace scale_gradient_file {
 
 constexpr int kThreads = 256, kVector = 8, kGroups = 4;
 constexpr int64_t kBlocks = 1056;  // eight for each of 132 multiprocessors, all at once
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-}  // namespace
+}  // namespace scale_gradient_file
 
 int scale_gradient(const Tensor& grad, const Tensor& factor, Stream stream) {
     const Array factors = array_of(factor);

@@ -2,7 +2,7 @@
 
 SIMMIM_BEGIN
 
-namespace {
+inline namespace sums_file {
 
 constexpr int kColumns = 32, kLanes = 32;
 
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kColumns* kLanes)
     out.store(column, sum);
 }
 
-}  // namespace
+}  // namespace sums_file
 
 int add_rows(const void* partial, int partial_element, int64_t rows, int64_t columns, Array out,
              Stream stream) {

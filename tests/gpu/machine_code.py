@@ -1,46 +1,60 @@
-"""What nvcc makes of a CUDA source, read as machine code of an H100 (sm_90)."""
+"""What nvcc made of the CUDA sources: the module of a wheel, and its machine code for an H100 (sm_90)."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
 import subprocess
+import zipfile
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+from tests.repo.wheel import build, shared_folder
 
 
-def nvcc() -> str | None:
-    """The compiler, on PATH or where NVIDIA's installer puts it."""
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+def cuda_module(tmp_path_factory) -> Path:
+    """The CUDA module of the wheel in the folder `SIMMIM_TEST_DIST`, which `make wheels` names, or of
+    the wheel that the tests share; skips where that one has none."""
+    if "SIMMIM_TEST_DIST" in os.environ:
+        package = tmp_path_factory.mktemp("dist") / "simmim_kernels"
+        with zipfile.ZipFile(
+            min(Path(os.environ["SIMMIM_TEST_DIST"]).glob("*x86_64.whl"))
+        ) as wheel:
+            wheel.extractall(package.parent)
+    else:
+        build(shared_folder(tmp_path_factory))
+        package = shared_folder(tmp_path_factory) / "site" / "simmim_kernels"
+    said = json.loads((package / "_build_info.json").read_text())["_cuda"]
+    if "nvcc was not found" in said or "SIMMIM_CUDA is 0" in said:
+        pytest.skip(f"the CUDA module was {said}")
+    assert said == "built with nvcc"
+    return next(package.glob("_cuda.*.so"))
+
+
+def dump(module: Path, *options: str) -> str:
+    """What the cuobjdump that comes with Triton says of a module."""
+    triton = pytest.importorskip("triton")
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # cuobjdump calls nvdisasm
+    return _output([tools / "cuobjdump", *options, module], env=os.environ | path)
 
 
 @cache
-def machine_code(source: str) -> dict[str, list[str]]:
-    """The instructions of each kernel in `csrc/cuda/<source>.cu`, by the kernel's name and types."""
-    import tempfile
-
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "code.cubin"
-        command = [nvcc(), "-std=c++17", "-O3", "-cubin", "-arch=sm_90", "-DSIMMIM_ISA=cuda"]
-        command += [f"-I{ROOT / 'csrc'}", "-o", cubin, ROOT / f"csrc/cuda/{source}.cu"]
-        _output(command)
-        path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # cuobjdump calls nvdisasm
-        listing = _output([tools / "cuobjdump", "-sass", cubin], os.environ | path)
-    kernels = {}
-    for part in listing.split("Function : ")[1:]:
-        mangled = part.split(None, 1)[0]
-        name = _output(["c++filt", mangled]).partition("(anonymous namespace)::")[2]
-        name = name.replace("simmim::cuda::", "").partition("(")[0]
-        kernels[name] = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", part)
-    return kernels
+def machine_code(module: Path) -> dict[str, list[str]]:
+    """The instructions of each kernel, by source, kernel and types: `source::kernel<types>`."""
+    parts = dump(module, "-sass", "-arch", "sm_90").split("Function : ")[1:]
+    mangled = "\n".join(part.split(None, 1)[0] for part in parts)
+    names = _output(["c++filt"], input=mangled).splitlines()
+    return {
+        re.sub(r"^void |simmim::cuda::|_file\b|\(.*", "", name): re.findall(
+            r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", part
+        )
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
-def _output(command: list, env: dict[str, str] | None = None) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+def _output(command: list, **options) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout

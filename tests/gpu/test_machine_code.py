@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.gpu.machine_code import machine_code, nvcc
+from tests.gpu.machine_code import cuda_module, machine_code
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +39,18 @@ def moved(source, name):
     return tuple(SUFFIXES[16 * size // max(types)] for size in types)
 
 
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    return cuda_module(tmp_path_factory)
+
+
 @pytest.mark.parametrize(("source", "kernel"), STREAMING)
-def test_streams_are_moved_16_bytes_at_a_time(source, kernel):
-    if nvcc() is None:
-        pytest.skip("nvcc is not installed")
-    pytest.importorskip("triton")
-    found = {name: code for name, code in machine_code(source).items() if kernel in name}
+def test_streams_are_moved_16_bytes_at_a_time(module, source, kernel):
+    found = {
+        name.removeprefix(f"{source}::"): code
+        for name, code in machine_code(module).items()
+        if name.startswith(f"{source}::{kernel}")
+    }
     assert found
     for name, code in found.items():
         loads = [opcode for opcode in code if opcode.startswith("LDG")]

@@ -71,6 +71,9 @@ def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
     assert build.cuda_architectures() == "80;90;100"
     monkeypatch.setattr(module.shutil, "which", lambda *_, **__: "/nvcc")
     assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("80;90;100", "")
+    # PTX for newer GPUs is for wheels; a build for one GPU takes half as long without
+    assert "-DSIMMIM_CUDA_NEWEST=ON" in build.cuda_options("80;90;100", "")
+    assert "-DSIMMIM_CUDA_NEWEST=OFF" in build.cuda_options("90", "")
 
 
 def test_a_build_in_place_takes_its_module_from_a_wheel_of_the_same_sources(

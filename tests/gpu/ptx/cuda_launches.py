@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +150,6 @@ def _kernels(target: str):
 
 
 def _short(name: str) -> str:
-    """`kernel<types>` of `simmim::cuda::(anonymous namespace)::kernel<types>(parameters)`."""
-    name = name.replace("simmim::cuda::", "").replace("(anonymous namespace)::", "")
+    """`kernel<types>` of `simmim::cuda::source_file::kernel<types>(parameters)`."""
+    name = re.sub(r"simmim::cuda::|\b\w+_file::", "", name)
     return name.partition("(")[0]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-LIBRARIES = ("torch", "triton", "numpy", "timm", "transformers", "torchvision", "lightning")
+LIBRARIES = ("torch", "triton", "numpy", "timm", "transformers", "torchvision", "lightning_fabric")
 SETTINGS = ("SIMMIM_KERNELS_BACKEND", "SIMMIM_KERNELS_ISA", "OMP_NUM_THREADS")
 
 

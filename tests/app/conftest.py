@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("timm", reason="the application needs the extra [train]")
-pytest.importorskip("lightning", reason="the application needs the extra [train]")
+pytest.importorskip("lightning_fabric", reason="the application needs the extra [train]")
 
 from PIL import Image
 

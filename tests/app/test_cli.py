@@ -193,7 +193,7 @@ def test_training_and_reconstructing_write_what_they_name(photographs, tmp_path,
 
 def test_a_missing_package_is_named(monkeypatch, photographs, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "lightning.fabric", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_fabric", raising=False)
     status, _, err = run(capsys, "pretrain", "--data", photographs)
     assert status == 2
     assert 'pip install "simmim-kernels[train]"' in err

@@ -10,7 +10,7 @@ import simmim_kernels as sk
 from simmim_kernels import nn
 from simmim_kernels.integrations.timm import MaskedEncoder
 
-fabric = pytest.importorskip("lightning.fabric")
+fabric = pytest.importorskip("lightning_fabric")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)

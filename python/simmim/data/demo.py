@@ -30,7 +30,7 @@ def demo_photographs() -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: the installed scikit-image lacks one of them.
     """
-    folder = Path(require("skimage").__file__).parent / "data"
+    folder = Path(require("skimage", "demo").__file__).parent / "data"
     for name in TRAIN + HELD_OUT:
         if not (folder / name).is_file():
             raise UserError(

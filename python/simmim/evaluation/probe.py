@@ -26,11 +26,11 @@ from simmim.training.failures import explained
 from simmim.training.processes import chosen_device
 from simmim.training.report import print_written
 
-exceptions = require("sklearn.exceptions")
-linear_model = require("sklearn.linear_model")
-neighbors = require("sklearn.neighbors")
-pipeline = require("sklearn.pipeline")
-preprocessing = require("sklearn.preprocessing")
+exceptions = require("sklearn.exceptions", "probe")
+linear_model = require("sklearn.linear_model", "probe")
+neighbors = require("sklearn.neighbors", "probe")
+pipeline = require("sklearn.pipeline", "probe")
+preprocessing = require("sklearn.preprocessing", "probe")
 
 COLUMNS = ("block", "linear", "neighbours")
 

@@ -12,8 +12,8 @@ from torch import distributed
 from simmim.errors import LostProcessError, UserError, require
 from simmim.training.sharding import shard
 
-fabric_package = require("lightning.fabric")
-strategies = require("lightning.fabric.strategies")
+fabric_package = require("lightning_fabric")
+strategies = require("lightning_fabric.strategies")
 
 
 def chosen_device(device: str) -> str:

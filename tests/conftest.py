@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import signal
 import sys
 
 import hypothesis
@@ -25,6 +26,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from tests.interpreter import round_bfloat16
 
     round_bfloat16()
+# `nohup` and shells that put a command in the background have it ignore signals, and every process
+# that is started here would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for the host
@@ -41,11 +47,12 @@ SLOW_FIXTURES = {"simmim", "wheel", "bare"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Marks what is slow. Emulation is slower still: of each test's cases it runs CASES, the same
-    ones every time."""
+    """Marks what is slow, and puts it first: pytest's workers then end with what is quick, together.
+    Emulation is slower still: of each test's cases it runs CASES, the same ones every time."""
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not CASES:
         return
     tests = {}

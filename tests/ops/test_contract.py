@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ from tests.ops.calls import CALLS, arguments_of, outputs, results
 
 DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
 EXACT = [name for name, call in CALLS.items() if not call.products]
-# One call of every op is compiled by Inductor, the others by AOTAutograd alone.
+# One call of every op is compiled by Inductor and for any sizes, the others by AOTAutograd alone.
 COMPILED = [name for name, call in CALLS.items() if call.compiles]
-INDUCTOR = {CALLS[name].modules: name for name in reversed(COMPILED)}.values()
+ONE_OF_EACH = {CALLS[name].modules: name for name in reversed(COMPILED)}.values()
 
 
 def assert_same(found, expected, exact=True):
@@ -121,14 +123,15 @@ def compare_compiled(name, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", INDUCTOR)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_compiles_with_inductor(name):
     compare_compiled(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    ("name", "dynamic"), [*product(COMPILED, [False]), *product(ONE_OF_EACH, [True])]
+)
 def test_compiles_in_one_graph(name, dynamic):
     compare_compiled(name, dynamic=dynamic, backend="aot_eager")
 

@@ -42,7 +42,7 @@ if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for th
 
 
 # Fixtures that start processes or build something: the tests that ask for them are slow.
-SLOW_FIXTURES = {"simmim", "wheel", "bare"}
+SLOW_FIXTURES = {"simmim", "start_simmim", "wheel", "bare"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,6 +19,8 @@ from PIL import Image
 from simmim.config.pretrain import PretrainConfig
 from simmim.training.pretrain import Trainer
 
+from .runs import kill_started
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: a transformer that trains in milliseconds, with every kind of randomness that a run can have
@@ -51,10 +53,8 @@ def smooth_image(number: int, height: int, width: int) -> np.ndarray:
     return image
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """A folder of eight small images in two subfolders."""
-    folder = tmp_path / "photographs"
+def write_photographs(folder: Path) -> Path:
+    """Eight small images in two subfolders."""
     for number in range(8):
         path = folder / f"part{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,16 +63,25 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def labelled(tmp_path) -> Path:
+def photographs(tmp_path: Path) -> Path:
+    return write_photographs(tmp_path / "photographs")
+
+
+def write_labelled(folder: Path) -> Path:
     """Three classes of six images that differ in brightness."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(("dark", "gray", "light")):
         for image in range(6):
             pixels = 40 + 80 * number + rng.integers(-30, 30, (36, 40, 3))
-            path = tmp_path / "labelled" / name / f"{image}.png"
+            path = folder / name / f"{image}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return tmp_path / "labelled"
+    return folder
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    return write_labelled(tmp_path / "labelled")
 
 
 @pytest.fixture
@@ -105,6 +114,27 @@ def simmim():
         )
 
     return run
+
+
+@pytest.fixture
+def start_simmim():
+    """Start ``python -m simmim`` in a process of its own, which ends with the test."""
+    processes = []
+
+    def start(*arguments: object, **options: object) -> subprocess.Popen:
+        processes.append(subprocess.Popen(command(*arguments), env=environment(), **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left():
+    yield
+    kill_started()
 
 
 def command(*arguments: object) -> list[str]:

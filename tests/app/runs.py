@@ -6,19 +6,82 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the server imports once, each run starts from there at once
-_CONTEXT.set_forkserver_preload(["simmim.training.pretrain", "simmim.training.finetune"])
+_CONTEXT.set_forkserver_preload(
+    ["simmim.cli", "simmim.training.pretrain", "simmim.training.finetune", "simmim.data.pack"]
+)
+_STARTED: list[multiprocessing.Process] = []
+
+
+def _start(*arguments: object) -> multiprocessing.Process:
+    process = _CONTEXT.Process(target=arguments[0], args=arguments[1:])
+    process.start()
+    _STARTED.append(process)
+    return process
+
+
+def kill_started() -> None:
+    """End what a test that failed has left: Python would wait for it without end."""
+    while _STARTED:
+        process = _STARTED.pop()
+        process.kill()
+        process.join()
+
+
+def is_running(process: multiprocessing.Process | subprocess.Popen) -> bool:
+    if isinstance(process, subprocess.Popen):
+        return process.poll() is None
+    return process.is_alive()
+
+
+def start_command(
+    *arguments: object, output: Path, errors: Path, prepare: Callable[[], object] | None = None
+) -> multiprocessing.Process:
+    """Start ``simmim`` as its entry point does, from a process that has imported it already.
+
+    Args:
+        output, errors: files, pipes or devices that stdout and stderr go to.
+        prepare: what the process calls first.
+    """
+    return _start(_run_command, list(map(str, arguments)), output, errors, prepare)
+
+
+def run_command(*arguments: object, **options: Any) -> int:
+    """Run ``simmim`` to its end, see ``start_command``; returns the exit status."""
+    process = start_command(*arguments, **options)
+    process.join(120)
+    assert process.exitcode is not None, "the command did not end"
+    return process.exitcode
+
+
+def _run_command(
+    arguments: list[str], output: Path, errors: Path, prepare: Callable[[], object] | None
+) -> None:
+    import torch
+
+    from simmim.cli import main
+
+    torch.set_num_threads(1)
+    for path, stream in ((output, 1), (errors, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream)
+        os.close(file)
+    if prepare:
+        prepare()
+    sys.exit(main(arguments))
 
 
 def start(config, die_at: str | None = None, environment=()) -> multiprocessing.Process:
     """Start training ``config``; ``die_at`` names a moment in writing a checkpoint, see ``_die``."""
-    process = _CONTEXT.Process(target=_train, args=(config, die_at, dict(environment)))
-    process.start()
-    return process
+    return _start(_train, config, die_at, dict(environment))
 
 
 def start_together(config, world: int) -> list[multiprocessing.Process]:

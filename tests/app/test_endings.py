@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from multiprocessing import Process
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from simmim.training.pretrain import Trainer
 from simmim.training.records import Records
 from simmim.training.signals import caught_signals
 
-from .conftest import TINY, command, environment
+from .conftest import TINY
+from .runs import is_running, run_command, start_command
 from .test_resume import assert_same_run, step_of
 
 UPDATES = 12
@@ -237,19 +239,20 @@ def test_the_second_signal_has_its_usual_effect_but_a_closing_terminal_sends_two
         time.sleep(1)
 
 
-def endless(photographs: Path, out: Path, *more: object) -> list[str]:
-    return command(
+def endless(photographs: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """The command line of a run that does not end, and does not take the time to compile."""
+    return (
         *("pretrain", "--data", photographs, "--out", out, "--encoder", "cnn", "--img-size", 32),
         *("--mask-unit", 8, "--batch-size", 2, "--epochs", 100000, "--device", "cpu"),
-        *("--save-every", 1000000, "--workers", 0, "--log-every", 1, *more),
+        *("--save-every", 1000000, "--workers", 0, "--log-every", 1, "--compile", "off", *more),
     )
 
 
-def wait_for_rows(out: Path, process: subprocess.Popen, count: int = 3) -> None:
+def wait_for_rows(out: Path, process: Process | subprocess.Popen, count: int = 3) -> None:
     deadline = time.monotonic() + 200
     metrics = out / "metrics.csv"
     while not metrics.exists() or len(read_metrics(metrics)) < count:
-        assert process.poll() is None, process.communicate()
+        assert is_running(process), "the run ended early"
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -260,37 +263,26 @@ def assert_saved(out: Path) -> None:
     assert step_of(out) == int(rows[-1]["update"]) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_real_signals(photographs, tmp_path, number, status):
+def test_a_real_sigterm(photographs, tmp_path, start_simmim):
+    """What closing a terminal does is seen in test_progress.py, Ctrl-C in test_resume.py."""
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        endless(photographs, out),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start_simmim(
+        *endless(photographs, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_rows(out, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=200)
-    assert process.returncode == status, errors
-    assert output.count("\n") == 1 and f"stopped by signal {number} at update" in output
+    assert process.returncode == 143, errors
+    assert output.count("\n") == 1 and "stopped by signal 15 at update" in output
     assert "Traceback" not in errors
     assert_saved(out)
 
 
-@pytest.mark.slow
-def test_a_reader_of_the_output_that_goes(photographs, tmp_path):
+def test_a_reader_of_the_output_that_goes(photographs, tmp_path, start_simmim):
     """As in ``simmim pretrain ... 2>&1 | head -5``."""
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        endless(photographs, out),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    process = start_simmim(
+        *endless(photographs, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     head = subprocess.run(["head", "-5"], stdin=process.stdout, capture_output=True, timeout=200)
     process.stdout.close()
@@ -299,38 +291,31 @@ def test_a_reader_of_the_output_that_goes(photographs, tmp_path):
     assert_saved(out)
 
 
-@pytest.mark.slow
-def test_a_full_disk_under_the_output(photographs, tmp_path):
-    """/dev/full fails as a full disk does."""
-    out = tmp_path / "run"
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            endless(photographs, out),
-            env=environment(),
-            stdout=full,
-            stderr=full,
-            timeout=200,
-        )
-    assert ended.returncode == 2
-    # the first line fails before the first update, so there is nothing to save
+def test_a_full_disk_under_the_output(photographs, tmp_path, start_simmim):
+    """/dev/full fails as a full disk does: at the first line, before PyTorch is loaded, and where it
+    is, at the first line of the run."""
+    out, full = tmp_path / "run", Path("/dev/full")
+    with full.open("w") as stream:
+        process = start_simmim(*endless(photographs, out), stdout=stream, stderr=stream)
+    assert process.wait(200) == 2
+    assert not out.exists()
+    assert run_command(*endless(photographs, out), output=full, errors=full) == 2
+    # that line fails before the first update, so there is nothing to save
     assert step_of(out) in (-1, 0)
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed(photographs, tmp_path):
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        endless(photographs, out, "--workers", 1),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    out, said = tmp_path / "run", tmp_path / "said"
+    process = start_command(
+        *endless(photographs, out, "--workers", 1), output=tmp_path / "output", errors=said
     )
     wait_for_rows(out, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 2, errors
+    process.join(60)
+    errors = said.read_text()
+    assert process.exitcode == 2, errors
     last = errors.splitlines()[-1]
     assert last.startswith("simmim: a process that reads images was killed")
     assert "from which --resume goes on" in last and "Traceback" not in errors
@@ -340,19 +325,16 @@ def test_a_worker_that_is_killed(photographs, tmp_path):
 @pytest.mark.slow
 def test_data_that_vanish_end_a_run_with_workers(photographs, tmp_path):
     """The workers end with the run, which would else wait for them without end."""
-    data, out = tmp_path / "data", tmp_path / "run"
+    data, out, said = (tmp_path / name for name in ("data", "run", "said"))
     shutil.copytree(photographs, data)
-    process = subprocess.Popen(
-        endless(data, out, "--workers", 1),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start_command(
+        *endless(data, out, "--workers", 1), output=tmp_path / "output", errors=said
     )
     wait_for_rows(out, process)
     data.rename(tmp_path / "gone")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    process.join(60)
+    errors = said.read_text()
+    assert process.exitcode == 2, errors
     assert errors.splitlines()[-1].startswith("simmim: ") and "cannot be opened" in errors
     assert "Traceback" not in errors
     assert step_of(out) > 0

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
+import signal
 import sys
 import threading
 import time
-
-import pytest
 
 from simmim.training import progress
 from simmim.training.pretrain import Trainer
 from simmim.training.progress import Progress, named_if_slow
 from simmim.training.records import NoRecords
 
-from .conftest import environment
-from .test_endings import config_of, endless
+from .test_endings import assert_saved, config_of, endless, wait_for_rows
 
 
 def test_plain_lines(photographs, tmp_path, capfd, monkeypatch):
@@ -123,24 +120,17 @@ def test_the_bar_moves_with_every_update(monkeypatch):
     assert shown.error is None
 
 
-@pytest.mark.slow
-def test_a_real_run_on_a_terminal(photographs, tmp_path):
+def test_a_real_run_on_a_terminal(photographs, tmp_path, start_simmim):
     """Closing the terminal, as a user's window is closed, saves a checkpoint."""
-    from .test_endings import assert_saved, wait_for_rows
-
     terminal = Terminal()
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        endless(photographs, out),
-        env=environment(),
-        stdin=terminal.stream,
-        stdout=terminal.stream,
-        stderr=terminal.stream,
-        start_new_session=True,
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.stream)
+    process = start_simmim(*endless(photographs, out), **streams, start_new_session=True)
     wait_for_rows(out, process)
-    os.kill(process.pid, 1)
+    os.kill(process.pid, signal.SIGHUP)
     assert process.wait(100) == 129
     assert "loading PyTorch" in terminal.text and "epoch" in terminal.text
+    assert "stopped by signal 1 at update" in terminal.text
+    assert "Traceback" not in terminal.text
     terminal.close()
     assert_saved(out)

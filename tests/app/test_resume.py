@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from simmim.storage import checkpoint
 from simmim.training.pretrain import Trainer
 from simmim.training.records import read_metrics
 
-from .conftest import TINY, command, environment
+from .conftest import TINY, write_photographs
 from .runs import start, train
 
 pytestmark = pytest.mark.slow
@@ -73,10 +74,11 @@ def assert_equal(a, b, where: str) -> None:
         assert a == b, where
 
 
-@pytest.fixture
-def uninterrupted(photographs, tmp_path) -> Path:
-    out = tmp_path / "whole"
-    config = config_of(photographs, out, save_every=1000)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("uninterrupted")
+    out = place / "whole"
+    config = config_of(write_photographs(place / "photographs"), out, save_every=1000)
     assert train(config) == 0
     state = checkpoint.load(out / "checkpoints" / checkpoint.LAST)
     assert state["update"] == UPDATES
@@ -124,7 +126,7 @@ def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, st
     while not (out / "metrics.csv").exists() or len(read_metrics(out / "metrics.csv")) < 3:
         assert process.exitcode is None
         time.sleep(0.005)
-    signal_process(process.pid, number)
+    os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == status
     assert 0 < step_of(out) < UPDATES
@@ -132,35 +134,26 @@ def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, st
     assert_same_run(uninterrupted, out)
 
 
-def signal_process(pid: int, number: int) -> None:
-    import os
-
-    os.kill(pid, number)
-
-
-def test_ctrl_c_on_the_command_line(photographs, tmp_path):
+def test_ctrl_c_on_the_command_line(photographs, tmp_path, start_simmim):
     """The whole process group gets the signal, data-loader workers too, as from a terminal."""
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(
-            *("pretrain", "--data", photographs, "--out", out, "--encoder", "cnn"),
-            *("--img-size", 32, "--mask-unit", 8, "--batch-size", 4, "--epochs", 100000),
-            *("--workers", 2, "--device", "cpu", "--save-every", 1000000, "--val-count", 1),
-        ),
-        env=environment(),
+    process = start_simmim(
+        *("pretrain", "--data", photographs, "--out", out, "--encoder", "cnn"),
+        *("--img-size", 32, "--mask-unit", 8, "--batch-size", 4, "--epochs", 100000),
+        *("--workers", 2, "--device", "cpu", "--save-every", 1000000, "--val-count", 1),
+        *("--compile", "off"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    import os
-
     while not (out / "metrics.csv").exists() or len(read_metrics(out / "metrics.csv")) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
+    assert output.count("\n") == 1 and "stopped by signal 2 at update" in output
     assert "Traceback" not in errors
     assert "--resume" in output
     assert step_of(out) > 0

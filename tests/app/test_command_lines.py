@@ -91,7 +91,11 @@ def test_every_command_line_runs(tmp_path, monkeypatch, capsys):
     write_what_pages_name(tmp_path)
     lines = [(page.name, line) for page in PAGES for line in lines_of(page)]
     assert len(lines) > 12
+    trained = set()
     for number, (page, line) in enumerate(lines):
+        if " pretrain " in line and line in trained:  # on a page before
+            continue
+        trained.add(line)
         words = prepare(line, number)
         if words[0] == "torchrun":
             torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:]]

@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.failures import explained
 
-from .conftest import command, environment
 from .pictures import find_images
+from .runs import run_command
 from .test_cli import FAST
 
 
@@ -148,11 +147,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(photographs, tmp_path):
     out = tmp_path / "run"
     arguments = pretrain(photographs, out, "--save-every", 1, "--batch-size", 1)
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    ended = subprocess.run(
-        command(*arguments), env=environment(), preexec_fn=limit, capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    last = ended.stderr.splitlines()[-1]
+    errors = tmp_path / "errors"
+    status = run_command(*arguments, output=tmp_path / "output", errors=errors, prepare=limit)
+    assert status == 2
+    last = errors.read_text().splitlines()[-1]
     assert last.startswith(f"simmim: cannot write {out / 'checkpoints' / 'step-00000001.pt'}: ")
     assert "File too large" in last
     assert list((out / "checkpoints").iterdir()) == []

@@ -29,9 +29,9 @@ from simmim.storage import checkpoint
 from simmim.training.finetune import Finetuner
 from simmim.training.pretrain import Trainer
 
-from .conftest import command, environment, smooth_image
+from .conftest import smooth_image
 from .labels import finetuning, probing
-from .runs import start, train
+from .runs import run_command, start, start_command, train
 from .sources import COLOURS, MULTISPECTRAL, settings, write
 from .test_resume import assert_equal, assert_same_run
 
@@ -99,13 +99,14 @@ def test_a_run_on_a_pack_is_that_on_the_source(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_on_a_pack_resumes_bitwise(tmp_path):
-    config = settings("folder", tmp_path / "a", epochs=40, save_every=1, out=tmp_path / "whole")
+    config = settings("folder", tmp_path / "a", epochs=20, save_every=1, out=tmp_path / "whole")
     whole = dataclasses.replace(config, data=pack(config.data, tmp_path / "pack"))
     killed = dataclasses.replace(whole, out=tmp_path / "killed", resume=True, workers=2)
     assert train(whole) == 0
     process = start(killed)
     newest = killed.out / "checkpoints/step-00000007.pt"
     while not newest.exists():
+        assert process.is_alive()
         time.sleep(0.001)
     process.kill()
     process.join()
@@ -157,14 +158,15 @@ def many(folder: Path) -> Path:
 def test_a_killed_packing_goes_on(rows, tmp_path):
     data = many(tmp_path / "data")
     whole, killed = pack(data, tmp_path / "whole"), tmp_path / "killed"
-    arguments = command("pack", "--data", data, "--out", killed)
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL)
+    arguments = ("pack", "--data", data, "--out", killed)
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    process = start_command(*arguments, output=output, errors=tmp_path / "before")
     index = killed / "index.csv"
     while not index.exists() or index.read_bytes().count(b"\n") <= rows:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.0005)
     process.kill()
-    process.wait()
+    process.join()
     assert not (killed / "pixels.npy").exists()
     # as a machine that fails leaves it: a line that is cut, pixels without a line
     with index.open("a") as file:
@@ -172,11 +174,11 @@ def test_a_killed_packing_goes_on(rows, tmp_path):
     with (killed / "pixels.part").open("ab") as file:
         file.write(b"more")
     done = index.read_bytes().count(b"\n") - 2
-    again = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert f"going on after {done} images" in again.stderr and "took over" in again.stderr
+    status, said = run_command(*arguments, output=output, errors=errors), errors.read_text()
+    assert status == 0, said
+    assert f"going on after {done} images" in said and "took over" in said
     assert contents(whole) == contents(killed)
-    assert "left out" in again.stderr and "39 images" in again.stdout
+    assert "left out" in said and "39 images" in output.read_text()
 
 
 def test_a_pack_that_is_not_finished_is_no_source(tmp_path, capsys):
@@ -270,12 +272,11 @@ def test_bad_images_can_stop_it(tmp_path, capsys):
     assert f"cannot read {data}/class 1/39.png" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_images_that_vanish_stop_it(tmp_path):
+def test_images_that_vanish_stop_it(tmp_path, start_simmim):
     """As of a disk that is unmounted; it goes on when they are there again."""
     data = many(tmp_path / "data")
-    arguments = command("pack", "--data", data, "--out", tmp_path / "pack", "--workers", 1)
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True)
+    arguments = ("pack", "--data", data, "--out", tmp_path / "pack", "--workers", 1)
+    process = start_simmim(*arguments, stderr=subprocess.PIPE, text=True)
     index = tmp_path / "pack/index.csv"
     while not index.exists() or index.read_bytes().count(b"\n") <= 2:
         assert process.poll() is None

@@ -21,7 +21,7 @@ from simmim.storage import checkpoint
 from simmim.training.records import read_metrics
 
 from ..budget import assert_within_budget
-from .conftest import environment
+from .conftest import environment, write_photographs
 from .runs import start_together, train, train_together
 from .test_train import STILL
 
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 #: 6 images to train on, 3 crops of each: updates of 8, 8 and 2, the last of which two processes
 #: with two passes each cannot fill
 UPDATES = 6
+ENDLESS = {"epochs": 10**6, "save_every": 10**6, "compile": "off"}
 
 
 def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
@@ -58,16 +59,8 @@ def weights(out: Path, kind: str = "pretrain") -> Tensor:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory) -> dict[str, Path]:
     """One process, all of a batch at once, the published arithmetic: in float64 and in float32."""
-    from PIL import Image
-
-    from .conftest import smooth_image
-
     place = tmp_path_factory.mktemp("single")
-    (place / "photographs").mkdir()
-    for number in range(8):
-        image = Image.fromarray(smooth_image(number, 40 + number, 60))
-        image.save(place / "photographs" / f"{number}.png")
-    runs = {"photographs": place / "photographs"}
+    runs = {"photographs": write_photographs(place / "photographs")}
     for name, precision in (("exact", "64-true"), ("plain", "32-true")):
         runs[name] = place / name
         config = config_of(runs["photographs"], runs[name], precision=precision, plain=True)
@@ -115,7 +108,7 @@ def test_two_processes_end_with_the_weights_of_one(single, tmp_path, changes):
 def test_fine_tuning_in_two_processes(single, tmp_path):
     """12 images in updates of 8 and 4, and 4 to test on."""
     folder = tmp_path / "labelled"
-    for number, path in enumerate(sorted(single["photographs"].iterdir()) * 2):
+    for number, path in enumerate(sorted(single["photographs"].rglob("*.png")) * 2):
         target = folder / f"class{number % 2}" / f"{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -152,9 +145,7 @@ def test_resuming_on_another_number(single, tmp_path, before, after):
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_update(single, tmp_path):
-    config = config_of(
-        single["photographs"], tmp_path / "run", batch_size=4, epochs=10**6, save_every=10**6
-    )
+    config = config_of(single["photographs"], tmp_path / "run", batch_size=4, **ENDLESS)
     processes = start_together(config, 2)
     metrics = config.out / "metrics.csv"
     wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
@@ -171,7 +162,7 @@ def test_images_that_vanish_stop_all_at_the_same_update_and_are_saved(single, tm
     """Also where only one process cannot read: the other learns of it before its update."""
     folder = tmp_path / "photographs"
     shutil.copytree(single["photographs"], folder)
-    config = config_of(folder, tmp_path / "run", batch_size=4, epochs=10**6, save_every=10**6)
+    config = config_of(folder, tmp_path / "run", batch_size=4, **ENDLESS)
     processes = start_together(config, 2)
     metrics = config.out / "metrics.csv"
     wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
@@ -186,7 +177,13 @@ def test_images_that_vanish_stop_all_at_the_same_update_and_are_saved(single, tm
 def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_path):
     out = tmp_path / "run"
     flags = {"encoder": "cnn", "img-size": 32, "mask-unit": 8, "batch-size": 3, "epochs": 10**6}
-    flags |= {"device": "cpu", "precision": "32-true", "workers": 0, "save-every": 1}
+    flags |= {
+        "device": "cpu",
+        "precision": "32-true",
+        "workers": 0,
+        "save-every": 1,
+        "compile": "off",
+    }
     arguments = [str(part) for name, value in flags.items() for part in ("--" + name, value)]
     job = subprocess.Popen(
         [
@@ -198,11 +195,14 @@ def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_p
         stderr=subprocess.PIPE,
         text=True,
     )
-    while checkpoint.newest(out / "checkpoints") is None:
-        assert job.poll() is None, job.stderr.read()
-        time.sleep(0.05)
-    os.kill(second_process(job.pid), signal.SIGKILL)
-    _, errors = job.communicate(timeout=60)
+    try:
+        while checkpoint.newest(out / "checkpoints") is None:
+            assert job.poll() is None, job.stderr.read()
+            time.sleep(0.05)
+        os.kill(second_process(job.pid), signal.SIGKILL)
+        _, errors = job.communicate(timeout=60)
+    finally:
+        job.terminate()  # which torchrun hands on to those that it started
     assert job.returncode != 0
     line = next(line for line in errors.splitlines() if "lost another" in line)
     newest = checkpoint.newest(out / "checkpoints")

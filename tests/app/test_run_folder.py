@@ -336,7 +336,7 @@ def test_files_of_a_run_are_never_a_commands_output(run, photographs, tmp_path, 
 
 @pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(photographs, tmp_path, capsys):
-    config = config_of(photographs, tmp_path / "run", epochs=10**6, save_every=10**6)
+    config = config_of(photographs, tmp_path / "run", epochs=10**6, save_every=10**6, compile="off")
     process = start(config)
     while not (config.out / "metrics.csv").exists():
         assert process.is_alive()

@@ -101,6 +101,7 @@ def test_parts_share_no_pixel_and_settings_are_not_chosen_on_the_test(tmp_path):
 
 
 def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(learn, "STARTS", ("random", "pixels"))
     monkeypatch.setattr("sys.argv", [*sys.argv, "--choose"])
     learn.main()
     assert "| random weights |" in capsys.readouterr().out

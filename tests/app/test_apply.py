@@ -19,6 +19,8 @@ from simmim.data.sources import find_source
 from simmim.models.classifier import load_classifier
 from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
 
+from .conftest import write_labelled
+
 VIT = ("vit_tiny_patch16_224", "patch_size", 8, "embed_dim", 16, "depth", 2, "num_heads", 2)
 SWIN = ("swin_tiny_patch4_window7_224", "embed_dim", 16, "depths", "1,2", "num_heads", "2,4")
 SWIN = (*SWIN, "window_size", 4)
@@ -44,9 +46,10 @@ def fine_tune(data: Path, out: Path, family: str = "vit", *more: object) -> Path
     return out / "checkpoints/last.pt"
 
 
-@pytest.fixture
-def tuned(labelled, tmp_path) -> Path:
-    return fine_tune(labelled, tmp_path / "tuned")
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("tuned")
+    return fine_tune(write_labelled(place / "labelled"), place / "run")
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -120,8 +123,9 @@ def test_what_predict_and_features_refuse(pretrained, tuned, labelled, tmp_path,
     assert not (tmp_path / "features.npy").exists() and not (tmp_path / "a.csv").exists()
 
 
-@pytest.mark.parametrize("kind", ["npy", "parquet"])
-@pytest.mark.parametrize("of", ["pretrained", "tuned", "fc_norm"])
+@pytest.mark.parametrize(
+    ("of", "kind"), [("pretrained", "npy"), ("tuned", "parquet"), ("fc_norm", "npy")]
+)
 def test_features(of, kind, request, labelled, tmp_path):
     if of == "fc_norm":
         checkpoint = fine_tune(labelled, tmp_path / "run", "vit", "--fc-norm")

@@ -100,6 +100,7 @@ def test_bands_that_are_no_colours_stay_bands(tmp_path, capsys):
     """Three bands of 8 bits that the file does not call RGB are refused until they are measured."""
     scenes(tmp_path / "data", "uint8", 8, bands=3)
     arguments = ("pretrain", "--data", tmp_path / "data", "--out", tmp_path / "run", *FAST)
+    arguments += ("--epochs", 1)
     assert run(*arguments) == 2
     assert "3 bands that are not marked as RGB" in capsys.readouterr().err
     stats = measure(tmp_path / "data", tmp_path / "stats.json")
@@ -149,6 +150,7 @@ def test_other_statistics_are_no_resumption(tmp_path):
     scenes(tmp_path / "data", "uint16", 8)
     stats = measure(tmp_path / "data", tmp_path / "stats.json")
     arguments = ("pretrain", "--data", tmp_path / "data", "--out", tmp_path / "run", *FAST)
+    arguments += ("--epochs", 1)
     assert run(*arguments, "--stats", stats) == 0
     text = json.loads(stats.read_text())
     moved = tmp_path / "moved.json"

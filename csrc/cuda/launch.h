@@ -1,8 +1,9 @@
 // How every launcher starts its kernel. Launchers take tensors, a few numbers and a stream, never
 // allocate, never wait, and return the launch's cudaError_t.
 //
-// What a source keeps to itself stands in `inline namespace SOURCE_file`, not in an unnamed one: nvcc
-// names the kernels of an unnamed namespace by their file's absolute path, so that two builds differ.
+// What a source keeps to itself stands in `inline namespace SOURCE_file`, not in an unnamed one:
+// nvcc names the kernels of an unnamed namespace by their file's absolute path, so that two builds
+// differ.
 #pragma once
 
 #include <cuda_runtime.h>

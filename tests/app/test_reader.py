@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
@@ -150,3 +152,32 @@ def test_images_go_to_the_gpu_beside_its_work(dataset):
     # the GPU was busy for longer than the host waited
     assert reading.take_waited() < 0.05
     reading.close()
+
+
+def test_a_process_that_is_killed_before_its_batch_is_taken_is_named(dataset):
+    """What it has put into the queue is fetched from it, which then fails in any of several ways."""
+    batches = read_batches(dataset, Remaining(ORDER, 0), Way("processes", 1))
+    next(batches)
+    time.sleep(0.5)  # for two more
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    process.join()
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
+        list(batches)
+    end_reading(batches)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_process_that_ends_while_its_batch_is_taken_is_named(dataset, error, monkeypatch):
+    """The connection breaks a moment before the system says that the process has ended, a race that
+    cannot be had at will."""
+    batches = read_batches(dataset, Remaining(ORDER, 0), Way("processes", 1))
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", fail)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker") as raised:
+        next(batches)
+    assert raised.value.__cause__ is error
+    end_reading(batches)

@@ -94,21 +94,19 @@ def read_batches(
     """
     if way.kind != "processes":
         return _Threads(dataset, batches, way.count, AHEAD if way.kind == "threads" else 0)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=way.count,
-            collate_fn=collate,
-            pin_memory=pin,
-            worker_init_fn=leave_signals_to_parent,
-            # forkserver, Python 3.14's default, imports everything anew: seconds before the first
-            # batch
-            multiprocessing_context="fork" if way.count else None,
-            # a loader without its own generator draws from the default one, which drop-path uses
-            generator=torch.Generator(),
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=way.count,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=leave_signals_to_parent,
+        # forkserver, Python 3.14's default, imports everything anew: seconds before the first batch
+        multiprocessing_context="fork" if way.count else None,
+        # a loader without its own generator draws from the default one, which drop-path uses
+        generator=torch.Generator(),
     )
+    return _Processes(iter(loader)) if way.count else iter(loader)
 
 
 def end_reading(batches: Iterator[Batch]) -> None:
@@ -118,6 +116,26 @@ def end_reading(batches: Iterator[Batch]) -> None:
     end = getattr(batches, "_shutdown_workers", None)
     if end is not None:
         end()
+
+
+class _Processes:
+    """Batches of a loader's processes, whose end in the middle of handing one over is named as any
+    other end of theirs."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._shutdown_workers = batches._shutdown_workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._batches)
+        except (ConnectionError, EOFError) as error:
+            if "DataLoader worker process" in str(error):  # what reading an image raised there
+                raise
+            raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
 
 
 class _Threads:

@@ -150,7 +150,6 @@ int64_t serve(const Call& call) {
     const int64_t sums =
         walk.pieces_per_sample() * image.batch + 2 * max_of<int64_t>(image.batch, 1);
     const Scratch numbers((sums + 2 * channels) * int64_t(sizeof(double)));
-    const Scratch each(call.threads * whole_lines(walk.scratch_bytes()));
     const Scratch rows(cells * int64_t(sizeof(int32_t) + 1));
 
     const TokenList list{call.index.as<int32_t>(), call.index ? call.index.numel() : 0,
@@ -174,6 +173,7 @@ int64_t serve(const Call& call) {
                     call.target.element != kUInt8;
     scorer.direct = span_for<C>(call.pred.element, spec.kind, bool(call.grad));
     scorer.buffered = span_for<C>(kElement<C>, spec.kind, bool(call.grad));
+    const Scratch each(call.threads * whole_lines(walk.scratch_bytes()));
     double unit = 1.0;
     with_loss(spec.kind, [&](auto loss) {
         scorer.parameter = C(loss.parameter(spec.beta));

@@ -113,6 +113,26 @@ struct Scorer {
         }
     }
 
+    // A masked token of a prediction that `walks_tokens`, whose target is made already, in the
+    // order of its numbers; the sums have the same bits as `score_token`'s. `next` is the masked
+    // token after it, or itself.
+    void score_made_token(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
+                          double* total) const {
+        const bool interleaved = pred.is_interleaved(p, channels);
+        const int64_t block = interleaved ? channels * p : p * p;
+        const int64_t most = interleaved ? block : kTile / p * p;
+        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
+        for (int64_t first = 0; first < channels * p * p; first += block) {
+            for (int64_t i = first, n; i < first + block; i += n) {
+                n = min_of(most, first + block - i);
+                const Run run = {0, n, true};
+                direct({pred.memory.at(from + i), made + i, slopes(to + i), n, 0, n, 1, 1,
+                        (next - tx) * pred.stx, 0, stream},
+                       &run, 1, parameter, scale, total);
+            }
+        }
+    }
+
     void zero_token(int64_t b, int64_t ty, int64_t tx) const {
         if (!grad.memory.base || row_of) return;
         grad.memory.zero(token(grad, b, ty, tx), single ? grad.sc : 1, channels * p * p, stream);

@@ -70,8 +70,11 @@ struct Walk {
     int64_t scratch_bytes() const {
         if (norm == kWindowNorm) return WindowRows<C>::scratch_bytes(width, norm_side);
         if (norm == kNoNorm) return 0;
-        const int64_t row = norm_side == 1 ? scorer.channels : norm_side;
-        return PatchRows<C>::scratch_bytes(norm_side) + int64_t(sizeof(C)) * row;
+        if (norm_side == 1)
+            return int64_t(sizeof(C)) * scorer.channels + PatchRows<C>::scratch_bytes(1);
+        const int64_t width = patches_at_once() * norm_side;
+        return PatchRows<C>::scratch_bytes(width) +
+               int64_t(sizeof(C)) * width * (1 + patch_lines());
     }
 
     void piece(int64_t b, int64_t i, C scale, char* scratch, double* total) const {
@@ -79,6 +82,8 @@ struct Walk {
         const int64_t y = i % bands * band(), y_end = min_of(height, y + band());
         if (norm == kWindowNorm) {
             window_rows(b, i / bands, y, y_end, scale, scratch, total);
+        } else if (patches_are_tokens()) {
+            patch_tokens(b, y, scale, scratch, total);
         } else if (norm == kPatchNorm && !normalizes_tokens()) {
             patches(b, y, scale, scratch, total);
         } else if (scorer.walks_tokens()) {
@@ -92,7 +97,20 @@ struct Walk {
   private:
     PixelMask pixels(int64_t b) const { return {grid.sample(b), grid}; }
 
-    // A patch is a token.
+    // A patch is a token of many pixels, which are scored together.
+    bool patches_are_tokens() const {
+        return norm == kPatchNorm && norm_side == scorer.p && norm_side > 1 &&
+               scorer.walks_tokens();
+    }
+    int64_t patch_lines() const { return patches_are_tokens() ? scorer.channels * norm_side : 0; }
+
+    // How many of a row of patches are normalised together: few enough for the second cache.
+    int64_t patches_at_once() const {
+        const int64_t most = kGoal / (norm_side * max_of<int64_t>(patch_lines(), 1));
+        return patches_are_tokens() ? max_of<int64_t>(most, 1) : 1;
+    }
+
+    // A patch is a token of one pixel.
     bool normalizes_tokens() const { return norm == kPatchNorm && norm_side == 1 && scorer.single; }
 
     const C* normalized_token(int64_t b, int64_t ty, int64_t tx, C* row) const {
@@ -185,31 +203,91 @@ struct Walk {
         }
     }
 
-    // One row of patches, each normalised where some of it is masked.
-    void patches(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
+    PatchRows<C> patch_rows(int64_t b, char* scratch) const {
         const Target& t = scorer.target;
         const auto numbers = [](const double* values) {
             return Memory{reinterpret_cast<char*>(const_cast<double*>(values)), kFloat64};
         };
         const Channels image{t.memory,        t.at(b, 0, 0, 0), t.sc,          t.sy, t.sx,
                              scorer.channels, numbers(t.mean),  numbers(t.std)};
+        return {image, norm_side, norm_eps, scratch};
+    }
+
+    // One row of patches, each normalised where some of it is masked.
+    void patches(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
+        PatchRows<C> patch = patch_rows(b, scratch);
+        C* line = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(norm_side));
+        for (int64_t x = 0; x < width; x += norm_side)
+            patch_apart(patch, b, y, x, scale, line, total);
+    }
+
+    // One patch row by row. `line` has room for one of its rows.
+    void patch_apart(PatchRows<C>& patch, int64_t b, int64_t y, int64_t x, C scale, C* line,
+                     double* total) const {
         const int64_t side = norm_side;
-        PatchRows<C> patch(image, side, norm_eps, scratch);
-        C* own = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(side));
-        for (int64_t x = 0; x < width; x += side) {
-            if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
-            for (int64_t c = 0; c < scorer.channels; ++c) {
-                const auto make = [&](int64_t row, int64_t first, int64_t n, C* to) {
-                    patch.write(c, row - y, own);
-                    std::memcpy(to, own + (first - x), size_t(n) * sizeof(C));
-                };
-                for (int64_t row = y, rows; row < y + side; row += rows) {
-                    rows =
-                        min_of(y + side, (row / grid.scale.height + 1) * grid.scale.height) - row;
-                    for (int64_t from = x; from < x + side;) {
-                        Run runs[kRuns];
-                        const int64_t count = find_runs(b, row, from, x + side, runs);
-                        scorer.score_made(b, c, row, rows, runs, count, scale, total, make);
+        if (pixels(b).square(y, x, side) != 0) patch.measure(y, x, 1);
+        for (int64_t c = 0; c < scorer.channels; ++c) {
+            const auto make = [&](int64_t row, int64_t first, int64_t n, C* to) {
+                patch.write(c, row - y, line);
+                std::memcpy(to, line + (first - x), size_t(n) * sizeof(C));
+            };
+            for (int64_t row = y, rows; row < y + side; row += rows) {
+                rows = min_of(y + side, (row / grid.scale.height + 1) * grid.scale.height) - row;
+                for (int64_t from = x; from < x + side;) {
+                    Run runs[kRuns];
+                    const int64_t count = find_runs(b, row, from, x + side, runs);
+                    scorer.score_made(b, c, row, rows, runs, count, scale, total, make);
+                }
+            }
+        }
+    }
+
+    // One row of patches that are tokens: masked ones side by side are normalised together, and
+    // each is scored as a whole.
+    void patch_tokens(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
+        const int64_t side = norm_side, ty = y / side, most = patches_at_once();
+        const int64_t numbers = patch_lines() * side;
+        PatchRows<C> patch = patch_rows(b, scratch);
+        C* line = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(most * side));
+        C* made = line + most * side;
+        for (int64_t x = 0, count; x < width; x += count * side) {
+            const int masked = pixels(b).square(y, x, side);
+            count = 1;
+            if (masked < 0) {
+                patch_apart(patch, b, y, x, scale, line, total);
+            } else if (!masked) {
+                scorer.zero_token(b, ty, x / side);
+            } else {
+                while (count < most && x + count * side < width &&
+                       pixels(b).square(y, x + count * side, side) == 1) {
+                    ++count;
+                }
+                patch.measure(y, x, count);
+                write_tokens(patch, count, line, made);
+                for (int64_t k = 0; k < count; ++k) {
+                    const int64_t tx = x / side + k;
+                    scorer.score_made_token(b, ty, tx, k + 1 < count ? tx + 1 : tx,
+                                            made + k * numbers, scale, total);
+                }
+            }
+        }
+    }
+
+    // The numbers of `count` measured patches, each in the order of a prediction's token. `line`
+    // has room for a row of them.
+    void write_tokens(const PatchRows<C>& patch, int64_t count, C* line, C* made) const {
+        const int64_t side = norm_side, channels = scorer.channels;
+        const bool planar = scorer.pred.is_planar(side);
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int64_t dy = 0; dy < side; ++dy) {
+                patch.write(c, dy, line);
+                C* to = planar ? made + (c * side + dy) * side : made + dy * side * channels + c;
+                for (int64_t k = 0; k < count; ++k, to += channels * side * side) {
+                    const C* from = line + k * side;
+                    if (planar) {
+                        std::memcpy(to, from, size_t(side) * sizeof(C));
+                    } else {
+                        for (int64_t dx = 0; dx < side; ++dx) to[dx * channels] = from[dx];
                     }
                 }
             }

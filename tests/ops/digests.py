@@ -25,14 +25,15 @@ def calls() -> Iterator[Tensor]:
 
 
 def losses() -> Iterator[Tensor]:
-    """Loss and gradient of every kind in every layout and several types."""
+    """Loss and gradient of every kind, and of targets normalised by patch, in every layout and several
+    types."""
     types = [(torch.float32, torch.float32), (torch.bfloat16, torch.uint8)]
     types += [(torch.float16, torch.bfloat16), (torch.float64, torch.float32)]
     for layout, (dtype, target_dtype) in itertools.product(LAYOUTS, types):
         pred, target, mask, stats = problem(2, 3, (2, 3), 16, 8, layout, dtype, target_dtype)
-        for kind in LOSSES:
-            leaf = pred.detach().requires_grad_()
-            loss = ours(kind, leaf, target, mask, layout, reduction="none", **stats)
+        for kind, norm in [*((kind, None) for kind in LOSSES), ("mse", sk.PatchNorm())]:
+            leaf, options = pred.detach().requires_grad_(), {"target_norm": norm, **stats}
+            loss = ours(kind, leaf, target, mask, layout, reduction="none", **options)
             yield loss.detach()
             yield torch.autograd.grad(loss.sum(), leaf)[0]
 

@@ -107,6 +107,10 @@ class CMakeBuild(build_ext):
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             reason = self.reason(error)
             self.report[module] = f"not built: {reason}"
+            # One of an earlier build would be packed, or imported, in its place.
+            target.unlink(missing_ok=True)
+            if self.for_this_machine:
+                (ROOT / "simmim_kernels" / target.name).unlink(missing_ok=True)
             if not isinstance(error, NotWanted):
                 print(
                     f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",

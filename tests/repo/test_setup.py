@@ -26,9 +26,10 @@ def module(monkeypatch):
 
 
 @pytest.fixture
-def build(module):
+def build(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     command = module.CMakeBuild(setuptools.Distribution())
-    command.for_this_machine, command.build_lib = True, "build"
+    command.for_this_machine, command.build_lib = True, str(tmp_path / "lib")
     return command
 
 
@@ -51,6 +52,20 @@ def test_a_build_without_a_module_is_one_plain_line(build, tmp_path, monkeypatch
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_module_of_an_earlier_build_does_not_stay(build, tmp_path, monkeypatch):
+    """As of a wheel that was built in the same tree: an in-place build copies what it finds."""
+    monkeypatch.setenv("SIMMIM_CUDA", "0")
+    extension = setuptools.Extension("simmim_kernels._cuda", [])
+    stale = Path(build.get_ext_fullpath(extension.name))
+    in_place = tmp_path / "simmim_kernels" / stale.name
+    for path in (stale, in_place):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    build.report = {}
+    build.build_extension(extension)
+    assert not stale.exists() and not in_place.exists()
+
+
 def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
     module, build, monkeypatch, capsys
 ):
@@ -71,7 +86,7 @@ def test_cuda_is_built_in_place_where_there_is_a_gpu_or_where_it_is_asked_for(
     assert build.cuda_architectures() == "80;90;100"
     monkeypatch.setattr(module.shutil, "which", lambda *_, **__: "/nvcc")
     assert "-DSIMMIM_CUDA_ARCHS=80;90;100" in build.cuda_options("80;90;100", "")
-    # PTX for newer GPUs is for wheels; a build for one GPU takes half as long without
+    # PTX for newer GPUs is for wheels; a build for one GPU does without
     assert "-DSIMMIM_CUDA_NEWEST=ON" in build.cuda_options("80;90;100", "")
     assert "-DSIMMIM_CUDA_NEWEST=OFF" in build.cuda_options("90", "")
 

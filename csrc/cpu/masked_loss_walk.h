@@ -74,7 +74,7 @@ struct Walk {
             return int64_t(sizeof(C)) * scorer.channels + PatchRows<C>::scratch_bytes(1);
         const int64_t width = patches_at_once() * norm_side;
         return PatchRows<C>::scratch_bytes(width) +
-               int64_t(sizeof(C)) * width * (1 + patch_lines());
+               int64_t(sizeof(C)) * width * (1 + rows_of_token());
     }
 
     void piece(int64_t b, int64_t i, C scale, char* scratch, double* total) const {
@@ -102,11 +102,12 @@ struct Walk {
         return norm == kPatchNorm && norm_side == scorer.p && norm_side > 1 &&
                scorer.walks_tokens();
     }
-    int64_t patch_lines() const { return patches_are_tokens() ? scorer.channels * norm_side : 0; }
+    // Rows of a token over all its channels; 0 where patches are no tokens.
+    int64_t rows_of_token() const { return patches_are_tokens() ? scorer.channels * norm_side : 0; }
 
     // How many of a row of patches are normalised together: few enough for the second cache.
     int64_t patches_at_once() const {
-        const int64_t most = kGoal / (norm_side * max_of<int64_t>(patch_lines(), 1));
+        const int64_t most = kGoal / (norm_side * max_of<int64_t>(rows_of_token(), 1));
         return patches_are_tokens() ? max_of<int64_t>(most, 1) : 1;
     }
 
@@ -246,7 +247,7 @@ struct Walk {
     // each is scored as a whole.
     void patch_tokens(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
         const int64_t side = norm_side, ty = y / side, most = patches_at_once();
-        const int64_t numbers = patch_lines() * side;
+        const int64_t numbers = rows_of_token() * side;
         PatchRows<C> patch = patch_rows(b, scratch);
         C* line = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(most * side));
         C* made = line + most * side;

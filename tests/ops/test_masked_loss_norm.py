@@ -103,17 +103,43 @@ def test_patch(backend, kind, layout, dtype, target_dtype, grid, sizes, reductio
         )
 
 
-@pytest.mark.parametrize("layout", ["image", "cyx", "units"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("norm", [sk.WindowNorm(47), sk.PatchNorm()], ids=["window", "patch"])
-def test_fused_equals_normalising_first(layout, norm):
-    """Float32 targets are the same bits, whether they are written or not."""
-    pred, target, mask, _ = problem(3, 3, (20, 3), 16, 8, layout, torch.float32, torch.float32)
+def test_fused_equals_normalising_first(layout, norm, dtype):
+    """Float32 targets are the same bits, whether they are written or not; where a token is a patch,
+    they are added up in the same order, too."""
+    pred, target, mask, _ = problem(3, 3, (20, 3), 16, 8, layout, dtype, torch.float32)
     if isinstance(norm, sk.WindowNorm):
         goal = sk.normalize_targets(target, norm.window, norm.eps)
     else:
-        goal = sk.normalize_patches(target, 16 if layout == "image" else 8, norm.eps)
+        side = 16 if layout in ("image", "channels_last") else 8
+        goal = sk.normalize_patches(target, side, norm.eps)
     found = ours("mse", pred, target, mask, layout, target_norm=norm)
-    assert torch.allclose(found, ours("mse", pred, goal, mask, layout), rtol=1e-6)
+    expected = ours("mse", pred, goal, mask, layout)
+    if isinstance(norm, sk.PatchNorm):
+        assert torch.equal(found, expected)
+    else:
+        assert torch.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["cyx", "yxc"])
+def test_patches_of_which_some_pixels_are_masked(backend, layout):
+    """Beside patches that are masked or visible as a whole, which have a way of their own."""
+    pred, target, _, _ = problem(4, 3, (1, 4), 16, 8, layout, torch.float32, torch.float32)
+    mask = torch.rand(4, 16, 64) < torch.tensor([0.0, 0.5, 0.9, 1.0])[:, None, None]
+    mask[1, :, :24], mask[1, :, 40:56], mask[2, :8, :8] = True, False, False
+    leaf, exact_leaf = pred.requires_grad_(), pred.detach().double().requires_grad_()
+    with sk.backend(backend):
+        loss = ours("mse", leaf, target, mask, layout, target_norm=sk.PatchNorm())
+        (grad,) = torch.autograd.grad(loss, leaf)
+    goal = patch_target(target.double(), 8, 1e-6)
+    exact = published("mse", as_image(exact_leaf, target, 8, layout, None), goal, mask)
+    (exact_grad,) = torch.autograd.grad(exact, exact_leaf)
+    assert abs(loss - exact) <= 1e-5 * exact
+    assert (grad - exact_grad).abs().max() <= 1e-5 * exact_grad.abs().max()
+    assert torch.equal(grad == 0, exact_grad == 0)
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("triton", "cuda")])

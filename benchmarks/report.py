@@ -142,16 +142,18 @@ def gpu_notes(content: dict) -> str:
     return "\n".join(lines)
 
 
-def caption(content: dict) -> str:
-    """The machine, versions and commit of a results file, in one line."""
-    e = content["environment"]
+def caption(*contents: dict) -> str:
+    """The machine, versions and commit of results files from one machine, in one line."""
+    environments = [content["environment"] for content in contents]
+    e, commits = environments[0], {each["commit"] for each in environments}
+    dates = sorted({each["date"] for each in environments})
+    where = f"{e['commit']}, {e['date']}"
+    if len(commits) > 1:
+        where = f"{len(commits)} commits, named beside their rows, {dates[0]} to {dates[-1]}"
     machine = f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}"
     if "gpu" in e:
         machine = f"{e['gpu']}, CUDA {e['cuda']}, Triton {e['triton']}"
-    return (
-        f"{machine}; torch {e['torch']}, "
-        f"simmim-kernels {e['simmim_kernels']} at {e['commit']}, {e['date']}"
-    )
+    return f"{machine}; torch {e['torch']}, simmim-kernels {e['simmim_kernels']} at {where}"
 
 
 def tables(folder: Path) -> Iterator[str]:
@@ -204,8 +206,7 @@ def summary(folder: Path) -> str:
         compiled = span(*COMPILED)
         if eager or compiled:
             lines.append(f"| `{op}` | {eager} | {compiled} | {span('copy', form='{:.0%}')} |")
-    first = next(iter(load(folder).values()))
-    return "\n".join(lines) + f"\n\n{caption(first)}"
+    return "\n".join(lines) + f"\n\n{caption(*load(folder).values())}"
 
 
 def whole_run(folder: Path) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-LIBRARIES = ("torch", "triton", "numpy", "timm", "transformers", "torchvision", "lightning_fabric")
+LIBRARIES = ("torch", "triton", "numpy", "timm", "transformers", "torchvision", "lightning-fabric")
 SETTINGS = ("SIMMIM_KERNELS_BACKEND", "SIMMIM_KERNELS_ISA", "OMP_NUM_THREADS")
 
 
@@ -118,15 +118,15 @@ def _smoke(device: str) -> str:
 
 def lines() -> Iterator[str]:
     """The report, line by line."""
-    yield f"simmim-kernels  {_version('simmim-kernels')}"
-    yield f"python          {platform.python_version()} on {platform.platform()}"
+    yield f"simmim-kernels   {_version('simmim-kernels')}"
+    yield f"python           {platform.python_version()} on {platform.platform()}"
     for name in LIBRARIES:
-        yield f"{name:<15} {_version(name)}"
-    yield f"g++             {_guarded(lambda: _tool('g++', 0))}"
-    yield f"nvcc            {_guarded(lambda: _tool('nvcc', -1))}"
-    yield f"build           {_guarded(_build)}"
-    yield f"cpu kernels     {_guarded(_compiled_cpu)}"
-    yield f"gpu             {_guarded(_gpu)}"
+        yield f"{name:<16} {_version(name)}"
+    yield f"g++              {_guarded(lambda: _tool('g++', 0))}"
+    yield f"nvcc             {_guarded(lambda: _tool('nvcc', -1))}"
+    yield f"build            {_guarded(_build)}"
+    yield f"cpu kernels      {_guarded(_compiled_cpu)}"
+    yield f"gpu              {_guarded(_gpu)}"
     for name in SETTINGS:
         if name in os.environ:
             yield f"{name}={os.environ[name]}"

@@ -200,6 +200,32 @@ def test_a_missing_package_is_named(monkeypatch, photographs, capsys):
     assert "tyro" in err
 
 
+class Absent:
+    """An import hook that finds a package as little as Python does where it is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "command"),
+    [("skimage", "demo", ("pretrain", "--preset", "demo")), ("sklearn", "probe", ("probe",))],
+)
+def test_an_extra_that_is_missing_is_named(package, extra, command, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "simmim.evaluation.probe", raising=False)
+    more = ("--checkpoint", tmp_path / "c.pt", "--data", tmp_path) if extra == "probe" else ()
+    status, _, err = run(capsys, *command, *more, "--out", tmp_path / "run")
+    assert status == 2
+    assert f'{package}, which is not installed: pip install "simmim-kernels[{extra}]"' in err
+
+
 def test_resuming_takes_the_settings_of_the_run(photographs, labelled, tmp_path, capsys):
     out = tmp_path / "out"
     begin = ("pretrain", "--data", photographs, "--out", out, *FAST, "--lr", 0.5, "--overwrite")

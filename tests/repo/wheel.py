@@ -55,7 +55,7 @@ def _build(out: Path, site: Path) -> dict[str, str]:
         for stale in (ROOT / "build").glob("lib*"):  # setuptools would pack what it finds there
             shutil.rmtree(stale)
         pip = [sys.executable, "-m", "pip"]
-        architectures = os.environ.get("SIMMIM_CUDA_ARCHS", "90")  # all take two minutes
+        architectures = os.environ.get("SIMMIM_CUDA_ARCHS", "90")  # all: `make wheels`
         command = (*pip, "wheel", "-q", "--no-deps", "-w", out, ROOT)
         built = call(*command, SIMMIM_CUDA_ARCHS=architectures)
     if built.returncode:

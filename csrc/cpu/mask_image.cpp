@@ -1,5 +1,7 @@
 // Masked units of an image become one colour: out = where(masked, fill, image), where a uint8 image
 // is divided by 255 and any image is normalised on the way; and the gradient of the colour.
+#include <type_traits>
+
 #include "common/grid.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
@@ -49,12 +51,6 @@ void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_
     }
 }
 
-// Whether the numbers of an image are never taken as they are stored: bytes.
-template <class In>
-constexpr bool kAlwaysScaled = false;
-template <>
-constexpr bool kAlwaysScaled<uint8_t> = true;
-
 // What is done to the elements of one plane of the output: constants, the same for all of them.
 template <class C, class Out>
 struct Plane {
@@ -63,6 +59,7 @@ struct Plane {
     bool scaled;  // offset and scale are not 0 and 1
 
     static constexpr int64_t period = INT64_MAX;
+    Plane from(int64_t) const { return *this; }
     C offset_at(int64_t) const { return offset; }
     C scale_at(int64_t) const { return scale; }
     Out fill_at(int64_t) const { return fill; }
@@ -71,98 +68,91 @@ struct Plane {
 // The same for pixels whose channels lie side by side: the channels' constants over and over.
 template <class C, class Out>
 struct Interleaved {
-    C offset[kRow], scale[kRow];
-    Out fill[kRow];
+    C *offset, *scale;
+    Out* fill;
     bool scaled;
-    int64_t period;  // how many elements of the arrays are in use: whole pixels
+    int64_t period;  // elements of each array: whole pixels
 
+    Interleaved from(int64_t i) const {
+        return {offset + i, scale + i, fill + i, scaled, period - i};
+    }
     C offset_at(int64_t i) const { return offset[i]; }
     C scale_at(int64_t i) const { return scale[i]; }
     Out fill_at(int64_t i) const { return fill[i]; }
 };
 
-template <bool kScaled, class C, class In, class Out, class Constants>
-inline Out shown(In value, const Constants& constants, int64_t i) {
-    C v = C(widen(value));
-    if (kScaled) v = (v - constants.offset_at(i)) * constants.scale_at(i);
-    return Narrow<Out>::from(v);
-}
-
-template <bool kScaled, class C, class In, class Out, class Constants>
-void show_as(const In* in, int64_t in_step, Out* out, int64_t out_step, int64_t n,
-             const Constants& constants) {
-    if (in_step == 1 && out_step == 1) {
-        for (int64_t i = 0; i < n; ++i) out[i] = shown<kScaled, C, In, Out>(in[i], constants, i);
-    } else {
-        for (int64_t i = 0; i < n; ++i)
-            out[i * out_step] = shown<kScaled, C, In, Out>(in[i * in_step], constants, i);
-    }
-}
-
+// out = the numbers of a row in the type C, normalised.
 template <class C, class In, class Out, class Constants>
-void show(const In* in, int64_t in_step, Out* out, int64_t out_step, int64_t n,
-          const Constants& constants) {
-    if (kAlwaysScaled<In> || constants.scaled) {
-        show_as<true, C>(in, in_step, out, out_step, n, constants);
+inline void show(const In* row, Out* out, int64_t n, const Constants constants) {
+    if (constants.scaled) {
+        for (int64_t i = 0; i < n; ++i) {
+            const C value = (C(widen(row[i])) - constants.offset_at(i)) * constants.scale_at(i);
+            out[i] = Narrow<Out>::from(value);
+        }
     } else {
-        show_as<kAlwaysScaled<In>, C>(in, in_step, out, out_step, n, constants);
+        for (int64_t i = 0; i < n; ++i) out[i] = Narrow<Out>::from(C(widen(row[i])));
     }
 }
 
 template <class Out, class Constants>
-void hide(Out* out, int64_t out_step, int64_t n, const Constants& constants) {
-    if (out_step == 1) {
-        for (int64_t i = 0; i < n; ++i) out[i] = constants.fill_at(i);
-    } else {
-        for (int64_t i = 0; i < n; ++i) out[i * out_step] = constants.fill_at(i);
+inline void fill(Out* out, int64_t n, const Constants constants) {
+    for (int64_t i = 0; i < n; ++i) out[i] = constants.fill_at(i);
+}
+
+// The bits of a number, of which loops of 16-bit types become vector instructions.
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+
+template <class Out, class Constants>
+inline void hide(const uint8_t* __restrict__ masked, Out* out, int64_t n,
+                 const Constants constants) {
+    auto* __restrict__ bits = reinterpret_cast<Bits<Out>*>(out);
+    for (int64_t i = 0; i < n; ++i) {
+        const Out fill = constants.fill_at(i);
+        Bits<Out> hidden;
+        std::memcpy(&hidden, &fill, sizeof(Out));
+        const Bits<Out> value = bits[i];
+        bits[i] = masked[i] ? hidden : value;
     }
 }
 
-template <bool kScaled, class C, class In, class Out, class Constants>
-void select_as(const uint8_t* __restrict__ masked, const In* __restrict__ in, int64_t in_step,
-               Out* __restrict__ out, int64_t out_step, int64_t n, const Constants& constants) {
-    if (in_step == 1 && out_step == 1) {
-        for (int64_t i = 0; i < n; ++i) {
-            const Out value = shown<kScaled, C, In, Out>(in[i], constants, i);
-            const Out fill = constants.fill_at(i);
-            out[i] = masked[i] ? fill : value;
-        }
-    } else {
-        for (int64_t i = 0; i < n; ++i) {
-            const Out value = shown<kScaled, C, In, Out>(in[i * in_step], constants, i);
-            const Out fill = constants.fill_at(i);
-            out[i * out_step] = masked[i] ? fill : value;
-        }
+// The same for numbers of another type, or with others between them: copied first, part by part.
+template <class C, class Out, class Constants>
+__attribute__((noinline)) void show_copied(const Memory& image, int64_t at, int64_t step, Out* out,
+                                           int64_t n, const Constants constants) {
+    C row[kRow];
+    for (int64_t i = 0; i < n; i += kRow) {
+        const int64_t m = min_of(kRow, n - i);
+        image.load(at + i * step, step, m, row);
+        show<C>(row, out + i, m, constants.from(i));
     }
 }
 
+// One plane of a band, `pixel` elements side by side a pixel of it: from place `in` of the image
+// on, with `in_step` between its elements, to `out`, whose rows are `out_row` elements apart.
 template <class C, class In, class Out, class Constants>
-void select(const uint8_t* masked, const In* in, int64_t in_step, Out* out, int64_t out_step,
-            int64_t n, const Constants& constants) {
-    if (kAlwaysScaled<In> || constants.scaled) {
-        select_as<true, C>(masked, in, in_step, out, out_step, n, constants);
-    } else {
-        select_as<kAlwaysScaled<In>, C>(masked, in, in_step, out, out_step, n, constants);
-    }
-}
-
-// One plane of a band: `pixel` elements side by side make a pixel of it.
-template <class C, class In, class Out, class Constants>
-void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, int64_t in_step,
-                 Out* out, int64_t out_row, int64_t out_step, bool stream,
-                 const Constants& constants) {
+void write_plane(const Bands& bands, int64_t band, int64_t pixel, const Memory& image, int64_t in,
+                 int64_t in_step, Out* out, int64_t out_row, bool stream,
+                 const Constants constants) {
     const uint8_t* cells = bands.cells(band);
     const int64_t width = bands.width();
+    const bool copied = std::is_same_v<C, In> && (in_step != 1 || image.element != kElement<C>);
+    const auto show_row = [&](int64_t at, Out* to, int64_t n) {
+        if (copied)
+            show_copied<C>(image, at, in_step, to, n, constants);
+        else
+            show<C>(reinterpret_cast<const In*>(image.at(at)), to, n, constants);
+    };
     if (bands.unit_w() * pixel < kNarrow) {
         uint8_t masked[kRow + kNarrow];
-        const int64_t most = min_of<int64_t>(constants.period, kRow) / pixel;
+        const int64_t most = min_of(constants.period, kRow) / pixel;
         for (int64_t x = 0; x < width; x += most) {
-            const int64_t stop = min_of(width, x + most);
+            const int64_t stop = min_of(width, x + most), n = (stop - x) * pixel;
             spread(cells, bands.unit_w(), x, stop, pixel, masked);
             for (int64_t y = 0; y < bands.unit_h(); ++y) {
-                select<C>(masked, in + y * bands.image.sy + x * bands.image.sx, in_step,
-                          out + y * out_row + x * pixel * out_step, out_step, (stop - x) * pixel,
-                          constants);
+                Out* to = out + y * out_row + x * pixel;
+                show_row(in + y * bands.image.sy + x * bands.image.sx, to, n);
+                hide(masked, to, n, constants);
             }
         }
         return;
@@ -171,7 +161,7 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
     const bool by_line = stream && bytes <= kLineBytes;
     alignas(64) char line[kLineBytes];
     for (int64_t y = 0; y < bands.unit_h(); ++y) {
-        const In* source = in + y * bands.image.sy;
+        const int64_t source = in + y * bands.image.sy;
         Out* target = by_line ? reinterpret_cast<Out*>(line) : out + y * out_row;
         for_each_run(cells, bands.mask.units.width, bands.unit_w(),
                      [&](int64_t x0, int64_t x1, bool masked) {
@@ -179,11 +169,11 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const In* in, 
                              constants.period == INT64_MAX ? x1 - x0 : constants.period / pixel;
                          for (int64_t x = x0; x < x1; x += most) {
                              const int64_t n = min_of(most, x1 - x) * pixel;
-                             Out* to = target + x * pixel * out_step;
-                             if (masked) hide(to, out_step, n, constants);
-                             if (!masked)
-                                 show<C>(source + x * bands.image.sx, in_step, to, out_step, n,
-                                         constants);
+                             Out* to = target + x * pixel;
+                             if (masked)
+                                 fill(to, n, constants);
+                             else
+                                 show_row(source + x * bands.image.sx, to, n);
                          }
                      });
         if (by_line) stream_copy(reinterpret_cast<char*>(out + y * out_row), line, bytes);
@@ -212,70 +202,67 @@ struct Colours {
 };
 
 template <class C, class In, class Out>
-void write_image(const Bands& bands, const In* image, Out* out, bool channels_last,
+void write_image(const Bands& bands, const Memory& image, Out* out, bool channels_last,
                  const Colours& colours, int threads) {
     const int64_t channels = bands.image.channels, height = bands.image.size.height,
                   width = bands.width();
-    const int64_t all = bands.count();
     const bool stream = is_streamed(bands.image.elements() * int64_t(sizeof(Out)));
     const auto origin = [&](int64_t band) {
-        return image + bands.image.at(bands.sample(band), 0, bands.top(band), 0);
+        return bands.image.at(bands.sample(band), 0, bands.top(band), 0);
     };
-    if (channels_last && channels <= kRow) {
-        Interleaved<C, Out> constants;
-        constants.scaled = colours.scaled();
-        constants.period = kRow / channels * channels;
-        for (int64_t i = 0; i < constants.period; ++i) {
-            const auto one = colours.channel<C, Out>(i % channels);
-            constants.offset[i] = one.offset;
-            constants.scale[i] = one.scale;
-            constants.fill[i] = one.fill;
-        }
-        parallel_for(all, bands.image.elements(), threads, [&](int64_t band) {
-            write_plane<C>(bands, band, channels, origin(band), 1,
-                           out + band * bands.unit_h() * width * channels, width * channels, 1,
-                           stream, constants);
+    if (!channels_last) {
+        parallel_for(bands.count(), bands.image.elements(), threads, [&](int64_t band) {
+            for (int64_t c = 0; c < channels; ++c) {
+                const int64_t plane = bands.sample(band) * channels + c;
+                write_plane<C, In>(bands, band, 1, image, origin(band) + c * bands.image.sc,
+                                   bands.image.sx, out + (plane * height + bands.top(band)) * width,
+                                   width, stream, colours.channel<C, Out>(c));
+            }
             if (stream) finish_streams();
         });
         return;
     }
-    const int64_t step = channels_last ? channels : 1;
-    parallel_for(all, bands.image.elements(), threads, [&](int64_t band) {
-        const int64_t b = bands.sample(band), y = bands.top(band);
-        for (int64_t c = 0; c < channels; ++c) {
-            const int64_t place = channels_last ? (b * height + y) * width * channels + c
-                                                : ((b * channels + c) * height + y) * width;
-            write_plane<C>(bands, band, 1, origin(band) + c * bands.image.sc, bands.image.sx,
-                           out + place, width * step, step, stream && step == 1,
-                           colours.channel<C, Out>(c));
-        }
+    const int64_t period = max_of<int64_t>(kRow / channels, 1) * channels;
+    const Scratch arrays(period * int64_t(2 * sizeof(C) + sizeof(Out)));
+    C* numbers = arrays.as<C>();
+    const Interleaved<C, Out> constants{numbers, numbers + period,
+                                        reinterpret_cast<Out*>(numbers + 2 * period),
+                                        colours.scaled(), period};
+    for (int64_t i = 0; i < period; ++i) {
+        const auto one = colours.channel<C, Out>(i % channels);
+        constants.offset[i] = one.offset;
+        constants.scale[i] = one.scale;
+        constants.fill[i] = one.fill;
+    }
+    parallel_for(bands.count(), bands.image.elements(), threads, [&](int64_t band) {
+        write_plane<C, In>(bands, band, channels, image, origin(band), 1,
+                           out + band * bands.unit_h() * width * channels, width * channels, stream,
+                           constants);
         if (stream) finish_streams();
     });
 }
 
-template <class In, class Out>
-void write_as(const Bands& bands, const void* image, void* out, bool channels_last,
+// Numbers of 8 and 16 bits that lie side by side are read as they are; all others, and what goes
+// into or comes from float64, are first copied into a row of the type in which they are computed.
+template <class Out>
+void write_as(const Bands& bands, const Memory& image, void* out, bool channels_last,
               const Colours& colours, int threads) {
-    const In* in = static_cast<const In*>(image);
     Out* to = static_cast<Out*>(out);
-    if constexpr (sizeof(In) == 8 || sizeof(Out) == 8)
-        write_image<double, In, Out>(bands, in, to, channels_last, colours, threads);
-    else
-        write_image<float, In, Out>(bands, in, to, channels_last, colours, threads);
-}
-
-template <class In>
-void write_from(const Bands& bands, const void* image, void* out, int out_element,
-                bool channels_last, const Colours& colours, int threads) {
-    switch (out_element) {
-        case kFloat32:
-            return write_as<In, float>(bands, image, out, channels_last, colours, threads);
-        case kFloat64:
-            return write_as<In, double>(bands, image, out, channels_last, colours, threads);
-        case kBFloat16:
-            return write_as<In, BFloat16>(bands, image, out, channels_last, colours, threads);
-        default:
-            return write_as<In, Float16>(bands, image, out, channels_last, colours, threads);
+    const auto write = [&](auto computed, auto read) {
+        write_image<decltype(computed), decltype(read)>(bands, image, to, channels_last, colours,
+                                                        threads);
+    };
+    if constexpr (sizeof(Out) == 8) {
+        return write(double(), double());
+    } else {
+        const int element = channels_last || bands.image.sx == 1 ? image.element : kFloat32;
+        if (image.element == kFloat64) return write(double(), double());
+        if (element == kUInt8) return write(float(), uint8_t());
+        if (element == kUInt16) return write(float(), uint16_t());
+        if (element == kInt16) return write(float(), int16_t());
+        if (element == kBFloat16) return write(float(), BFloat16());
+        if (element == kFloat16) return write(float(), Float16());
+        return write(float(), float());
     }
 }
 
@@ -342,14 +329,11 @@ void mask_image(const Tensor& image, const Tensor& mask, const Tensor& fill, dou
                           image.element == kUInt8 ? 255.0 : 1.0};
     const int64_t channels = bands.image.channels;
     const bool channels_last = channels > 1 && out.stride(3) == channels;
-    const auto run = image.element == kFloat32    ? write_from<float>
-                     : image.element == kFloat64  ? write_from<double>
-                     : image.element == kBFloat16 ? write_from<BFloat16>
-                     : image.element == kFloat16  ? write_from<Float16>
-                     : image.element == kUInt16   ? write_from<uint16_t>
-                     : image.element == kInt16    ? write_from<int16_t>
-                                                  : write_from<uint8_t>;
-    run(bands, image.data, out.data, out.element, channels_last, colours, threads);
+    const auto run = out.element == kFloat32    ? write_as<float>
+                     : out.element == kFloat64  ? write_as<double>
+                     : out.element == kBFloat16 ? write_as<BFloat16>
+                                                : write_as<Float16>;
+    run(bands, memory_of(image), out.data, channels_last, colours, threads);
 }
 
 void mask_image_fill_gradient(const Tensor& grad, const Tensor& mask, const Tensor& fill,

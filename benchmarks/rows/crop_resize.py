@@ -17,6 +17,7 @@ from benchmarks.rows.shapes import Setting
 
 SCALE, RATIO = (0.67, 1.0), (3 / 4, 4 / 3)
 TARGETS = {"torchvision v2": 3.0}
+TURBOLOADER = "TurboLoader, not antialiased, normalised"
 
 
 def rows(setting: Setting) -> Iterator[Row]:
@@ -26,6 +27,9 @@ def rows(setting: Setting) -> Iterator[Row]:
             name = f"{batch} of {width}x{height} to {size} uint8"
             make = partial(build, batch, (height, width), size, setting.device)
             yield Row("crop_resize", name, "crop, resize, flip, stack", make, ("torchvision",))
+    if not setting.on_gpu:
+        name, make = f"{batch} of 341x256 in a store to 192 uint8", partial(build_store, batch)
+        yield Row("crop_resize", name, "crop, resize, flip, all threads", make, ("turboloader",))
     yield Row("random_crops", "256 boxes", "boxes and flips", draw_boxes, ("torchvision",))
 
 
@@ -106,3 +110,38 @@ def build(batch: int, image: tuple[int, int], size: int, device: str) -> Contest
         kernel="crop_resize",
         targets={} if device == "cuda" else TARGETS,
     )
+
+
+def build_store(batch: int) -> Contest:
+    """Crops out of one array of decoded images. TurboLoader writes normalised float32 alone, between
+    the two nearest pixels whatever the scale, so results are not compared."""
+    import turboloader
+
+    boxes, flips = sk.random_crops(
+        torch.arange(batch), (256, 341), (192, 192), SCALE, RATIO, seed=1
+    )
+    corners = boxes[:, [1, 0, 3, 2]].float().numpy()
+    mirrored, rows = flips.to(torch.uint8).numpy(), np.arange(batch)
+
+    def inputs() -> tuple:
+        return torch.randint(0, 256, (batch, 256, 341, 3), dtype=torch.uint8), np.empty(
+            (batch, 3, 192, 192), np.float32
+        )
+
+    def ours(store: Tensor, _: np.ndarray) -> Tensor:
+        return sk.crop_resize(store.permute(0, 3, 1, 2), boxes, (192, 192), flip=flips)
+
+    def theirs(store: Tensor, out: np.ndarray) -> np.ndarray:
+        turboloader.crop_resize_normalize_u8_gather(
+            store.numpy(),
+            rows,
+            corners,
+            mirrored,
+            out,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
+        return out
+
+    targets = {TURBOLOADER: 2.0}
+    return Contest({OURS: ours, TURBOLOADER: theirs}, inputs, kernel="crop_resize", targets=targets)

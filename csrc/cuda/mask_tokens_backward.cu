@@ -11,12 +11,20 @@ using namespace tokens_tile;
 inline namespace mask_tokens_backward_file {
 
 // The sums of the threads that lie behind each other in `down` rows of `across`, V neighbours each,
-// into one row of partial sums, of which neighbours are stored together.
+// into one row of partial sums, of which neighbours are stored together. Where nothing lies behind
+// a thread, it stores its own.
 template <class C, int V>
 __device__ __forceinline__ void leave_row(const C* own, C* row, int32_t across, int32_t down,
                                           int64_t first, int64_t width) {
     __shared__ C sums[V][kRowThreads];
     const int32_t thread = int32_t(threadIdx.y * blockDim.x + threadIdx.x);
+    if constexpr (V > 1) {
+        if (down == 1) {
+            const int64_t own_first = first + int64_t(thread) * V;
+            if (thread < across && own_first < width) store_pack<C, V>(row + own_first, own);
+            return;
+        }
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) sums[i][thread] = own[i];
     __syncthreads();

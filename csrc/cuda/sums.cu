@@ -5,6 +5,7 @@ SIMMIM_BEGIN
 inline namespace sums_file {
 
 constexpr int kColumns = 32, kLanes = 32;
+constexpr int kRows = 4;  // that a lane adds before there are more lanes: all are loaded at once
 
 template <class T>
 __global__ void __launch_bounds__(kColumns* kLanes)
@@ -13,7 +14,7 @@ __global__ void __launch_bounds__(kColumns* kLanes)
     const int64_t column = int64_t(blockIdx.x) * kColumns + threadIdx.x;
     double sum = 0;
     if (column < columns) {
-#pragma unroll 4
+#pragma unroll kRows
         for (int64_t row = threadIdx.y; row < rows; row += blockDim.y) {
             sum += double(partial[row * columns + column]);
         }
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(kColumns* kLanes)
 
 int add_rows(const void* partial, int partial_element, int64_t rows, int64_t columns, Array out,
              Stream stream) {
-    const dim3 threads(kColumns, unsigned(power_of_two(rows, kLanes)));
+    const dim3 threads(kColumns, unsigned(power_of_two(ceil_div(rows, kRows), kLanes)));
     const int64_t blocks = ceil_div(columns, kColumns);
     if (partial_element == kFloat64) {
         return launch(add_rows_kernel<double>, blocks, threads, stream,

@@ -35,22 +35,18 @@ def _value_and_slope(d, beta, KIND: tl.constexpr):
     return value, slope
 
 
-@triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces", "beta"])
-def loss_pass(
-    pred, p_b, p_c, p_ty, p_y, p_tx, p_x,
-    grad, g_b, g_c, g_ty, g_y, g_tx, g_x,
-    target, t_b, t_c, t_y, t_x,
-    affine, mask, index, scale, partial,
-    height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces, beta: tl.int64,
-    LAYOUT: tl.constexpr, YXC: tl.constexpr, AFFINE: tl.constexpr, KIND: tl.constexpr,
-    WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
-    EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
-    COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
+@triton.jit
+def _numbers(
+    piece, top, left, listed, mask, height, width, unit_h, unit_w, grid_w,
+    LAYOUT: tl.constexpr, YXC: tl.constexpr, COVERED: tl.constexpr,
+    CHANNELS: tl.constexpr, P: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    # A tile is R rows of G groups of V numbers. The numbers of a group are neighbours in memory and
-    # lie in one mask unit, so that masking never splits a 16-byte load.
-    program = tl.program_id(0)
-    piece = program % pieces
+    """The numbers of a tile of R rows of G groups of V: channel, row and column of their token, row
+    and column within it, row and column of the image, which exist, and which of these are masked.
+
+    The numbers of a group are neighbours in memory and lie in one mask unit, so that masking never
+    splits a 16-byte load. `top`, `left`, `listed`: where a listed token begins, and whether it
+    is one."""
     r = tl.arange(0, R)[:, None, None]
     g = tl.arange(0, G)[None, :, None] * V
     v = tl.arange(0, V)[None, None, :]
@@ -79,19 +75,10 @@ def loss_pass(
             c, dy, dx = g // (P * P), g // P % P, tl.multiple_of(g % P, (V, V, V)) + v
         ty, tx = r // w, r % w
         here, inside = (r < height // P * w) & (g < CHANNELS * P * P), g + v < CHANNELS * P * P
-    sample = (program // pieces).to(tl.int64)
-    row = sample  # of scales
-    pred_at, grad_at = sample * p_b, sample * g_b
     if LAYOUT == 3:
-        listed = sample
-        named = tl.load(index + listed).to(tl.int64)
-        sample, unit = sample_of(listed, named, batch, per_sample, units)
-        masked = here & (sample + r * 0 >= 0)
-        sample, unit = tl.maximum(sample, 0), tl.where(sample < 0, 0, unit)
-        row = sample
-        pred_at, grad_at = listed * p_tx, listed * g_tx
         ty, tx = r * 0, r * 0
-        y, x = (unit // grid_w).to(tl.int32) * P + dy, (unit % grid_w).to(tl.int32) * P + dx
+        y, x = top + dy, left + dx
+        masked = here & (listed + r * 0 > 0)
     else:
         y, x = ty * P + dy, tx * P + dx
         if LAYOUT == 0:
@@ -102,19 +89,65 @@ def loss_pass(
             cell = unit_of(y, tx * P + g % P, unit_h, unit_w, grid_w)
         else:
             cell = unit_of(y, x, unit_h, unit_w, grid_w)
-        masked = tl.load(mask + sample * units + cell, mask=here, other=0) != 0
-    at = inside & masked
+        masked = tl.load(mask + cell, mask=here, other=0) != 0
     c, ty, dy, tx, dx = (
         c.to(tl.int64), ty.to(tl.int64), dy.to(tl.int64), tx.to(tl.int64), dx.to(tl.int64)
     )  # fmt: skip
-    pred_at += c * p_c + ty * p_ty + dy * p_y + tx * p_tx + dx * p_x
-    target_at = sample * t_b + c * t_c + y.to(tl.int64) * t_y + x.to(tl.int64) * t_x
-    value = tl.load(pred + pred_at, mask=at, other=0.0).to(COMPUTE)
-    wanted = tl.load(target + target_at, mask=at, other=0).to(COMPUTE)
+    return c, ty, tx, dy, dx, y.to(tl.int64), x.to(tl.int64), here & inside, inside & masked
+
+
+@triton.jit(do_not_specialize=["batch", "per_sample", "units", "pieces", "beta"])
+def loss_pass(
+    pred, p_b, p_c, p_ty, p_y, p_tx, p_x,
+    grad, g_b, g_c, g_ty, g_y, g_tx, g_x,
+    target, t_b, t_c, t_y, t_x,
+    affine, mask, index, scale, partial,
+    height, width, unit_h, unit_w, grid_w, batch, per_sample, units, pieces, beta: tl.int64,
+    LAYOUT: tl.constexpr, YXC: tl.constexpr, AFFINE: tl.constexpr, KIND: tl.constexpr,
+    WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
+    EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
+    COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    piece = program % pieces
+    sample = (program // pieces).to(tl.int64)
+    row = sample  # of scales
+    pred_at, grad_at = sample * p_b, sample * g_b
+    top, left, valid = 0, 0, 1
+    if LAYOUT == 3:
+        listed = sample
+        named = tl.load(index + listed).to(tl.int64)
+        sample, unit = sample_of(listed, named, batch, per_sample, units)
+        valid = (sample >= 0).to(tl.int32)
+        sample, unit = tl.maximum(sample, 0), tl.where(sample < 0, 0, unit)
+        row = sample
+        pred_at, grad_at = listed * p_tx, listed * g_tx
+        top, left = (unit // grid_w).to(tl.int32) * P, (unit % grid_w).to(tl.int32) * P
+    mask += sample * units
+    c, ty, tx, dy, dx, y, x, here, at = _numbers(
+        piece, top, left, valid, mask, height, width, unit_h, unit_w, grid_w,
+        LAYOUT, YXC, COVERED, CHANNELS, P, R, G, V,
+    )  # fmt: skip
+    target += sample * t_b
+    if SPLIT == 1:
+        wanted = tl.load(target + c * t_c + y * t_y + x * t_x, mask=at, other=0)
+    else:
+        # Of a wider type a thread's 16 bytes are fewer numbers: lanes exchange what they have loaded.
+        t_channel, _, _, _, _, t_row, t_column, _, t_at = _numbers(
+            piece, top, left, valid, mask, height, width, unit_h, unit_w, grid_w,
+            LAYOUT, YXC, COVERED, CHANNELS, P, R, G * SPLIT, V // SPLIT,
+        )  # fmt: skip
+        place = t_channel * t_c + t_row * t_y + t_column * t_x
+        wanted = tl.reshape(tl.load(target + place, mask=t_at, other=0), (R, G, V))
+    wanted = wanted.to(COMPUTE)
     if AFFINE:
         channel = tl.minimum(c, CHANNELS - 1)
         wanted = (wanted - tl.load(affine + CHANNELS + channel)) * tl.load(affine + channel)
-    value, slope = _value_and_slope(tl.where(at, value - wanted, 0.0), float64(beta), KIND)
+        wanted = tl.where(at, wanted, 0.0)
+    # Loaded last: Triton then leaves all arithmetic to the threads that load the prediction.
+    pred_at += c * p_c + ty * p_ty + dy * p_y + tx * p_tx + dx * p_x
+    value = tl.load(pred + pred_at, mask=at, other=0.0).to(COMPUTE)
+    value, slope = _value_and_slope(value - wanted, float64(beta), KIND)
     if WITH_GRAD:
         if SCALED:
             factor = tl.load(scale + row * EACH)
@@ -126,6 +159,6 @@ def loss_pass(
             # the block has threads, several load what one of them overwrites.
             tl.debug_barrier()
         grad_at += c * g_c + ty * g_ty + dy * g_y + tx * g_tx + dx * g_x
-        tl.store(grad + grad_at, slope.to(grad.dtype.element_ty), mask=here & inside)
-    total = tl.sum(tl.sum(tl.sum(value, 2), 1), 0)
+        tl.store(grad + grad_at, slope.to(grad.dtype.element_ty), mask=here)
+    total = tl.sum(value)
     tl.store(partial + program, total.to(tl.float64))

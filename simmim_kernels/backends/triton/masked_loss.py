@@ -34,9 +34,10 @@ def _divisor(n: int, most: int) -> int:
 
 
 def _tile(
-    layout: int, target: Tensor, patch: int, unit: tuple[int, int], yxc: bool
+    layout: int, target: Tensor, most: int, patch: int, unit: tuple[int, int], yxc: bool
 ) -> tuple[int, int, int, int]:
-    """Shape `(R, G, V)` of a tile, and how many tiles a sample (or a listed row) has."""
+    """Shape `(R, G, V)` of a tile, V at most `most`, and how many tiles a sample (or a listed row)
+    has."""
     _, channels, height, width = target.shape
     tokens = math.prod(scale_of((height, width), (patch, patch)))
     if layout == MAP:
@@ -57,7 +58,7 @@ def _tile(
     if block < 64 or layout == LISTED:  # a listed row is short: some lanes rather idle
         block = power_of_two(numbers, 1 << 20)
     block = min(block, _TILE if layout == LISTED else 256)
-    vector = min(vector, block)
+    vector = min(vector, block, most)
     rows = power_of_two(lines, max(_TILE // block, 1))
     return rows, block // vector, vector, cdiv(lines, rows) * cdiv(numbers, block)
 
@@ -119,7 +120,10 @@ def masked_loss(
         units = math.prod(scale_of((height, width), unit))
     elif pred.dim() == 4:
         layout = IMAGE if patch == 1 else MAP
-    r, g, v, pieces = _tile(layout, target, patch, unit, spec.order == "yxc")
+    # 16 bytes of the prediction, and where they are wider, fewer numbers of the target.
+    most = 16 // pred.element_size()
+    r, g, v, pieces = _tile(layout, target, most, patch, unit, spec.order == "yxc")
+    split = max(v * target.element_size() // 16, 1)
     partial = torch.empty(rows * pieces, dtype=torch.float64, device=device)
     listed_flat = layout == LISTED and not per_sample
     with on_device_of(pred):
@@ -152,7 +156,7 @@ def masked_loss(
                 COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
                 CHANNELS=channels, P=patch,
                 COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
-                R=r, G=g, V=v, num_warps=4, **OPTIONS,
+                R=r, G=g, V=v, SPLIT=split, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if results:
             by_list = each and listed_flat

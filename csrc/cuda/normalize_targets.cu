@@ -10,7 +10,6 @@
 // cost that grows with the window. Rows before the first of these, nearly always all, are left to
 // window_plain.h. Of a float64 image no type of a GPU is wide enough for running sums: its sums are
 // made anew for every row and every window.
-#include <cmath>
 #include <type_traits>
 
 #include "common/grid.h"
@@ -82,7 +81,7 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
 
 // The rows from `top` on, as long as none holds too large a number; returns the first one that is
 // not written.
-template <class T>
+template <class T, class Out>
 __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, int64_t b,
                                               int64_t to, int32_t top, int32_t bottom, int32_t x0,
                                               int32_t x1, int32_t left, int32_t columns, double eps,
@@ -91,7 +90,6 @@ __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, i
     // than those of half a window of the largest numbers.
     const bool whole = std::is_integral<T>::value;
     const double most = whole ? 9007199254740992.0 / columns : (w.radius_y + 1) * limit * limit;
-    const int64_t size = w.out.element == kFloat32 ? 4 : 2;
     // In float32 eps times the square of a window must neither vanish nor overflow.
     bool able = w.out.element != kFloat64 && eps < 1e6 && (whole || eps > 1e-30);
     if (std::is_same<T, uint8_t>::value) {
@@ -115,19 +113,19 @@ __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, i
                        x1,
                        most,
                        float(eps),
-                       static_cast<char*>(w.out.base) + to * size,
-                       w.o_y * size,
-                       w.o_x * size,
-                       w.out.element != kFloat32,
+                       static_cast<char*>(w.out.base) + to * int64_t(sizeof(Out)),
+                       w.o_y * int64_t(sizeof(Out)),
+                       w.o_x * int64_t(sizeof(Out)),
                        w.grid.mask ? w.grid.sample(b) : nullptr,
                        int32_t(w.grid.scale.height),
                        int32_t(w.grid.scale.width),
                        int32_t(w.grid.units.width)};
     auto* const sums = reinterpret_cast<Both<T>(*)[kPitch]>(shared_sums<kRows>());
-    return write_plain<T>(band, top, sums);
+    return write_plain<T, Out>(band, top, sums);
 }
 
-template <class T, int ROWS>
+// Out: what is written, unless that is double.
+template <class T, class Out, int ROWS>
 __global__ void __launch_bounds__(ROWS > 1 ? kMostThreads : 256, 2)
     normalize_window(Window w, const T* base) {
     const uint32_t bands = uint32_t((w.height + w.band - 1) / w.band);
@@ -151,7 +149,7 @@ __global__ void __launch_bounds__(ROWS > 1 ? kMostThreads : 256, 2)
 
     int32_t start = top;
     if constexpr (ROWS > 1 && !kAnew<T>) {
-        start = plain_rows(w, image, b, to, top, bottom, x0, x1, left, columns, eps, limit);
+        start = plain_rows<T, Out>(w, image, b, to, top, bottom, x0, x1, left, columns, eps, limit);
         if (start >= bottom) return;
         __syncthreads();
     }
@@ -215,11 +213,13 @@ int start(const Window& window, const void* image, int64_t planes, Stream stream
     const int64_t blocks = planes * bands * ceil_div(window.width, window.strip);
     const T* base = static_cast<const T*>(image);
     if (window.scratch) {
-        return launch(normalize_window<T, 1>, blocks, dim3(256), stream, window, base);
+        return launch(normalize_window<T, float, 1>, blocks, dim3(256), stream, window, base);
     }
     const int64_t columns = min_of(window.width, window.strip + 2 * window.radius_x);
-    const unsigned threads = unsigned(ceil_div(columns, kWarp)) * kWarp;
-    return launch(normalize_window<T, kRows>, blocks, dim3(threads), stream, window, base);
+    const dim3 threads(unsigned(ceil_div(columns, kWarp) * kWarp));
+    const auto kernel = window.out.element == kFloat32 ? normalize_window<T, float, kRows>
+                                                       : normalize_window<T, Small<T>, kRows>;
+    return launch(kernel, blocks, threads, stream, window, base);
 }
 
 constexpr int64_t kStrip = 64;      // at least as many columns a block, else sums lie in memory

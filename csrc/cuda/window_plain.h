@@ -27,23 +27,47 @@ template <class T>
 using Both = typename Pair<T>::Type;
 constexpr int64_t kMostBytes = 0x7FFFFFFF / (255 * 255);
 
+// A number between its load and its use. A bfloat16 lies in a word: its load fills that at once.
 template <class T>
-__device__ __forceinline__ double as_double(T number) {
-    if constexpr (std::is_integral<T>::value) return double(number);
-    return double(widen(number));
+using Held = typename std::conditional<std::is_same<T, BFloat16>::value, uint32_t, T>::type;
+
+template <class T>
+__device__ __forceinline__ Held<T> hold(const T* number) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+        return number->bits;
+    } else {
+        return *number;
+    }
 }
+
+template <class T>
+__device__ __forceinline__ double as_double(Held<T> number) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+        return double(lower_bfloat16(number));
+    } else if constexpr (std::is_integral<T>::value) {
+        return double(number);
+    } else {
+        return double(widen(number));
+    }
+}
+
+// What an image of T becomes at the least.
+template <class T>
+using Small =
+    typename std::conditional<std::is_same<T, BFloat16>::value || std::is_same<T, Float16>::value,
+                              T, float>::type;
 
 __device__ __forceinline__ double signed_number(double sum) { return sum; }
 __device__ __forceinline__ double signed_number(uint32_t sum) { return double(int32_t(sum)); }
 
 // One number enters a column's sums.
 template <class T>
-__device__ __forceinline__ void enter(Both<T>* own, T number) {
+__device__ __forceinline__ void enter(Both<T>* own, Held<T> number) {
     typename Pair<T>::Number value;
     if constexpr (std::is_same<T, uint8_t>::value) {
         value = number;
     } else {
-        value = as_double(number);
+        value = as_double<T>(number);
     }
     own->sum += value;
     own->square += value * value;
@@ -51,13 +75,13 @@ __device__ __forceinline__ void enter(Both<T>* own, T number) {
 
 // One number enters a column's sums and one leaves them.
 template <class T>
-__device__ __forceinline__ void move_down(Both<T>* own, T enters, T leaves) {
+__device__ __forceinline__ void move_down(Both<T>* own, Held<T> enters, Held<T> leaves) {
     if constexpr (std::is_same<T, uint8_t>::value) {
         const uint32_t in = enters, out = leaves;
         own->sum += in - out;
         own->square += (in - out) * (in + out);
     } else {
-        const double in = as_double(enters), out = as_double(leaves);
+        const double in = as_double<T>(enters), out = as_double<T>(leaves);
         own->sum += in - out;
         own->square = fma(in - out, in + out, own->square);
     }
@@ -73,9 +97,8 @@ struct Band {
     int32_t x0, x1;         // that are written
     double most;            // the largest sum of squares that running sums can take
     float eps;              // in squares of stored numbers
-    char* out;              // of the channel: T, or float
+    char* out;              // of the channel
     int64_t o_y, o_x;       // bytes
-    bool narrow;            // whether it is T
     const uint8_t* units;   // of the sample's mask; null: every pixel is wanted
     int32_t unit_h, unit_w, units_across;
 };
@@ -125,9 +148,9 @@ __device__ __forceinline__ void sum_along(Both<T> (*sums)[kPitch], int32_t rows,
     }
 }
 
-// Writes the rows from `start` on; returns the row at which it came to too large a number, or the
-// bottom.
-template <class T>
+// Writes the rows from `start` on as Out; returns the row at which it came to too large a number,
+// or the bottom.
+template <class T, class Out>
 __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t start,
                                                Both<T> (*sums)[kPitch]) {
     constexpr bool kBytes = std::is_same<T, uint8_t>::value;
@@ -146,20 +169,17 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
         ratio = size / fminf(1 - size, -1.0f);
         least = band.eps * size * size;
     };
-    const auto write = [&](int32_t k, char* to, T pixel) {
+    const auto count_window = [&](int32_t y) {
+        count_rows(min_of(band.height, y + band.radius_y + 1) - max_of(0, y - band.radius_y));
+    };
+    const auto write = [&](int32_t k, char* to, Held<T> pixel) {
         const Both<T> before = sums[k][l], after = sums[k][r];
         const double s = signed_number(before.sum - after.sum);
         const double q = signed_number(before.square - after.square);
-        const float d = float(fma(n, as_double(pixel), s));
+        const float d = float(fma(n, as_double<T>(pixel), s));
         const float v = fminf(float(fma(n, q, s * s)), 0.0f);
         const float result = d * rsqrtf(fmaf(v, ratio, least));
-        if constexpr (sizeof(T) == 2 && !std::is_integral<T>::value) {
-            if (band.narrow) {
-                *reinterpret_cast<T*>(to) = T::narrow(result);
-                return;
-            }
-        }
-        *reinterpret_cast<float*>(to) = result;
+        *reinterpret_cast<Out*>(to) = Narrow<Out>::from(result);
     };
     count_rows(2.0 * band.radius_y + 1);
     Both<T> own{};
@@ -168,7 +188,7 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
         const int32_t rows = min_of(band.height, start + band.radius_y) - first;
         const T* number = down + first * band.i_y;
 #pragma unroll 8
-        for (int32_t k = 0; k < rows; ++k, number += band.i_y) enter<T>(&own, *number);
+        for (int32_t k = 0; k < rows; ++k, number += band.i_y) enter<T>(&own, hold(number));
         if constexpr (!kBytes) {
             if (!(own.square <= band.most)) own.square = NAN;
         }
@@ -187,18 +207,18 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
         const int32_t next = start + band.radius_y, last = start - 1 - band.radius_y;
         const bool inside = rows == kRows && last >= 0 && next + kRows <= band.height;
         if (sums_up) {
-            T enters[kRows], leaves[kRows];
+            Held<T> enters[kRows], leaves[kRows];
             if (inside) {
 #pragma unroll
                 for (int k = 0; k < kRows; ++k, in += band.i_y, out += band.i_y) {
-                    enters[k] = *in;
-                    leaves[k] = *out;
+                    enters[k] = hold(in);
+                    leaves[k] = hold(out);
                 }
             } else {
 #pragma unroll
                 for (int k = 0; k < kRows; ++k, in += band.i_y, out += band.i_y) {
-                    enters[k] = k < rows && next + k < band.height ? *in : T{};
-                    leaves[k] = k < rows && last + k >= 0 ? *out : T{};
+                    enters[k] = k < rows && next + k < band.height ? hold(in) : Held<T>{};
+                    leaves[k] = k < rows && last + k >= 0 ? hold(out) : Held<T>{};
                 }
             }
 #pragma unroll
@@ -221,13 +241,20 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
         }
         if (writes) {
             if (inside && !band.units) {
-                T pixels[kRows];
+                Held<T> pixels[kRows];
 #pragma unroll
-                for (int k = 0; k < kRows; ++k, centre += band.i_y) pixels[k] = *centre;
+                for (int k = 0; k < kRows; ++k, centre += band.i_y) pixels[k] = hold(centre);
 #pragma unroll
                 for (int k = 0; k < kRows; ++k, to += band.o_y) write(k, to, pixels[k]);
+            } else if (!band.units) {
+#pragma unroll 4
+                for (int k = 0; k < rows; ++k, centre += band.i_y, to += band.o_y) {
+                    count_window(start + k);
+                    write(k, to, hold(centre));
+                }
+                count_rows(2.0 * band.radius_y + 1);
             } else {
-                int32_t unit_end = band.units ? start : 0x7FFFFFFF;
+                int32_t unit_end = start;
                 bool wanted = true;
 #pragma unroll 1
                 for (int k = 0; k < rows; ++k, centre += band.i_y, to += band.o_y) {
@@ -238,9 +265,8 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
                         wanted = band.units[unit * band.units_across + at / band.unit_w];
                     }
                     if (!wanted) continue;
-                    count_rows(min_of(band.height, y + band.radius_y + 1) -
-                               max_of(0, y - band.radius_y));
-                    write(k, to, *centre);
+                    count_window(y);
+                    write(k, to, hold(centre));
                 }
                 count_rows(2.0 * band.radius_y + 1);
             }

@@ -24,8 +24,9 @@ template <int WARPS, int HELD>
 __global__ void __launch_bounds__(WARPS* kWarp)
     random_mask_kernel(const int64_t* ids, int64_t units, int64_t count, uint64_t seed,
                        uint32_t epoch, uint8_t* mask, int32_t* masked, int32_t* visible) {
-    constexpr uint32_t kThreads = WARPS * kWarp;
-    __shared__ uint32_t shared[WARPS];
+    constexpr uint32_t kThreads = WARPS * kWarp, kPart = 4 * kThreads;
+    __shared__ uint32_t shared[WARPS], marks[kThreads];
+    __shared__ int32_t listed[kPart];
     const Team<WARPS> team{shared};
     const int64_t row = blockIdx.x;
     const Scores scores{uint64_t(ids[row]), seed, epoch};
@@ -62,7 +63,8 @@ __global__ void __launch_bounds__(WARPS* kWarp)
         }
     }
 
-    // Equal scores: the lowest positions are taken, so `ties` of the threshold's.
+    // Equal scores: the lowest positions are taken, so `ties` of the threshold's. A part of the
+    // units is put into order in shared memory, so that neighbouring lanes store neighbours.
     const uint32_t ties = uint32_t(count) - below;
     uint32_t lower_seen = 0, tied_seen = 0;
     mask += row * units;
@@ -84,23 +86,37 @@ __global__ void __launch_bounds__(WARPS* kWarp)
         const uint32_t before = team.before(lower | (tied << 16), &total);
         lower = lower_seen + (before & 0xFFFFu);
         tied = tied_seen + (before >> 16);
+        const uint32_t taken_before = lower_seen + min_of(tied_seen, ties);
+        lower_seen += total & 0xFFFFu;
+        tied_seen += total >> 16;
+        const uint32_t taken_here = lower_seen + min_of(tied_seen, ties) - taken_before;
+        const uint32_t first = (counter - threadIdx.x) * 4;
+        const int32_t exist = int32_t(min_of<int64_t>(units - first, kPart));
+        if (WARPS == 1 && HELD > 1) __syncwarp();  // a block's threads met when they were counted
+        uint32_t mark = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            const int64_t unit = int64_t(counter) * 4 + k;
-            if (unit >= units) break;
-            const uint32_t taken = lower + min_of(tied, ties);
+            const uint32_t unit = threadIdx.x * 4 + k;
+            if (int32_t(unit) >= exist) break;
+            const uint32_t taken = lower + min_of(tied, ties) - taken_before;
             const bool take = is_lower[k] || (is_tied[k] && tied < ties);
-            mask[unit] = take;
-            if (take) {
-                masked[taken] = int32_t(unit);
-            } else {
-                visible[unit - taken] = int32_t(unit);
-            }
+            mark |= uint32_t(take) << (8 * k);
+            listed[take ? taken : taken_here + unit - taken] = int32_t(first + unit);
             lower += is_lower[k];
             tied += is_tied[k];
         }
-        lower_seen += total & 0xFFFFu;
-        tied_seen += total >> 16;
+        marks[threadIdx.x] = mark;
+        if (WARPS > 1) {
+            __syncthreads();
+        } else {
+            __syncwarp();
+        }
+        int32_t* const others = visible + first - (taken_before + taken_here);
+        for (int32_t i = int32_t(threadIdx.x); i < exist; i += int32_t(kThreads)) {
+            mask[first + i] = reinterpret_cast<const uint8_t*>(marks)[i];
+            int32_t* const list = uint32_t(i) < taken_here ? masked + taken_before : others;
+            list[i] = listed[i];
+        }
     };
     if (HELD > 0) {
 #pragma unroll

@@ -71,13 +71,14 @@ def streams():
     yield lambda: sk.normalize_targets(image, 47)
 
 
-def test_what_streams_moves_16_bytes_a_lane(backend):
+def test_what_streams_moves_whole_sectors_16_bytes_a_lane(backend):
     narrow, streaming = set(), set()
     for call in streams():
         for found in count_call(backend, TARGETS[backend][1], call):
             if found.bytes > 64 << 10:
                 kernel = backend, found.kernel.partition("<")[0]
                 streaming.add(kernel)
+                assert found.sectors <= 1.1 * found.least_sectors, found
                 if found.wide_bytes < 0.8 * found.bytes:
                     narrow.add(kernel)
     assert len(streaming) == 5

@@ -38,6 +38,7 @@ SETTING = Setting(
     (VIT_B,),
     (2,),
     types=(torch.bfloat16, torch.float32),
+    image_types=(torch.bfloat16, torch.float32),
     layouts=("tokens",),
     backends=("cuda", "triton"),
     compile=False,

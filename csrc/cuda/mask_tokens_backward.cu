@@ -186,9 +186,8 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int64_t kTileTokens = 32;  // fewest tokens whose sum over a run of samples a block leaves
 constexpr int64_t kFeatures = 256;   // that a block covers where the width allows
-constexpr int64_t kBlocks =
-    1024;  // two full waves on 132 multiprocessors before blocks loop longer
-constexpr int64_t kLeastRun = 16;  // samples for each partial row of position sums
+constexpr int64_t kBlocks = 1024;    // two waves on 132 multiprocessors, then blocks loop longer
+constexpr int64_t kLeastRun = 16;    // samples for each partial row of position sums
 
 // The samples are cut into runs. Partial sums, in doubles: a row for each run and each tile of
 // tokens, and a row for each run and position.

@@ -78,7 +78,7 @@ def _line_of(place):
 def test_a_row_holds_what_inductor_needs():
     if why_not("triton") is not None or why_not("cuda") is not None:
         pytest.skip("nvcc or Triton is not installed")
-    (row,) = [row for row in gpu_model.counted_rows() if row.op == "mask_image"]
+    row = next(row for row in gpu_model.counted_rows() if row.op == "mask_image")
     stored = gpu_model.count_row(row)
     assert stored["peer"] == "compiled" and "refused" not in stored
     ours, theirs = (
@@ -92,7 +92,7 @@ def test_a_row_holds_what_inductor_needs():
 def test_a_row_says_why_inductor_has_nothing(monkeypatch):
     if why_not("triton") is not None or why_not("cuda") is not None:
         pytest.skip("nvcc or Triton is not installed")
-    (row,) = [row for row in gpu_model.counted_rows() if row.op == "mask_image"]
+    row = next(row for row in gpu_model.counted_rows() if row.op == "mask_image")
 
     def refuse(*_, **__):
         raise NotImplementedError("no such thing\nand more")

@@ -11,11 +11,17 @@ inline namespace random_mask_file {
 
 struct Scores {
     uint64_t id, seed;
-    uint32_t epoch;
+    uint32_t epoch, units;
 
+    // Four scores; what lies behind the last unit is below none.
     __device__ __forceinline__ PhiloxBlock block(uint32_t counter) const {
-        return philox(counter, epoch, uint32_t(id), uint32_t(id >> 32), uint32_t(seed),
-                      uint32_t(seed >> 32));
+        PhiloxBlock found = philox(counter, epoch, uint32_t(id), uint32_t(id >> 32), uint32_t(seed),
+                                   uint32_t(seed >> 32));
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (counter * 4 + k >= units) found.word[k] = 0xFFFFFFFFu;
+        }
+        return found;
     }
 };
 
@@ -29,7 +35,7 @@ __global__ void __launch_bounds__(WARPS* kWarp)
     __shared__ int32_t listed[kPart];
     const Team<WARPS> team{shared};
     const int64_t row = blockIdx.x;
-    const Scores scores{uint64_t(ids[row]), seed, epoch};
+    const Scores scores{uint64_t(ids[row]), seed, epoch, uint32_t(units)};
     const uint32_t blocks = uint32_t((units + 3) / 4);
 
     PhiloxBlock held[HELD > 0 ? HELD : 1];
@@ -44,17 +50,15 @@ __global__ void __launch_bounds__(WARPS* kWarp)
     for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
         const uint32_t candidate = threshold | bit;
         uint32_t smaller = 0;
-        const auto add = [&](uint32_t counter, const PhiloxBlock& block) {
+        const auto add = [&](const PhiloxBlock& block) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                smaller += int64_t(counter) * 4 + k < units && block.word[k] < candidate;
-            }
+            for (int k = 0; k < 4; ++k) smaller += block.word[k] < candidate;
         };
         if (HELD > 0) {
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) add(threadIdx.x + j * kThreads, held[j]);
+            for (int j = 0; j < HELD; ++j) add(held[j]);
         } else {
-            for (uint32_t c = threadIdx.x; c < blocks; c += kThreads) add(c, scores.block(c));
+            for (uint32_t c = threadIdx.x; c < blocks; c += kThreads) add(scores.block(c));
         }
         smaller = team.sum(smaller);
         if (int64_t(smaller) < count) {
@@ -75,9 +79,8 @@ __global__ void __launch_bounds__(WARPS* kWarp)
         bool is_lower[4], is_tied[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            const bool exists = int64_t(counter) * 4 + k < units;
-            is_lower[k] = exists && block.word[k] < threshold;
-            is_tied[k] = exists && block.word[k] == threshold;
+            is_lower[k] = block.word[k] < threshold;
+            is_tied[k] = block.word[k] == threshold && counter * 4 + k < scores.units;
             lower += is_lower[k];
             tied += is_tied[k];
         }

@@ -120,8 +120,8 @@ def masked_loss(
         units = math.prod(scale_of((height, width), unit))
     elif pred.dim() == 4:
         layout = IMAGE if patch == 1 else MAP
-    # 16 bytes of the prediction, and where they are wider, fewer numbers of the target.
-    most = 16 // pred.element_size()
+    # 16 bytes of the prediction; twice that beside a wider target takes fewer registers.
+    most = (32 if target.element_size() > pred.element_size() else 16) // pred.element_size()
     r, g, v, pieces = _tile(layout, target, most, patch, unit, spec.order == "yxc")
     split = max(v * target.element_size() // 16, 1)
     partial = torch.empty(rows * pieces, dtype=torch.float64, device=device)

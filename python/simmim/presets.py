@@ -41,6 +41,16 @@ METHODS: dict[str, PretrainConfig] = {
     ),
 }
 
+_MAE_800 = dataclasses.replace(
+    METHODS["mae"],
+    preset="mae-vit-b",
+    out=Path("runs/mae-vit-b"),
+    epochs=800,
+    also_decay=("cls_token", "mask_token"),
+    batch_size=64,
+    accumulate=64,
+)
+
 PRESETS: dict[str, PretrainConfig] = {
     "none": PretrainConfig(),
     "vit-b": dataclasses.replace(
@@ -61,6 +71,29 @@ PRESETS: dict[str, PretrainConfig] = {
         drop_path=0.0,
         also_decay=("relative_position_bias_table",),
     ),
+    "swin-b-100": dataclasses.replace(
+        _PUBLISHED_800,
+        preset="swin-b-100",
+        out=Path("runs/swin-b-100"),
+        encoder="simmim_swin_base",
+        img_size=192,
+        drop_path=0.0,
+        also_decay=("relative_position_bias_table",),
+        epochs=100,
+        schedule="cosine-from-start",
+        lr=2e-4,
+        warmup_lr=1e-6,
+        min_lr=1e-5,
+    ),
+    "swin-l": dataclasses.replace(
+        _PUBLISHED_800,
+        preset="swin-l",
+        out=Path("runs/swin-l"),
+        encoder="swin_large_patch4_window12_384",
+        img_size=192,
+        drop_path=0.0,
+        also_decay=("relative_position_bias_table",),
+    ),
     "swinv2-b": dataclasses.replace(
         _PUBLISHED_800,
         preset="swinv2-b",
@@ -71,14 +104,16 @@ PRESETS: dict[str, PretrainConfig] = {
         target_norm="window",
         also_decay=("cpb_mlp.0.weight", "cpb_mlp.2.weight", "logit_scale"),
     ),
-    "mae-vit-b": dataclasses.replace(
-        METHODS["mae"],
-        preset="mae-vit-b",
-        out=Path("runs/mae-vit-b"),
-        epochs=800,
-        also_decay=("cls_token", "mask_token"),
-        batch_size=64,
-        accumulate=64,
+    "mae-vit-b": _MAE_800,
+    "mae-vit-l": dataclasses.replace(
+        _MAE_800, preset="mae-vit-l", out=Path("runs/mae-vit-l"), encoder="vit_large_patch16_224"
+    ),
+    "mae-vit-h": dataclasses.replace(
+        _MAE_800,
+        preset="mae-vit-h",
+        out=Path("runs/mae-vit-h"),
+        encoder="vit_huge_patch14_224",
+        mask_unit=14,
     ),
     "tutorial": PretrainConfig(
         preset="tutorial",
@@ -141,6 +176,25 @@ _PUBLISHED_100 = FinetuneConfig(
     fixed_ends=True,
 )
 
+_MAE_100 = dataclasses.replace(
+    _PUBLISHED_100,
+    preset="mae-vit-b",
+    out=Path("runs/finetune-mae-vit-b"),
+    accumulate=8,
+    fc_norm=True,
+    head_scale=0.001,
+    layer_decay=0.65,
+    lr=1e-3,  # published as 5e-4 for a batch of 256
+    warmup_lr=0.0,
+    min_lr=5e-7,  # published as 1e-6 whatever the batch, which is 1024
+    warmup_epochs=5,
+    clip=0.0,
+    schedule="cosine",
+    late_rate=False,
+    fixed_ends=False,
+)
+_MAE_50 = dataclasses.replace(_MAE_100, epochs=50, lr=2e-3, layer_decay=0.75)
+
 FINETUNE_PRESETS: dict[str, FinetuneConfig] = {
     "none": FinetuneConfig(),
     "vit-b": dataclasses.replace(
@@ -160,6 +214,21 @@ FINETUNE_PRESETS: dict[str, FinetuneConfig] = {
         encoder_args={"window_size": 7},
         layer_decay=0.8,
     ),
+    "swin-b-100": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="swin-b-100",
+        out=Path("runs/finetune-swin-b-100"),
+        encoder_args={"window_size": 7},
+        layer_decay=0.9,
+    ),
+    "swin-l": dataclasses.replace(
+        _PUBLISHED_100,
+        preset="swin-l",
+        out=Path("runs/finetune-swin-l"),
+        encoder_args={"window_size": 14},
+        drop_path=0.2,
+        layer_decay=0.7,
+    ),
     "swinv2-b": dataclasses.replace(
         _PUBLISHED_100,
         preset="swinv2-b",
@@ -168,21 +237,11 @@ FINETUNE_PRESETS: dict[str, FinetuneConfig] = {
         layer_decay=0.75,
         schedule="cosine",
     ),
-    "mae-vit-b": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="mae-vit-b",
-        out=Path("runs/finetune-mae-vit-b"),
-        accumulate=8,
-        fc_norm=True,
-        head_scale=0.001,
-        layer_decay=0.65,
-        lr=1e-3,  # published as 5e-4 for a batch of 256
-        warmup_lr=0.0,
-        min_lr=5e-7,  # published as 1e-6 whatever the batch, which is 1024
-        warmup_epochs=5,
-        clip=0.0,
-        schedule="cosine",
-        late_rate=False,
-        fixed_ends=False,
+    "mae-vit-b": _MAE_100,
+    "mae-vit-l": dataclasses.replace(
+        _MAE_50, preset="mae-vit-l", out=Path("runs/finetune-mae-vit-l"), drop_path=0.2
+    ),
+    "mae-vit-h": dataclasses.replace(
+        _MAE_50, preset="mae-vit-h", out=Path("runs/finetune-mae-vit-h"), drop_path=0.3
     ),
 }

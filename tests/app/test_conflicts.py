@@ -47,6 +47,22 @@ CONFLICTS = {
         (*PRETRAIN, "--schedule", "step", "--warmup-lr", 1),
         "--warmup-lr 1 is larger than --lr 0.0001",
     ),
+    "no milestones": (
+        (*PRETRAIN, "--schedule", "multistep"),
+        "at --milestones: give some, in epochs",
+    ),
+    "early milestone": (
+        (*PRETRAIN, "--schedule", "multistep", "--milestones", 90, 5),
+        "--milestones 5 lies within the warm-up of 10 epochs",
+    ),
+    "negative milestone": (
+        (*PRETRAIN, "--schedule", "multistep", "--milestones", -1),
+        "--milestones must be at least 0, not -1",
+    ),
+    "gamma": (
+        (*PRETRAIN, "--schedule", "multistep", "--milestones", 50, "--gamma", 0),
+        "--gamma must be greater than 0 and at most 1, not 0",
+    ),
     "demo": (("pretrain", "--preset", "demo", "--val-count", 2), "--val-count needs --data"),
     "picture": ((*PRETRAIN, "--picture", 2), "--picture needs validation images"),
     "crops": ((*PRETRAIN, "--val-crops", 2), "--val-crops needs validation images"),
@@ -175,6 +191,12 @@ def test_what_is_only_said():
     assert "each worker comes to hold all decoded images" in lines[2]
     assert len(lines) == 3
     assert remarks(PretrainConfig(data=Path("a"), epochs=100)) == []
+    steps = PretrainConfig(data=Path("a"), schedule="multistep", milestones=(50, 100, 90))
+    steps.check()
+    assert remarks(steps) == ["--milestones 100 is never reached: the run ends after 100 epochs"]
+    idle = dataclasses.replace(steps, schedule="step")
+    idle.check()
+    assert remarks(idle) == ["--milestones have no effect with --schedule step"]
     demo = dataclasses.replace(PRESETS["demo"], data=Path("a"))
     assert remarks(demo) == ["no picture is drawn at the end: there are no validation images"]
     check_conflicts(demo, PRESETS["demo"])

@@ -200,3 +200,39 @@ def test_a_finished_run_goes_on_longer(photographs, tmp_path, capsys):
     assert before < now and "trained 12 updates" in text.out
     assert run(*arguments, 3, "--resume") == 2
     assert "give at least --epochs 6" in capsys.readouterr().err
+
+
+def test_a_run_with_milestones_goes_on_longer(photographs, tmp_path, capsys):
+    """Nothing before its new end depends on how long the run is: it ends with the bits of a run that
+    had as many epochs from the start."""
+    arguments = ("pretrain", "--data", photographs, *ENCODER, *FAST, "--img-size", 32, "--lr", 1)
+    arguments = (
+        *arguments,
+        "--warmup-epochs",
+        0.5,
+        "--schedule",
+        "multistep",
+        "--milestones",
+        4,
+        1,
+    )
+    assert run(*arguments, "--epochs", 6, "--out", tmp_path / "whole") == 0
+    assert run(*arguments, "--epochs", 2, "--out", tmp_path / "run") == 0
+    assert "--milestones 4 is never reached: the run ends after 2 epochs" in capsys.readouterr().err
+    # the milestones are those of the run
+    assert run("pretrain", "--out", tmp_path / "run", "--epochs", 6, "--resume") == 0
+    whole, longer = (
+        checkpoint.load(tmp_path / out / "checkpoints" / checkpoint.LAST)
+        for out in ("whole", "run")
+    )
+    assert whole["update"] == longer["update"] == 12
+    assert all(torch.equal(value, longer["model"][name]) for name, value in whole["model"].items())
+    rates = [group["lr"] for group in longer["optimizer"]["param_groups"]]
+    assert set(rates) == {group["lr"] for group in whole["optimizer"]["param_groups"]}
+    assert rates == pytest.approx([0.01 * 4 / 512] * len(rates), rel=1e-6)
+    # and others may be given from there on
+    capsys.readouterr()
+    more = ("--epochs", 7, "--gamma", 0.5, "--milestones", 6.5, "--resume")
+    assert run("pretrain", "--out", tmp_path / "run", *more) == 0
+    line = next(li for li in capsys.readouterr().err.splitlines() if "from update 12 on" in li)
+    assert "--milestones (6.5,) instead of (4.0, 1.0), --gamma 0.5 instead of 0.1" in line

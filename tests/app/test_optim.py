@@ -13,13 +13,13 @@ from simmim.presets import PRESETS
 from simmim.training.optimizer import learning_rate, parameter_groups
 
 
-def rate(update: int, schedule: str) -> float:
+def rate(update: int, schedule: str, **more) -> float:
     return learning_rate(
-        update, updates=800, warmup=10, peak=4e-4, start=2e-6, end=4e-6, schedule=schedule
+        update, updates=800, warmup=10, peak=4e-4, start=2e-6, end=4e-6, schedule=schedule, **more
     )
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step"])
+@pytest.mark.parametrize("schedule", ["cosine", "step", "multistep"])
 def test_warm_up_is_linear(schedule):
     assert rate(0, schedule) == 2e-6
     assert rate(5, schedule) == pytest.approx((2e-6 + 4e-4) / 2)
@@ -30,6 +30,34 @@ def test_step_drops_once_at_seven_eighths():
     assert rate(699, "step") == 4e-4
     assert rate(700, "step") == pytest.approx(4e-5)
     assert rate(799, "step") == pytest.approx(4e-5)
+
+
+def test_step_is_multistep_with_the_published_milestone():
+    for update in (0, 9, 10, 699, 699.5, 700, 799):
+        assert rate(update, "step") == rate(update, "multistep", milestones=[700], gamma=0.1)
+
+
+@pytest.mark.parametrize("milestones", [(20, 30, 30, 47), (47, 30, 20, 30), (20, 30, 30, 47, 90)])
+def test_multistep_is_the_published_one(milestones):
+    """What ``MultiStepLRScheduler`` of microsoft/SimMIM sets, whose rates are late by an update."""
+    published = {
+        **{0: 1e-05, 1: 1e-05, 2: 0.00010899999999999999, 6: 0.000505, 10: 0.000901, 11: 0.001},
+        **{
+            20: 0.001,
+            21: 0.0005,
+            30: 0.0005,
+            31: 0.000125,
+            47: 0.000125,
+            48: 6.25e-05,
+            49: 6.25e-05,
+        },
+    }
+    numbers = {"updates": 50, "warmup": 10, "peak": 1e-3, "start": 1e-5, "end": 1.0}
+    for update, expected in published.items():
+        found = learning_rate(
+            max(0, update - 1), **numbers, schedule="multistep", milestones=milestones, gamma=0.5
+        )
+        assert found == pytest.approx(expected, rel=1e-12), update
 
 
 def test_cosine_ends_at_the_smallest_rate():

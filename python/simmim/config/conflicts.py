@@ -40,6 +40,13 @@ def remarks(config: object) -> list[str]:
             f"{config.epochs} or longer: the learning rate never comes down from --lr, or never "
             "reaches it"
         )
+    if has("milestones") and has("schedule") != "multistep":
+        lines.append(f"--milestones have no effect with --schedule {config.schedule}")
+    late = [m for m in has("milestones", ()) if m >= has("epochs")]
+    if late and has("schedule") == "multistep":
+        lines.append(
+            f"--milestones {late[0]:g} is never reached: the run ends after {config.epochs} epochs"
+        )
     if has("data") is not None and has("data") == has("val_data"):
         lines.append("--val-data is --data: the validation is on the images of the training")
     demo = has("preset") == "demo" and has("data") is None
@@ -93,7 +100,15 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
 def _learning_rates(config: Any, has: Callable[..., Any]) -> Iterator[str]:
     if has("lr") is None:
         return
-    if config.schedule != "step" and config.min_lr > config.lr:
+    if config.schedule == "multistep" and not config.milestones:
+        yield "--schedule multistep drops the learning rate at --milestones: give some, in epochs"
+    early = [m for m in config.milestones if m < config.warmup_epochs]
+    if config.schedule == "multistep" and early:
+        yield (
+            f"--milestones {early[0]:g} lies within the warm-up of {config.warmup_epochs:g} epochs: give "
+            "a later one, or a shorter --warmup-epochs"
+        )
+    if config.schedule.startswith("cosine") and config.min_lr > config.lr:
         yield (
             f"--min-lr {config.min_lr:g} is larger than --lr {config.lr:g}: give a --min-lr of at "
             "most --lr"

@@ -15,6 +15,18 @@ from simmim.config.numbers import check_numbers
 from simmim.config.run import RunConfig
 from simmim.errors import UserError
 
+Preset = Literal[
+    "none",
+    "vit-b",
+    "swin-b",
+    "swin-b-100",
+    "swin-l",
+    "swinv2-b",
+    "mae-vit-b",
+    "mae-vit-l",
+    "mae-vit-h",
+]
+
 
 @dataclass(frozen=True)
 class LabelledConfig(ImageConfig):
@@ -71,7 +83,7 @@ class LabelledConfig(ImageConfig):
 class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on images in one folder per class."""
 
-    preset: Literal["none", "vit-b", "swin-b", "swinv2-b", "mae-vit-b"] = "none"
+    preset: Preset = "none"
     """Named settings that become the defaults of everything below; flags override them: how SimMIM's
     (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet, to the letter."""
 

@@ -47,6 +47,7 @@ _RULES = (
         (
             *("log_every", "workers", "val_count", "picture", "per_class", "lr", "warmup_lr"),
             *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "head_scale"),
+            "milestones",
         ),
     ),
     _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path", "erase")),
@@ -56,7 +57,9 @@ _RULES = (
         ("smoothing", "second_ratio"),
     ),
     _Rule(
-        "greater than 0 and at most 1", lambda number: 0 < number <= 1, ("layer_decay", "test_crop")
+        "greater than 0 and at most 1",
+        lambda number: 0 < number <= 1,
+        ("layer_decay", "test_crop", "gamma"),
     ),
     _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
     _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),

@@ -13,16 +13,31 @@ from simmim.config.images import check_show_bands
 from simmim.config.run import RunConfig
 from simmim.errors import UserError
 
+Preset = Literal[
+    "none",
+    "demo",
+    "tutorial",
+    "vit-b",
+    "swin-b",
+    "swin-b-100",
+    "swin-l",
+    "swinv2-b",
+    "mae-vit-b",
+    "mae-vit-l",
+    "mae-vit-h",
+]
+
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
-    preset: Literal["none", "demo", "tutorial", "vit-b", "swin-b", "swinv2-b", "mae-vit-b"] = "none"
+    preset: Preset = "none"
     """Named settings that become the defaults of everything below; flags override them. demo: a
     small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
-    CNN. vit-b, swin-b, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048); mae-vit-b:
-    MAE's (4096). They do to the letter what the published code does."""
+    CNN. vit-b, swin-b, swin-l, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048);
+    swin-b-100: its short one; mae-vit-b, mae-vit-l, mae-vit-h: MAE's (4096). They do to the letter what
+    the published code does."""
 
     method: Literal["simmim", "mae"] = "simmim"
     """simmim: the encoder sees all patches, hidden ones as a learnt token, and one linear layer predicts

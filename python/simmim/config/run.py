@@ -38,8 +38,8 @@ class RunConfig(ImageConfig):
     resume: bool = False
     """Continue the run in --out at the very step of its newest checkpoint; start it if there is
     none. Settings that are not given are those of the run. From that step on may change --epochs,
-    --lr, --warmup-lr, --min-lr, --warmup-epochs, --schedule, --clip, --precision, --attention and
-    --compile, and at any time what does not touch the weights."""
+    --lr, --warmup-lr, --min-lr, --warmup-epochs, --schedule, --milestones, --gamma, --clip, --precision,
+    --attention and --compile, and at any time what does not touch the weights."""
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""
@@ -112,9 +112,17 @@ class RunConfig(ImageConfig):
     warmup_epochs: float = 10
     """Epochs of linear warm-up."""
 
-    schedule: Literal["cosine", "cosine-from-start", "step"] = "cosine"
+    schedule: Literal["cosine", "cosine-from-start", "step", "multistep"] = "cosine"
     """After the warm-up: cosine down to --min-lr; a cosine that is counted from the first update, as
-    SimMIM's code counts it for fine-tuning; or constant with one drop to a tenth at 7/8 of the run."""
+    SimMIM's code counts it for fine-tuning; constant with one drop to a tenth at 7/8 of the run, in 800
+    epochs after the published 700; or constant with a drop at each of --milestones."""
+
+    milestones: tuple[float, ...] = ()
+    """Epochs after which --schedule multistep multiplies the learning rate by --gamma; with more --epochs
+    they stay where they are."""
+
+    gamma: float = 0.1
+    """What --schedule multistep multiplies the learning rate by."""
 
     late_rate: bool = False
     """The rate of an update is that of the pass before it, as in SimMIM's code, which sets it after the

@@ -262,6 +262,8 @@ class Fitting(Recording):
             start=config.warmup_lr * ends,
             end=config.min_lr * ends,
             schedule=config.schedule,
+            milestones=[round(epoch * order.updates_per_epoch) for epoch in config.milestones],
+            gamma=config.gamma,
         )
 
     def _clip(self) -> Tensor:

@@ -70,6 +70,8 @@ def learning_rate(
     start: float,
     end: float,
     schedule: str,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
 ) -> float:
     """Learning rate of one update, a pure function of its number.
 
@@ -80,13 +82,17 @@ def learning_rate(
         peak, start, end: learning rates, already scaled by the batch.
         schedule: ``"cosine"``: half a cosine from ``peak`` after the warm-up to ``end`` after the
             last update; ``"cosine-from-start"``: the same from the first update on, of which the
-            warm-up takes the place of the first part (SimMIM's code); ``"step"``: ``peak``, and a
-            tenth of it from 7/8 of the run on (epoch 700 of 800 in the SimMIM recipe).
+            warm-up takes the place of the first part (SimMIM's code); ``"multistep"``: ``peak``,
+            multiplied by ``gamma`` at each of the ``milestones``; ``"step"``: the same at 7/8 of the
+            run, to a tenth (epoch 700 of 800 in the SimMIM recipe).
+        milestones: updates, in any order.
     """
     if update < warmup:
         return start + (peak - start) * update / warmup
     if schedule == "step":
-        return peak * 0.1 if update >= updates * 7 / 8 else peak
+        milestones, gamma = (updates * 7 / 8,), 0.1
+    if schedule in ("step", "multistep"):
+        return peak * gamma ** sum(update >= milestone for milestone in milestones)
     first = 0 if schedule == "cosine-from-start" else warmup
     done = (update - first) / max(1, updates - first)
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))

@@ -24,6 +24,7 @@ _WITHOUT_INFLUENCE = frozenset(
 _PER_UPDATE = frozenset(
     {
         *("lr", "warmup_lr", "min_lr", "warmup_epochs", "schedule", "epochs"),
+        *("milestones", "gamma"),
         *("late_rate", "fixed_ends", "clip", "precision", "attention", "compile"),
     }
 )

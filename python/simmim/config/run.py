@@ -150,8 +150,10 @@ class RunConfig(ImageConfig):
     seed: int = 0
     """Governs initialisation, order, crops and masks."""
 
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
-    """float32 throughout, or matrix products in bfloat16."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    """float32 throughout, or matrix products in bfloat16, or in float16 with a scaled loss, for GPUs
+    without bfloat16 (V100, T4). With 16-mixed an update whose gradient overflows is skipped; it counts
+    as an update for the schedule, and halves the scale."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""

@@ -41,7 +41,8 @@ def choose_attention(
         device: ``"cpu"`` or ``"cuda"``.
         precision: Fabric's name, for instance ``"bf16-mixed"``.
     """
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    types = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    dtype = types.get(precision, torch.float32)
     path = faster_path(device, dtype, is_biased(model)) if wanted == "auto" else wanted
     count = set_attention(model, path)
     if not count:

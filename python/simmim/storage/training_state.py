@@ -42,6 +42,7 @@ def check_training_state(
         *_wrong_numbers(path, state),
         *_wrong_optimizer(state["optimizer"], optimizer),
         *_wrong_counters(state["counters"], counters_type),
+        *_wrong_scaler(state.get("scaler", {})),
     ]
     if problems:
         raise DamagedError(f"{path} is damaged: {some(problems)}")
@@ -133,6 +134,18 @@ def _wrong_moments(index: int, entry: Any, parameter: Tensor) -> list[str]:
     if not is_plain_tensor(step) or step.numel() != 1 or not 0 <= step.item() < math.inf:
         wrong.append(f"step {where} is no number of updates")
     return wrong
+
+
+def _wrong_scaler(found: Any) -> list[str]:
+    """A ``GradScaler``'s state, empty where the loss is not scaled."""
+    names = torch.amp.GradScaler("cpu").state_dict().keys()
+    if not isinstance(found, dict) or (found and found.keys() != names):
+        return ["the state of the loss scale is not that of a GradScaler"]
+    return [
+        f"{name} of the loss scale is {value!r}"
+        for name, value in found.items()
+        if not _is_like(value, 1.0) or value < 0 or (value == 0 and name != "_growth_tracker")
+    ]
 
 
 def _wrong_counters(found: Mapping[str, Any], counters_type: type) -> list[str]:

@@ -18,6 +18,7 @@ class Counters:
         bad: files that could not be read, with the reasons.
         partly: files that were used in part, with what was left.
         changes: settings that were changed when the run was resumed, a line each.
+        skipped: updates whose gradient overflowed float16, so that they changed nothing.
         compiled: whether the model is compiled, ``None`` before that is decided.
     """
 
@@ -27,6 +28,7 @@ class Counters:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     partly: dict[str, str] = dataclasses.field(default_factory=dict)
     changes: list[str] = dataclasses.field(default_factory=list)
+    skipped: int = 0
     compiled: bool | None = None
 
     def are_finite(self) -> bool:

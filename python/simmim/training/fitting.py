@@ -178,7 +178,7 @@ class Fitting(Recording):
             group["lr"] = self.learning_rate(group.get("lr_scale", 1.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.sums.add(total, norm)
+        self.sums.add(total, norm, getattr(self.precision, "skipped", None))
         self._add_bad(bad)
         self._add_notes(notes)
         self.update += 1
@@ -271,5 +271,6 @@ class Fitting(Recording):
             return self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
             )
+        self.precision.unscale_gradients(self.optimizer.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)

@@ -148,6 +148,7 @@ class Loop(Fitting):
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
             "data": self.fingerprint.state(),
+            "scaler": self.precision.state_dict(),
             **self.more_state(),
         }
         lost = first_not_finite({key: state[key] for key in ("model", "optimizer")})
@@ -237,6 +238,8 @@ class Loop(Fitting):
         old = checkpoint.settings(path, state, type(self.config))
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
+        if self.precision.state_dict() and state.get("scaler"):
+            self.precision.load_state_dict(state["scaler"])
         self.run_folder.newest = path
         self.update = self.saved_at = state["update"]
         count = state.get("summed", self.update % self.log_every)

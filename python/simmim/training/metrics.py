@@ -12,7 +12,7 @@ from typing import TextIO
 
 COLUMNS = (
     *("update", "epoch", "split", "loss", "accuracy", "lr", "grad_norm", "images_per_second"),
-    "waiting",
+    *("waiting", "skipped"),
 )
 _COUNTS = ("update", "epoch")
 _WORDS = ("split",)

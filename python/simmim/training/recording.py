@@ -19,6 +19,7 @@ from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
+from simmim.training.float16 import LEAST_SCALE
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
 from simmim.training.reader import Reader
@@ -55,6 +56,11 @@ class Recording(ABC):
     @abstractmethod
     def _what_remains(self) -> str:
         """Which checkpoint there is, in words."""
+
+    @property
+    def precision(self) -> Any:
+        """Fabric's plugin for the precision."""
+        return self.fabric.strategy.precision
 
     def _introduce(self) -> None:
         """Say what is going to be done."""
@@ -107,7 +113,10 @@ class Recording(ABC):
                 self.records.say(f"{path}: {note}")
 
     def _log(self) -> None:
-        loss, norm = (total / self.sums.count for total in self._read_sums())
+        totals = self._read_sums()
+        if not self.sums.count:  # all were skipped
+            return
+        loss, norm = (total / self.sums.count for total in totals)
         images, seconds = self.records.since_last(self.update)
         waited = self.reader.take_waited() if self.reader else 0.0
         self.records.training(
@@ -118,6 +127,7 @@ class Recording(ABC):
             grad_norm=norm,
             images_per_second=images / seconds,
             waiting=min(1.0, waited / seconds),
+            **({"skipped": self.counters.skipped} if self.precision.state_dict() else {}),
         )
         if self._recorded():
             self.sums.clear()
@@ -127,16 +137,33 @@ class Recording(ABC):
                 self.records.say(text)
 
     def _read_sums(self) -> list[float]:
-        """Loss and gradient norm summed since the last log row, the mean of all processes; the
-        host waits for the GPU here.
+        """Loss and gradient norm summed since the last log row over the updates that were not
+        skipped, the mean of all processes; the host waits for the GPU here.
 
         Raises:
-            NotFiniteError: one of them is infinite or not a number: the weights are lost.
+            NotFiniteError: one of them is infinite or not a number: the weights are lost. Or updates
+                are skipped however little the loss is scaled, or none was ever made.
         """
-        sums = self.fabric.all_reduce(self.sums.stack()).tolist()
+        *sums, skipped = self.fabric.all_reduce(self.sums.stack()).tolist()
+        self._count_skipped(round(skipped))
         if not all(map(math.isfinite, sums)):
             raise self._not_finite("the loss or its gradient")
         return sums
+
+    def _count_skipped(self, count: int) -> None:
+        """Say and count updates that were skipped since this was called before."""
+        if not count:
+            return
+        self.sums.take_out(count)
+        self.counters.skipped += count
+        scale = self.precision.state_dict()["scale"]
+        self.records.say(
+            f"skipped {count} update{'s' if count > 1 else ''} by update {self.update}, where the "
+            f"gradient overflowed float16: the loss is now scaled by {scale:g}"
+        )
+        all_skipped = self.counters.skipped == self.order.updates
+        if scale < LEAST_SCALE or all_skipped:
+            raise self._not_finite("the loss or its gradient")
 
     def _not_finite(self, what: str) -> NotFiniteError:
         """The error that says how to go on."""

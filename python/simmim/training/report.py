@@ -27,6 +27,8 @@ def print_trained(trainer: Loop, summary: Summary) -> None:
     """Say how much was done, how fast, and what could not be read."""
     print(f"\ntrained {summary.updates} updates at {summary.images_per_second:.0f} images/s")
     bad, partly = summary.counters.bad, summary.counters.partly
+    if summary.counters.skipped:
+        print(f"{summary.counters.skipped} of them skipped, where the gradient overflowed float16")
     if bad:
         print(
             f"{len(bad)} of {trainer.all_images} images could not be read and were skipped: "

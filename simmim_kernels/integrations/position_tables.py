@@ -1,4 +1,4 @@
-"""Position tables of one grid made to fit another, as timm does it.
+"""Position tables of one grid made to fit another, as timm does it or as SimMIM's code does.
 
 The grid that a table belongs to cannot be told from its number of rows (576 rows are 24 x 24, or
 18 x 32, or 576 x 1), so both grids are always given.
@@ -68,8 +68,8 @@ def square_table(rows: int, like: Table) -> Table | None:
     return Table(side, side, like.prefix, like.relative)
 
 
-def resample(table: Tensor, source: Table, target: Table) -> Tensor:
-    """`table` interpolated from one grid to another by timm's own functions.
+def resample(table: Tensor, source: Table, target: Table, *, cubic: bool = False) -> Tensor:
+    """`table` interpolated from one grid to another.
 
     Absolute positions: `timm.layers.resample_abs_pos_embed`, bicubic with antialiasing. Relative
     ones: `timm.layers.resize_rel_pos_bias_table`, linear between places that lie as in BEiT's code
@@ -78,13 +78,13 @@ def resample(table: Tensor, source: Table, target: Table) -> Tensor:
     Args:
         table: `(1, rows, D)` for absolute, `(rows, heads)` for relative positions.
         source, target: `source` describes the rows of `table`.
+        cubic: interpolate relative positions by cubic splines through these places, as BEiT's,
+            SimMIM's and Swin-Transformer's code does for fine-tuning.
 
     Raises:
         ValueError: other rows than `source` has, another kind or prefix than `target` has, or grids
             between which timm's functions do not work.
     """
-    from timm import layers
-
     axis = 0 if source.relative else 1
     if table.dim() != 2 + axis or table.shape[axis] != source.rows:
         raise ValueError(
@@ -94,20 +94,65 @@ def resample(table: Tensor, source: Table, target: Table) -> Tensor:
         raise ValueError(f"{source.prefix} prefix rows do not become {target.prefix}")
     if source == target:
         return table
-    grid = target.height, target.width
     if not source.relative:
-        old = source.height, source.width
+        from timm import layers
+
+        old, grid = (source.height, source.width), (target.height, target.width)
         return layers.resample_abs_pos_embed(table, grid, old, num_prefix_tokens=source.prefix)
     places = math.prod(source.sides)
     # as a map of heads, which says its own sides whatever the version of timm
     image = table[:places].T.reshape(-1, *source.sides).contiguous()
+    if cubic:
+        rows, columns = map(_spline_weights, source.sides, target.sides)
+        resized = rows @ image.double() @ columns.T
+    else:
+        resized = _resample_linear(image, target)
+    resized = resized.to(table.dtype)
+    if resized.isfinite().all() < table.isfinite().all():
+        raise ValueError("it is interpolated to values that are not finite")
+    return torch.cat((resized.flatten(1).T, table[places:]))
+
+
+def _resample_linear(image: Tensor, target: Table) -> Tensor:
+    from timm import layers
+
+    grid, shape = (target.height, target.width), (len(image), *target.sides)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own use of PyTorch
-            shape = (len(image), *target.sides)
-            resized = layers.resize_rel_pos_bias_table(image, grid, shape)
+            return layers.resize_rel_pos_bias_table(image, grid, shape)
     except (IndexError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"timm cannot interpolate it: {error}") from None
-    if resized.isfinite().all() < table.isfinite().all():
-        raise ValueError("timm interpolates it to values that are not finite")
-    return torch.cat((resized.flatten(1).T, table[places:])).to(table.dtype)
+
+
+def _geometric_places(count: int, wanted: int) -> Tensor:
+    """Where `count` offsets lie among `wanted` ones at whole numbers, `float64 (count,)`: the middle
+    at 0, neighbours 1 away, and each further step `q` times the one before, so that the outermost lie
+    at the ends."""
+    low, high, half = 1.01, 1.5, count // 2
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if (q**half - 1) / (q - 1) > wanted // 2:
+            high = q
+        else:
+            low = q
+    places = torch.tensor([q**n for n in range(half)], dtype=torch.float64).cumsum(0)
+    return torch.cat((-places.flip(0), places.new_zeros(1), places))
+
+
+def _spline_weights(count: int, wanted: int) -> Tensor:
+    """Weights `float64 (wanted, count)` that take values at `_geometric_places` to whole numbers: the
+    cubic spline without a knot at the second and the last but one place (FITPACK's); of three values
+    the parabola, of one the constant. Beyond the outermost places it is constant."""
+    if count == wanted:
+        return torch.eye(count, dtype=torch.float64)
+    places = _geometric_places(count, wanted)
+    end = places[-1].clamp(min=1)
+    targets = (torch.arange(wanted) - wanted // 2).double().clamp(places[0], places[-1])
+    powers = torch.arange(min(4, count))
+
+    def basis(x: Tensor) -> Tensor:
+        x = x[:, None] / end
+        return torch.cat((x**powers, (x - places[2:-2] / end).clamp(min=0) ** 3), 1)
+
+    return torch.linalg.solve(basis(places), basis(targets), left=False)

@@ -30,7 +30,11 @@ class ImportConfig:
 
     img_size: int | tuple[int, int] = 224
     """Side of the images in pixels, or height and width. Position tables of another size are
-    interpolated as timm does it."""
+    interpolated."""
+
+    tables: Literal["linear", "cubic"] = "linear"
+    """How tables of relative positions are interpolated: linear, as by timm, or cubic, as by SimMIM's code
+    for fine-tuning, and by simmim finetune. Absolute ones are bicubic."""
 
     source_img_size: int | tuple[int, int] | None = None
     """Side of the images that the file's model was trained on, or height and width; default: what

@@ -24,6 +24,7 @@ def fit_tables(
     img_size: Size,
     window: Size,
     where: str,
+    cubic: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """`ours` with its position tables interpolated to the grids of `backbone`, and what was done.
 
@@ -33,6 +34,7 @@ def fit_tables(
         img_size, window: of the model that the tables come from; None where unknown, which is
             refused unless a table can only be one of a square grid.
         where: the file's name in messages.
+        cubic: as for `resample`.
 
     Raises:
         UserError: a table whose grid is not known, or has other rows than its grid.
@@ -52,7 +54,7 @@ def fit_tables(
             source = _square(said, rows, target)
             guessed |= {_words(source)} if source != target else set()
         try:
-            out[_ENCODER + name] = resample(table, source, target)
+            out[_ENCODER + name] = resample(table, source, target, cubic=cubic)
         except ValueError as error:
             raise UserError(f"{where}: {name}: {error}") from None
         if source != target:

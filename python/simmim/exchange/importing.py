@@ -110,6 +110,7 @@ def read_model(config: ImportConfig) -> Imported:
         img_size=described.img_size,
         window=described.window,
         where=str(config.source),
+        cubic=config.tables == "cubic",
     )
     _check(config, source, ours, model.state_dict())
     classes = _class_names(config, source, ours)

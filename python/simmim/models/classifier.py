@@ -78,8 +78,9 @@ def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:
 def _fit_tables(
     weights: Weights, trained: PretrainConfig | FinetuneConfig, wanted: PretrainConfig
 ) -> Weights:
-    """``weights`` for images or windows of another size: position tables are interpolated as timm
-    does it, and a relative table that all blocks share becomes one of each, if these are wanted."""
+    """``weights`` for images or windows of another size: position tables are interpolated, relative ones
+    as in SimMIM's code, and a relative table that all blocks share becomes one of each, if these are
+    wanted."""
     if isinstance(trained, FinetuneConfig):
         trained = encoder_settings(trained)
     if encoder_size(trained) == wanted.size and trained.encoder_args == wanted.encoder_args:
@@ -93,7 +94,7 @@ def _fit_tables(
         source = name if name in old else shared
         if source is not None:
             value = weights[f"backbone.{source}"]
-            fitted[f"backbone.{name}"] = resample(value, old[source], table).clone()
+            fitted[f"backbone.{name}"] = resample(value, old[source], table, cubic=True).clone()
     expected = encoders[1].state_dict()
     if "backbone.norm.weight" not in weights:
         # fine-tuned with fc_norm

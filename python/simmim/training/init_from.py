@@ -39,6 +39,7 @@ def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, 
         encoder_args=config.encoder_args,
         img_size=config.img_size,
         channels=config.channels,
+        tables="cubic" if isinstance(config, FinetuneConfig) else "linear",
     )
     try:
         if isinstance(config, PretrainConfig):

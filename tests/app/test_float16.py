@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,14 +196,15 @@ def test_fine_tuning(labelled, tmp_path):
 
 
 def test_it_is_said_at_the_end(photographs, tmp_path, capsys, monkeypatch):
-    from simmim.training import float16
+    from simmim.training.mixed_precision import MixedPrecision
 
-    def init(self, device):
-        super(float16.Float16, self).__init__("16-mixed", device)
+    genuine = MixedPrecision.__init__
+
+    def init(self, precision, device):
+        genuine(self, precision, device)
         self.scaler = torch.amp.GradScaler(device, init_scale=2.0**26)
-        self.skipped = None
 
-    monkeypatch.setattr(float16.Float16, "__init__", init)
+    monkeypatch.setattr(MixedPrecision, "__init__", init)
     arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", "--epochs", 10)
     small = ("--encoder", "vit_tiny_patch16_224", "--encoder-args", "depth", 2, "embed_dim", 48)
     more = (
@@ -241,3 +243,20 @@ def test_two_processes_skip_the_same_updates(photographs, tmp_path):
     assert 0 < skipped < 8 and skipped == spread["counters"]["skipped"]
     assert whole["scaler"]["scale"] == 2.0 ** (21 - skipped)
     assert all(torch.equal(value, spread["model"][name]) for name, value in whole["model"].items())
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_images_are_not_rounded_before_they_are_normalised(tmp_path, precision, plain):
+    """Numbers of a large mean and a small deviation, as those of pressures, which float16 cannot hold and
+    bfloat16 rounds to a few values."""
+    noise = np.random.default_rng(0).normal(size=(12, 32, 32, 1))
+    np.save(tmp_path / "x.npy", (100_000 + 5 * noise).astype(np.float32))
+    losses = {}
+    for kind in ("32-true", precision):
+        config = half(
+            tmp_path / "x.npy", tmp_path / kind, precision=kind, plain=plain, epochs=1,
+            val_count=4, channels=1, pixel_type="float32", mean=(1e5,), std=(5.0,),
+        )  # fmt: skip
+        losses[kind] = Trainer(config).fit().counters.first_validation
+    assert losses[precision] == pytest.approx(losses["32-true"], rel=2**-8)

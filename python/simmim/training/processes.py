@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from simmim.errors import LostProcessError, UserError, require
-from simmim.training.float16 import Float16
+from simmim.training.mixed_precision import MixedPrecision
 from simmim.training.sharding import shard
 
 fabric_package = require("lightning_fabric")
@@ -51,13 +51,13 @@ def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
             "--shard spreads the model over several processes: start them with "
             "torchrun --nproc-per-node N -m simmim pretrain ..."
         )
-    half = precision == "16-mixed"
+    mixed = precision.endswith("-mixed")
     fabric = fabric_package.Fabric(
         accelerator=device,
         devices=here,
         num_nodes=world // here,
-        precision=None if half else precision,
-        plugins=Float16(device) if half else None,
+        precision=None if mixed else precision,
+        plugins=MixedPrecision(precision, device) if mixed else None,
         strategy=_strategy(world, sharded),
     )
     fabric.launch()

@@ -19,7 +19,7 @@ from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
 from simmim.training.counters import Counters
 from simmim.training.finite import NotFiniteError
-from simmim.training.float16 import LEAST_SCALE
+from simmim.training.mixed_precision import LEAST_SCALE
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
 from simmim.training.reader import Reader

@@ -153,6 +153,18 @@ def test_parts_of_a_saved_dataset_are_used_as_such(tmp_path):
     assert (len(files.train), len(files.validation)) == (6, 2)
 
 
+def test_a_saved_dataset_is_read_whole_where_nothing_splits_it(tmp_path):
+    """By commands that know no parts, and of one part alone, as ``load_dataset`` often gives it."""
+    for names in (("test", "train"), ("train",)):
+        table = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in PICTURES[:3]]})
+        saved = tmp_path / "-".join(names)
+        datasets.DatasetDict(dict.fromkeys(names, table)).save_to_disk(str(saved))
+        paths = find_source(saved, SourceConfig()).paths
+        assert list(map(str, paths)) == [f"{saved}/{name}[{i}]" for name in names for i in range(3)]
+    config = settings("folder", tmp_path / "a", out=tmp_path / "run")
+    assert len(split_files(dataclasses.replace(config, data=saved)).train) == 3
+
+
 def test_a_damaged_member_is_named(tmp_path, capsys):
     data = write("tar shards", tmp_path / "a")
     archive = data / "0000.tar"
@@ -283,15 +295,3 @@ def test_crops_of_a_scene_are_as_many_as_it_has_areas(tmp_path):
 def test_a_single_image_is_a_source(tmp_path):
     listing = find_source(write_scene(tmp_path), SourceConfig())
     assert [path.name for path in listing.paths] == ["scene.tif"]
-
-
-def test_lists_as_spreadsheets_write_them(tmp_path):
-    """With a mark at the beginning, other line ends, and a break inside a field."""
-    paths = [tmp_path / f"{name}.png" for name in ("one", "two, and a half")]
-    for path in paths:
-        path.write_bytes(png(PICTURES[0]))
-    table = '\ufeffnote,path\r\n"a\r\nbreak",one.png\r\n,"two, and a half.png"\r\n'
-    (tmp_path / "list.csv").write_bytes(table.encode())
-    (tmp_path / "list.txt").write_bytes("\ufeffone.png\r\ntwo, and a half.png\r\n".encode())
-    for name in ("list.csv", "list.txt"):
-        assert find_source(tmp_path / name, SourceConfig()).paths == paths

@@ -172,7 +172,9 @@ def _append(
                 bad[str(image)] = str(error)
                 print(printable(f"left out {image}: {error}"), file=sys.stderr)
                 continue
-            label = name.split("/")[0] if isinstance(image, Path) and "/" in name else ""
+            folders = name.split("/")[:-1] if isinstance(image, Path) else []
+            # a list's images may lie elsewhere, and then their folders are no classes
+            label = folders[0] if folders and folders[0] != ".." else ""
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
             rows.append(Row(name, label, offset, height, width, channels, crc))

@@ -79,12 +79,18 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _find_shards(folder: Path, config: SourceConfig) -> Listing | None:
-    """What a folder without images holds instead: tar archives, or parquet files."""
+    """What a folder without images holds instead: tar archives, parquet files, or saved datasets."""
     archives = sorted(folder.rglob("*.tar"))
     if archives:
         return _archives(folder, archives)
     tables = sorted(folder.rglob("*.parquet"))
-    return _table(folder, tables, config) if tables else None
+    if tables:
+        return _table(folder, tables, config)
+    parts = sorted(p.parent for p in folder.rglob("state.json") if _is_saved_dataset(p.parent))
+    listing = Listing(folder)
+    for part in parts:
+        listing.add(_table(part, [], config))
+    return listing if parts else None
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:
@@ -105,21 +111,26 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     """The paths in a text file, one a line, or in a column of a CSV file with a header.
 
     Raises:
-        UserError: no such column, or which one is meant cannot be told.
+        UserError: no header, no such column, or which one is meant cannot be told.
     """
     # names of files may hold any bytes
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if path.suffix.lower() == ".txt":
         return [line for line in text.splitlines() if line.strip()]
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    names = list(rows[0]) if rows else []
+    table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    names = list(table.fieldnames or ())
+    # its first image would be taken for the name of a column, and be missing
+    first = next((name for name in names if Path(name).suffix.lower() in SUFFIXES), None)
+    if first is not None or not names:
+        begins = f"begins with {printable(first)}" if first else "is empty"
+        raise UserError(f"{path} {begins}: its first line must name the columns, for example path")
     likely = [name for name in names if name in _PATH_COLUMNS] or names
     name = column or (likely[0] if len(likely) == 1 else "")
     if name not in names:
         raise UserError(
             f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
         )
-    return [row[name] for row in rows]
+    return [row[name] for row in table]
 
 
 def _listed(path: Path, lines: Iterable[str]) -> Listing:

@@ -1,0 +1,58 @@
+"""Lists of files: as spreadsheets and people write them, and what is wrong with some."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from simmim.cli import main
+from simmim.config.images import SourceConfig
+from simmim.data.sources import find_source
+
+from .sources import PICTURES, png, write_pictures
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path):
+    """With a mark at the beginning, other line ends, and a break inside a field."""
+    paths = [tmp_path / f"{name}.png" for name in ("one", "two, and a half")]
+    for path in paths:
+        path.write_bytes(png(PICTURES[0]))
+    table = '\ufeffnote,path\r\n"a\r\nbreak",one.png\r\n,"two, and a half.png"\r\n'
+    (tmp_path / "list.csv").write_bytes(table.encode())
+    (tmp_path / "list.txt").write_bytes("\ufeffone.png\r\ntwo, and a half.png\r\n".encode())
+    for name in ("list.csv", "list.txt"):
+        assert find_source(tmp_path / name, SourceConfig()).paths == paths
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a.png\nb.png\n", "list.csv begins with a.png: its first line must name the columns"),
+        ("a.png,1\nb.png,0\n", "list.csv begins with a.png: its first line must name the columns"),
+        ("", "list.csv is empty: its first line must name the columns"),
+        ("path\n", "list.csv: it names no image"),
+        ("label,path\n1,a.png\n0\n", "is no image that is read"),
+    ],
+)
+def test_tables_with_parts_missing(text, words, tmp_path, capsys):
+    """No header, of which the first image would be gone; no rows; a row without a path."""
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(PICTURES[0]))
+    (tmp_path / "list.csv").write_text(text)
+    out = tmp_path / "a.json"
+    assert main(["stats", "--data", str(tmp_path / "list.csv"), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1, error
+
+
+def test_folders_above_a_list_are_no_classes_of_its_pack(tmp_path):
+    paths = write_pictures(tmp_path / "pictures")
+    (tmp_path / "lists/own").mkdir(parents=True)
+    (tmp_path / "lists/own/a.png").write_bytes(png(PICTURES[0]))
+    lines = ["own/a.png", f"../pictures/{paths[0].name}", str(paths[1])]
+    (tmp_path / "lists/list.txt").write_text("\n".join(lines))
+    pack = tmp_path / "pack"
+    assert main(["pack", "--data", str(tmp_path / "lists/list.txt"), "--out", str(pack)]) == 0
+    rows = csv.DictReader((pack / "index.csv").open(newline=""))
+    assert [row["label"] for row in rows] == ["own", "", ""]

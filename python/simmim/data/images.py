@@ -101,7 +101,7 @@ def read_image(path: Path | Item, wanted: Reading) -> Picture:
             return _read_file(partial(path.open, "rb"), path, wanted)
         content = path.read()
         if isinstance(content, Tensor):
-            return from_tensor(content, wanted)
+            return from_tensor(content, path.source.wanted_here(wanted))
         if isinstance(content, np.ndarray):
             return from_array(content, wanted)
         return _read_file(partial(io.BytesIO, content), None, wanted)

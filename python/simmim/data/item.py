@@ -33,8 +33,8 @@ class Source(Protocol):
         """A number of bytes that tells other contents from these, for the fingerprint."""
 
     def read(self, number: int) -> bytes | np.ndarray | Tensor:
-        """An image file's contents, or one image: an array ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, or a
-        tensor ``(C, H, W)``."""
+        """An image file's contents, or one image: an array ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, or,
+        of a pack, a tensor ``(C, H, W)``."""
 
 
 @dataclass(frozen=True, slots=True)

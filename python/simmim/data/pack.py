@@ -33,7 +33,7 @@ from simmim.data.packed import (
     damaged_rows,
     read_rows,
 )
-from simmim.data.sources import find_source, is_folder_of_files
+from simmim.data.sources import find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
 from simmim.errors import UnreadableImageError, UserError, printable, require
@@ -86,6 +86,11 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     wanted = first_contents(config, listing.paths)
     source = data_fingerprint(listing.paths, listing.folder).state()
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
+    if is_pack(data):
+        # of a pack that is packed again, what is said of its images still holds
+        before = listing.paths[0].source
+        about["bands"] = wanted.bands or before.bands
+        about["shortest_side"] = config.shortest_side or before.shortest_side
     out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, "pack", out)
     lock.acquire()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simmim.config.images import Reading
+from simmim.data.image_contents import OtherContentsError
 from simmim.data.item import items
-from simmim.data.listing import Listing
+from simmim.data.listing import PACK, Listing
 from simmim.errors import UserError, first_line, printable
 
 PIXELS, PART, INDEX = "pixels.npy", "pixels.part", "index.csv"
@@ -93,6 +97,8 @@ class PackSource:
     Attributes:
         rows: its images.
         pixels: all of them, ``(numbers,)``.
+        bands: those of what was packed that it holds, counted from 1; empty for all.
+        shortest_side: to which larger images were reduced; 0 where none was.
 
     Raises:
         UserError: it is not packed to its end, or damaged.
@@ -107,7 +113,9 @@ class PackSource:
         try:
             self.rows = read_rows(path / INDEX)
             self.pixels = np.load(path / PIXELS, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
+            about = json.loads((path / PACK).read_text())
+            self.bands, self.shortest_side = tuple(about["bands"]), about["shortest_side"]
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {first_line(error)}") from error
         follow = all(one.end == other.offset for one, other in pairwise(self.rows))
         if not self.rows or not follow or self.pixels.shape != (self.rows[-1].end,):
@@ -132,6 +140,25 @@ class PackSource:
         row = self.rows[number]
         flat = self._tensor[row.offset : row.end]
         return flat.view(row.height, row.width, row.channels).permute(2, 0, 1)
+
+    def wanted_here(self, wanted: Reading) -> Reading:
+        """``wanted`` of what was packed, as bands of the pack.
+
+        Raises:
+            OtherContentsError: a band that was not packed, or a value without data that was mixed into
+                others.
+        """
+        if self.shortest_side and wanted.nodata and not math.isnan(float(wanted.nodata)):
+            raise OtherContentsError(
+                "packed with --shortest-side, which mixed pixels without data into others"
+            )
+        if not self.bands:
+            return wanted
+        lacking = [band for band in wanted.bands if band not in self.bands]
+        if lacking:
+            held = ",".join(map(str, self.bands))
+            raise OtherContentsError(f"packed with --bands {held}, there is no band {lacking[0]}")
+        return wanted._replace(bands=tuple(self.bands.index(band) + 1 for band in wanted.bands))
 
 
 def list_pack(path: Path) -> Listing:

@@ -244,6 +244,6 @@ def test_the_cnn_has_no_place_elsewhere(tmp_path, capsys):
     path = tmp_path / "cnn.safetensors"
     checkpoint.save_model(path, config.to_json(), build_model(config).state_dict())
     status, _, err = run(
-        capsys, "export", "--checkpoint", path, "--project", "timm", "--out", tmp_path / "x"
+        capsys, "export", "--checkpoint", path, "--project", "timm", "--out", tmp_path / "x.pth"
     )
     assert status == 2 and "the encoder is none of timm's" in err

@@ -138,7 +138,8 @@ def saved_finetuned(tmp_path, fc_norm, encoder="vit_tiny_patch16_224", arguments
         encoder=encoder, encoder_args=arguments, img_size=SIZE, channels=3, fc_norm=fc_norm
     )
     path = tmp_path / "finetuned.safetensors"
-    checkpoint.save_model(path, config.to_json(), model.state_dict(), "finetune")
+    names = ["ash", "fir", "an\x1boak"]
+    checkpoint.save_model(path, config.to_json(), model.state_dict(), "finetune", names)
     return path, model
 
 
@@ -154,6 +155,7 @@ def test_our_classifiers_are_exported_for_timm(family, fc_norm, tmp_path, capsys
     assert status == 0
     flag = "fc_norm" if family == "vit" else "use_fc_norm"
     assert f"global_pool='avg', {flag}={fc_norm}" in printed
+    assert "its outputs are, in this order: ash, fir, an\\x1boak\n" in printed
     options = {**SMALL, "num_classes": 3, "global_pool": "avg", flag: fc_norm}
     theirs = timm.create_model(name, **options, **arguments).eval()
     timm.models.load_checkpoint(theirs, str(out), strict=True)
@@ -163,7 +165,7 @@ def test_our_classifiers_are_exported_for_timm(family, fc_norm, tmp_path, capsys
 def test_other_exports_of_a_classifier(tmp_path, capsys):
     path, model = saved_finetuned(tmp_path, True)
     for project in ("microsoft", "mmpretrain", "transformers"):
-        out = tmp_path / "theirs"
+        out = tmp_path / "theirs.pth"
         status, _, err = run(
             capsys, "export", "--checkpoint", path, "--project", project, "--out", out
         )

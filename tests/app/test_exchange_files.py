@@ -71,6 +71,10 @@ def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
             ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
             "must end in .safetensors",
         ),
+        (
+            ("export", "--checkpoint", "x", "--project", "timm", "--out", "folder"),
+            "--out folder must end in .safetensors, .pt, .pth, .bin",
+        ),
     ],
 )
 def test_mistakes(arguments, words, tmp_path, monkeypatch, capsys):
@@ -84,7 +88,7 @@ def test_mistakes(arguments, words, tmp_path, monkeypatch, capsys):
     ("project", "family"), [("mmpretrain", "vit"), ("transformers", "beit"), ("microsoft", "vit")]
 )
 def test_families_that_a_project_does_not_have(project, family, tmp_path, capsys):
-    ours, out = saved(model_of(family), family, tmp_path), tmp_path / "theirs"
+    ours, out = saved(model_of(family), family, tmp_path), tmp_path / "theirs.pth"
     status, _, err = run(capsys, "export", "--checkpoint", ours, "--project", project, "--out", out)
     assert status == 2 and err.count("\n") == 1
     assert f"{project} has no masked image model of the family {family}" in err

@@ -61,6 +61,7 @@ MISTAKES = {
     "empty class": (keep_none, (), "dark: it holds no file that ends in"),
     "what to do": (keep_none, (), "add images of this class or remove its folder"),
     "no classes": (keep_no_folder, (), "holds 0 class folders"),
+    "a list": (None, ("--data", "LIST"), "is a file: classes are folders, one per class"),
     "few": (None, ("--per-class", "9"), "fewer than --per-class 9"),
     "test classes": (None, ("--val-data", "OTHER"), "class 'light' is in"),
     "no checkpoint": (None, ("--checkpoint", "NOWHERE"), "no such checkpoint"),
@@ -83,6 +84,8 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
         spoil(labelled)
     places = {"OUT": tmp_path / "out", "OTHER": tmp_path / "other"}
     places |= {"NOWHERE": tmp_path / "nowhere.pt", "PRETRAINED": pretrained}
+    places["LIST"] = tmp_path / "list.csv"
+    places["LIST"].touch()
     capsys.readouterr()
     arguments = [command, "--data", labelled, *SMALL, *arguments]
     status = main([str(places.get(a, a)) for a in arguments])

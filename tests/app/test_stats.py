@@ -92,6 +92,7 @@ def test_images_of_several_types_are_refused(tmp_path, capsys):
     assert run("stats", "--data", tmp_path / "data", "--out", tmp_path / "a.json") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "3 are as the first" in error
+    assert "move the others elsewhere, or name those that are wanted in a list" in error
     assert "2 with float32 numbers, not uint16" in error and "1 with 4 bands, not 5" in error
     assert not (tmp_path / "a.json").exists()
 

@@ -89,8 +89,8 @@ class ExportConfig:
     facebookresearch/mae's code, takes a ViT of --method mae with its decoder."""
 
     out: Path
-    """The file to write: a pickle where it ends in .pt, .pth or .bin, otherwise safetensors. For
-    transformers a folder."""
+    """The file to write: a pickle where it ends in .pt, .pth or .bin, and .safetensors. For transformers
+    a folder."""
 
     head_order: Order = "cyx"
     """How the head's rows are to follow each other; see simmim import."""

@@ -81,8 +81,12 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
     """
     sources = [source for source in (data, val_data) if source is not None]
     for source in sources:
-        if not source.is_dir() and (classes or not source.exists()):
+        if not source.exists():
             raise UserError(f"no such folder: {source}")
+        if classes and not source.is_dir():
+            raise UserError(
+                f"{source} is a file: classes are folders, one per class, or a pack of such folders"
+            )
     if not all(map(is_folder_of_files, sources)):
         return Split(data, val_data)
     for folder in sources:

@@ -277,7 +277,8 @@ def _report(tally: Tally, config: StatsConfig) -> None:
         found = "; ".join(f"{len(n):,} with {reason} ({n[0]})" for reason, n in kinds.items())
         raise UserError(
             f"images of one run have one type and number of bands: {tally.images:,} are as the "
-            f"first, {found}"
+            f"first, {found}; move the others elsewhere, or name those that are wanted in a list, "
+            "one path a line"
         )
     if tally.bad and (config.on_bad_image == "error" or not tally.images):
         name, reason = next(iter(tally.bad.items()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
-from simmim.errors import UserError, require
+from simmim.errors import UserError, printable, require
 from simmim.exchange.importing import check_suffix, import_model
 from simmim.exchange.mae import check_plain
 from simmim.exchange.settings import family_of
@@ -50,6 +50,11 @@ def export_model(config: ExportConfig) -> list[str]:
             that the project does not have; nothing is written then.
     """
     names = _IN_FOLDER if config.project == "transformers" else ("",)
+    known = (checkpoint.SAFETENSORS, *_PICKLES)
+    if config.project not in ("simmim", "transformers") and config.out.suffix not in known:
+        raise UserError(
+            f"--out {config.out} must end in {', '.join(known)}, by which others tell what it is"
+        )
     for name in names:
         check_replaceable(config.out / name, config.overwrite, config.checkpoint)
     state = checkpoint.load(config.checkpoint, kind=None)
@@ -135,7 +140,8 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
     how = f", {norm}={trained.fc_norm}" if norm else ""
     return [
         f"{len(theirs)} tensors of a classifier for timm: "
-        f"create_model(..., num_classes={classes}, global_pool='avg'{how})"
+        f"create_model(..., num_classes={classes}, global_pool='avg'{how})",
+        *([f"its outputs are, in this order: {', '.join(map(printable, names))}"] if names else []),
     ]
 
 

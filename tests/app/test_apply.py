@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import tifffile
 import timm
 import torch
 import transformers
@@ -156,6 +157,19 @@ def test_features_of_a_block(tuned, labelled, tmp_path):
         assert run(*arguments, "--block", block, "--out", out) == 0
         found.append(np.load(out))
     assert np.array_equal(found[0], found[2]) and not np.allclose(found[0], found[1])
+
+
+def test_other_images_are_refused_without_advice_that_does_not_help(tuned, tmp_path, capsys):
+    """Neither command takes the statistics that a run would be told to measure."""
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        pixels = np.full((40, 40), 1000 * number, np.uint16)
+        tifffile.imwrite(tmp_path / f"data/{number}.tif", pixels)
+    for command, name in (("predict", "a.csv"), ("features", "a.npy")):
+        arguments = ("--checkpoint", tuned, "--data", tmp_path / "data", *FAST)
+        assert run(command, *arguments, "--out", tmp_path / name) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.endswith("none of the 2 images can be read: 2 TIFF (16 bits a channel)")
 
 
 @pytest.mark.parametrize("fc_norm", [False, True])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simmim.config.apply import FeaturesConfig
 from simmim.config.images import ImageConfig
-from simmim.data.crops import central_crops, check_measured
+from simmim.data.crops import central_crops
 from simmim.data.item import name_below
 from simmim.data.sources import find_source
 from simmim.errors import UserError, printable, require
@@ -45,7 +45,6 @@ def command(config: FeaturesConfig) -> int:
     listing = find_source(config.data, trained)
     print(printable(listing.summary()), file=sys.stderr)
     images = central_crops(trained, listing.paths)
-    check_measured(trained, images)
     names, parts = [], []
     with explained():
         for pixels, sources in readable_batches(config, images, device):

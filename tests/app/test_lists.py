@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import pandas
 import pytest
 
 from simmim.cli import main
@@ -44,6 +45,25 @@ def test_tables_with_parts_missing(text, words, tmp_path, capsys):
     assert main(["stats", "--data", str(tmp_path / "list.csv"), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+def test_tables_of_paths_with_a_row_without_one(tmp_path, capsys):
+    path = tmp_path / "list.parquet"
+    (tmp_path / "a.png").write_bytes(png(PICTURES[0]))
+    pandas.DataFrame({"path": ["a.png", None]}).to_parquet(path)
+    assert main(["stats", "--data", str(path), "--out", str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: {tmp_path} is no image that is read" in error and error.count("\n") == 1
+
+
+def test_paths_in_a_folder_of_tables_are_seen_from_it(tmp_path):
+    paths = write_pictures(tmp_path / "pictures")
+    (tmp_path / "tables").mkdir()
+    for number in range(2):
+        table = {"path": [f"../pictures/{p.name}" for p in paths[4 * number : 4 * number + 4]]}
+        pandas.DataFrame(table).to_parquet(tmp_path / f"tables/{number}.parquet")
+    found = find_source(tmp_path / "tables", SourceConfig()).paths
+    assert [path.resolve() for path in found] == paths and all(path.exists() for path in found)
 
 
 def test_folders_above_a_list_are_no_classes_of_its_pack(tmp_path):

@@ -103,7 +103,7 @@ def _archives(path: Path, archives: list[Path]) -> Listing:
 def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
     table = TableSource(path, files, config.column)
     if table.texts is not None:
-        return _listed(path, table.texts)
+        return _listed(files[0] if files else path, table.texts)
     return Listing(path if path.is_dir() else path.parent, items(table))
 
 

@@ -52,7 +52,7 @@ class TableSource:
             )
         feature = table.features[name]
         if ranks[name] == 1:
-            self.texts = list(table[name])
+            self.texts = [text or "" for text in table[name]]
         elif isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif ranks[name] == 3:

@@ -36,6 +36,7 @@ MISTAKES = {
     "patch": ((*PRETRAIN, "--mask-unit", 4), "no multiple of the encoder's patch, 8 pixels"),
     "ratio": ((*PRETRAIN, "--mask-ratio", 1.5), "between 0 and 1"),
     "batch": ((*PRETRAIN, "--batch-size", 100), "lower --batch-size"),
+    "passes": ((*PRETRAIN, "--accumulate", 64), "of 256: lower --accumulate, 64, or --batch-size"),
     "epochs": ((*PRETRAIN, "--epochs", 0), "--epochs must be at least 1"),
     "channels": ((*PRETRAIN, "--channels", 2), "run  simmim stats --data"),
     "workers": ((*PRETRAIN, "--workers", -1), "--workers must be at least 0, not -1"),

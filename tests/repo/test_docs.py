@@ -34,6 +34,12 @@ def test_the_code_of_a_page_runs(page):
         exec(compile(code, f"{page.name}, block {number + 1}", "exec"), names)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere_in_the_repository(page):
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     """Strictly: no broken link, and no page that the navigation does not reach."""

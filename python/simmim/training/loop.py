@@ -79,9 +79,11 @@ class Loop(Fitting):
             keep_rest=config.keep_rest,
         )
         if not self.order.updates_per_epoch:
+            # a preset may have set it
+            passes = f"--accumulate, {config.accumulate}, or " if config.accumulate > 1 else ""
             raise UserError(
                 f"{self.images} images with {len(train_set)} crops make no full batch of "
-                f"{self.order.global_batch}: lower --batch-size or raise --crops-per-image"
+                f"{self.order.global_batch}: lower {passes}--batch-size or raise --crops-per-image"
             )
         self.log_every = config.log_every or self.order.updates_per_epoch
         self.peers = Peers(self.order.rank, self.order.world)

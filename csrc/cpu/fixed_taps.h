@@ -11,22 +11,37 @@ SIMMIM_BEGIN
 // half a level: 0.016 of one a tap, with the cubic kernel, which leaves fewer bits, 0.046.
 inline int64_t most_byte_taps(bool cubic) { return cubic ? 10 : 32; }
 
+// An axis with weights of another type than float64.
+template <class Weight>
+struct AxisOf {
+    int64_t extent, out, taps;
+    const int32_t* first;
+    Weight* weights;
+
+    static int64_t bytes(const Axis& axis, const Resize& resize) {
+        return whole_lines(resize.out * axis.taps * int64_t(sizeof(Weight)));
+    }
+
+    AxisOf(const Axis& axis, const Resize& resize, char* memory)
+        : extent(resize.extent),
+          out(resize.out),
+          taps(axis.taps),
+          first(axis.first),
+          weights(reinterpret_cast<Weight*>(memory)) {
+        for (int64_t i = 0; i < out * taps; ++i) weights[i] = Weight(axis.weights[i]);
+    }
+
+    double scale() const { return double(extent) / double(out); }
+};
+
 // An axis with weights in units of `unit`: 2^-15, or 2^-14 of the cubic kernel, whose weights may
 // be larger than 1.
-struct ByteAxis {
-    int64_t out, taps, unit;
-    const int32_t* first;
-    int16_t* weights;
+struct ByteAxis : AxisOf<int16_t> {
+    int64_t unit;
     double largest = 0;  // sum of the sizes of an output's weights
 
-    static int64_t bytes(const Axis& axis, int64_t out) { return whole_lines(out * axis.taps * 2); }
-
     ByteAxis(const Axis& axis, const Resize& resize, char* memory)
-        : out(resize.out),
-          taps(axis.taps),
-          unit(resize.cubic ? 1 << 14 : 1 << 15),
-          first(axis.first),
-          weights(reinterpret_cast<int16_t*>(memory)) {
+        : AxisOf(axis, resize, memory), unit(resize.cubic ? 1 << 14 : 1 << 15) {
         int32_t largest_sizes = 0;
         for (int64_t i = 0; i < resize.out; ++i) {
             const double* exact = axis.weights + i * taps;
@@ -53,18 +68,6 @@ struct ByteAxis {
 // a b / 2^15, rounded: one instruction where there is AVX2.
 inline int16_t scaled(int16_t a, int16_t b) {
     return int16_t(((int32_t(a) * int32_t(b) >> 14) + 1) >> 1);
-}
-
-// out[i] (+)= the weighted sum of p[i], p[i + stride] and so on, K of them.
-template <int K, bool kAdd>
-SIMMIM_INLINE void sum_taps(const int16_t* __restrict__ p, int64_t stride,
-                            const int16_t* __restrict__ w, int16_t* __restrict__ out, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        int16_t sum = kAdd ? out[i] : int16_t(0);
-#pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) sum = int16_t(sum + scaled(p[i + k * stride], w[k]));
-        out[i] = sum;
-    }
 }
 
 // Calls run with a constant of the number of taps, so that its loops are unrolled; of more than 8
@@ -95,15 +98,17 @@ SIMMIM_INLINE void with_taps(int64_t taps, const Run& run) {
     }
 }
 
-// The sum of `taps` taps, of which K are added at a time.
-template <int K>
-SIMMIM_INLINE void sum_all(int64_t taps, const int16_t* p, int64_t stride, const int16_t* w,
-                           int16_t* out, int64_t n) {
-    sum_taps<K, false>(p, stride, w, out, n);
+// to[i] = the weighted sum of `taps` numbers p[i], p[i + stride] and so on, for n numbers i; K taps
+// are added at a time.
+template <class Arithmetic, int K, int64_t n, class Number, class Weight>
+SIMMIM_INLINE void sum_all(int64_t taps, const Number* p, int64_t stride, const Weight* w,
+                           Number* to) {
+    Arithmetic::template sum_taps<K, false, n>(p, stride, w, to);
     if (K < 8) return;
     for (int64_t k = 8; k < taps; k += 8)
         with_taps(taps - k, [&](auto more) {
-            sum_taps<decltype(more)::count, true>(p + k * stride, stride, w + k, out, n);
+            Arithmetic::template sum_taps<decltype(more)::count, true, n>(p + k * stride, stride,
+                                                                          w + k, to);
         });
 }
 

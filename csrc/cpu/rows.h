@@ -3,6 +3,7 @@
 
 #include "common/numbers.h"
 #include "cpu/stream.h"
+#include "cpu/vectors.h"
 
 SIMMIM_BEGIN
 
@@ -14,12 +15,21 @@ constexpr int kElement = kFloat32;
 template <>
 constexpr int kElement<double> = kFloat64;
 
+// A number as C; integers at once, not by way of float32.
+template <class C, class T>
+inline C convert(T v) {
+    if constexpr (kSame<T, uint8_t> || kSame<T, uint16_t> || kSame<T, int16_t>)
+        return C(int32_t(v));
+    else
+        return C(widen(v));
+}
+
 template <class C, class T>
 inline void load_as(const T* source, int64_t stride, int64_t n, C* row) {
     if (stride == 1) {
-        for (int64_t i = 0; i < n; ++i) row[i] = C(widen(source[i]));
+        for (int64_t i = 0; i < n; ++i) row[i] = convert<C>(source[i]);
     } else {
-        for (int64_t i = 0; i < n; ++i) row[i] = C(widen(source[i * stride]));
+        for (int64_t i = 0; i < n; ++i) row[i] = convert<C>(source[i * stride]);
     }
 }
 

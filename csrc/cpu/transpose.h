@@ -7,9 +7,79 @@
 #include <immintrin.h>
 #endif
 
-#include "common/types.h"
+#include "cpu/vectors.h"
 
 SIMMIM_BEGIN
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SIMMIM_SHUFFLES
+#endif
+#endif
+
+#ifdef SIMMIM_SHUFFLES
+template <int... i>
+struct Places {};
+template <int n, int... i>
+struct PlacesUpTo : PlacesUpTo<n - 1, n - 1, i...> {};
+template <int... i>
+struct PlacesUpTo<0, i...> {
+    using type = Places<i...>;
+};
+
+// Numbers of `a` where the place's bit `s` is not set, and of `b` `s` places before where it is;
+// and those that this leaves out.
+template <int n, int s, class V, int... i>
+inline void swap_halves(V& a, V& b, Places<i...>) {
+    const V low = __builtin_shufflevector(a, b, (i & s ? n + i - s : i)...);
+    b = __builtin_shufflevector(a, b, (i & s ? n + i : i + s)...);
+    a = low;
+}
+
+// The first and the second halves of every m numbers of `a` and `b`, in turn.
+template <int n, int m, class V, int... i>
+inline V interleave(V a, V b, int half, Places<i...>) {
+    return half ? __builtin_shufflevector(a, b, (i / m * m + i % m / 2 + i % 2 * n + m / 2)...)
+                : __builtin_shufflevector(a, b, (i / m * m + i % m / 2 + i % 2 * n)...);
+}
+#endif
+
+// to[i * to_step + r] = from[r * from_step + i] for as many rows r and numbers i as a vector holds:
+// halves of vectors change places down to 16 bytes, within which they are interleaved.
+template <class T>
+inline void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
+    constexpr int n = int(kVectorBytes / int64_t(sizeof(T)));
+#ifdef SIMMIM_SHUFFLES
+    using V = Vector<T, n>;
+    constexpr int m = int(16 / sizeof(T));
+    constexpr typename PlacesUpTo<n>::type places{};
+    V a[n], b[n];
+#pragma GCC unroll 16
+    for (int r = 0; r < n; ++r) a[r] = read<V>(from + r * from_step);
+#pragma GCC unroll 16
+    for (int r = 0; r < n / 2; ++r)
+        if constexpr (n >= 2 * m) swap_halves<n, n / 2>(a[r], a[r + n / 2], places);
+#pragma GCC unroll 16
+    for (int r = 0; r < n; ++r)
+        if constexpr (n >= 4 * m)
+            if (!(r & n / 4)) swap_halves<n, n / 4>(a[r], a[r + n / 4], places);
+#pragma GCC unroll 2
+    for (int stage = 1; stage < m; stage *= 2) {
+#pragma GCC unroll 16
+        for (int r = 0; r < n; ++r) {
+            const int one = r / m * m + r % m / 2;
+            b[r] = interleave<n, m>(a[one], a[one + m / 2], r % 2, places);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < n; ++r) a[r] = b[r];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < n; ++r) std::memcpy(to + r * to_step, &a[r], sizeof(V));
+#else
+    for (int r = 0; r < n; ++r)
+        for (int i = 0; i < n; ++i) to[i * to_step + r] = from[r * from_step + i];
+#endif
+}
 
 // to[i * to_step + r] = from[r * from_step + i] for 16 rows r and 8 numbers i.
 #if defined(__AVX2__)

@@ -65,9 +65,16 @@ struct ByteAxis : AxisOf<int16_t> {
     }
 };
 
-// a b / 2^15, rounded: one instruction where there is AVX2.
+// a b / 2^15, rounded: one instruction where there is AVX2; elsewhere from the halves of the
+// product, which stay 16-bit numbers.
 inline int16_t scaled(int16_t a, int16_t b) {
+#ifdef __AVX2__
     return int16_t(((int32_t(a) * int32_t(b) >> 14) + 1) >> 1);
+#else
+    const int16_t high = int16_t(int32_t(a) * int32_t(b) >> 16);
+    const uint16_t low = uint16_t(a * b);
+    return int16_t(2 * high + ((low >> 14) + 1 >> 1));
+#endif
 }
 
 // Calls run with a constant of the number of taps, so that its loops are unrolled; of more than 8

@@ -1,4 +1,5 @@
-// Weighted sums of bytes in 16-bit fixed point.
+// Weights and sums of taps: what is common to all arithmetics, and that of bytes in 16-bit fixed
+// point.
 #pragma once
 
 #include "cpu/resize_axis.h"
@@ -11,7 +12,7 @@ SIMMIM_BEGIN
 // half a level: 0.016 of one a tap, with the cubic kernel, which leaves fewer bits, 0.046.
 inline int64_t most_byte_taps(bool cubic) { return cubic ? 10 : 32; }
 
-// An axis with weights of another type than float64.
+// An axis whose weights have a type of their own, and are still to be written.
 template <class Weight>
 struct AxisOf {
     int64_t extent, out, taps;
@@ -27,9 +28,7 @@ struct AxisOf {
           out(resize.out),
           taps(axis.taps),
           first(axis.first),
-          weights(reinterpret_cast<Weight*>(memory)) {
-        for (int64_t i = 0; i < out * taps; ++i) weights[i] = Weight(axis.weights[i]);
-    }
+          weights(reinterpret_cast<Weight*>(memory)) {}
 
     double scale() const { return double(extent) / double(out); }
 };
@@ -73,7 +72,7 @@ inline int16_t scaled(int16_t a, int16_t b) {
 #else
     const int16_t high = int16_t(int32_t(a) * int32_t(b) >> 16);
     const uint16_t low = uint16_t(a * b);
-    return int16_t(2 * high + ((low >> 14) + 1 >> 1));
+    return int16_t(2 * high + (((low >> 14) + 1) >> 1));
 #endif
 }
 

@@ -43,9 +43,11 @@ struct Bytes {
         }
     }
 
-    static uint8_t finish(int16_t sum) {
-        const int16_t level = int16_t(int16_t(sum + (1 << (kBits - 1))) >> kBits);
-        return uint8_t(min_of<int16_t>(max_of<int16_t>(level, 0), 255));
+    static void finish(const int16_t* sums, uint8_t* to) {
+        for (int64_t r = 0; r < kRows; ++r) {
+            const int16_t level = int16_t(int16_t(sums[r] + (1 << (kBits - 1))) >> kBits);
+            to[r] = uint8_t(min_of<int16_t>(max_of<int16_t>(level, 0), 255));
+        }
     }
 
     static void turn(const int16_t (*lines)[kTurned], int64_t n, int64_t rows, int16_t* turned) {

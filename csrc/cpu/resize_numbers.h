@@ -10,11 +10,11 @@ SIMMIM_BEGIN
 template <class C>
 alignas(64) constexpr C kNothing[kTurned] = {};
 
-// Weighted sums in C, of numbers that are all finite or not.
-template <class C, bool kFinite>
+// Weighted sums in C, of numbers that are all finite or not, rounded to T where that is an integer.
+template <class C, class T, bool kFinite>
 struct Numbers {
     using Number = C;
-    using Column = C;
+    using Column = T;
     using Weight = C;
     static constexpr int64_t kRows = 16;
 
@@ -45,7 +45,29 @@ struct Numbers {
         }
     }
 
-    static C finish(C sum) { return sum; }
+    static void finish(const C* sums, T* to) {
+        if constexpr (kSame<T, C>) {
+            for (int64_t r = 0; r < kRows; ++r) to[r] = sums[r];
+        } else {
+            // Added to a number of less than half its size and taken away again, it rounds a half
+            // to the even number.
+            constexpr C kWhole = C(sizeof(C) == 4 ? 12582912.0 : 6755399441055744.0);
+            constexpr int32_t kLevels = 1 << 8 * sizeof(T);
+            constexpr int32_t kLeast = T(-1) < T(1) ? -kLevels / 2 : 0;
+            constexpr int64_t kLanes = kVectorBytes / sizeof(C);
+            using Whole = Vector<int32_t, kLanes>;
+            const Whole least = Whole{} + kLeast, most = least + (kLevels - 1);
+#pragma GCC unroll 8
+            for (int64_t r = 0; r < kRows; r += kLanes) {
+                const auto sum = (read<Vector<C, kLanes>>(sums + r) + kWhole) - kWhole;
+                Whole whole = __builtin_convertvector(sum, Whole);
+                whole = whole < least ? least : whole;
+                whole = whole < most ? whole : most;
+                const auto narrow = __builtin_convertvector(whole, Vector<T, kLanes>);
+                std::memcpy(to + r, &narrow, sizeof(narrow));
+            }
+        }
+    }
 
     static void turn(const C (*lines)[kTurned], int64_t n, int64_t rows, C* turned) {
         constexpr int64_t kLanes = kVectorBytes / sizeof(C);
@@ -57,38 +79,38 @@ struct Numbers {
     void prefetch(int64_t place) const { __builtin_prefetch(out.at(place), 1); }
 
     // `n` columns to rows of the result, `step` apart.
-    void store(const C* columns, int64_t n, int64_t rows, int64_t place, int64_t step) const {
-        constexpr int64_t kLanes = kVectorBytes / sizeof(C);
-        alignas(64) C made[kRows][kTurned];
-        for (int64_t r = 0; r < rows; r += kLanes)
-            for (int64_t i = 0; i < n; i += kLanes)
-                transpose_square(columns + i * kRows + r, kRows, &made[r][i], kTurned);
-        for (int64_t r = 0; r < rows; ++r) store_row(made[r], n, place + r * step);
-    }
-
-    template <class T>
-    void store_whole(const C* row, int64_t n, int64_t at, int32_t least, int32_t most) const {
-        // Added to a number of less than half its size and taken away again, it rounds a half to
-        // the even number.
-        constexpr C kWhole = C(sizeof(C) == 4 ? 12582912.0 : 6755399441055744.0);
-        T* target = reinterpret_cast<T*>(out.at(at));
-        for (int64_t i = 0; i < n; ++i)
-            target[i] = T(min_of(max_of(int32_t((row[i] + kWhole) - kWhole), least), most));
-    }
-
-    void store_row(C* row, int64_t n, int64_t at) const {
-        switch (out.element) {
-            case kUInt8:
-                return store_whole<uint8_t>(row, n, at, 0, 255);
-            case kUInt16:
-                return store_whole<uint16_t>(row, n, at, 0, 65535);
-            case kInt16:
-                return store_whole<int16_t>(row, n, at, -32768, 32767);
-            default:
+    void store(const T* columns, int64_t n, int64_t rows, int64_t place, int64_t step) const {
+        if constexpr (kSame<T, C>) {
+            constexpr int64_t kLanes = kVectorBytes / sizeof(C);
+            alignas(64) C made[kRows][kTurned];
+            for (int64_t r = 0; r < rows; r += kLanes)
+                for (int64_t i = 0; i < n; i += kLanes)
+                    transpose_square(columns + i * kRows + r, kRows, &made[r][i], kTurned);
+            for (int64_t r = 0; r < rows; ++r) {
                 if (divided)
-                    for (int64_t i = 0; i < n; ++i) row[i] = row[i] / C(255);
-                out.store(row, n, at, 1);
+                    for (int64_t i = 0; i < n; ++i) made[r][i] = made[r][i] / C(255);
+                out.store(made[r], n, place + r * step, 1);
+            }
+        } else {
+            T* target = reinterpret_cast<T*>(out.at(place));
+            int64_t i = 0;
+            if constexpr (sizeof(T) == 2)
+                for (; n - i >= 16 && rows == kRows; i += 16)
+                    for (int64_t r = 0; r < kRows; r += 8)
+                        transpose_16x8(reinterpret_cast<const int16_t*>(columns) + i * kRows + r,
+                                       kRows, reinterpret_cast<int16_t*>(target) + r * step + i,
+                                       step);
+            for (; i < n; ++i)
+                for (int64_t r = 0; r < rows; ++r) target[r * step + i] = columns[i * kRows + r];
         }
+    }
+};
+
+template <class C>
+struct NumberAxis : AxisOf<C> {
+    NumberAxis(const Axis& axis, const Resize& resize, char* memory)
+        : AxisOf<C>(axis, resize, memory) {
+        for (int64_t i = 0; i < resize.out * axis.taps; ++i) this->weights[i] = C(axis.weights[i]);
     }
 };
 
@@ -96,14 +118,20 @@ template <class C>
 void resize_numbers(const Sample& sample, const Resize& down, const Resize& across, const Axis& ys,
                     const Axis& xs, bool flip, const Memory& out) {
     const Scratch tables(AxisOf<C>::bytes(ys, down) + AxisOf<C>::bytes(xs, across));
-    const AxisOf<C> rows(ys, down, tables.as<char>());
-    const AxisOf<C> columns(xs, across, tables.as<char>() + AxisOf<C>::bytes(ys, down));
-    const int element = sample.image.element;
-    const bool divided = element == kUInt8;
-    if (is_integer(element))
-        resize_planes(Numbers<C, true>{out, divided}, sample, rows, columns, flip);
+    const NumberAxis<C> rows(ys, down, tables.as<char>());
+    const NumberAxis<C> columns(xs, across, tables.as<char>() + AxisOf<C>::bytes(ys, down));
+    const bool divided = sample.image.element == kUInt8;
+    const auto resize = [&](const auto& arithmetic) {
+        resize_planes(arithmetic, sample, rows, columns, flip);
+    };
+    if (!is_integer(sample.image.element)) return resize(Numbers<C, C, false>{out, divided});
+    if (!is_integer(out.element)) return resize(Numbers<C, C, true>{out, divided});
+    if constexpr (sizeof(C) == 4)
+        resize(Numbers<C, uint8_t, true>{out, divided});
+    else if (out.element == kUInt16)
+        resize(Numbers<C, uint16_t, true>{out, divided});
     else
-        resize_planes(Numbers<C, false>{out, divided}, sample, rows, columns, flip);
+        resize(Numbers<C, int16_t, true>{out, divided});
 }
 
 SIMMIM_END

@@ -145,7 +145,7 @@ class Plane {
                 for (int64_t c = 0; c < pixel_; ++c, p += kRows, to += tile.span * kRows) {
                     sum_all<Arithmetic, decltype(taps)::count, kRows>(
                         xs_.taps, p, pixel_ * kRows, xs_.weights + x * xs_.taps, sums);
-                    for (int64_t r = 0; r < kRows; ++r) to[r] = Arithmetic::finish(sums[r]);
+                    Arithmetic::finish(sums, to);
                 }
             }
         });
@@ -191,9 +191,10 @@ class Plane {
 };
 
 // Resizes all channels: together where they are interleaved.
-template <class Arithmetic, class Weights>
-void resize_planes(const Arithmetic& arithmetic, Sample sample, const Weights& ys,
-                   const Weights& xs, bool flip) {
+template <class Arithmetic>
+void resize_planes(const Arithmetic& arithmetic, Sample sample,
+                   const AxisOf<typename Arithmetic::Weight>& ys,
+                   const AxisOf<typename Arithmetic::Weight>& xs, bool flip) {
     const bool interleaved =
         sample.sc == 1 && sample.sx == sample.channels && sample.channels <= 16;
     const int64_t pixel = interleaved ? sample.channels : 1;

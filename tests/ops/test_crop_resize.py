@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -287,16 +289,35 @@ def test_wrong_arguments_are_named(changes, error, message):
         sk.crop_resize(**{"images": IMAGES, "boxes": BOXES, "size": (4, 4)} | changes)
 
 
-@given(case=cases())
-def test_bytes_are_the_same_wherever_they_lie(case):
+@given(case=cases(), dtype=st.sampled_from((*INTEGERS, torch.float16, torch.float32)))
+def test_results_are_the_same_wherever_pixels_lie(case, dtype):
     """Interleaved, one channel after the other, and as part of a wider pixel: paths of their own."""
-    images = drawn_images(case, lambda shape: integers(shape, torch.uint8))
+    make = torch.randn if dtype.is_floating_point else partial(integers, dtype=dtype)
+    images = drawn_images(case, lambda shape: make(shape).to(dtype))
     expected = sk.crop_resize(images, **case)
     for lay in (_interleaved, _planar, _part_of_a_pixel):
         laid = (
             lay(images) if isinstance(images, torch.Tensor) else [lay(i[None])[0] for i in images]
         )
         assert torch.equal(sk.crop_resize(laid, **case), expected)
+
+
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16])
+def test_bands_of_16_bits_are_rounded_once_in_every_tile(dtype, interpolation):
+    for channels, whole, size in (
+        (13, (37, 150), (35, 131)),
+        (3, (90, 270), (50, 70)),
+        (17, (20, 30), (33, 65)),
+    ):
+        images, (height, width) = integers((2, channels, *whole), dtype), whole
+        boxes = torch.tensor([[0, 0, height, width], [3, 5, height - 9, width - 7]])
+        call = {"flip": torch.tensor([True, False]), "interpolation": interpolation}
+        limits = torch.iinfo(dtype)
+        expected = plain(images, boxes, size, **call).clamp(limits.min, limits.max)
+        for laid in (images, _interleaved(images)):
+            found = sk.crop_resize(laid, boxes, size, **call)
+            assert (found.double() - expected).abs().max() <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("interpolation", MODES)

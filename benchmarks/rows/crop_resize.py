@@ -24,9 +24,10 @@ def rows(setting: Setting) -> Iterator[Row]:
     batch = 2 if setting.tiny else 256 if setting.on_gpu else 16
     for height, width in ((32, 48),) if setting.tiny else ((256, 341), (375, 500)):
         for size in (24,) if setting.tiny else (192, 224):
-            name = f"{batch} of {width}x{height} to {size} uint8"
-            make = partial(build, batch, (height, width), size, setting.device)
-            yield Row("crop_resize", name, "crop, resize, flip, stack", make, ("torchvision",))
+            for dtype in ("uint8", "uint16"):
+                name = f"{batch} of {width}x{height} to {size} {dtype}"
+                make = partial(build, batch, (height, width), size, setting.device, dtype)
+                yield Row("crop_resize", name, "crop, resize, flip, stack", make, ("torchvision",))
     if not setting.on_gpu:
         name, make = f"{batch} of 341x256 in a store to 192 uint8", partial(build_store, batch)
         yield Row("crop_resize", name, "crop, resize, flip, all threads", make, ("turboloader",))
@@ -65,20 +66,22 @@ def draw_boxes() -> Contest:
     return Contest(contenders, lambda: (torch.arange(256),), kernel="random_crops")
 
 
-def build(batch: int, image: tuple[int, int], size: int, device: str) -> Contest:
+def build(batch: int, image: tuple[int, int], size: int, device: str, dtype: str) -> Contest:
     from torchvision.transforms.v2 import functional
 
     boxes, flips = sk.random_crops(
         torch.arange(batch, device="cpu"), image, (size, size), SCALE, RATIO, seed=1
     )
     listed = list(zip(boxes.tolist(), flips.tolist(), strict=True))
+    kind, narrow = getattr(torch, dtype), dtype == "uint8"
+    most = torch.iinfo(kind).max
 
     def inputs() -> tuple:
         """Smooth pictures as a decoder leaves them, the colours of a pixel side by side."""
         low = torch.rand(batch, 3, 8, 10, device="cpu")
-        pixels = torch.nn.functional.interpolate(low, image, mode="bilinear") * 255
-        pixels = pixels.byte().permute(0, 2, 3, 1).contiguous()
-        pictures = [Image.fromarray(picture.numpy()) for picture in pixels]
+        pixels = torch.nn.functional.interpolate(low, image, mode="bilinear") * most
+        pixels = pixels.int().to(kind).permute(0, 2, 3, 1).contiguous()
+        pictures = [Image.fromarray(picture.numpy()) for picture in pixels] if narrow else []
         images = list(pixels.to(device).permute(0, 3, 1, 2))
         return images, pictures, boxes.to(device), flips.to(device)
 
@@ -101,14 +104,16 @@ def build(batch: int, image: tuple[int, int], size: int, device: str) -> Contest
             made.append(torch.from_numpy(np.array(part)).permute(2, 0, 1))
         return torch.stack(made).to(device)
 
-    contenders = {OURS: ours, "torchvision v2": torchvision, "Pillow": pillow}
+    contenders = {OURS: ours, "torchvision v2": torchvision}
+    if narrow:  # Pillow's pictures of 16 bits have one channel
+        contenders["Pillow"] = pillow
     return Contest(
         {name: on_one_thread(function) for name, function in contenders.items()},
         inputs,
-        moved=3 * (int((boxes[:, 2] * boxes[:, 3]).sum()) + batch * size * size),
+        moved=kind.itemsize * 3 * (int((boxes[:, 2] * boxes[:, 3]).sum()) + batch * size * size),
         tolerance=0.02,  # Pillow rounds between the passes
         kernel="crop_resize",
-        targets={} if device == "cuda" else TARGETS,
+        targets=TARGETS if narrow and device != "cuda" else {},
     )
 
 

@@ -118,6 +118,9 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
         DamagedError: it is damaged.
         UserError: all else.
     """
+    if path.is_dir():
+        found = [p for p in (path / LAST, path / "checkpoints" / LAST) if p.exists()]
+        raise UserError(f"{path} is a folder: give {found[0] if found else 'a checkpoint in it'}")
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
     model_only = path.suffix == SAFETENSORS

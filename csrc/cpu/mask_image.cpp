@@ -99,10 +99,11 @@ inline void fill(Out* out, int64_t n, const Constants constants) {
     for (int64_t i = 0; i < n; ++i) out[i] = constants.fill_at(i);
 }
 
-// The bits of a number, of which loops of 16-bit types become vector instructions.
+// GCC makes vector instructions of a choice between 16-bit integers, not between structs of one.
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
 
+// Puts the fill in place of the masked ones of `n` numbers.
 template <class Out, class Constants>
 inline void hide(const uint8_t* __restrict__ masked, Out* out, int64_t n,
                  const Constants constants) {
@@ -116,7 +117,7 @@ inline void hide(const uint8_t* __restrict__ masked, Out* out, int64_t n,
     }
 }
 
-// The same for numbers of another type, or with others between them: copied first, part by part.
+// As `show`, for numbers of another type than C or that lie apart: copied first, kRow at a time.
 template <class C, class Out, class Constants>
 __attribute__((noinline)) void show_copied(const Memory& image, int64_t at, int64_t step, Out* out,
                                            int64_t n, const Constants constants) {

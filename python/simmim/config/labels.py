@@ -12,20 +12,8 @@ from typing import Literal
 from simmim.config.conflicts import check_conflicts
 from simmim.config.images import ImageConfig
 from simmim.config.numbers import check_numbers
-from simmim.config.run import RunConfig
+from simmim.config.run import Published, RunConfig
 from simmim.errors import UserError
-
-Preset = Literal[
-    "none",
-    "vit-b",
-    "swin-b",
-    "swin-b-100",
-    "swin-l",
-    "swinv2-b",
-    "mae-vit-b",
-    "mae-vit-l",
-    "mae-vit-h",
-]
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class LabelledConfig(ImageConfig):
 class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on images in one folder per class."""
 
-    preset: Preset = "none"
+    preset: Literal["none", Published] = "none"
     """Named settings that become the defaults of everything below; flags override them: how SimMIM's
     (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet, to the letter."""
 

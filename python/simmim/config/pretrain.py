@@ -10,29 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.config.images import check_show_bands
-from simmim.config.run import RunConfig
+from simmim.config.run import Published, RunConfig
 from simmim.errors import UserError
-
-Preset = Literal[
-    "none",
-    "demo",
-    "tutorial",
-    "vit-b",
-    "swin-b",
-    "swin-b-100",
-    "swin-l",
-    "swinv2-b",
-    "mae-vit-b",
-    "mae-vit-l",
-    "mae-vit-h",
-]
 
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
-    preset: Preset = "none"
+    preset: Literal["none", "demo", "tutorial", Published] = "none"
     """Named settings that become the defaults of everything below; flags override them. demo: a
     small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
     CNN. vit-b, swin-b, swin-l, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048);

@@ -15,7 +15,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, end_reading, read_batches, ways
-from simmim.training.reader import PERIOD, Reader
+from simmim.training.reader import PERIOD, Reader, _Usage
 
 from .pictures import find_images
 
@@ -89,6 +89,33 @@ def test_threads_that_read_in_the_pauses_are_not_ahead(dataset, monkeypatch):
         time.sleep(0.05)
         assert seen == [own] * count
     end_reading(batches)
+
+
+def test_no_other_way_is_tried_on_cores_that_are_busy(dataset, monkeypatch):
+    """What reads ahead could only read while the model computes, which would wait for it."""
+    monkeypatch.setattr("simmim.training.reader.usable_cores", lambda: 2)
+    monkeypatch.setattr("simmim.training.reader._Usage.take", lambda _: 0.95)
+    reading = reader(dataset)
+    reading.judge(1, PERIOD, PERIOD, 1)
+    said = reading.judge(100 * PERIOD, PERIOD, 0.3 * PERIOD, 1)
+    assert said.startswith("the run is held back: it waits for images 30% of the time")
+    assert reading.way == ("pause", 2)
+    reading.close()
+
+
+def test_usage_is_the_share_of_all_cores(monkeypatch):
+    monkeypatch.setattr("simmim.training.reader.usable_cores", lambda: 4)
+    moments = iter([(0.0, 0.0), (10.0, 20.0), (20.0, 60.0)])
+    clocks = {}
+
+    def wall() -> float:
+        clocks["now"] = next(moments)
+        return clocks["now"][0]
+
+    monkeypatch.setattr("simmim.training.reader.run_clock", wall)
+    monkeypatch.setattr("simmim.training.reader.time.process_time", lambda: clocks["now"][1])
+    usage = _Usage()
+    assert [usage.take(), usage.take()] == [0.5, 1.0]
 
 
 def test_the_fastest_way_is_found_while_the_run_waits(dataset, monkeypatch):

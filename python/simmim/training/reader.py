@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ from simmim.training.clock import run_clock
 PERIOD = 10.0
 #: share of the time spent waiting for images above which another way to read them is tried
 WAITS = 0.02
+#: share of the cores' time above which reading beside the model only takes cores away from it
+BUSY = 0.9
 #: and above which the log says what a user can do
 HELD_BACK = 0.1
 
@@ -47,6 +50,7 @@ class Reader:
         self._waiting = _Waiting(self._copies is not None)
         # images, seconds and seconds of waiting since the last judgement
         self._seen: tuple[int, float, float] = (0, 0.0, 0.0)
+        self._usage = _Usage()
         # the way that was left to try another, with its images per second
         self._other: tuple[Way, float] | None = None
         self._told = False
@@ -121,6 +125,7 @@ class Reader:
         if self._is_new:
             # compiling, starting, filling caches
             self._is_new = False
+            self._usage.take()
             return ""
         self._seen = tuple(
             a + b for a, b in zip(self._seen, (images, seconds, waited), strict=True)
@@ -129,13 +134,16 @@ class Reader:
         if seconds < PERIOD:
             return ""
         rate, share, self._seen = images / seconds, waited / seconds, (0, 0.0, 0.0)
+        busy = self._usage.take()
         if self._other is not None and self._other[1] > rate:
             way, before = self._other
             self._other, self._ways = None, []
             self._change(way, update)
             return f"images: read by {way} again, {before:.0f} a second instead of {rate:.0f}"
         self._other = None
-        if share > WAITS and self._ways:
+        # this process makes use of the waiting: whoever read meanwhile would only delay the model
+        at_work = self.way.kind == "pause" and busy > BUSY
+        if share > WAITS and self._ways and not at_work:
             self._other = self.way, rate
             self._change(self._ways.pop(0), update)
             return f"images: {share:.0%} of the time went by waiting; now read by {self.way}"
@@ -183,6 +191,19 @@ class Reader:
             # its memory belongs to the other stream, which must not reuse it before this one is done
             tensor.record_stream(compute)
         return batch._replace(**copies)
+
+
+class _Usage:
+    """What share of the cores' time this process uses."""
+
+    def __init__(self) -> None:
+        self._began = run_clock(), time.process_time()
+
+    def take(self) -> float:
+        """The share since the last call."""
+        began, used = self._began
+        self._began = now = run_clock(), time.process_time()
+        return (now[1] - used) / max(1e-9, now[0] - began) / usable_cores()
 
 
 class _Waiting:

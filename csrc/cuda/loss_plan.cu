@@ -107,8 +107,10 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
     w.parameter = float(with_loss(spec.kind, [&](auto l) { return l.parameter(spec.beta); }));
     w.unit = target.element == kUInt8 ? 255.0 : 1.0;
     w.cut = cut_rows(rows * planes, cells, numbers / V);
-    w.paired = pw % (2 * V) == 0 && !w.fine && w.cut.across % kWarp == 0 &&
-               w.cut.across * w.cut.parts == numbers / V;
+    const bool paired = pw % (2 * V) == 0 && (unit_w >= pw || unit_w % (2 * V) == 0) &&
+                        w.cut.across % 2 == 0 && w.cut.across * w.cut.parts == numbers / V;
+    const bool together = !w.fine && w.cut.across % kWarp == 0;
+    w.paired = !paired ? 0 : together ? kAllLanes : 3;
     return w.cut.blocks(rows * planes) <= kMost;
 }
 

@@ -30,6 +30,14 @@ struct PlainValue {
     __device__ __forceinline__ float of(float stored) const { return stored; }
 };
 
+__device__ __forceinline__ uint32_t rotated(uint32_t word, uint32_t bits) {
+#ifdef __CUDA_ARCH__
+    return __funnelshift_l(word, word, bits);
+#else
+    return word << bits % 32 | word >> (0u - bits) % 32;
+#endif
+}
+
 // A thread's eight float32 of the target, of which it reads 16 bytes at a time together with its
 // neighbour, so that every sector is asked for once; then they exchange what is the other's. Lanes
 // with an odd number have read the second and fourth word of four.
@@ -45,12 +53,14 @@ __device__ __forceinline__ void load_with_neighbour(const T* own, bool odd, Pack
     }
 }
 
+// lanes: those of the warp that are here, at least the two neighbours.
 template <class T, int V>
-__device__ __forceinline__ void exchange_with_neighbour(bool odd, Pack<T, V>* pack) {
+__device__ __forceinline__ void exchange_with_neighbour(uint32_t lanes, bool odd,
+                                                        Pack<T, V>* pack) {
 #pragma unroll
     for (int n = 0; n < V / 2; ++n) {
         T &near = pack->words[n], &far = pack->words[V / 2 + n];
-        const T got = __shfl_xor_sync(kAllLanes, odd ? near : far, 1);
+        const T got = __shfl_xor_sync(lanes, odd ? near : far, 1);
         near = odd ? got : near;
         far = odd ? far : got;
     }
@@ -62,6 +72,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     pass_wide(const WideLoss w, const In* pred, In* grad, const T* target) {
     constexpr bool kMayPair = V * sizeof(T) > 16;
     const bool odd = threadIdx.x % 2;
+    const uint32_t lanes = rotated(w.paired, threadIdx.x & ~1u);
     __shared__ int64_t places[kCells];
     __shared__ int32_t units[kCells];
     const RowPiece piece(w.cut, w.cells);
@@ -121,8 +132,8 @@ __global__ void __launch_bounds__(kRowThreads, 1)
             for (int k = 0; k < kInFlight; ++k) {
                 In* to = moved(grad, int64_t(start + k * down) * w.grad_cell);
                 if (place[k] >= 0) {
-                    if constexpr (kMayPair) {  // a warp is in one cell: all lanes are here
-                        if (w.paired) exchange_with_neighbour<T, V>(odd, &wanted[k]);
+                    if constexpr (kMayPair) {
+                        if (w.paired) exchange_with_neighbour<T, V>(lanes, odd, &wanted[k]);
                     }
                     float values[V], pixels[V], slopes[V], cost = 0;
                     widen_pack<In, V>(packs[k], values);

@@ -31,7 +31,9 @@ struct WideLoss {
     int32_t unit_h, unit_w, units_across;
     RowCut cut;
     bool fine;        // units are smaller than cells
-    bool paired;      // a warp is in one cell, and neighbours in one line of it
+    // Where threads 2k and 2k + 1 are neighbours in one line of a cell and in one unit: which lanes
+    // exchange numbers with them, as bits of a warp for k = 0; else 0.
+    uint32_t paired;
     bool scaled;      // whether gradients are multiplied by the factor
     float parameter;  // of the loss
     double unit;      // what numbers of the target are divided by first

@@ -67,6 +67,8 @@ def streams():
         token = torch.randn(768, dtype=dtype, requires_grad=True)
         yield lambda x=x, token=token: step(lambda x, t: sk.mask_tokens(x, mask, t), x, token)
         yield lambda x=x: step(lambda x: sk.masked_l1(x, image, mask), x)
+        image_like = torch.randn(1, 3, 112, 112, dtype=dtype, requires_grad=True)
+        yield lambda x=image_like: step(lambda x: sk.masked_l1(x, image, mask), x)
     yield lambda: sk.normalize_patches(image, 16)
     yield lambda: sk.normalize_targets(image, 47)
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -97,7 +98,7 @@ struct Fiber {
 struct Block {
     std::vector<Fiber> fibers;
     std::vector<std::unique_ptr<char[]>> stacks;
-    std::vector<Barrier> warps;
+    std::vector<std::map<unsigned, Barrier>> warps;  // of each, by the lanes that meet
     std::vector<uint64_t> slots;  // one for each thread, for exchanges within a warp
     Barrier barrier;
     Fiber* now = nullptr;
@@ -132,11 +133,17 @@ inline void wait_for_block() {
     wait(block.barrier, [] { return block.live; });
 }
 
-// Lanes that have ended still count: the operations here name all lanes of the warp.
-inline void wait_for_warp() {
-    const int total = int(block.fibers.size()), warp = block.now->rank / kWarp;
-    const int lanes = total - warp * kWarp < kWarp ? total - warp * kWarp : kWarp;
-    wait(block.warps[size_t(warp)], [lanes] { return lanes; });
+// Lanes that have ended still count: the operations here name those that wait.
+inline void wait_for_lanes(unsigned mask) {
+    const int total = int(block.fibers.size()), lane = block.now->rank % kWarp;
+    const int warp = block.now->rank / kWarp, exist = total - warp * kWarp;
+    if (exist < kWarp) mask &= (1u << exist) - 1;
+    if (!(mask >> lane & 1)) {
+        std::fprintf(stderr, "emulator: a lane waits for others and does not name itself\n");
+        std::abort();
+    }
+    const int lanes = __builtin_popcount(mask);
+    wait(block.warps[size_t(warp)][mask], [lanes] { return lanes; });
 }
 
 inline void enter() {
@@ -151,7 +158,7 @@ inline void run_block(const dim3& index) {
     const int total = int(block.size.x * block.size.y * block.size.z);
     block.index = index;
     block.fibers.assign(size_t(total), Fiber{});
-    block.warps.assign(size_t((total + kWarp - 1) / kWarp), Barrier{});
+    block.warps.assign(size_t((total + kWarp - 1) / kWarp), {});
     block.slots.assign(size_t(total), 0);
     block.barrier = Barrier{};
     block.live = total;
@@ -184,17 +191,17 @@ inline void run_block(const dim3& index) {
 }
 
 template <class T>
-T exchange(T value, int from) {
+T exchange(unsigned mask, T value, int from) {
     static_assert(sizeof(T) <= 8, "an exchanged value fits into a slot");
     const int first = block.now->rank / kWarp * kWarp;
     uint64_t bits = 0;
     __builtin_memcpy(&bits, &value, sizeof(T));
     block.slots[size_t(block.now->rank)] = bits;
-    wait_for_warp();
+    wait_for_lanes(mask);
     if (from >= 0 && from < kWarp && size_t(first + from) < block.slots.size()) {
         __builtin_memcpy(&value, &block.slots[size_t(first + from)], sizeof(T));
     }
-    wait_for_warp();
+    wait_for_lanes(mask);
     return value;
 }
 
@@ -207,26 +214,26 @@ inline const dim3& blockDim = emulator::block.size;
 inline const dim3& gridDim = emulator::block.grid;
 
 inline void __syncthreads() { emulator::wait_for_block(); }
-inline void __syncwarp(unsigned = ~0u) { emulator::wait_for_warp(); }
+inline void __syncwarp(unsigned mask = ~0u) { emulator::wait_for_lanes(mask); }
 template <class T>
-T __shfl_sync(unsigned, T value, int from) {
-    return emulator::exchange(value, from);
+T __shfl_sync(unsigned mask, T value, int from) {
+    return emulator::exchange(mask, value, from);
 }
 template <class T>
-T __shfl_up_sync(unsigned, T value, unsigned delta) {
-    return emulator::exchange(value, emulator::lane() - int(delta));
+T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
+    return emulator::exchange(mask, value, emulator::lane() - int(delta));
 }
 template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned delta) {
-    return emulator::exchange(value, emulator::lane() + int(delta));
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+    return emulator::exchange(mask, value, emulator::lane() + int(delta));
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-    return emulator::exchange(value, emulator::lane() ^ mask);
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+    return emulator::exchange(mask, value, emulator::lane() ^ bits);
 }
-inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
     unsigned sum = 0;
-    for (int lane = 0; lane < emulator::kWarp; ++lane) sum += emulator::exchange(value, lane);
+    for (int lane = 0; lane < emulator::kWarp; ++lane) sum += emulator::exchange(mask, value, lane);
     return sum;
 }
 

@@ -32,11 +32,13 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
     if (image && p != 1) return false;  // a map
     // Channels innermost in both: a line's numbers are neighbours, and no channel is told apart.
     const bool last = at.sc == 1 && at.sx == at.channels && at.channels > 1;
+    // Tokens of one pixel have their channels innermost in either order.
+    const bool interleaved = spec.order == kInterleaved || p == 1;
     const bool inner = image ? pred.stride(1) == 1 && pred.stride(3) == at.channels
-                             : spec.order == kInterleaved && pred.stride(-1) == 1;
+                             : interleaved && pred.stride(-1) == 1;
     if (last && !(inner && !std && target.element != kUInt8)) return false;
     if (!last && (at.sx != 1 || pred.stride(-1) != 1)) return false;
-    if (!last && !image && spec.order == kInterleaved && at.channels > 1) return false;
+    if (!last && !image && interleaved && at.channels > 1) return false;
     const int64_t depth = last ? at.channels : 1;
 
     const Extent units = extent_from(mask, 1), unit = scale_of(at.size, units);

@@ -69,6 +69,12 @@ def streams():
         yield lambda x=x: step(lambda x: sk.masked_l1(x, image, mask), x)
         image_like = torch.randn(1, 3, 112, 112, dtype=dtype, requires_grad=True)
         yield lambda x=image_like: step(lambda x: sk.masked_l1(x, image, mask), x)
+    # strides that are multiples of 4, which Triton does not look for
+    x = torch.randn(1, 3, 196, 196, requires_grad=True)
+    yield lambda x=x: step(lambda x: sk.masked_l1(x, x.detach() + 1, mask), x)
+    histograms = torch.randn(1, 108, 14, 14).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 196, 108, requires_grad=True)
+    yield lambda x=x: step(lambda x: sk.masked_mse(x, histograms, mask), x)
     yield lambda: sk.normalize_patches(image, 16)
     yield lambda: sk.normalize_targets(image, 47)
 

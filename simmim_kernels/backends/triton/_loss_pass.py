@@ -67,7 +67,9 @@ def _numbers(
         columns = tl.cdiv(CHANNELS * P * P, G * V)
         r += piece // columns * R
         g += piece % columns * (G * V)
-        if YXC:
+        if P == 1:
+            c, dy, dx = g + v, r * 0, r * 0
+        elif YXC:
             number = g + v
             c, dy, dx = number % CHANNELS, number // (CHANNELS * P), number // CHANNELS % P
         else:
@@ -107,7 +109,22 @@ def loss_pass(
     WITH_GRAD: tl.constexpr, SCALED: tl.constexpr,
     EACH: tl.constexpr, COVERED: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr,
     COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr, SPLIT: tl.constexpr,
+    STEP: tl.constexpr, CHANNELS_INNERMOST: tl.constexpr,
 ):  # fmt: skip
+    """STEP: a power of two of which all strides but the innermost are multiples, said here because
+    Triton looks for 16 alone; 1 where it finds that or where there is none."""
+    if STEP > 1:
+        p_b, g_b, t_b = p_b // STEP * STEP, g_b // STEP * STEP, t_b // STEP * STEP
+        p_ty, g_ty, t_y = p_ty // STEP * STEP, g_ty // STEP * STEP, t_y // STEP * STEP
+        if LAYOUT == 0:
+            width = width // STEP * STEP
+        else:
+            p_tx, g_tx = p_tx // STEP * STEP, g_tx // STEP * STEP
+            p_y, g_y = p_y // STEP * STEP, g_y // STEP * STEP
+        if CHANNELS_INNERMOST:
+            p_x, g_x, t_x = p_x // STEP * STEP, g_x // STEP * STEP, t_x // STEP * STEP
+        else:
+            p_c, g_c, t_c = p_c // STEP * STEP, g_c // STEP * STEP, t_c // STEP * STEP
     program = tl.program_id(0)
     piece = program % pieces
     sample = (program // pieces).to(tl.int64)

@@ -22,6 +22,7 @@ from simmim_kernels.grid import scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread
 _WARP_TILE = 1024  # numbers of a program of one warp: 32 a thread
+_SECTOR = 32  # bytes that memory moves at least
 
 
 @triton.jit
@@ -195,8 +196,10 @@ def mask_image_forward(
             return out
         vector = min(grid[3] & -grid[3], 16 // out.element_size())
         groups = width // vector
-        groups = groups & -groups if groups & -groups >= 8 else power_of_two(groups, 32)
-        groups = min(groups, 32)
+        # no lane is idle where a power of two divides a line into whole sectors
+        even = groups & -groups
+        whole = even >= 8 or even * vector * image.element_size() >= _SECTOR
+        groups = min(even, 32) if whole else power_of_two(groups, 32)
         rows = power_of_two(height, _WARP_TILE // (groups * vector))
         pieces = cdiv(height, rows)
         _mask_image[(batch * channels * pieces,)](

@@ -22,7 +22,12 @@ from simmim_kernels.backends.triton._scalars import bits_of
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
 from simmim_kernels.backends.triton.normalize_targets import window_normalized
-from simmim_kernels.grid import prediction_patch, prediction_strides, scale_of
+from simmim_kernels.grid import (
+    PredictionStrides,
+    prediction_patch,
+    prediction_strides,
+    scale_of,
+)
 
 _TILE = 4096  # numbers of a program: 32 a thread, so several 16-byte loads of each tensor in flight
 _PROGRAMS = 1056  # eight for each of 132 multiprocessors, all at once
@@ -49,7 +54,7 @@ def _tile(
         vector, numbers, lines = _divisor(unit[1], 32), width, channels * height
     else:
         vector, numbers = _divisor(patch, 32), channels * patch * patch
-        if yxc:
+        if yxc or patch == 1:
             vector = _divisor(numbers, 32) if covered or layout == LISTED else 1
         elif not covered and layout != LISTED:
             vector = _divisor(vector | unit[1], 32)
@@ -61,6 +66,38 @@ def _tile(
     vector = min(vector, block, most)
     rows = power_of_two(lines, max(_TILE // block, 1))
     return rows, block // vector, vector, cdiv(lines, rows) * cdiv(numbers, block)
+
+
+def _common_step(
+    vector: int,
+    layout: int,
+    patch: int,
+    channels_innermost: bool,
+    pred: PredictionStrides,
+    grad: PredictionStrides,
+    target: tuple[int, ...],
+    width: int,
+) -> int:
+    """`STEP` of `loss_pass`.
+
+    Args:
+        vector: neighbours that a thread loads at a time.
+        layout: of the prediction.
+        patch: side of its tokens.
+        target: strides of `(B, C, H, W)`.
+        width: of the target.
+    """
+    if vector == 1:
+        return 1
+    outer = [target[0], target[2], target[3 if channels_innermost else 1]]
+    for of in (pred, grad):
+        outer += [of.batch, of.token_y, width if layout == IMAGE else of.token_x]
+        if not channels_innermost:
+            outer.append(of.channel)
+        if patch > 1:
+            outer += [of.y, of.x] if channels_innermost else [of.y]
+    known = all(s % 16 == 0 for s in outer)
+    return 1 if known or any(s % vector for s in outer) else vector
 
 
 def masked_loss(
@@ -143,12 +180,16 @@ def masked_loss(
                 UNIT=255.0 if bytes_in else 1.0, STATS=std is not None, BLOCK=1024, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if partial.numel():
-            strides = (
+            strides = [
                 prediction_strides(t.stride(), channels, patch, tokens_in_row, spec.order)
                 for t in (numbers, slopes)
+            ]
+            channels_innermost = layout != IMAGE and (patch == 1 or spec.order == "yxc")
+            step = _common_step(
+                v, layout, patch, channels_innermost, *strides, target.stride(), width
             )
             loss_pass[(rows * pieces,)](
-                numbers, *next(strides), slopes, *next(strides), target, *target.stride(),
+                numbers, *strides[0], slopes, *strides[1], target, *target.stride(),
                 affine, mask, index, scale, partial,
                 height, width, *unit, width // unit[1], batch, per_sample, units, pieces, bits_of(spec.beta),
                 LAYOUT=layout, YXC=spec.order == "yxc", AFFINE=is_affine, KIND=spec.kind,
@@ -156,7 +197,8 @@ def masked_loss(
                 COVERED=unit[0] % patch == 0 and unit[1] % patch == 0,
                 CHANNELS=channels, P=patch,
                 COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
-                R=r, G=g, V=v, SPLIT=split, num_warps=4, **OPTIONS,
+                R=r, G=g, V=v, SPLIT=split,
+                STEP=step, CHANNELS_INNERMOST=channels_innermost, num_warps=4, **OPTIONS,
             )  # fmt: skip
         if results:
             by_list = each and listed_flat

@@ -32,6 +32,44 @@ def test_the_order_of_backends_follows_what_was_counted():
     assert cuda & triton <= compared
 
 
+COUNTS = ("instructions", "sectors", "least_sectors")
+#: instructions a number of an op's cheapest backend that must not be exceeded, by row
+INSTRUCTIONS = {
+    ("masked_loss", "l1, tokens, vit-b x2 bfloat16"): 16,
+    ("masked_loss", "mse, 108 numbers a token, vit-b x2 bfloat16"): 25,
+    ("mask_tokens", "vit-b x2 bfloat16"): 16,
+    ("mask_tokens", "vit-b x2 float32"): 16,
+    ("mask_image", "vit-b x2 uint8 to bfloat16"): 10,
+    ("mask_image", "vit-b x2 uint8 to float32"): 10,
+    ("normalize_patches", "vit-b x2 bfloat16"): 25,
+    ("normalize_patches", "vit-b x2 float32"): 25,
+    ("normalize_targets", "vit-b x2 bfloat16"): 70,
+    ("normalize_targets", "vit-b x2 float32"): 70,
+}
+
+
+def test_counted_rows_stay_within_their_goals():
+    """Launches of a loss, sectors over the least that would do, instructions a number."""
+    seen = set()
+    for content in counted.load(report.COUNTED):
+        for row in content["rows"]:
+            ours = [row["counted"][name] for name in ("cuda", "triton") if name in row["counted"]]
+            totals = [
+                {what: sum(launch[what] for launch in launches) for what in COUNTS}
+                for launches in ours
+            ]
+            most = INSTRUCTIONS.get((row["op"], row["shape"]))
+            if most is not None:
+                seen.add((row["op"], row["shape"]))
+                assert min(t["instructions"] for t in totals) <= most * row["numbers"], row["shape"]
+            if row["op"] in ("masked_loss", "window_loss"):
+                assert min(map(len, ours)) <= 3
+            if row["op"] != "random_mask":  # it streams nothing
+                for t in totals:
+                    assert t["sectors"] <= 1.1 * t["least_sectors"], (row["op"], row["shape"])
+    assert seen == INSTRUCTIONS.keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_that_inductor_has_compiled_gives_the_loss_and_the_gradient(dtype, monkeypatch):

@@ -16,6 +16,10 @@ from simmim_kernels.ops._check import FLOATS, is_tensor
 
 Channels = Sequence[float] | Tensor | None
 
+_MOST = 64  # listed numbers that are remembered, with their tensors
+#: name, numbers and device of what passed the checks: tuples of floats alone, which do not change
+_passed: set[tuple[str, tuple[float, ...], torch.device]] = set()
+
 
 def channel_stats(
     image: Tensor, mean: Channels, std: Channels
@@ -37,12 +41,22 @@ def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Te
     if isinstance(values, Tensor):
         is_tensor(name, values, FLOATS)
         return values.float() if values.dtype.itemsize == 2 else values
+    device = image.device
+    plain = (
+        not torch.compiler.is_compiling()
+        and type(values) is tuple
+        and set(map(type, values)) == {float}
+    )
+    if plain and (name, values, device) in _passed:
+        return _tensor(values, device)
     listed = _listed(name, values)
     least = 0.0 if name == "std" else -math.inf
     if not all(least < value < math.inf for value in listed):
         allowed = "positive" if name == "std" else "finite"
         raise ValueError(f"{name} is {listed}; allowed: {allowed} numbers")
-    return _tensor(listed, image.device)
+    if plain and len(_passed) < _MOST:
+        _passed.add((name, values, device))
+    return _tensor(listed, device)
 
 
 def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
@@ -79,7 +93,7 @@ def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     return _kept(values, device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_MOST)
 def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
     # Built outside inference mode and without gradient, so that the kept tensor serves everywhere.
     with torch.inference_mode(False), torch.no_grad():

@@ -120,6 +120,17 @@ def test_half_of_a_register_may_stay_undefined(half, faults):
     assert kinds(launch(body)) == faults
 
 
+@pytest.mark.parametrize(("byte", "faults"), [(1, set()), (2, {"undefined register"})])
+def test_bytes_are_chosen_of_the_half_that_is_defined(byte, faults):
+    body = f"""
+        cvt.u16.u32 %rs1, %r0;
+        mov.b32 %r5, {{%rs1, %rs8}};
+        prmt.b32 %r6, %r5, 0, 0x777{byte};
+        st.global.u32 [%rd2], %r6;
+    """
+    assert kinds(launch(body)) == faults
+
+
 DIVERGENT = """
     setp.lt.u32 %p0, %r1, 16;
     @%p0 bra LOW;

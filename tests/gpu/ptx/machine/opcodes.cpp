@@ -268,7 +268,7 @@ Table make_table() {
     t["brev.b32"] = {unary<u32, u32, reverse_bits>};
     t["add.s16x2"] = {binary<u32, u32, u32, add_halves>};
     t["dp4a.u32.u32"] = {ternary<u32, u32, u32, u32, add_byte_products>};
-    t["prmt.b32"] = {ternary<u32, u32, u32, u32, permute_bytes>};
+    t["prmt.b32"] = {ternary<u32, u32, u32, u32, permute_bytes>, kPermutation};
     t["shf.l.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<true>>};
     t["shf.r.b32"] = {ternary<u32, u32, u32, u32, funnel_shift<false>>};
     t["lop3.b32"] = {logic}, t["mov"] = {move, kMove}, t["cvt"] = {convert_type};

@@ -174,6 +174,20 @@ u32 Scheduler::gather(Warp& w, const Instruction& i, u32 mask, u32* active) {
     return here;
 }
 
+// The same of a result whose four bytes are chosen among the eight of b:a.
+Known known_bytes(Known a, Known b, Known selector, const u64* choices) {
+    const Known all[] = {a, b};
+    Known result{selector.both(), selector.both()};
+    for (int k = 0; k < 4; ++k) {
+        const u32 good = lanes_where([&](int lane) {
+            const u64 byte = choices[lane] >> (4 * k) & 7;
+            return all[byte / 4].half(byte / 2 % 2) >> lane & 1;
+        });
+        (k < 2 ? result.low : result.high) &= good;
+    }
+    return result;
+}
+
 // The lanes in which an output will be known, as far as the inputs are.
 Known Scheduler::known_result(Warp& w, const Instruction& i, int output, u32 mask) {
     auto known = [&](int k) { return w.known_input(i, k); };
@@ -186,11 +200,12 @@ Known Scheduler::known_result(Warp& w, const Instruction& i, int output, u32 mas
         result.replace(first, known(0));
         return result & Known{chosen, chosen};
     }
-    if (i.kind == kMove && i.size == 64 && i.outputs > 1) {
+    if (i.kind == kPermutation) return known_bytes(known(0), known(1), known(2), w.input(i, 2));
+    if (i.kind == kMove && i.size >= 32 && i.outputs > 1) {
         const u32 half = known(0).half(2 * output / i.outputs);
         return {half, half};
     }
-    if (i.kind == kMove && i.size == 64 && i.inputs > 1) {
+    if (i.kind == kMove && i.size >= 32 && i.inputs > 1) {
         Known result = kKnown;
         for (int k = 0; k < i.inputs; ++k)
             (2 * k < i.inputs ? result.low : result.high) &= known(k).both();

@@ -38,6 +38,7 @@ enum Kind : u8 {
     kSelect,
     kShuffle,
     kReduction,
+    kPermutation,
     kLoad,
     kStore,
     kMatrix,
@@ -82,8 +83,8 @@ struct Program {
     s64 shared_bytes = 0;
 };
 
-// The lanes in which the lower and the upper 32 bits of a register have been written: compilers
-// pack two numbers into 64 bits, one of which may stay unused.
+// The lanes in which the lower and the upper half of a register have been written: compilers
+// pack two numbers into one register, of which one may stay unused.
 struct Known {
     u32 low = 0, high = 0;
 

@@ -123,13 +123,16 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     const bool map = pred.dims == 4, last = at.sc == 1 && at.sx == at.channels && at.channels > 1;
     if (pred.element == kFloat64 || target.element == kFloat64 || p < 2) return false;
     if (target.element == kUInt16 || target.element == kInt16) return false;
-    if ((map && last) || (!last && at.sx != 1) || p % 4) return false;
+    const bool pairs = p % 4 != 0;
+    const int64_t W = pairs ? 2 : 4;
+    if ((map && (last || pairs)) || (!last && at.sx != 1) || p % 2) return false;
     const Extent units = extent_from(mask, 1), unit = scale_of(at.size, units);
     if (!index && (unit.height % p || unit.width % p)) return false;
     const int64_t h = height / p, across = width / p, size = element_size(pred.element);
-    const int64_t pixel = element_size(target.element), V = 16 / size;
+    const int64_t pixel = element_size(target.element), V = pairs ? 4 : 16 / size;
     const int64_t numbers = map ? p * h * across : at.channels * p * p;
-    if (numbers % V || numbers > kStagedNumbers || at.channels > kStagedChannels) return false;
+    const int64_t most = pairs ? kStagedNumbers / 4 : kStagedNumbers;
+    if (numbers % V || numbers > most || at.channels > kStagedChannels) return false;
     if (map && h * across > kStagedTokens) return false;
 
     const bool flat = index && index.dims == 1, each = spec.reduction == kEach;
@@ -144,12 +147,12 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     const auto dense = [&](const Tensor& of) {
         const RowStrides by = strides(of);
         const bool rows_follow = !map || (of.stride(2) == across && of.stride(1) == h * across);
-        return of.stride(-1) == 1 && rows_follow && packs(of.data, pred.element, by.sample) &&
-               whole(by.cell * size, 16) && by.cell * size <= 0x7FFFFFFF;
+        return of.stride(-1) == 1 && rows_follow && whole(by.sample, V) && whole(by.cell, V) &&
+               reinterpret_cast<uintptr_t>(of.data) % uintptr_t(V * size) == 0 &&
+               by.cell * size <= 0x7FFFFFFF;
     };
-    const bool aligned = reinterpret_cast<uintptr_t>(target.data) % uintptr_t(4 * pixel) == 0 &&
-                         whole(at.sb, 4) && whole(at.sy, 4) && (last || whole(at.sc, 4)) &&
-                         (!last || whole(p * at.channels, 4));
+    const bool aligned = reinterpret_cast<uintptr_t>(target.data) % uintptr_t(W * pixel) == 0 &&
+                         whole(at.sb, W) && whole(at.sy, W) && (last || whole(at.sc, W));
     if (!aligned || !dense(pred) || (grad && !dense(grad))) return false;
     if (cells > 0x7FFFFFFF || rows > 0x7FFFFFFF) return false;
 
@@ -183,6 +186,7 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     s.column = int32_t(last ? at.channels * pixel : pixel);
     s.channels = channels;
     s.p = side;
+    s.pairs = pairs;
     s.run = 1;
     if (map) {  // lines: one of each token row; numbers of a line: (token column, dx)
         s.tokens = int32_t(h * across);

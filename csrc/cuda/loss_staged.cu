@@ -11,30 +11,32 @@ SIMMIM_BEGIN
 inline namespace loss_staged_file {
 
 constexpr int kMostThreads = 256;
-constexpr int kRounds =
-    kStagedNumbers / kMostThreads / 4;  // vectors of four pixels that a thread lays
 
-// Four neighbours of a target of any type but float64.
-__device__ __forceinline__ void load_four(const void* base, int element, int64_t bytes,
-                                          float* values) {
+// Neighbours of a target of any type but float64: W of them, two or four.
+template <int W>
+__device__ __forceinline__ void load_neighbours(const void* base, int element, int64_t bytes,
+                                                float* values) {
     const char* at = static_cast<const char*>(base) + bytes;
     if (element == kFloat32) {
-        widen_pack<float, 4>(load_pack<float, 4>(reinterpret_cast<const float*>(at)), values);
-    } else if (element == kUInt8) {
-        widen_pack<uint8_t, 4>(load_pack<uint8_t, 4>(reinterpret_cast<const uint8_t*>(at)), values);
+        widen_pack<float, W>(load_pack<float, W>(reinterpret_cast<const float*>(at)), values);
     } else if (element == kBFloat16) {
-        widen_pack<BFloat16, 4>(load_pack<BFloat16, 4>(reinterpret_cast<const BFloat16*>(at)),
+        widen_pack<BFloat16, W>(load_pack<BFloat16, W>(reinterpret_cast<const BFloat16*>(at)),
                                 values);
+    } else if (element == kFloat16) {
+        widen_pack<Float16, W>(load_pack<Float16, W>(reinterpret_cast<const Float16*>(at)), values);
     } else {
-        widen_pack<Float16, 4>(load_pack<Float16, 4>(reinterpret_cast<const Float16*>(at)), values);
+        widen_pack<uint8_t, W>(load_pack<uint8_t, W>(reinterpret_cast<const uint8_t*>(at)), values);
     }
 }
 
-// FEW: a cell of no map, with at most a quarter of the numbers, for which fewer threads do.
-template <class In, class Loss, bool FEW>
+// FEW: a cell of no map, with at most a quarter of the numbers, for which fewer threads do; PAIRS:
+// its lines have whole pairs of pixels, not whole fours.
+template <class In, class Loss, bool FEW, bool PAIRS>
 __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 12 : 3)
     pass_staged(const WideLoss w, const StagedCell cell, const In* pred, In* grad, Array target) {
-    constexpr int V = 16 / int(sizeof(In));
+    static_assert(FEW || !PAIRS, "pairs are few");
+    constexpr int W = PAIRS ? 2 : 4, V = PAIRS ? 4 : 16 / int(sizeof(In));
+    constexpr int kRounds = kStagedNumbers / kMostThreads / W;  // vectors of W that a thread lays
     alignas(16) __shared__ float pixels[FEW ? kStagedNumbers / 4 : kStagedNumbers];
     __shared__ uint8_t
         seen[FEW ? 1 : kStagedTokens];  // of a map: which of the sample's tokens are masked
@@ -65,17 +67,17 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
     // Where this thread's vectors of pixels lie in a cell of the target, where each number goes,
     // and whose channel it has.
     int64_t from[kRounds];
-    int32_t to[kRounds][4], token[kRounds];
-    const int32_t in_line = cell.line / 4, vectors = cell.lines * in_line;
+    int32_t to[kRounds][W], token[kRounds];
+    const int32_t in_line = cell.line / W, vectors = cell.lines * in_line;
 #pragma unroll
     for (int k = 0; k < kRounds; ++k) {
         const int32_t j = int32_t(threadIdx.x) + k * threads, line = j / in_line;
-        const int32_t b = (j - line * in_line) * 4, outer = line / cell.inner_lines;
+        const int32_t b = (j - line * in_line) * W, outer = line / cell.inner_lines;
         const int32_t inner = line - outer * cell.inner_lines;
         from[k] = outer * cell.outer_bytes + inner * cell.inner_bytes + b * cell.size;
         token[k] = cell.tokens ? line * cell.tokens_across + b / cell.p : outer;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
+        for (int e = 0; e < W; ++e) {
             to[k][e] = outer * cell.outer_place + inner * cell.inner_place +
                        (b + e) / cell.run * cell.run_place + (b + e) % cell.run * cell.number_place;
         }
@@ -94,15 +96,15 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
         }
         __syncthreads();  // what the cell before left has been read
         if (place >= 0) {
-            float values[kRounds][4];
+            float values[kRounds][W];
             bool wanted[kRounds];
 #pragma unroll
             for (int k = 0; k < kRounds; ++k) {  // all loads before the first use
                 wanted[k] = int32_t(threadIdx.x) + k * threads < vectors;
 #pragma unroll
-                for (int e = 0; e < 4; ++e) values[k][e] = 0;
+                for (int e = 0; e < W; ++e) values[k][e] = 0;
                 if (wanted[k] && (FEW || !cell.tokens || seen[token[k]])) {
-                    load_four(target.base, target.element, place + from[k], values[k]);
+                    load_neighbours<W>(target.base, target.element, place + from[k], values[k]);
                 }
             }
 #pragma unroll
@@ -111,12 +113,12 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
                 if (affine && !cell.late) {
                     const int32_t c = cell.tokens ? channel : token[k];
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) {
+                    for (int e = 0; e < W; ++e) {
                         values[k][e] = (values[k][e] - offsets[c]) * gains[c];
                     }
                 }
 #pragma unroll
-                for (int e = 0; e < 4; ++e) pixels[to[k][e]] = values[k][e];
+                for (int e = 0; e < W; ++e) pixels[to[k][e]] = values[k][e];
             }
         }
         __syncthreads();
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
                 }
             }
             if (!any) {
-                if (grad) store_word(slopes_of + i, uint4{0, 0, 0, 0});
+                if (grad) store_pack<In, V>(slopes_of + i, Pack<In, V>{});
                 continue;
             }
             float values[V], wanted[V], slopes[V], cost = 0, gain = 1, offset = 0;
@@ -168,8 +170,10 @@ int start(const WideLoss& wide, const StagedCell& cell, int64_t blocks, const Te
           const Tensor& grad, const Tensor& target, LossKind kind, Stream stream) {
     const bool few = cell.few();
     return with_loss(kind, [&](auto loss) {
-        const auto kernel =
-            few ? pass_staged<In, decltype(loss), true> : pass_staged<In, decltype(loss), false>;
+        using Loss = decltype(loss);
+        const auto kernel = cell.pairs ? pass_staged<In, Loss, true, true>
+                            : few      ? pass_staged<In, Loss, true, false>
+                                       : pass_staged<In, Loss, false, false>;
         return launch(kernel, blocks, dim3(unsigned(few ? kMostThreads / 4 : kMostThreads)), stream,
                       wide, cell, pred.as<In>(), grad.as<In>(), array_of(target));
     });

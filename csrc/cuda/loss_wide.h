@@ -30,7 +30,7 @@ struct WideLoss {
     int32_t cells_across, ph, pw;  // cells in a line; lines and columns of a cell
     int32_t unit_h, unit_w, units_across;
     RowCut cut;
-    bool fine;        // units are smaller than cells
+    bool fine;  // units are smaller than cells
     // Where threads 2k and 2k + 1 are neighbours in one line of a cell and in one unit: which lanes
     // exchange numbers with them, as bits of a warp for k = 0; else 0.
     uint32_t paired;
@@ -86,7 +86,8 @@ struct StagedCell {
     int32_t outer_place, inner_place, run, run_place, number_place;
     int32_t channels;
     int32_t tokens, tokens_across, p;  // of a map; else 0
-    bool late;  // a line mixes channels: statistics are applied in the order of the prediction
+    bool late;   // a line mixes channels: statistics are applied in the order of the prediction
+    bool pairs;  // a line has whole pairs of numbers, not whole fours
 
     bool few() const { return !tokens && lines * line <= kStagedNumbers / 4; }
 };

@@ -48,21 +48,22 @@ __device__ __forceinline__ float inverse_spread(float squares, uint32_t numbers,
     return float(1.0 / sqrt(variance));
 }
 
-// In: what the image holds; Out: what the result holds; STATS: whether numbers are multiplied.
-template <class In, class Out, int WARPS, bool STATS>
+// In: what the image holds; Out: what the result holds; V: numbers that a thread moves at a time;
+// STATS: whether numbers are multiplied.
+template <class In, class Out, int V, int WARPS, bool STATS>
 __global__ void __launch_bounds__(kThreads, 1)
     normalize_held(Patches p, const In* image, Out* out, uint32_t line, uint32_t lines) {
-    constexpr int kVector = kNeighbours<In, Out>, kHeld = kNumbers / kVector;
+    constexpr int kHeld = kNumbers / V;
     constexpr uint32_t kTeam = WARPS * kWarp, kTeams = kThreads / kTeam;
     __shared__ float shared[kThreads / kWarp];
     const uint32_t member = threadIdx.x % kTeam, numbers = line * lines * p.planes;
-    const uint32_t groups = numbers / kVector;
+    const uint32_t groups = numbers / V;
     // Where this thread's groups lie behind a patch's first pixel, and what their channel is.
     int32_t from[kHeld], to[kHeld];
     float gains[STATS ? kHeld : 1], offsets[STATS ? kHeld : 1];
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-        const uint32_t i = (member + k * kTeam) * kVector, row = i / line, c = row / lines;
+        const uint32_t i = (member + k * kTeam) * V, row = i / line, c = row / lines;
         const uint32_t y = row - c * lines, x = i - row * line;
         from[k] = int32_t(c * p.from.sc + y * p.from.sy + x);
         to[k] = int32_t(c * p.to.sc + y * p.to.sy + x);
@@ -90,13 +91,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (WARPS == 1 && !wanted) continue;
         const In* const source =
             image + int64_t(sample) * p.from.sb + int64_t(ty * lines) * p.from.sy + tx * line;
-        float values[kHeld][kVector], sum = 0, squares = 0;
+        float values[kHeld][V], sum = 0, squares = 0;
         if (wanted) {
-            Pack<In, kVector> packs[kHeld];
+            Pack<In, V> packs[kHeld];
 #pragma unroll
             for (int k = 0; k < kHeld; ++k) {  // all loads before the first use
                 if (k * kTeam < groups && member + k * kTeam < groups) {
-                    packs[k] = load_pack<In, kVector>(source + from[k]);
+                    packs[k] = load_pack<In, V>(source + from[k]);
                 }
             }
             const float stored = float(widen(*source));
@@ -105,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
             for (int k = 0; k < kHeld; ++k) {
                 if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
-                widen_pack<In, kVector>(packs[k], values[k]);
+                widen_pack<In, V>(packs[k], values[k]);
 #pragma unroll
-                for (int n = 0; n < kVector; ++n) {
+                for (int n = 0; n < V; ++n) {
                     const int of = STATS ? k : 0;
                     values[k][n] = less_first<STATS>(values[k][n], offsets[of], gains[of], first);
                     sum += values[k][n];
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             for (int k = 0; k < kHeld; ++k) {
                 if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
 #pragma unroll
-                for (int n = 0; n < kVector; ++n) {
+                for (int n = 0; n < V; ++n) {
                     values[k][n] -= mean;
                     squares = fmaf(values[k][n], values[k][n], squares);
                 }
@@ -135,16 +136,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < kHeld; ++k) {
             if (k * kTeam >= groups || member + k * kTeam >= groups) continue;
 #pragma unroll
-            for (int n = 0; n < kVector; ++n) values[k][n] *= inverse;
-            store_pack<Out, kVector>(target + to[k], values[k]);
+            for (int n = 0; n < V; ++n) values[k][n] *= inverse;
+            store_pack<Out, V>(target + to[k], values[k]);
         }
     }
 }
 
 // One team a block, whose threads have the numbers that they have in normalize_held.
-template <class In, class Out, int WARPS, bool STATS>
+template <class In, class Out, int V, int WARPS, bool STATS>
 __global__ void __launch_bounds__(WARPS* kWarp) normalize_strided(Patches p) {
-    constexpr uint32_t kVector = kNeighbours<In, Out>, kTeam = WARPS * kWarp;
+    constexpr uint32_t kTeam = WARPS * kWarp;
     __shared__ float shared[WARPS];
     const uint32_t sample = blockIdx.x / (p.h * p.w), cell = blockIdx.x - sample * (p.h * p.w);
     const uint32_t top = cell / p.w * p.side, left = cell % p.w * p.side;
@@ -161,8 +162,8 @@ __global__ void __launch_bounds__(WARPS* kWarp) normalize_strided(Patches p) {
         first = (first - float(p.unit * mean)) * float(1.0 / (p.unit * spread));
     }
     const auto each = [&](const auto& use) {
-        for (uint32_t i = threadIdx.x * kVector; i < numbers; i += kTeam * kVector) {
-            for (uint32_t n = i; n < i + kVector; ++n) {
+        for (uint32_t i = threadIdx.x * V; i < numbers; i += kTeam * V) {
+            for (uint32_t n = i; n < i + V; ++n) {
                 const uint32_t c = n / area, y = top + n % area / p.side, x = left + n % p.side;
                 float offset = 0, gain = 1;
                 if (STATS) {
@@ -183,55 +184,62 @@ __global__ void __launch_bounds__(WARPS* kWarp) normalize_strided(Patches p) {
     each([&](float value, int64_t to) { out[to] = Narrow<Out>::from((value - mean) * inverse); });
 }
 
-template <class In, class Out, int WARPS>
+template <class In, class Out, int V, int WARPS>
 int start_strided(const Patches& p, Stream stream) {
     const bool stats = p.std.base || p.unit != 1.0;
-    const auto kernel = stats ? normalize_strided<In, Out, WARPS, true>
-                              : normalize_strided<In, Out, WARPS, std::is_same<In, uint8_t>::value>;
+    const auto kernel =
+        stats ? normalize_strided<In, Out, V, WARPS, true>
+              : normalize_strided<In, Out, V, WARPS, std::is_same<In, uint8_t>::value>;
     return launch(kernel, p.from.batch * p.h * p.w, dim3(WARPS * kWarp), stream, p);
 }
 
-template <class In, class Out, int WARPS>
+template <class In, class Out, int V, int WARPS>
 int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
     constexpr int64_t kBlocks = 132 * 8;  // all at once
     const int64_t patches = p.from.batch * p.h * p.w, teams = kThreads / kWarp / WARPS;
     // A team has several patches, so that its first look-ups do not count.
     const int64_t blocks = min_of(ceil_div(patches, teams * 4), kBlocks);
     const bool stats = p.std.base || p.unit != 1.0;
-    const auto kernel = stats ? normalize_held<In, Out, WARPS, true>
-                              : normalize_held<In, Out, WARPS, std::is_same<In, uint8_t>::value>;
+    const auto kernel = stats ? normalize_held<In, Out, V, WARPS, true>
+                              : normalize_held<In, Out, V, WARPS, std::is_same<In, uint8_t>::value>;
     return launch(kernel, blocks, dim3(kThreads), stream, p, static_cast<const In*>(p.image.base),
                   static_cast<Out*>(p.out.base), line, lines);
 }
 
 // `line`: numbers of a patch that are neighbours, or 0 where they are no whole words.
-template <class In, class Out, int WARPS>
+template <class In, class Out, int V, int WARPS>
 int start_with(const Patches& p, uint32_t line, Stream stream) {
-    if (!line) return start_strided<In, Out, WARPS>(p, stream);
-    return start_team<In, Out, WARPS>(p, line, p.side, stream);
+    if (!line) return start_strided<In, Out, V, WARPS>(p, stream);
+    return start_team<In, Out, V, WARPS>(p, line, p.side, stream);
 }
 
 template <class In, class Out>
-int start(const Patches& p, uint32_t line, Stream stream) {
+int start(const Patches& p, uint32_t line, int64_t vector, Stream stream) {
     const int64_t numbers = int64_t(p.side) * p.side * p.channels, held = kWarp * kNumbers;
-    if (numbers <= held) return start_with<In, Out, 1>(p, line, stream);
-    if (numbers <= 4 * held) return start_with<In, Out, 4>(p, line, stream);
-    return start_with<In, Out, 8>(p, line, stream);
+    constexpr int V = kNeighbours<In, Out>;
+    if (vector != V) return start_with<In, Out, 2, 1>(p, line, stream);
+    if (numbers <= held) return start_with<In, Out, V, 1>(p, line, stream);
+    if (numbers <= 4 * held) return start_with<In, Out, V, 4>(p, line, stream);
+    return start_with<In, Out, V, 8>(p, line, stream);
 }
 
 }  // namespace patches_wide_file
 
 bool hold_patches(Patches p, Stream stream, int* code) {
     const ImageLayout &from = p.from, &to = p.to;
-    const int64_t vector = 16 / max_of(element_size(p.image.element), element_size(p.out.element));
+    int64_t vector = 16 / max_of(element_size(p.image.element), element_size(p.out.element));
     const auto whole = [&](int64_t strides) { return strides % vector == 0; };
     const int64_t numbers = int64_t(p.side) * p.side * p.channels;
     const bool last = from.channels > 1 && from.sc == 1 && from.sx == from.channels && to.sc == 1 &&
                       to.sx == to.channels;
     const bool both = last && !p.std.base && p.unit == 1.0;
     const int64_t line = both ? p.side * from.channels : p.side;
-    if (!whole(line) || numbers > 8 * kWarp * kNumbers ||
-        from.batch * p.h * p.w >= int64_t(1) << 31) {
+    int64_t most = 8 * kWarp * kNumbers;
+    if (!whole(line)) {  // patches of 14x14 pixels: in pairs, of one warp
+        vector = 2;
+        most = kWarp * kNumbers;
+    }
+    if (!whole(line) || numbers > most || from.batch * p.h * p.w >= int64_t(1) << 31) {
         return false;
     }
     p.planes = both ? 1 : uint32_t(from.channels);
@@ -243,7 +251,7 @@ bool hold_patches(Patches p, Stream stream, int* code) {
     };
     const bool words = aligned(from, p.image) && aligned(to, p.out);
     const auto run = [&](auto* start_as) {
-        *code = start_as(p, words ? uint32_t(line) : 0, stream);
+        *code = start_as(p, words ? uint32_t(line) : 0, vector, stream);
         return true;
     };
     switch (p.image.element * 16 + p.out.element) {

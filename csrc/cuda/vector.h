@@ -13,7 +13,8 @@ SIMMIM_BEGIN
 // numbers stay in the words that they come in.
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
-    using Word = typename std::conditional<(sizeof(T) < 4), uint32_t, T>::type;
+    using Small = typename std::conditional<(sizeof(T) * V < 4), uint16_t, uint32_t>::type;
+    using Word = typename std::conditional<(sizeof(T) < 4), Small, T>::type;
     Word words[sizeof(T) * V / sizeof(Word)];
 };
 
@@ -77,6 +78,9 @@ __device__ __forceinline__ void widen_pack(const Pack<T, V>& pack, C* values) {
             values[i] = C(widen(Float16{uint16_t(pack.words[i / 2])}));
             values[i + 1] = C(widen(Float16{uint16_t(pack.words[i / 2] >> 16)}));
         }
+    } else if constexpr (std::is_same<T, uint8_t>::value && V == 2) {
+        values[0] = C(byte_of<0>(pack.words[0]));
+        values[1] = C(byte_of<1>(pack.words[0]));
     } else if constexpr (std::is_same<T, uint8_t>::value) {
 #pragma unroll
         for (int i = 0; i < V; i += 4) {
@@ -141,9 +145,15 @@ __device__ __forceinline__ void store_half_word(void* target, uint32_t low, uint
 template <class T, int V>
 __device__ __forceinline__ void store_pack(T* target, const Pack<T, V>& pack) {
     constexpr int kBytes = int(sizeof(T)) * V;
-    static_assert(kBytes == 8 || kBytes % 16 == 0, "whole words");
-    if constexpr (kBytes == 8) {
-        store_half_word(target, pack.words[0], pack.words[1]);
+    static_assert(kBytes == 4 || kBytes == 8 || kBytes % 16 == 0, "whole words");
+    if constexpr (kBytes <= 8) {
+        uint32_t words[kBytes / 4];
+        std::memcpy(words, &pack, sizeof(words));
+        if constexpr (kBytes == 4) {
+            *reinterpret_cast<uint32_t*>(target) = words[0];
+        } else {
+            store_half_word(target, words[0], words[1]);
+        }
     } else if constexpr (std::is_same<T, float>::value) {
 #pragma unroll
         for (int i = 0; i < V; i += 4) store_floats(target + i, pack.words + i);

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -146,10 +147,27 @@ class ImageConfig(SourceConfig):
                 f"--mean has {len(self.mean)} numbers for {self.channels} channels: give one a "
                 "channel"
             )
+        brought = self.stats or getattr(self, "checkpoint", None)
+        if not brought:
+            check_nodata(self.nodata, self.pixel_type)
         odd = self.bands or self.nodata or self.pixel_type != "uint8"
-        known = self.mean or self.stats or getattr(self, "checkpoint", None)
+        known = self.mean or brought
         if (odd or self.channels not in (None, 1, 3)) and not known:
             raise UserError(f"the images' mean and deviation are needed: {how_to_measure(self)}")
+
+
+def check_nodata(nodata: str, pixel_type: str) -> None:
+    """Raise ``UserError`` where no number of ``pixel_type`` can be ``nodata``, which would have no
+    effect. NaN may always be asked for."""
+    limits = {"uint8": (0, 2**8), "uint16": (0, 2**16), "int16": (-(2**15), 2**15)}
+    if not nodata or pixel_type not in limits or math.isnan(value := float(nodata)):
+        return
+    low, beyond = limits[pixel_type]
+    if not (low <= value < beyond and value.is_integer()):
+        raise UserError(
+            f"--nodata {nodata} is no value of {pixel_type} images, whose numbers are whole, {low} to "
+            f"{beyond - 1}"
+        )
 
 
 def check_show_bands(bands: tuple[int, ...], channels: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from simmim.config.images import Reading
 from simmim.data.image_contents import BadImageError, OtherContentsError, note_unused
-from simmim.data.tiff_contents import page_reasons, tag_values, tifffile
+from simmim.data.tiff_contents import note_nodata, page_reasons, tag_values, tifffile
 from simmim.errors import first_line, require
 
 #: types that are read, with those that they become, exactly but for float64
@@ -211,9 +211,7 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
         count = page.samplesperpixel * len(pages)
         chosen = choose_bands(page.dtype, count, wanted)
         shape, dtype = (len(chosen), page.imagelength, page.imagewidth), page.dtype
-        unused = tag_values(page, 42113, "")[0]
-        if unused and not wanted.nodata:
-            note_unused(f"its value without data, {unused}, counts as a number: see --nodata")
+        note_nodata(page, wanted.nodata)
         turn = UPRIGHT.get(int(tag_values(page, 274, 1)[0]))
 
     def load(top: int, bottom: int, left: int, right: int) -> np.ndarray:
@@ -252,6 +250,9 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
     # bands in planes of their own, or one beside the other
     key = page.keyframe
     planar = key.planarconfig == 2 and key.samplesperpixel > 1
+    if planar:
+        # a plane is no colour picture, for which the decoder of JPEG would take it
+        key.photometric = tifffile.PHOTOMETRIC.MINISBLACK
     places = {band: [i for i, b in enumerate(chosen) if b == band] for band in set(chosen)}
     pixels = np.full((len(chosen), bottom - top, right - left), key.nodata, key.dtype)
     source = key.parent.filehandle

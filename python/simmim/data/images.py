@@ -134,7 +134,7 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
                 raise OtherContentsError(f"{depth} bits a channel")
             return open_deep(file, kind, wanted)
         if kind == "TIFF":
-            image = open_tiff_picture(file, wanted.channels)
+            image = open_tiff_picture(file, wanted.channels, wanted.nodata)
         else:
             image = open_image(file, kind, depth)
         if image is None:

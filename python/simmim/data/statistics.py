@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim.config.images import PERCENTILES, Reading
+from simmim.config.images import PERCENTILES, Reading, check_nodata
 from simmim.config.stats import ScanConfig, StatsConfig
 from simmim.data.bands import Picture
 from simmim.data.image_contents import collected_notes
@@ -102,6 +102,7 @@ def first_contents(config: ScanConfig, images: Sequence[Path | Item]) -> Reading
 
     Raises:
         UnreadableImageError: none can be read.
+        UserError: its numbers cannot be what ``--nodata`` names.
     """
     channels = config.channels or (len(config.bands) or None)
     ways = [config.reading(channels, None)]
@@ -117,6 +118,7 @@ def first_contents(config: ScanConfig, images: Sequence[Path | Item]) -> Reading
                 reasons[str(image)] = str(error)
                 continue
             dtype, count = str(picture.dtype).removeprefix("torch."), picture.shape[0]
+            check_nodata(wanted.nodata, dtype)
             found = wanted._replace(channels=count, dtype=dtype)
             if found.colours and wanted is ways[-1]:
                 # bands that are no colours must not be read as such

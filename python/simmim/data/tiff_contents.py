@@ -29,10 +29,15 @@ _SCENE = 2**24
 _RGB, _PALETTE, _SEPARATED, _YCBCR = 2, 3, 5, 6
 #: how ExtraSamples marks opacity with which colours are multiplied already, and with which not
 _ASSOCIATED, _UNASSOCIATED = 1, 2
+#: compressions whose decoder turns YCbCr into RGB
+_JPEG = {6, 7, 33007, 34892}
 
 
-def open_tiff_picture(file: BinaryIO, channels: int) -> Image.Image | None:
+def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.Image | None:
     """Open a TIFF file whose contents can be used as 8-bit gray or colour.
+
+    Args:
+        nodata: the value of pixels without data, as text; empty for none.
 
     Returns:
         the picture, or ``None`` for one of more than ``_SCENE`` pixels that ``bands.open_tiff``
@@ -51,9 +56,13 @@ def open_tiff_picture(file: BinaryIO, channels: int) -> Image.Image | None:
             page = tiff.pages.first
             if _is_scene(page, channels):
                 return None
+            note_nodata(page, nodata)
             apart = page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,)
             if apart or (page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)):
                 # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
+                return _decode_plain(page)
+            if 0 in page.databytecounts:
+                # of tiles that were never written Pillow reads whatever lies elsewhere in the file
                 return _decode_plain(page)
             try:
                 file.seek(0)
@@ -69,6 +78,13 @@ def open_tiff_picture(file: BinaryIO, channels: int) -> Image.Image | None:
                 return _decode_plain(page)
     except tifffile.TiffFileError as error:
         raise BadImageError(f"damaged: {first_line(error)}") from error
+
+
+def note_nodata(page, nodata: str) -> None:
+    """Name the value without data of a GeoTIFF that ``nodata`` does not take for one."""
+    unused = tag_values(page, 42113, "")[0]
+    if unused and not nodata:
+        note_unused(f"its value without data, {unused}, counts as a number: see --nodata")
 
 
 def tag_values(page, code: int, default: int | str) -> tuple:
@@ -167,7 +183,7 @@ def _join(numbers: list) -> str:
 
 def _decode_plain(page) -> Image.Image:
     """Gray or RGB, with or without opacity, or YCbCr, in a layout that Pillow does not know, such as
-    a big-endian BigTIFF.
+    a big-endian BigTIFF, or of which tiles or strips are left out.
 
     Raises:
         BadImageError: a compression that needs a package of its own.
@@ -191,7 +207,7 @@ def _decode_plain(page) -> Image.Image:
         pixels = np.concatenate([255 - pixels[..., :1], pixels[..., 1:]], -1)
     associated = tag_values(page, 338, 0) == (_ASSOCIATED,)
     mode = {1: "L", 2: "La" if associated else "LA", 3: "RGB", 4: "RGBa" if associated else "RGBA"}
-    mode |= {3: "YCbCr"} if model == _YCBCR else {}
+    mode |= {3: "YCbCr"} if model == _YCBCR and page.compression not in _JPEG else {}
     size = (page.imagewidth, page.imagelength)
     image = Image.frombytes(mode[bands], size, np.ascontiguousarray(pixels).tobytes())
     if associated:

@@ -1,0 +1,96 @@
+"""GeoTIFF as GDAL writes it: tiles that were never written, values without data, JPEG inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.windows import Window
+
+from simmim.cli import main
+from simmim.config.images import Reading, check_nodata
+from simmim.data.images import read_image
+from simmim.errors import UserError
+
+HEIGHT, WIDTH = 96, 128
+Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
+RGB = np.stack([X * 2, Y * 2, X + Y]).astype(np.uint8)
+
+
+def write(path: Path, pixels: np.ndarray, window: Window | None = None, **options) -> np.ndarray:
+    """Write bands ``(C, H, W)``; returns them as rasterio reads them again."""
+    settings = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": len(pixels)}
+    with rasterio.open(path, "w", **settings, dtype=pixels.dtype, **options) as file:
+        file.write(pixels, window=window)
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def read(path: Path, **wanted) -> np.ndarray:
+    return read_image(path, Reading(**wanted))[:, :, :].numpy()
+
+
+@pytest.mark.parametrize("tiled", [{}, {"tiled": True, "blockxsize": 32, "blockysize": 32}])
+@pytest.mark.parametrize("compress", [{}, {"compress": "deflate"}, {"compress": "lzw"}])
+@pytest.mark.parametrize("model", ["RGB", "MINISBLACK", "MINISWHITE"])
+@pytest.mark.filterwarnings("ignore:its value without data")
+def test_tiles_that_were_never_written(tmp_path, model, compress, tiled):
+    """They hold the value without data, 0 where the file names none, and nothing of other tiles."""
+    pixels, path = RGB if model == "RGB" else RGB[:1], tmp_path / "sparse.tif"
+    part = Window(0, 32, WIDTH, 32)
+    for nodata in ({}, {"nodata": 200}):
+        options = {**compress, **tiled, **nodata, "photometric": model, "sparse_ok": True}
+        written = write(path, np.ascontiguousarray(pixels[:, 32:64]), part, **options)
+        assert (written[:, :32] == nodata.get("nodata", 0)).all()
+        assert np.array_equal(
+            read(path, channels=None, bands=tuple(range(1, len(pixels) + 1))), written
+        )
+        colours = 255 - written if model == "MINISWHITE" else written
+        assert np.array_equal(read(path), np.broadcast_to(colours, (3, HEIGHT, WIDTH)))
+
+
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
+@pytest.mark.parametrize("big", ["NO", "YES"])
+def test_colours_of_jpeg_in_every_byte_order(tmp_path, order, big):
+    path = tmp_path / "a.tif"
+    options = {"compress": "jpeg", "photometric": "YCbCr", "ENDIANNESS": order, "BIGTIFF": big}
+    written = write(path, RGB, **options)
+    for bands in ((), (1, 2, 3)):
+        assert np.abs(read(path, bands=bands).astype(int) - written).max() < 12
+
+
+def test_planes_of_jpeg(tmp_path):
+    path = tmp_path / "a.tif"
+    written = write(path, RGB, compress="jpeg", photometric="RGB", interleave="band")
+    for bands in ((), (1, 2, 3)):
+        assert np.abs(read(path, bands=bands).astype(int) - written).max() < 4
+
+
+def test_a_value_without_data_of_colours_is_named(tmp_path):
+    path = tmp_path / "a.tif"
+    write(path, RGB, photometric="RGB", nodata=255)
+    with pytest.warns(UserWarning, match="its value without data, 255, counts as a number"):
+        read(path)
+    read(path, nodata="255")
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint16", "70000"), ("uint8", "-1")])
+def test_a_value_that_no_number_can_have_is_refused(tmp_path, capsys, dtype, value):
+    path = tmp_path / "a.tif"
+    write(path, RGB.astype(dtype))
+    arguments = ["stats", "--data", str(path), "--out", str(tmp_path / "stats.json"), "--nodata"]
+    assert main([*arguments, value]) == 2
+    assert f"--nodata {value} is no value of {dtype} images" in capsys.readouterr().err
+    assert main([*arguments, "3"]) == 0
+
+
+def test_values_that_numbers_can_have():
+    for value, dtype in (("0.5", "uint8"), ("inf", "int16"), ("32768", "int16")):
+        with pytest.raises(UserError, match="is no value of"):
+            check_nodata(value, dtype)
+    for value in ("", "nan", "0", "-0.0", "255", "1e2"):
+        check_nodata(value, "uint8")
+    check_nodata("-32768", "int16")
+    check_nodata("-1.7976931348623157e+308", "float32")

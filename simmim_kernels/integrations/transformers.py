@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from simmim_kernels.integrations import transformers_mae
 from simmim_kernels.integrations.deferred_output import deferred_output
-from simmim_kernels.integrations.instance import has_hooks, is_changed
+from simmim_kernels.integrations.instance import has_forward_of, is_changed, must_be_called
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.transformers_attention import choose_attention, register
 from simmim_kernels.integrations.transformers_embeddings import (
@@ -80,7 +80,7 @@ def apply_kernels(
             a learned bias. None leaves its path alone.
 
     Raises:
-        TypeError: another class, or a subclass with a forward of its own.
+        TypeError: another class, a subclass with a forward of its own, or embeddings with one.
         ValueError: this instance's forward was replaced already, by this function or another; another
             `attention`.
     """
@@ -92,6 +92,11 @@ def apply_kernels(
         raise ValueError(
             f"apply_kernels: the forward of this {type(model).__name__} was replaced already: undo "
             "that first (report.undo() where it was apply_kernels), and apply before wrapping"
+        )
+    if not has_forward_of(encoder.embeddings, "transformers"):
+        raise TypeError(
+            f"apply_kernels: the {type(encoder.embeddings).__name__} of this {type(model).__name__} "
+            "have a forward of their own, which the kernels would bypass"
         )
     report = Report(type(model).__name__)
     if attention == "auto":
@@ -233,7 +238,7 @@ def _loss(
     later: bool,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """The loss, and a function that gives the reconstruction, which is wanted `later` or at once."""
-    if _why_not_head(decoder) or has_hooks(decoder, *decoder):
+    if _why_not_head(decoder) or must_be_called(decoder, *decoder):
         image = decoder(tokens.transpose(1, 2).unflatten(2, grid))
         return masked_l1(image, target, mask), lambda: image
     head, shuffle = decoder

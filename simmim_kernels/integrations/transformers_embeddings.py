@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels.integrations.instance import has_hooks
+from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_patch_embed import masked_patch_embed
@@ -51,12 +51,14 @@ def patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
 
 def why_not_embed(embeddings: nn.Module) -> str | None:
     """Why patches can't be embedded one by one, or None where they can."""
-    conv = embeddings.patch_embeddings.projection
+    embed, conv = embeddings.patch_embeddings, embeddings.patch_embeddings.projection
+    if not has_forward_of(embed, "transformers"):
+        return f"its {type(embed).__name__} has a forward of its own"
     if type(conv) is not nn.Conv2d:
         return f"its projection is a {type(conv).__name__}, not a Conv2d"
     if conv.kernel_size != conv.stride or conv.padding not in ((0, 0), "valid"):
         return "its patches overlap, so visible ones need pixels of masked ones"
-    if getattr(embeddings.patch_embeddings, "norm", None) is not None:
+    if getattr(embed, "norm", None) is not None:
         return "it has a norm of its own"
     return None
 
@@ -114,7 +116,7 @@ def _patches(
 ) -> Tensor:
     embed, norm = self.patch_embeddings, getattr(self, "norm", None)
     conv = embed.projection
-    if why_not_embed(self) is None and not has_hooks(embed, conv, norm):
+    if why_not_embed(self) is None and not must_be_called(embed, conv, norm):
         weight = conv.weight, conv.bias
         return masked_patch_embed(
             image.to(conv.weight.dtype), *weight, mask, self.mask_token, pos_embed=pos, norm=norm

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_kernels.integrations.deferred_output import deferred_output
-from simmim_kernels.integrations.instance import has_hooks
+from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import patch_grid, why_not_embed
 from simmim_kernels.masks import PatchMask
@@ -61,7 +61,7 @@ def _fits(self: nn.Module, image: Any, noise: Any, interpolate: bool | None) -> 
         return False
     if image.requires_grad or image.shape[1] != conv.in_channels:
         return False
-    if why_not_embed(self) is not None or has_hooks(self.patch_embeddings, conv):
+    if why_not_embed(self) is not None or must_be_called(self.patch_embeddings, conv):
         return False
     if image.shape[2] % conv.stride[0] or image.shape[3] % conv.stride[1]:
         return False
@@ -137,13 +137,19 @@ def model_forward(
 
 def _why_not_decode(decoder: nn.Module) -> str | None:
     """Why the decoder's parts can't be run one by one, or None where they can."""
-    parts = (decoder.decoder_embed, decoder.decoder_norm, decoder.decoder_pred)
-    if has_hooks(decoder, *decoder.decoder_layers, *parts):
-        return "it has hooks, which want it to be called"
+    if not has_forward_of(decoder, "transformers"):
+        return "it has a forward of its own"
     if getattr(decoder, "gradient_checkpointing", False) and decoder.training:
         return "it checkpoints its activations"
     if not len(decoder.decoder_layers):
         return "it has no layers"
+    last = decoder.decoder_layers[-1]
+    if not all(has_forward_of(m, "transformers") for m in (last, getattr(last, "attention", last))):
+        return "its last layer has a forward of its own"
+    # the last layer is taken apart
+    parts = (decoder.decoder_embed, decoder.decoder_norm, decoder.decoder_pred, *last.modules())
+    if must_be_called(decoder, *decoder.decoder_layers, *parts):
+        return "it has hooks or a forward of its own, which want it to be called"
     return None
 
 

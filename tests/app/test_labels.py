@@ -31,6 +31,23 @@ def test_each_class_is_split(labelled, tmp_path):
     assert len(whole.train.paths) == len(whole.test.paths) == 18
 
 
+@pytest.mark.parametrize("above", ["..", "."], ids=["inside a class", "as a class"])
+def test_links_to_the_whole_folder_are_not_followed(labelled, tmp_path, above):
+    """A class's images would be those of all classes."""
+    place = labelled / "dark" if above == ".." else labelled
+    (place / "everything").symlink_to(above)
+    classes = split_classes(finetuning(labelled, tmp_path))
+    assert classes.names == ["dark", "gray", "light"]
+    assert torch.bincount(classes.train.labels).tolist() == [4] * 3
+
+
+def test_a_pack_among_the_classes_is_none(labelled, tmp_path, capsys):
+    assert main(["pack", "--data", str(labelled), "--out", str(labelled / "pack")]) == 0
+    classes = split_classes(finetuning(labelled, tmp_path))
+    assert classes.names == ["dark", "gray", "light"]
+    assert "left: 1 pack (not read)" in classes.summary[0]
+
+
 def flags(**values: object) -> list[str]:
     return [s for n, v in values.items() for s in (f"--{n.replace('_', '-')}", *str(v).split())]
 

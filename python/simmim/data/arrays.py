@@ -62,7 +62,9 @@ def _open(path: Path, column: str):
         raise UserError(f"{path} cannot be opened: {first_line(error)}") from error
     if not hasattr(found, "ndim"):
         names = sorted(name for name, _ in found.arrays())
-        if column not in names and len(names) != 1:
-            raise UserError(f"{path} holds the arrays {', '.join(names)}: name one with --column")
-        found = found[column if column in names else names[0]]
+        name = column or (names[0] if len(names) == 1 else "")
+        found = found.get(name) if name else None
+        if not hasattr(found, "ndim"):
+            held = f"holds the arrays {', '.join(names)}" if names else "is a group without arrays"
+            raise UserError(f"{path} {held}: name one with --column, as a/b where it is in a group")
     return found

@@ -76,21 +76,21 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
     if is_pack(folder):
         return pack_classes(folder)
     everything, without = Listing(folder), {path.resolve() for path in without}
-    listings = {}
+    listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             everything.left["image outside the class folders"] += 1
-        if path.name.startswith(".") or not path.is_dir():
+        if path.name.startswith(".") or not path.is_dir() or path.resolve() == root:
             continue
         if path.resolve() in without:
             everything.without.append(path)
         elif holds_run(path, set(os.listdir(path))):
             everything.runs.append(path)
         else:
-            listing = list_images(path, without)
+            listing = list_images(path, without, (root,))
             everything.add(listing)
-            # a folder that holds nothing but runs is no class
-            if listing.paths or not (listing.runs or listing.without):
+            # a folder that holds nothing but runs, or is a pack, is no class
+            if listing.paths or not (listing.runs or listing.without or listing.left["pack"]):
                 listings[path.name] = listing
     if len(listings) < 2:
         raise UserError(

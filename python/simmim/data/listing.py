@@ -143,7 +143,9 @@ def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
     return ", ".join([*named, f"{rest:,} more"] if rest else named)
 
 
-def list_images(folder: Path, without: Iterable[Path] = ()) -> Listing:
+def list_images(
+    folder: Path, without: Iterable[Path] = (), above: tuple[Path, ...] = ()
+) -> Listing:
     """All image files under ``folder``, sorted by path so that the order is that of any machine.
 
     Links to folders are followed, but into no folder that holds the link, and each link by itself:
@@ -152,6 +154,7 @@ def list_images(folder: Path, without: Iterable[Path] = ()) -> Listing:
 
     Args:
         without: folders to leave out.
+        above: folders that hold this one, into which no link leads either.
 
     Raises:
         UserError: no such folder, or one that may not be read.
@@ -159,13 +162,18 @@ def list_images(folder: Path, without: Iterable[Path] = ()) -> Listing:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     listing = Listing(folder)
-    _walk(folder, (folder.resolve(),), {path.resolve() for path in without}, listing)
+    _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)
     listing.paths.sort(key=lambda path: path.relative_to(folder).parts)
-    arrays = {path for path in listing.paths if path.suffix.lower() in _ARRAYS}
-    if 0 < len(arrays) < len(listing.paths):
-        listing.paths = [path for path in listing.paths if path not in arrays]
-        listing.left["NumPy beside pictures"] += len(arrays)
+    leave_arrays(listing)
     return listing
+
+
+def leave_arrays(listing: Listing) -> None:
+    """Leave out the arrays beside pictures, which are labels, masks or features of them."""
+    pictures = [path for path in listing.paths if Path(str(path)).suffix.lower() not in _ARRAYS]
+    if pictures and len(pictures) < len(listing.paths):
+        listing.left["NumPy beside pictures"] += len(listing.paths) - len(pictures)
+        listing.paths = pictures
 
 
 def check_any(listing: Listing) -> None:

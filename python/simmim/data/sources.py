@@ -10,7 +10,7 @@ from pathlib import Path
 from simmim.config.images import SourceConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.item import items
-from simmim.data.listing import PACK, SUFFIXES, Listing, check_any, list_images
+from simmim.data.listing import PACK, SUFFIXES, Listing, check_any, leave_arrays, list_images
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
 from simmim.data.tables import TableSource
@@ -97,7 +97,9 @@ def _archives(path: Path, archives: list[Path]) -> Listing:
     found = [item for archive in archives for item in items(ShardSource(archive, SUFFIXES))]
     if not found:
         raise UserError(f"no images in {path}: none of its members ends as an image file does")
-    return Listing(path if path.is_dir() else path.parent, found)
+    listing = Listing(path if path.is_dir() else path.parent, found)
+    leave_arrays(listing)
+    return listing
 
 
 def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:

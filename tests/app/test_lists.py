@@ -26,6 +26,20 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
         assert find_source(tmp_path / name, SourceConfig()).paths == paths
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_lists_in_the_utf_16_of_powershell_and_excel(tmp_path, encoding):
+    paths = [tmp_path / f"{name}.png" for name in ("one", "zw\u00f6lf")]
+    for path in paths:
+        path.write_bytes(png(PICTURES[0]))
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    for name, text in (
+        ("list.txt", "one.png\r\nzw\u00f6lf.png\r\n"),
+        ("list.csv", "label,path\r\n1,one.png\r\n2,zw\u00f6lf.png\r\n"),
+    ):
+        (tmp_path / name).write_bytes((mark + text).encode(encoding))
+        assert find_source(tmp_path / name, SourceConfig()).paths == paths
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterable
@@ -115,8 +116,7 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     Raises:
         UserError: no header, no such column, or which one is meant cannot be told.
     """
-    # names of files may hold any bytes
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = _decode(path.read_bytes())
     if path.suffix.lower() == ".txt":
         return [line for line in text.splitlines() if line.strip()]
     table = csv.DictReader(io.StringIO(text, newline=""), restval="")
@@ -133,6 +133,16 @@ def read_paths(path: Path, column: str = "") -> list[str]:
             f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
         )
     return [row[name] for row in table]
+
+
+def _decode(content: bytes) -> str:
+    """The text of a list in UTF-8, or in the UTF-16 that PowerShell and Excel write."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
+        # surrogates are let through: names of files may hold any bytes
+        return content.decode("utf-16", errors="surrogatepass")
+    return io.TextIOWrapper(
+        io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape"
+    ).read()
 
 
 def _listed(path: Path, lines: Iterable[str]) -> Listing:

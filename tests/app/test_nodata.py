@@ -65,6 +65,18 @@ def test_nothing_is_drawn_anew_where_all_hold_data():
         assert torch.equal(pixels, found) and none is None and with_data.all()
 
 
+@pytest.mark.parametrize("nodata", [0, 255, 32767, 32768, 65535, -1, -32768, -0.5, 7e9, math.nan])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_integers_without_data_are_told_in_their_own_type(dtype, nodata):
+    """As in exact numbers: a large scene has no room for a copy in another type."""
+    limits = torch.iinfo(getattr(torch, dtype))
+    ends = [limits.min, limits.min + 1, 0, 7, 255, limits.max - 1, limits.max]
+    image = torch.tensor(ends, dtype=torch.int64).to(getattr(torch, dtype)).expand(2, 3, 7)
+    cropping = Cropping(**SETTINGS, nodata=float(nodata), fill=(0.0, 0.0))
+    lacking = cropping._without_data(image)
+    assert lacking.tolist() == (image.double() == nodata).tolist()
+
+
 def test_numbers_that_are_none_are_refused_by_the_crop(tmp_path):
     for number in range(3):
         pixels = np.full((2, 64, 64), 5, np.float32)

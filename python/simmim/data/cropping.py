@@ -122,18 +122,26 @@ class Cropping:
         return self._finish(best, mirrored)
 
     def _without_data(self, part: Tensor) -> Tensor:
-        return part.isnan() if math.isnan(self.nodata) else part == self.nodata
+        if part.dtype.is_floating_point:
+            return part.isnan() if math.isnan(self.nodata) else part == self.nodata
+        limits = torch.iinfo(part.dtype)
+        if not (limits.min <= self.nodata <= limits.max and float(self.nodata).is_integer()):
+            return torch.zeros(part.shape, dtype=torch.bool)
+        value = int(self.nodata)
+        if part.dtype == torch.uint16:  # which PyTorch compares as a copy in float32
+            part, value = part.view(torch.int16), value - (value >> 15 << 16)
+        return part == value
 
     def _finish(self, part: Tensor, flip: Tensor) -> Crop:
         """A part resized, and mirrored where ``flip``, ``bool (1,)``, says so."""
         dtype, with_data = part.dtype, None
         if self.nodata is not None:
             # what is resized of any pixel without data is not 0
-            lacking = self._without_data(part).any(0, keepdim=True).float()
-            with_data = self._resize(lacking, flip)[0] == 0
+            lacking = self._without_data(part)
+            with_data = self._resize(lacking.any(0, keepdim=True).float(), flip)[0] == 0
             fill = torch.tensor(self.fill)[:, None, None]
             fill = (fill if dtype.is_floating_point else fill.round()).to(dtype)
-            part = torch.where(self._without_data(part), fill, part)
+            part = torch.where(lacking, fill, part)
         if dtype.is_floating_point and not part.isfinite().all():
             raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
         part = self._resize(part, flip)

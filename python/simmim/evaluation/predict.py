@@ -12,7 +12,7 @@ from simmim.config.apply import PredictConfig
 from simmim.data.crops import central_crops
 from simmim.data.item import name_below
 from simmim.data.sources import find_source
-from simmim.errors import printable
+from simmim.errors import UserError, printable
 from simmim.evaluation.inference import readable_batches
 from simmim.models.classifier import load_classifier
 from simmim.storage.files import replacing
@@ -20,15 +20,22 @@ from simmim.storage.outputs import check_replaceable
 from simmim.training.failures import explained
 from simmim.training.processes import chosen_device
 
+#: endings of tables that a file of comma-separated values would pretend to be
+_OTHER_TABLES = frozenset(
+    (".parquet", ".npy", ".npz", ".json", ".jsonl", ".tsv", ".xlsx", ".arrow", ".feather")
+)
+
 
 @torch.no_grad()
 def command(config: PredictConfig) -> int:
     """Write the table; returns the exit status.
 
     Raises:
-        UserError: no fine-tuned checkpoint, no images, or none that can be read; nothing is written
+        UserError: another kind of table, no fine-tuned checkpoint, no images, or none that can be read; nothing is written
             then.
     """
+    if config.out.suffix.lower() in _OTHER_TABLES:
+        raise UserError(f"--out {config.out} must end in .csv, which is what predict writes")
     check_replaceable(config.out, config.overwrite, config.checkpoint)
     model, trained = load_classifier(config.checkpoint)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)

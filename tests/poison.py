@@ -13,8 +13,9 @@ from simmim_kernels import backends
 def poison_memory(monkeypatch, name: str) -> None:
     """Of what backend `name` allocates, until `monkeypatch` is undone."""
     package = importlib.import_module(f"{backends.__name__}.{name}")
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+    names = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
+    for own in (*names, f"{backends.__name__}._results"):
+        module = importlib.import_module(own)
         if hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", _Poisoned(torch))
 

@@ -1,15 +1,75 @@
-"""Type and layout of the results that are made of images."""
+"""The tensors that backends fill: types, shapes and layouts of results."""
+
+from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from simmim_kernels.backends._loss_spec import LossSpec
 
 
-def memory_format(image: torch.Tensor) -> torch.memory_format:
+def memory_format(image: Tensor) -> torch.memory_format:
     """That of an op's image-shaped result: channels-last where `image` is, else contiguous."""
     if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
 
 
-def target_dtype(image: torch.Tensor) -> torch.dtype:
+def target_dtype(image: Tensor) -> torch.dtype:
     """The type of what is made of `image`: its own, float32 for integers."""
     return image.dtype if image.dtype.is_floating_point else torch.float32
+
+
+def empty_image(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """For what an op makes of `image`: on its device, in its shape and memory format."""
+    layout = memory_format(image)
+    return torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
+
+
+def empty_lists(
+    ids: Tensor, grid_h: int, grid_w: int, count: int, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For a mask of each sample with `count` masked units: the mask `bool (B, grid_h, grid_w)` and
+    its index lists, `int32 (B, count)` and `(B, grid_h * grid_w - count)`."""
+    batch, units, device = ids.shape[0], grid_h * grid_w, ids.device
+    return (
+        torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=device),
+        torch.empty((batch, count), dtype=torch.int32, device=device),
+        torch.empty((batch, units - count), dtype=torch.int32, device=device),
+    )
+
+
+def empty_gradients(
+    grad: Tensor, *wanted: tuple[tuple[int, ...], torch.dtype | None]
+) -> tuple[Tensor, ...]:
+    """For gradients that are computed from `grad`, each of a shape and type; one without a type is
+    not wanted, and has no numbers."""
+    return tuple(
+        [
+            torch.empty(shape if dtype else 0, dtype=dtype or grad.dtype, device=grad.device)
+            for shape, dtype in wanted
+        ]
+    )
+
+
+def empty_loss(
+    pred: Tensor,
+    target: Tensor,
+    index: Tensor | None,
+    spec: LossSpec,
+    with_grad: bool,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For the results of `masked_loss`: the loss, the gradient of `pred`, which is `grad` where that is
+    given, and the scale that a float16 gradient lacks. Without `with_grad` the last two are empty."""
+    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    shape, device = (target.shape[0],) if spec.reduction == "none" else (), pred.device
+    if not with_grad:
+        grad = torch.empty(0, dtype=pred.dtype, device=device)
+    elif grad is None and index is None:
+        grad = torch.empty_like(pred)
+    elif grad is None:
+        grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
+    unscaled = with_grad and pred.dtype == torch.float16
+    scale = torch.empty(shape if unscaled else 0, dtype=dtype, device=device)
+    return torch.empty(shape, dtype=dtype, device=device), grad, scale

@@ -1,4 +1,4 @@
-"""What every mask strategy shares: its arguments' checks, and the shapes of what it returns."""
+"""What every mask strategy shares: the checks of its arguments, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def check_count(
     check_sampling(ids, grid_h, grid_w, epoch)
     if not 0 <= count <= grid_h * grid_w:
         raise ValueError(f"count is {count}; allowed: 0 to {grid_h * grid_w} units")
-
-
-def empty_lists(
-    ids: Tensor, grid_h: int, grid_w: int, count: int, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mask and the index lists that an op returns, for its fake kernel."""
-    batch, units = ids.shape[0], grid_h * grid_w
-    return (
-        ids.new_empty((batch, grid_h, grid_w), dtype=torch.bool),
-        ids.new_empty((batch, count), dtype=torch.int32),
-        ids.new_empty((batch, units - count), dtype=torch.int32),
-    )
 
 
 def draw(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.ops._define import needs_grad
 
 
 def fake_target(image: Tensor, *_: object) -> Tensor:
-    return torch.empty(
-        image.shape,
-        dtype=target_dtype(image),
-        device=image.device,
-        memory_format=memory_format(image),
-    )
+    return empty_image(image, target_dtype(image))
 
 
 def refuse_gradient(image: Tensor) -> None:

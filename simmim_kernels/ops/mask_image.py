@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.grid import whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import (
@@ -52,9 +52,7 @@ def _check_forward(
 
 
 def _fake_forward(image, mask, fill, value, mean, std, dtype):
-    return torch.empty(
-        image.shape, dtype=dtype, device=image.device, memory_format=memory_format(image)
-    )
+    return empty_image(image, dtype)
 
 
 def _check_backward(
@@ -71,12 +69,7 @@ def _check_backward(
 
 
 def _fake_backward(grad, mask, std, image_dtype, fill_dtype):
-    if image_dtype is None:
-        image = grad.new_empty((0,), dtype=image_dtype)
-    else:
-        image = torch.empty(
-            grad.shape, dtype=image_dtype, device=grad.device, memory_format=memory_format(grad)
-        )
+    image = empty_image(grad, image_dtype) if image_dtype else grad.new_empty((0,))
     return image, grad.new_empty((grad.shape[1] if fill_dtype else 0,), dtype=fill_dtype)
 
 

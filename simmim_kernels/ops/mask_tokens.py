@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_int
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
@@ -87,10 +88,8 @@ def _check_backward(
 
 def _fake_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype):
     width = grad.shape[-1]
-    return (
-        grad.new_empty(grad.shape if x_dtype else (0,), dtype=x_dtype),
-        grad.new_empty((width if token_dtype else 0,), dtype=token_dtype),
-        grad.new_empty((pos_rows, width) if pos_dtype else (0,), dtype=pos_dtype),
+    return empty_gradients(
+        grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
 
 

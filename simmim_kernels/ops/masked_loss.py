@@ -7,6 +7,7 @@ from torch import Tensor
 
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
+from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
@@ -21,15 +22,7 @@ _saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def _fake(pred, target, mask, index, mean, std, spec, with_grad) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    shape = (target.shape[0],) if spec.reduction == "none" else ()
-    unscaled = with_grad and pred.dtype == torch.float16
-    if not with_grad:
-        grad = pred.new_empty((0,))
-    else:
-        grad = torch.empty_like(pred) if index is None else pred.new_empty(pred.shape)
-    scale = pred.new_empty(shape if unscaled else (0,), dtype=dtype)
-    return pred.new_empty(shape, dtype=dtype), grad, scale
+    return empty_loss(pred, target, index, spec, with_grad)
 
 
 # The gradient is that of pred, for a gradient of 1 of each result. In float16 it lacks the division

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_int, to_sides
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
@@ -109,10 +110,8 @@ def _fake_take(
     x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
 ):
     width = x.shape[2]
-    return (
-        x.new_empty((count, width) if rows_dtype else (0,), dtype=rows_dtype),
-        x.new_empty((width if token_dtype else 0,), dtype=token_dtype),
-        x.new_empty((pos_rows, width) if pos_dtype else (0,), dtype=pos_dtype),
+    return empty_gradients(
+        x, ((count, width), rows_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import TAGS, check_count, draw, empty_lists, masked_count, sides
+from simmim_kernels.ops._sampling import TAGS, check_count, draw, masked_count, sides
 
 _random_mask = define(
     "random_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"

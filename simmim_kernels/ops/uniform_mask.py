@@ -5,16 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import (
-    TAGS,
-    check_sampling,
-    checked_ratio,
-    draw,
-    empty_lists,
-    sides,
-)
+from simmim_kernels.ops._sampling import TAGS, check_sampling, checked_ratio, draw, sides
 
 
 def _check(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._block import ROOT_ASPECT, block_areas
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import drawn
 from simmim_kernels.backends.cpu import kernels, threads
 
@@ -15,12 +16,8 @@ _ROOT_ASPECT = torch.tensor(ROOT_ASPECT, device="cpu")
 def block_mask(
     ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, units = ids.shape[0], grid_h * grid_w
-    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device="cpu")
-    masked = torch.empty((batch, count), dtype=torch.int32, device="cpu")
-    visible = torch.empty((batch, units - count), dtype=torch.int32, device="cpu")
-    areas = block_areas(grid_h, grid_w)
+    outputs, areas = empty_lists(ids, grid_h, grid_w, count), block_areas(grid_h, grid_w)
     kernels.block_mask(
-        ids.contiguous(), _ROOT_ASPECT, *areas, drawn(seed), epoch, mask, masked, visible, threads()
+        ids.contiguous(), _ROOT_ASPECT, *areas, drawn(seed), epoch, *outputs, threads()
     )
-    return mask, masked, visible
+    return outputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import drawn
 from simmim_kernels.backends.cpu import kernels, threads
 
@@ -19,11 +19,7 @@ def box_mask(
     seed: int | None,
     epoch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, units, count = ids.shape[0], grid_h * grid_w, box_h * box_w
-    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device="cpu")
-    masked = torch.empty((batch, count), dtype=torch.int32, device="cpu")
-    visible = torch.empty((batch, units - count), dtype=torch.int32, device="cpu")
+    outputs = empty_lists(ids, grid_h, grid_w, box_h * box_w)
     seed = 0 if center else drawn(seed)
-    outputs = mask, masked, visible
     kernels.box_mask(ids.contiguous(), box_h, box_w, center, seed, epoch, *outputs, threads())
     return outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format
+from simmim_kernels.backends._results import empty_image
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -18,8 +18,7 @@ def _write(
     std: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    layout = memory_format(image)
-    out = torch.empty(image.shape, dtype=dtype, device="cpu", memory_format=layout)
+    out = empty_image(image, dtype)
     kernels.mask_image(image, mask, fill, value, mean, std, out, threads())
     return out
 

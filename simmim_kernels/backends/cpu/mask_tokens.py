@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.backends.cpu import contiguous, kernels, threads
 
 
@@ -33,11 +34,11 @@ def mask_tokens_backward(
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = grad.shape[-1]
-    # Without a dtype a result is empty, and not computed.
-    dx = torch.empty(grad.shape if x_dtype else 0, dtype=x_dtype or grad.dtype, device="cpu")
-    dtoken = torch.empty(width if token_dtype else 0, dtype=token_dtype or grad.dtype, device="cpu")
-    make = torch.empty if grad.shape[0] else torch.zeros
-    dpos = make((pos_rows, width) if pos_dtype else 0, dtype=pos_dtype or grad.dtype, device="cpu")
+    dx, dtoken, dpos = empty_gradients(
+        grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
+    )
+    if not grad.shape[0]:
+        dpos.zero_()
     kernels.mask_tokens_backward(
         grad,
         mask.contiguous(),

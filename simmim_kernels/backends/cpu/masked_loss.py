@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec
+from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.backends.cpu import contiguous, kernels, threads
 
 
@@ -20,17 +21,8 @@ def masked_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    shape = (target.shape[0],) if spec.reduction == "none" else ()
-    loss = torch.empty(shape, dtype=dtype, device="cpu")
-    if not with_grad:
-        grad = torch.empty(0, dtype=pred.dtype, device="cpu")
-    elif grad is None and index is None:
-        grad = torch.empty_like(pred)
-    elif grad is None:
-        grad = torch.empty(pred.shape, dtype=pred.dtype, device="cpu")
+    loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
     unscaled = with_grad and pred.dtype == torch.float16
-    scale = torch.empty(shape if unscaled else 0, dtype=dtype, device="cpu")
     numbers, slopes = pred, grad
     if index is not None:
         numbers = pred.reshape(-1, pred.shape[-1])

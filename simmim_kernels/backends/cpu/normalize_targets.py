@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends.cpu import kernels, threads
 
 
 def normalize_targets(
     image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
 ) -> Tensor:
-    dtype, layout = target_dtype(image), memory_format(image)
-    out = torch.empty(image.shape, dtype=dtype, device="cpu", memory_format=layout)
+    out = empty_image(image, target_dtype(image))
     if image.numel() == 0:
         return out
     # The mean cancels in x - m and in the variance. Past the image's other end a window gains

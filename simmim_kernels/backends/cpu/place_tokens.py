@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.backends.cpu import contiguous, kernels, threads
 
 
@@ -52,13 +53,8 @@ def take_tokens(
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[2]
-    # Without a dtype a result is empty, and not computed.
-    rows = torch.empty(
-        (count, width) if rows_dtype else 0, dtype=rows_dtype or x.dtype, device="cpu"
-    )
-    token = torch.empty(width if token_dtype else 0, dtype=token_dtype or x.dtype, device="cpu")
-    pos = torch.empty(
-        (pos_rows, width) if pos_dtype else 0, dtype=pos_dtype or x.dtype, device="cpu"
+    rows, token, pos = empty_gradients(
+        x, ((count, width), rows_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
     found = kernels.take_tokens(
         x,

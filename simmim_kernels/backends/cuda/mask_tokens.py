@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.backends.cuda import contiguous, kernels, stream
 
 
@@ -32,20 +33,14 @@ def mask_tokens_backward(
     pos_rows: int,
     pos_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mask, width, device = mask.contiguous(), grad.shape[-1], grad.device
-    # Without a dtype a result is empty, and not computed.
-    shapes = (
-        (grad.shape if x_dtype else 0, x_dtype),
-        (width if token_dtype else 0, token_dtype),
-        ((pos_rows, width) if pos_dtype else 0, pos_dtype),
-    )
-    dx, dtoken, dpos = (
-        torch.empty(shape, dtype=dtype or grad.dtype, device=device) for shape, dtype in shapes
+    mask, width = mask.contiguous(), grad.shape[-1]
+    dx, dtoken, dpos = empty_gradients(
+        grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
     wanted_x = dx if x_dtype else None
     wanted = dtoken if token_dtype else None, dpos if pos_dtype else None
     size = kernels.mask_tokens_scratch(grad, mask, *wanted, prefix_tokens)
-    scratch = torch.empty(size, dtype=torch.float64, device=device)
+    scratch = torch.empty(size, dtype=torch.float64, device=grad.device)
     kernels.mask_tokens_backward(
         grad, mask, wanted_x, *wanted, prefix_tokens, scratch, stream(grad)
     )

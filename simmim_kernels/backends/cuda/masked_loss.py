@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
+from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.backends.cuda import contiguous, kernels, stream
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
@@ -45,22 +46,13 @@ def masked_loss(
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_names(spec)
-    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
     mask, index, mean, std = contiguous(mask, index, mean, std)
     if spec.norm != "none":
         patch = prediction_patch(pred.shape, target.shape)
-        target = _normalized(target, mask, index, mean, std, spec, patch, dtype)
+        target = _normalized(target, mask, index, mean, std, spec, patch, loss.dtype)
         mean = std = None
-    shape, device = (target.shape[0],) if spec.reduction == "none" else (), pred.device
-    loss = torch.empty(shape, dtype=dtype, device=device)
-    if not with_grad:
-        grad = torch.empty(0, dtype=pred.dtype, device=device)
-    elif grad is None and index is None:
-        grad = torch.empty_like(pred)
-    elif grad is None:
-        grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
     unscaled = with_grad and pred.dtype == torch.float16
-    scale = torch.empty(shape if unscaled else 0, dtype=dtype, device=device)
     numbers, slopes = pred, grad
     if index is not None:
         numbers = pred.reshape(-1, pred.shape[-1])
@@ -78,7 +70,7 @@ def masked_loss(
         loss,
         slopes,
         scale if unscaled else None,
-        torch.empty(size, dtype=torch.float64, device=device),
+        torch.empty(size, dtype=torch.float64, device=pred.device),
         stream(pred),
     )
     return loss, grad, scale

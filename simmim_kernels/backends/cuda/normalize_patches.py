@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends.cuda import contiguous, kernels, stream
 
 
@@ -20,8 +20,7 @@ def patch_normalized(
 ) -> Tensor:
     """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
     pixel is written."""
-    layout = memory_format(image)
-    out = torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
+    out = empty_image(image, dtype)
     mean, std = contiguous(mean, std)
     kernels.normalize_patches(image, mean, std, mask, out, patch, eps, stream(image))
     return out

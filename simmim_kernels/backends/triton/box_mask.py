@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import BOX_STREAM, drawn
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import draw, signed_words, uniform
@@ -54,10 +54,8 @@ def box_mask(
     epoch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     ids = ids.contiguous()
-    batch, units, count = ids.shape[0], grid_h * grid_w, box_h * box_w
-    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
-    masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
-    visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
+    batch, units = ids.shape[0], grid_h * grid_w
+    mask, masked, visible = empty_lists(ids, grid_h, grid_w, box_h * box_w)
     seed = 0 if center else drawn(seed, ids.device)
     if batch:
         with on_device_of(ids):

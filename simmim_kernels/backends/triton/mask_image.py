@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format
+from simmim_kernels.backends._results import empty_image, memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import normalised, store
@@ -174,8 +174,7 @@ def mask_image_forward(
     std: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    layout = memory_format(image)
-    out = torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
+    out = empty_image(image, dtype)
     if not out.numel():
         return out
     batch, channels, height, width = image.shape
@@ -187,7 +186,7 @@ def mask_image_forward(
         "COMPUTE": compute_type(image.dtype, dtype), **OPTIONS,
     }  # fmt: skip
     with on_device_of(image):
-        if layout is torch.channels_last:
+        if memory_format(image) is torch.channels_last:
             rows, block, pieces = _tile(width * channels, height)
             _mask_channels_last[(batch * pieces,)](
                 image, mask, fill, mean, std, out, *grid, pieces, bits_of(value),

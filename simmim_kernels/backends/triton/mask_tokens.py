@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._sums import add_rows
@@ -236,9 +237,9 @@ def mask_tokens_backward(
     pieces = cdiv(batch, run)
     compute = compute_type(grad.dtype)
     sums = torch.float64 if compute is tl.float64 else torch.float32
-    dx = torch.empty(grad.shape if x_dtype else (0,), dtype=x_dtype, device=device)
-    dtoken = torch.empty((width if token_dtype else 0,), dtype=token_dtype, device=device)
-    dpos = torch.empty((pos_rows, width) if pos_dtype else (0,), dtype=pos_dtype, device=device)
+    dx, dtoken, dpos = empty_gradients(
+        grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
+    )
     token_sums = pos_sums = None
     if token_dtype:
         token_sums = torch.empty((pieces * tiles, width), dtype=sums, device=device)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
+from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
@@ -112,7 +113,8 @@ def masked_loss(
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_names(spec)
-    dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+    loss, grad, scale_out = empty_loss(pred, target, index, spec, with_grad, grad)
+    dtype = loss.dtype
     batch, channels, height, width = target.shape
     patch, device, each = (
         prediction_patch(pred.shape, target.shape),
@@ -133,16 +135,8 @@ def masked_loss(
     mean, std = (None if t is None else t.contiguous() for t in (mean, std))
     bytes_in = target.dtype == torch.uint8
     is_affine = bytes_in or std is not None
-    shape, results = ((batch,), batch) if each else ((), 1)
+    results = batch if each else 1
     scaled = with_grad and pred.dtype != torch.float16
-    loss = torch.empty(shape, dtype=dtype, device=device)
-    if not with_grad:
-        grad = torch.empty((0,), dtype=pred.dtype, device=device)
-    elif grad is None and index is None:
-        grad = torch.empty_like(pred)
-    elif grad is None:
-        grad = torch.empty(pred.shape, dtype=pred.dtype, device=device)
-    scale_out = torch.empty(shape if with_grad and not scaled else (0,), dtype=dtype, device=device)
     scale = torch.empty(results, dtype=torch.float64, device=device)
     affine = torch.empty(2 * channels if is_affine else 0, dtype=dtype, device=device)
     unit = scale_of((height, width), mask.shape[1:])

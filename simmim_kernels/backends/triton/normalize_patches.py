@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._scalars import bits_of, float64
@@ -88,9 +88,7 @@ def patch_normalized(
 ) -> Tensor:
     """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
     pixel is written."""
-    out = torch.empty(
-        image.shape, dtype=dtype, device=image.device, memory_format=memory_format(image)
-    )
+    out = empty_image(image, dtype)
     batch, channels, height, width = image.shape
     if out.numel():
         mean, std = (None if t is None else t.contiguous() for t in (mean, std))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import memory_format, target_dtype
+from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
@@ -139,9 +139,7 @@ def window_normalized(
 ) -> Tensor:
     """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
     pixel is written."""
-    out = torch.empty(
-        image.shape, dtype=dtype, device=image.device, memory_format=memory_format(image)
-    )
+    out = empty_image(image, dtype)
     batch, channels, height, width = image.shape
     if not out.numel():
         return out

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import drawn
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import signed_words, word
@@ -88,9 +88,7 @@ def random_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
-    mask = torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=ids.device)
-    masked = torch.empty((batch, count), dtype=torch.int32, device=ids.device)
-    visible = torch.empty((batch, units - count), dtype=torch.int32, device=ids.device)
+    mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)
     seed = drawn(seed, ids.device)
     block = power_of_two(units, _BLOCK)
     if batch:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
+from simmim.config.run import Config
+
+
+def _named(out: str, recipes: dict[str, Config]) -> dict[str, Config]:
+    """``recipes``, each of which says its name and writes to the folder ``out`` and that name."""
+    return {
+        name: replace(recipe, preset=name, out=Path(out + name)) for name, recipe in recipes.items()
+    }
+
 
 _PUBLISHED_800 = PretrainConfig(
     epochs=800,
@@ -18,6 +27,13 @@ _PUBLISHED_800 = PretrainConfig(
     init="published",
     batch_size=128,
     accumulate=16,
+)
+_SWIN_800 = replace(
+    _PUBLISHED_800,
+    encoder="simmim_swin_base",
+    img_size=192,
+    drop_path=0.0,
+    also_decay=("relative_position_bias_table",),
 )
 
 #: what --method brings without --preset
@@ -41,124 +57,86 @@ METHODS: dict[str, PretrainConfig] = {
     ),
 }
 
-_MAE_800 = dataclasses.replace(
+_MAE_800 = replace(
     METHODS["mae"],
-    preset="mae-vit-b",
-    out=Path("runs/mae-vit-b"),
     epochs=800,
     also_decay=("cls_token", "mask_token"),
     batch_size=64,
     accumulate=64,
 )
 
-PRESETS: dict[str, PretrainConfig] = {
-    "none": PretrainConfig(),
-    "vit-b": dataclasses.replace(
-        _PUBLISHED_800,
-        preset="vit-b",
-        out=Path("runs/vit-b"),
-        encoder="simmim_vit_base",
-        img_size=224,
-        drop_path=0.1,
-        also_decay=("mask_token", "relative_position_bias_table"),
-    ),
-    "swin-b": dataclasses.replace(
-        _PUBLISHED_800,
-        preset="swin-b",
-        out=Path("runs/swin-b"),
-        encoder="simmim_swin_base",
-        img_size=192,
-        drop_path=0.0,
-        also_decay=("relative_position_bias_table",),
-    ),
-    "swin-b-100": dataclasses.replace(
-        _PUBLISHED_800,
-        preset="swin-b-100",
-        out=Path("runs/swin-b-100"),
-        encoder="simmim_swin_base",
-        img_size=192,
-        drop_path=0.0,
-        also_decay=("relative_position_bias_table",),
-        epochs=100,
-        schedule="cosine-from-start",
-        lr=2e-4,
-        warmup_lr=1e-6,
-        min_lr=1e-5,
-    ),
-    "swin-l": dataclasses.replace(
-        _PUBLISHED_800,
-        preset="swin-l",
-        out=Path("runs/swin-l"),
-        encoder="swin_large_patch4_window12_384",
-        img_size=192,
-        drop_path=0.0,
-        also_decay=("relative_position_bias_table",),
-    ),
-    "swinv2-b": dataclasses.replace(
-        _PUBLISHED_800,
-        preset="swinv2-b",
-        out=Path("runs/swinv2-b"),
-        encoder="swinv2_base_window12_192",
-        img_size=192,
-        drop_path=0.1,
-        target_norm="window",
-        also_decay=("cpb_mlp.0.weight", "cpb_mlp.2.weight", "logit_scale"),
-    ),
-    "mae-vit-b": _MAE_800,
-    "mae-vit-l": dataclasses.replace(
-        _MAE_800, preset="mae-vit-l", out=Path("runs/mae-vit-l"), encoder="vit_large_patch16_224"
-    ),
-    "mae-vit-h": dataclasses.replace(
-        _MAE_800,
-        preset="mae-vit-h",
-        out=Path("runs/mae-vit-h"),
-        encoder="vit_huge_patch14_224",
-        mask_unit=14,
-    ),
-    "tutorial": PretrainConfig(
-        preset="tutorial",
-        out=Path("runs/tutorial"),
-        encoder="cnn",
-        img_size=64,
-        normalize=False,
-        mask="box",
-        mask_unit=1,
-        mask_ratio=0.15,
-        loss="mse",
-        batch_size=32,
-        epochs=10,
-        lr=1.6e-2,
-        warmup_lr=1.6e-2,
-        min_lr=1.6e-2,
-        warmup_epochs=0,
-        weight_decay=0.0,
-        clip=0.0,
-    ),
-    "demo": PretrainConfig(
-        preset="demo",
-        out=Path("runs/demo"),
-        # windows are a prior for looking nearby: a plain ViT of this size is still worse than the
-        # mean colour (0.70 against 0.65) after the images with which this one reaches 0.46
-        encoder="swin_tiny_patch4_window7_224",
-        encoder_args={"embed_dim": 64, "depths": "2,2", "num_heads": "4,8", "window_size": 6},
-        img_size=96,
-        mask_unit=8,
-        crop_scale=(0.1, 1.0),
-        crops_per_image=64,
-        val_crops=16,
-        cache=True,
-        epochs=10,
-        batch_size=16,
-        lr=6.4e-2,
-        warmup_lr=1e-5,
-        min_lr=1e-5,
-        warmup_epochs=1,
-        precision="32-true",
-        log_every=26,
-        val_every=2,
-        picture=2,
-    ),
-}
+PRESETS: dict[str, PretrainConfig] = {"none": PretrainConfig()} | _named(
+    "runs/",
+    {
+        "vit-b": replace(
+            _PUBLISHED_800,
+            encoder="simmim_vit_base",
+            img_size=224,
+            drop_path=0.1,
+            also_decay=("mask_token", "relative_position_bias_table"),
+        ),
+        "swin-b": _SWIN_800,
+        "swin-b-100": replace(
+            _SWIN_800,
+            epochs=100,
+            schedule="cosine-from-start",
+            lr=2e-4,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+        ),
+        "swin-l": replace(_SWIN_800, encoder="swin_large_patch4_window12_384"),
+        "swinv2-b": replace(
+            _PUBLISHED_800,
+            encoder="swinv2_base_window12_192",
+            img_size=192,
+            drop_path=0.1,
+            target_norm="window",
+            also_decay=("cpb_mlp.0.weight", "cpb_mlp.2.weight", "logit_scale"),
+        ),
+        "mae-vit-b": _MAE_800,
+        "mae-vit-l": replace(_MAE_800, encoder="vit_large_patch16_224"),
+        "mae-vit-h": replace(_MAE_800, encoder="vit_huge_patch14_224", mask_unit=14),
+        "tutorial": PretrainConfig(
+            encoder="cnn",
+            img_size=64,
+            normalize=False,
+            mask="box",
+            mask_unit=1,
+            mask_ratio=0.15,
+            loss="mse",
+            batch_size=32,
+            epochs=10,
+            lr=1.6e-2,
+            warmup_lr=1.6e-2,
+            min_lr=1.6e-2,
+            warmup_epochs=0,
+            weight_decay=0.0,
+            clip=0.0,
+        ),
+        "demo": PretrainConfig(
+            # windows are a prior for looking nearby: a plain ViT of this size is still worse than
+            # the mean colour (0.70 against 0.65) after the images with which this one reaches 0.46
+            encoder="swin_tiny_patch4_window7_224",
+            encoder_args={"embed_dim": 64, "depths": "2,2", "num_heads": "4,8", "window_size": 6},
+            img_size=96,
+            mask_unit=8,
+            crop_scale=(0.1, 1.0),
+            crops_per_image=64,
+            val_crops=16,
+            cache=True,
+            epochs=10,
+            batch_size=16,
+            lr=6.4e-2,
+            warmup_lr=1e-5,
+            min_lr=1e-5,
+            warmup_epochs=1,
+            precision="32-true",
+            log_every=26,
+            val_every=2,
+            picture=2,
+        ),
+    },
+)
 
 _PUBLISHED_100 = FinetuneConfig(
     img_size=224,
@@ -176,10 +154,8 @@ _PUBLISHED_100 = FinetuneConfig(
     fixed_ends=True,
 )
 
-_MAE_100 = dataclasses.replace(
+_MAE_100 = replace(
     _PUBLISHED_100,
-    preset="mae-vit-b",
-    out=Path("runs/finetune-mae-vit-b"),
     accumulate=8,
     fc_norm=True,
     head_scale=0.001,
@@ -193,55 +169,32 @@ _MAE_100 = dataclasses.replace(
     late_rate=False,
     fixed_ends=False,
 )
-_MAE_50 = dataclasses.replace(_MAE_100, epochs=50, lr=2e-3, layer_decay=0.75)
+_MAE_50 = replace(_MAE_100, epochs=50, lr=2e-3, layer_decay=0.75)
 
-FINETUNE_PRESETS: dict[str, FinetuneConfig] = {
-    "none": FinetuneConfig(),
-    "vit-b": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="vit-b",
-        out=Path("runs/finetune-vit-b"),
-        encoder_args={"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False},
-        fc_norm=True,
-        head_scale=0.001,
-        layer_decay=0.65,
-        also_decay=("relative_position_bias_table",),
-    ),
-    "swin-b": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="swin-b",
-        out=Path("runs/finetune-swin-b"),
-        encoder_args={"window_size": 7},
-        layer_decay=0.8,
-    ),
-    "swin-b-100": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="swin-b-100",
-        out=Path("runs/finetune-swin-b-100"),
-        encoder_args={"window_size": 7},
-        layer_decay=0.9,
-    ),
-    "swin-l": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="swin-l",
-        out=Path("runs/finetune-swin-l"),
-        encoder_args={"window_size": 14},
-        drop_path=0.2,
-        layer_decay=0.7,
-    ),
-    "swinv2-b": dataclasses.replace(
-        _PUBLISHED_100,
-        preset="swinv2-b",
-        out=Path("runs/finetune-swinv2-b"),
-        encoder_args={"window_size": 14, "pretrained_window_sizes": "12,12,12,6"},
-        layer_decay=0.75,
-        schedule="cosine",
-    ),
-    "mae-vit-b": _MAE_100,
-    "mae-vit-l": dataclasses.replace(
-        _MAE_50, preset="mae-vit-l", out=Path("runs/finetune-mae-vit-l"), drop_path=0.2
-    ),
-    "mae-vit-h": dataclasses.replace(
-        _MAE_50, preset="mae-vit-h", out=Path("runs/finetune-mae-vit-h"), drop_path=0.3
-    ),
-}
+FINETUNE_PRESETS: dict[str, FinetuneConfig] = {"none": FinetuneConfig()} | _named(
+    "runs/finetune-",
+    {
+        "vit-b": replace(
+            _PUBLISHED_100,
+            encoder_args={"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False},
+            fc_norm=True,
+            head_scale=0.001,
+            layer_decay=0.65,
+            also_decay=("relative_position_bias_table",),
+        ),
+        "swin-b": replace(_PUBLISHED_100, encoder_args={"window_size": 7}, layer_decay=0.8),
+        "swin-b-100": replace(_PUBLISHED_100, encoder_args={"window_size": 7}, layer_decay=0.9),
+        "swin-l": replace(
+            _PUBLISHED_100, encoder_args={"window_size": 14}, drop_path=0.2, layer_decay=0.7
+        ),
+        "swinv2-b": replace(
+            _PUBLISHED_100,
+            encoder_args={"window_size": 14, "pretrained_window_sizes": "12,12,12,6"},
+            layer_decay=0.75,
+            schedule="cosine",
+        ),
+        "mae-vit-b": _MAE_100,
+        "mae-vit-l": replace(_MAE_50, drop_path=0.2),
+        "mae-vit-h": replace(_MAE_50, drop_path=0.3),
+    },
+)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from simmim.config.numbers import check_numbers
-
 
 @dataclass(frozen=True)
 class ApplyConfig:
@@ -39,10 +37,6 @@ class ApplyConfig:
 
     overwrite: bool = False
     """Replace the files that are written if they are there already."""
-
-    def check(self) -> None:
-        """Refuse numbers that make no sense; raises ``UserError``."""
-        check_numbers(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from simmim.config.numbers import flag
+from simmim.config.conflicts import check_conflicts
+from simmim.config.numbers import check_numbers, flag
 from simmim.errors import UserError, first_line
 
 PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
@@ -126,6 +127,25 @@ class ImageConfig(SourceConfig):
         return Reading(
             self.channels, self.bands, self.pixel_type, self.layout, self.nodata, self.column
         )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels of what a model sees, once ``img_size`` is known."""
+        return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense and settings that contradict each other.
+
+        Raises:
+            UserError: one of them.
+        """
+        check_numbers(self)
+        check_conflicts(self, self._defaults())
+        self.check_images()
+
+    def _defaults(self) -> ImageConfig | None:
+        """What the settings were before the command line, where that is not the class's defaults."""
+        return None
 
     def check_images(self) -> None:
         """Refuse settings about images that contradict each other.

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from simmim.config.conflicts import check_conflicts
 from simmim.config.images import ImageConfig
-from simmim.config.numbers import check_numbers
 from simmim.config.run import Published, RunConfig
 from simmim.errors import UserError
 
@@ -46,25 +44,6 @@ class LabelledConfig(ImageConfig):
 
     per_class: int = 0
     """Train on only this many images of each class, which --seed chooses; 0: on all."""
-
-    def check(self) -> None:
-        """Refuse numbers that make no sense and settings that contradict each other.
-
-        Raises:
-            UserError: one of them.
-        """
-        check_numbers(self)
-        check_conflicts(self, self._defaults())
-        self.check_images()
-
-    def _defaults(self) -> LabelledConfig | None:
-        """What the settings were before the command line, where that is not the class's defaults."""
-        return None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)`` in pixels, once it is known."""
-        return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
 
 
 @dataclass(frozen=True)

@@ -137,11 +137,6 @@ class PretrainConfig(RunConfig):
         if self.target_window < 1 or self.target_window % 2 == 0:
             raise UserError(f"--target-window must be odd and positive, not {self.target_window}")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)`` in pixels."""
-        return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
-
 
 @dataclass(frozen=True)
 class ReconstructConfig:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from simmim.config.conflicts import check_conflicts
 from simmim.config.images import ImageConfig
-from simmim.config.numbers import check_numbers
 from simmim.errors import UserError
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -199,20 +197,6 @@ class RunConfig(ImageConfig):
 
     keep: int = 2
     """Checkpoints to keep."""
-
-    def check(self) -> None:
-        """Refuse numbers that make no sense and settings that contradict each other.
-
-        Raises:
-            UserError: one of them.
-        """
-        check_numbers(self)
-        check_conflicts(self, self._defaults())
-        self.check_images()
-
-    def _defaults(self) -> RunConfig | None:
-        """What the settings were before the command line, where that is not the class's defaults."""
-        return None
 
     def to_json(self) -> str:
         """The configuration as JSON, paths as strings."""

@@ -1,4 +1,4 @@
-"""The tensors that backends fill: types, shapes and layouts of results."""
+"""Tensors on their way into kernels, contiguous, and results in their types, shapes and layouts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple([None if t is None else t.contiguous() for t in tensors])
 
 
 def memory_format(image: Tensor) -> torch.memory_format:

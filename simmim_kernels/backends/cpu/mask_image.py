@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_image
+from simmim_kernels.backends._results import contiguous, empty_image
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -32,8 +32,8 @@ def mask_image_forward(
     std: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    fill, mean, std = (None if t is None else t.contiguous() for t in (fill, mean, std))
-    return _write(image, mask.contiguous(), fill, value, mean, std, dtype)
+    mask, fill, mean, std = contiguous(mask, fill, mean, std)
+    return _write(image, mask, fill, value, mean, std, dtype)
 
 
 def mask_image_backward(
@@ -43,7 +43,7 @@ def mask_image_backward(
     image_dtype: torch.dtype | None,
     fill_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    mask, std = mask.contiguous(), None if std is None else std.contiguous()
+    mask, std = contiguous(mask, std)
     d_image, d_fill = grad.new_empty((0,)), grad.new_empty((0,))
     if image_dtype:
         d_image = _write(grad, mask, None, 0.0, None, std, image_dtype)

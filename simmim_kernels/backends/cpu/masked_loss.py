@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.backends._results import empty_loss
-from simmim_kernels.backends.cpu import contiguous, kernels, threads
+from simmim_kernels.backends._results import contiguous, empty_loss
+from simmim_kernels.backends.cpu import kernels, threads
 
 
 def masked_loss(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends.cpu import contiguous, kernels, threads
+from simmim_kernels.backends._results import contiguous
+from simmim_kernels.backends.cpu import kernels, threads
 from simmim_kernels.backends.cpu.place_tokens import check_found
 
 

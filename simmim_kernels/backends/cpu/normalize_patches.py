@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_image, target_dtype
-from simmim_kernels.backends.cpu import contiguous, kernels, threads
+from simmim_kernels.backends._results import contiguous, empty_image, target_dtype
+from simmim_kernels.backends.cpu import kernels, threads
 
 
 def normalize_patches(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_gradients
-from simmim_kernels.backends.cpu import contiguous, kernels, threads
+from simmim_kernels.backends._results import contiguous, empty_gradients
+from simmim_kernels.backends.cpu import kernels, threads
 
 
 def check_found(found: int, count: int) -> None:

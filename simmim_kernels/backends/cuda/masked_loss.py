@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
-from simmim_kernels.backends._results import empty_loss
-from simmim_kernels.backends.cuda import contiguous, kernels, stream
+from simmim_kernels.backends._results import contiguous, empty_loss
+from simmim_kernels.backends.cuda import kernels, stream
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
 from simmim_kernels.grid import prediction_patch, scale_of

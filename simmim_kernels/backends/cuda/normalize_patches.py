@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_image, target_dtype
-from simmim_kernels.backends.cuda import contiguous, kernels, stream
+from simmim_kernels.backends._results import contiguous, empty_image, target_dtype
+from simmim_kernels.backends.cuda import kernels, stream
 
 
 def patch_normalized(

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_image, memory_format
+from simmim_kernels.backends._results import contiguous, empty_image, memory_format
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import normalised, store
@@ -178,8 +178,8 @@ def mask_image_forward(
     if not out.numel():
         return out
     batch, channels, height, width = image.shape
-    fill, mean, std = (None if t is None else t.contiguous() for t in (fill, mean, std))
-    mask, grid = mask.contiguous(), _grid(image, mask)
+    grid = _grid(image, mask)
+    mask, fill, mean, std = contiguous(mask, fill, mean, std)
     options = {
         "CHANNELS": channels, "FILL": fill is not None, "BYTES": image.dtype == torch.uint8,
         "MEAN": mean is not None, "STD": std is not None,

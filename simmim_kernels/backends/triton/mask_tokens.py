@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_gradients
+from simmim_kernels.backends._results import contiguous, empty_gradients
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._sums import add_rows
@@ -190,8 +190,7 @@ def mask_tokens_forward(
     batch, width, length = x.shape[0], x.shape[-1], prefix_tokens + h * w
     if not out.numel():
         return out
-    mask, token = mask.contiguous(), token.contiguous()
-    pos_embed = None if pos_embed is None else pos_embed.contiguous()
+    mask, token, pos_embed = contiguous(mask, token, pos_embed)
     rows, block = tile_shape(width, length)
     with on_device_of(x):
         _forward[(batch * cdiv(length, rows) * cdiv(width, block),)](

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
-from simmim_kernels.backends._results import empty_loss
+from simmim_kernels.backends._results import contiguous, empty_loss
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
 from simmim_kernels.backends.triton._loss_sums import finish, listed_units, masked_units, scales
@@ -121,8 +121,7 @@ def masked_loss(
         pred.device,
         spec.reduction == "none",
     )
-    mask = mask.contiguous()
-    index = None if index is None else index.contiguous()
+    mask, index = contiguous(mask, index)
     scored = mask
     if spec.norm != "none" and index is not None:  # a list may name units that the mask does not
         scored = listed_units(index, batch, *scale_of((height, width), (patch, patch)))
@@ -132,7 +131,7 @@ def masked_loss(
         target = patch_normalized(target, spec.norm_side, spec.norm_eps, mean, std, dtype, scored)
     if spec.norm != "none":  # done already
         mean = std = None
-    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
+    mean, std = contiguous(mean, std)
     bytes_in = target.dtype == torch.uint8
     is_affine = bytes_in or std is not None
     results = batch if each else 1

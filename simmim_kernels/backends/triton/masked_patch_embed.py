@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._results import contiguous
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._pixels import normalised, store
 from simmim_kernels.backends.triton._places import listed_tokens
@@ -58,7 +59,7 @@ def _run(image, tokens, mean, std, rows, patch_h, patch_w, back, dtype) -> None:
     vector = min(patch_w & -patch_w, 16)
     groups = power_of_two(cdiv(numbers, vector), 1024 // vector)
     high = power_of_two(count, max(_TILE // (groups * vector), 1))
-    mean, std = (None if t is None else t.contiguous() for t in (mean, std))
+    mean, std = contiguous(mean, std)
     with on_device_of(image):
         _patches[(cdiv(count, high) * cdiv(numbers, groups * vector),)](
             image, *image.stride(), tokens, mean, std, rows, w, h * w, count,

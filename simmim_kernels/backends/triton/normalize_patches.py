@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_image, target_dtype
+from simmim_kernels.backends._results import contiguous, empty_image, target_dtype
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._scalars import bits_of, float64
@@ -91,7 +91,7 @@ def patch_normalized(
     out = empty_image(image, dtype)
     batch, channels, height, width = image.shape
     if out.numel():
-        mean, std = (None if t is None else t.contiguous() for t in (mean, std))
+        mean, std = contiguous(mean, std)
         h, w = scale_of((height, width), (patch, patch))
         grid_h, grid_w = (height, width) if mask is None else mask.shape[1:]
         unit_h, unit_w = scale_of((height, width), (grid_h, grid_w))

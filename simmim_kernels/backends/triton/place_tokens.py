@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends._results import contiguous
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
 from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton._places import listed_tokens, visible_places
@@ -98,8 +99,7 @@ def place_tokens(
     out = torch.empty((batch, length, width), dtype=dtype, device=rows.device)
     if not out.numel():
         return out
-    token = None if token is None else token.contiguous()
-    pos_embed = None if pos_embed is None else pos_embed.contiguous()
+    token, pos_embed = contiguous(token, pos_embed)
     places = visible_places(mask, h, w)
     height, block = tile_shape(width, batch * length)
     with on_device_of(rows):

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends.triton import OPTIONS, cdiv, power_of_two
+from simmim_kernels.backends.triton._pixels import store
 
 
 @triton.jit
@@ -19,10 +20,7 @@ def _add_rows(partial, out, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.const
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         offset = row[:, None] * columns + column[None, :]
         total += tl.load(partial + offset, mask=inside, other=0.0).to(tl.float64)
-    result = tl.sum(total, 0)
-    if out.dtype.element_ty != tl.float64:
-        result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
-    tl.store(out + column, result.to(out.dtype.element_ty), mask=column < columns)
+    store(out + column, tl.sum(total, 0), column < columns)
 
 
 def add_rows(partial: Tensor, out: Tensor) -> Tensor:

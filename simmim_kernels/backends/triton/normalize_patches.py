@@ -10,6 +10,7 @@ from torch import Tensor
 from simmim_kernels.backends._results import contiguous, empty_image, target_dtype
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton._scalars import bits_of, float64
 from simmim_kernels.grid import scale_of
 
@@ -67,14 +68,12 @@ def _normalize_patches(
         c, y, x = k // (P * P), k // P % P, k % P
         at = c * i_c + y * i_y + x * i_x
         result = (_pixels(image, at, c, k < n, mean, std, STATS) - average) / spread
-        if out.dtype.element_ty != tl.float64:
-            result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         place = c * o_c + y * o_y + x * o_x
         wanted = k < n
         if SOME and not WHOLE:
             cell = unit_of(top + y, left + x, unit_h, unit_w, grid_w)
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
-        tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
+        store(out + place, result, wanted)
 
 
 def patch_normalized(

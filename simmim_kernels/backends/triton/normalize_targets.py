@@ -17,6 +17,7 @@ from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends._window import running_limit
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._grid import unit_of
+from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton._scalars import bits_of, float64
 
 _PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
@@ -116,14 +117,12 @@ def _normalize_window(
         v = tl.where(v < 0, 0.0, v)  # a NaN stays
         good, bad = _row(image, y, i_y, i_x, lane, width, largest)
         result = (n * (good + bad) - s) * k * tl.rsqrt(k * n * (v + least * n * k))
-        if out.dtype.element_ty != tl.float64:
-            result = result.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         place = y.to(tl.int64) * o_y + lane.to(tl.int64) * o_x
         wanted = lane < width
         if SOME:
             cell = unit_of(y, lane, unit_h, unit_w, grid_w) + b * (height // unit_h) * grid_w
             wanted = wanted & (tl.load(mask + cell, mask=wanted, other=0) != 0)
-        tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)
+        store(out + place, result, wanted)
         if y - radius_y >= 0:
             x, bad = _row(image, y - radius_y, i_y, i_x, lane, width, largest)
             sums, squares, lost = sums - x, squares - x * x, lost - (bad != 0).to(tl.int32)

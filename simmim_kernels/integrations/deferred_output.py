@@ -7,7 +7,8 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def deferred_output(
@@ -22,6 +23,33 @@ def deferred_output(
     output = _deferring(output_class, name)(loss=loss, **{name: loss}, **others)
     output.__dict__["_make"] = make
     return output
+
+
+class Prediction:
+    """What `predict` gives when it is called for, by `module` as it was and under the autocast of the
+    call that made this.
+
+    Args:
+        like: a tensor on the device of that call.
+        changed: the error where the module has other parameters by then.
+    """
+
+    def __init__(
+        self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, changed: str
+    ) -> None:
+        self.predict, self.module, self.changed = predict, module, changed
+        self.versions = self._versions()
+        device = like.device.type
+        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.module.parameters()]
+
+    def __call__(self) -> Tensor:
+        if self._versions() != self.versions:
+            raise RuntimeError(self.changed)
+        with torch.enable_grad(), torch.autocast(*self.autocast):
+            return self.predict()
 
 
 class _Deferring:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simmim_kernels.integrations import transformers_mae
-from simmim_kernels.integrations.deferred_output import deferred_output
+from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
 from simmim_kernels.integrations.instance import has_forward_of, is_changed, must_be_called
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.transformers_attention import choose_attention, register
@@ -246,7 +246,13 @@ def _loss(
     units = (mask.mask if isinstance(mask, PatchMask) else mask).shape[1:]
     if later and grid[0] % units[0] == grid[1] % units[1] == 0:
         loss = masked_linear_l1(tokens, weight, bias, target, mask)
-        return loss, _Reconstruction(tokens, head, grid, shuffle.upscale_factor)
+
+        def predict() -> Tensor:
+            pred = F.linear(tokens, head.weight.flatten(1), head.bias)
+            return _image(pred, grid, shuffle.upscale_factor)
+
+        changed = "reconstruction: the head was changed since this output was made; read it before"
+        return loss, Prediction(predict, head, tokens, f"{changed} the optimizer's step")
     pred = F.linear(tokens, weight, bias)
     loss = masked_l1(pred, target, mask)
     return loss, lambda: _image(pred, grid, shuffle.upscale_factor)
@@ -256,26 +262,3 @@ def _image(pred: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     # Whoever reads it may be within no_grad, but it is part of the call's graph.
     with torch.enable_grad():
         return F.pixel_shuffle(pred.transpose(1, 2).unflatten(2, grid), stride)
-
-
-class _Reconstruction:
-    """The prediction for all tokens, by the head as it was and under the autocast of the call."""
-
-    def __init__(self, tokens: Tensor, head: nn.Conv2d, grid: tuple[int, int], stride: int) -> None:
-        self.tokens, self.head, self.grid, self.stride = tokens, head, grid, stride
-        self.versions = self._versions()
-        device = tokens.device.type
-        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.head.parameters()]
-
-    def __call__(self) -> Tensor:
-        if self._versions() != self.versions:
-            raise RuntimeError(
-                "reconstruction: the head was changed since this output was made; read it before "
-                "the optimizer's step"
-            )
-        with torch.enable_grad(), torch.autocast(*self.autocast):
-            pred = F.linear(self.tokens, self.head.weight.flatten(1), self.head.bias)
-        return _image(pred, self.grid, self.stride)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels.integrations.deferred_output import deferred_output
+from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
 from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import patch_grid, why_not_embed
@@ -123,7 +123,13 @@ def model_forward(
             rows = _hidden_rows(self.decoder, x, mask)
             loss = masked_mse(self.decoder.decoder_pred(rows), pixel_values, mask, **options)
             if not drop:
-                logits = _Logits(self.decoder, x)
+                logits = Prediction(
+                    lambda: _logits(self.decoder, x),
+                    self.decoder,
+                    x,
+                    "logits: the decoder was changed since this output was made; read them before "
+                    "the optimizer's step",
+                )
                 return deferred_output(output_class, "logits", logits, loss, **others)
             output = output_class(loss=loss, logits=None, **others)
         else:
@@ -215,25 +221,3 @@ def _attention_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     return theirs.ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation, theirs.eager_attention_forward
     )
-
-
-class _Logits:
-    """The prediction for all patches, by the decoder as it was and under the autocast of the call."""
-
-    def __init__(self, decoder: nn.Module, x: Tensor) -> None:
-        self.decoder, self.x = decoder, x
-        self.versions = self._versions()
-        device = x.device.type
-        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.decoder.parameters()]
-
-    def __call__(self) -> Tensor:
-        if self._versions() != self.versions:
-            raise RuntimeError(
-                "logits: the decoder was changed since this output was made; read them before the "
-                "optimizer's step"
-            )
-        with torch.enable_grad(), torch.autocast(*self.autocast):
-            return _logits(self.decoder, self.x)

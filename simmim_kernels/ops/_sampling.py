@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simmim_kernels._numbers import to_float, to_int, to_sides
+from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._check import has_dims, is_tensor
-from simmim_kernels.ops._define import Op
+from simmim_kernels.ops._define import Op, define
 
 _WORD = 1 << 32
 
 # A replayed CUDA graph would give the mask of its capture for ever: seed and epoch are baked in.
 TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
+
+
+def define_mask(
+    name: str, sizes: str, *, check: Callable[..., None], fake: Callable[..., Any] = empty_lists
+) -> Op:
+    """Register the op that draws a mask; `sizes` are its arguments between the grid and the seed."""
+    return define(
+        f"{name}(Tensor ids, SymInt grid_h, SymInt grid_w, {sizes}, SymInt? seed, SymInt epoch)"
+        " -> (Tensor mask, Tensor masked, Tensor visible)",
+        module=name,
+        check=check,
+        fake=fake,
+        tags=TAGS,
+    )
 
 
 def check_sampling(ids: Tensor, grid_h: int, grid_w: int, epoch: int) -> None:

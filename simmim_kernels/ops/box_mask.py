@@ -7,8 +7,7 @@ from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
-from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import TAGS, check_sampling, checked_ratio, draw, sides
+from simmim_kernels.ops._sampling import check_sampling, checked_ratio, define_mask, draw, sides
 
 
 def _check(
@@ -32,13 +31,8 @@ def _fake(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch):
     return empty_lists(ids, grid_h, grid_w, box_h * box_w)
 
 
-_box_mask = define(
-    "box_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt box_h, SymInt box_w, bool center,"
-    " SymInt? seed, SymInt epoch) -> (Tensor mask, Tensor masked, Tensor visible)",
-    module="box_mask",
-    check=_check,
-    fake=_fake,
-    tags=TAGS,
+_box_mask = define_mask(
+    "box_mask", "SymInt box_h, SymInt box_w, bool center", check=_check, fake=_fake
 )
 
 

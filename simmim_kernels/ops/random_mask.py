@@ -5,19 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
-from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import TAGS, check_count, draw, masked_count, sides
+from simmim_kernels.ops._sampling import check_count, define_mask, draw, masked_count, sides
 
-_random_mask = define(
-    "random_mask(Tensor ids, SymInt grid_h, SymInt grid_w, SymInt count, SymInt? seed, SymInt epoch)"
-    " -> (Tensor mask, Tensor masked, Tensor visible)",
-    module="random_mask",
-    check=check_count,
-    fake=empty_lists,
-    tags=TAGS,
-)
+_random_mask = define_mask("random_mask", "SymInt count", check=check_count)
 
 
 def random_mask(

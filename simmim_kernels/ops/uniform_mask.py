@@ -7,8 +7,7 @@ from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
-from simmim_kernels.ops._define import define
-from simmim_kernels.ops._sampling import TAGS, check_sampling, checked_ratio, draw, sides
+from simmim_kernels.ops._sampling import check_sampling, checked_ratio, define_mask, draw, sides
 
 
 def _check(
@@ -25,14 +24,7 @@ def _fake(ids, grid_h, grid_w, hidden, seed, epoch):
     return empty_lists(ids, grid_h, grid_w, grid_h * grid_w // 4 * hidden)
 
 
-_uniform_mask = define(
-    "uniform_mask(Tensor ids, SymInt grid_h, SymInt grid_w, int hidden, SymInt? seed, SymInt epoch)"
-    " -> (Tensor mask, Tensor masked, Tensor visible)",
-    module="uniform_mask",
-    check=_check,
-    fake=_fake,
-    tags=TAGS,
-)
+_uniform_mask = define_mask("uniform_mask", "int hidden", check=_check, fake=_fake)
 
 
 def uniform_mask(

@@ -102,6 +102,22 @@ def mask_grid(mask: PatchMask | Tensor) -> Tensor:
     return mask
 
 
+def count_tokens(mask: PatchMask | Tensor, tokens_per_unit: int, *, masked: bool) -> int:
+    """Rows that the masked, or the visible, tokens of the whole batch need.
+
+    A PatchMask knows. For a plain bool mask the CPU counts; elsewhere, and in compiled code, where
+    looking at the mask would synchronise or break the graph, every token gets a row, and the surplus
+    rows are padding.
+    """
+    if isinstance(mask, PatchMask):
+        return (mask.masked if masked else mask.visible).numel() * tokens_per_unit
+    units = mask.numel()
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        count = int(mask.count_nonzero())
+        units = count if masked else units - count
+    return units * tokens_per_unit
+
+
 def check_parts(mask: PatchMask) -> None:
     """Checks that the index lists of `mask` can be those of its grid.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from simmim_kernels._numbers import to_float
 from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.grid import scale_of, whole_root, whole_scale
-from simmim_kernels.masks import PatchMask, mask_grid
+from simmim_kernels.masks import PatchMask, count_tokens, mask_grid
 from simmim_kernels.ops._channels import Channels
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
 from simmim_kernels.ops._define import define
@@ -40,16 +40,6 @@ _masked_positions = define(
     check=_check_positions,
     fake=_fake_positions,
 )
-
-
-def _masked_count(mask: PatchMask | Tensor, tokens_per_unit: int) -> int:
-    """Rows for the masked tokens of the batch: their number, or that of all tokens where counting
-    would synchronise or break a graph; surplus rows are padding."""
-    if isinstance(mask, PatchMask):
-        return mask.masked.shape[0] * mask.masked.shape[1] * tokens_per_unit
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        return int(mask.count_nonzero()) * tokens_per_unit
-    return mask.numel() * tokens_per_unit
 
 
 def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> int:
@@ -112,7 +102,7 @@ def _loss(
     grid = mask_grid(mask)
     is_mask(grid, target.shape[0])
     check_grid(grid, target.shape[0], h, w, 0)
-    count = _masked_count(mask, math.prod(scale_of((h, w), grid.shape[1:])))
+    count = count_tokens(mask, math.prod(scale_of((h, w), grid.shape[1:])), masked=True)
     rows = take_tokens(tokens, ~grid, (h, w), count)
     # The product is a plain PyTorch op: autograd, autocast and Inductor treat it as any linear
     # layer, and its backward sees no visible token and reads no prediction.

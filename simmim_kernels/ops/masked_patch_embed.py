@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simmim_kernels.grid import scale_of, whole_scale
-from simmim_kernels.masks import PatchMask, mask_grid
+from simmim_kernels.masks import PatchMask, count_tokens, mask_grid
 from simmim_kernels.ops._channels import (
     Channels,
     channel_stats,
@@ -118,20 +118,6 @@ class _GatherPatches(torch.autograd.Function):
     def backward(ctx, grad):
         mask, std = ctx.saved_tensors
         return _gather_backward(grad, mask, std, *ctx.layout), *(None,) * 7
-
-
-def _visible_count(mask: PatchMask | Tensor, tokens_per_unit: int) -> int:
-    """Rows that the visible patches of the whole batch need.
-
-    A PatchMask knows. For a plain bool mask the CPU counts; elsewhere, and in compiled code, where
-    looking at the mask would synchronise or break the graph, every patch gets a row and the
-    surplus rows are padding.
-    """
-    if isinstance(mask, PatchMask):
-        return mask.visible.shape[0] * mask.visible.shape[1] * tokens_per_unit
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        return int(mask.numel() - mask.count_nonzero()) * tokens_per_unit
-    return mask.numel() * tokens_per_unit
 
 
 def _check_weights(image: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -282,7 +268,7 @@ def _embed_visible(
     h, w = _token_grid(image, patch_h, patch_w)
     grid = mask_grid(mask)
     check_grid(grid, image.shape[0], h, w, 0)
-    count = _visible_count(mask, math.prod(scale_of((h, w), grid.shape[1:])))
+    count = count_tokens(mask, math.prod(scale_of((h, w), grid.shape[1:])), masked=False)
     dtype, device = weight.dtype, image.device.type
     if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._results import memory_format
+from simmim_kernels.backends.reference.normalize_targets import normalized_pixels
 from simmim_kernels.grid import refine
 
 
@@ -24,11 +25,7 @@ def mask_image_forward(
     dtype: torch.dtype,
 ) -> Tensor:
     compute = torch.float64 if torch.float64 in (image.dtype, dtype) else torch.float32
-    pixels = image.to(compute)
-    if image.dtype == torch.uint8:
-        pixels = pixels / 255
-    if mean is not None:
-        pixels = (pixels - mean.to(compute)[:, None, None]) / std.to(compute)[:, None, None]
+    pixels = normalized_pixels(image, mean, std, compute)
     colour = value if fill is None else fill.to(compute)[:, None, None]
     out = torch.where(_pixel_mask(image, mask), colour, pixels)
     return out.to(dtype).contiguous(memory_format=memory_format(image))

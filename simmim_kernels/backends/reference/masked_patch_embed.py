@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels.backends.reference.normalize_targets import normalized_pixels
 from simmim_kernels.backends.reference.place_tokens import visible_order
 from simmim_kernels.grid import scale_of
 
@@ -20,11 +21,7 @@ def gather_patches(
     dtype: torch.dtype,
 ) -> Tensor:
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    pixels = image.to(compute)
-    if image.dtype == torch.uint8:
-        pixels = pixels / 255
-    if mean is not None:
-        pixels = (pixels - mean.to(compute)[:, None, None]) / std.to(compute)[:, None, None]
+    pixels = normalized_pixels(image, mean, std, compute)
     batch, channels, height, width = image.shape
     h, w = scale_of((height, width), (patch_h, patch_w))
     patches = pixels.reshape(batch, channels, h, patch_h, w, patch_w).permute(0, 2, 4, 1, 3, 5)

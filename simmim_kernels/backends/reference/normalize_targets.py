@@ -9,13 +9,15 @@ from torch import Tensor
 from simmim_kernels.backends._results import memory_format, target_dtype
 
 
-def normalized_pixels(image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """`image` in float64: uint8 divided by 255, then `(image - mean) / std`."""
-    x = image.double()
+def normalized_pixels(
+    image: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """`image` in `dtype`: uint8 divided by 255, then `(image - mean) / std`."""
+    x = image.to(dtype)
     if image.dtype == torch.uint8:
         x = x / 255
     if mean is not None:
-        x = (x - mean.double()[:, None, None]) / std.double()[:, None, None]
+        x = (x - mean.to(dtype)[:, None, None]) / std.to(dtype)[:, None, None]
     return x
 
 

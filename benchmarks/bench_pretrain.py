@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.environment import ROOT
 from benchmarks.loops import BATCH, SIZE, Log, run_plain_loop, run_step_alone, write_photographs
+from benchmarks.memory import peak
 from benchmarks.rows.common import OURS
 
 OP = "pretrain"
@@ -183,17 +184,11 @@ def _notes(contender: Contender, turn: int) -> dict[str, Any]:
 
     notes = {
         "images_per_second": turn * BATCH / median(contender.seconds),
-        "peak_mib": _peak(contender),
+        "peak_mib": peak(contender.process.pid),  # without its workers
     }
     if contender.is_run:
         return notes | {"attention": "products", "waiting": float(contender.rows()[-1]["waiting"])}
     return notes | contender.rows()[-1]
-
-
-def _peak(contender: Contender) -> float:
-    """Peak memory of the process in MiB, without its workers."""
-    status = Path(f"/proc/{contender.process.pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> int:

@@ -21,13 +21,13 @@ def peak_of_process(make: Callable[..., Callable[[], Any]], *arguments: Any) -> 
 
 def _growth_of_peak(make: Callable[..., Callable[[], Any]], arguments: tuple) -> float:
     step = make(*arguments)
-    before = _peak()
+    before = peak()
     for _ in range(3):
         step()
-    return _peak() - before
+    return peak() - before
 
 
-def _peak() -> float:
+def peak(process: int | str = "self") -> float:
     """VmHWM in MiB: `getrusage` starts with the peak of the process this one was forked from."""
-    with open("/proc/self/status") as status:
+    with open(f"/proc/{process}/status") as status:
         return int(status.read().split("VmHWM:")[1].split()[0]) / 1024

@@ -119,12 +119,15 @@ def cases(setting: Setting, types: Sequence[torch.dtype] | None = None) -> Itera
         yield Case(setting, batch, dtype, shape)
 
 
-def rows_of(op: str, what: str) -> Callable[[Callable[[Case], Contest]], Callable]:
-    """Make the `rows(setting)` of an op from a function that builds the contest of one case."""
+def rows_of(
+    op: str, what: str, *, images: bool = False
+) -> Callable[[Callable[[Case], Contest]], Callable]:
+    """Make the `rows(setting)` of an op from a function that builds the contest of one case; with
+    `images` of the setting's types of images."""
 
     def decorate(build: Callable[[Case], Contest]) -> Callable[[Setting], Iterator[Row]]:
         def rows(setting: Setting) -> Iterator[Row]:
-            for case in cases(setting):
+            for case in cases(setting, setting.image_types if images else None):
                 yield Row(op, case.label, what, partial(build, case))
 
         return rows

@@ -1,22 +1,14 @@
 """Per-patch target normalisation, against the arithmetic of MAE's `norm_pix_loss`."""
 
-from collections.abc import Iterator
-from functools import partial
-
 import torch
 
 import simmim_kernels as sk
 from benchmarks import peers
-from benchmarks.rows.common import Case, Contest, Row, against, cases
-from benchmarks.rows.shapes import Setting
+from benchmarks.rows.common import Case, Contest, against, rows_of
 
 
-def rows(setting: Setting) -> Iterator[Row]:
-    for case in cases(setting, setting.image_types):
-        yield Row("normalize_patches", case.label, "forward", partial(build, case))
-
-
-def build(case: Case) -> Contest:
+@rows_of("normalize_patches", "forward", images=True)
+def rows(case: Case) -> Contest:
     patch, dtype = case.shape.stride, case.dtype
     return against(
         lambda image: sk.normalize_patches(image, patch),

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import itertools
+import operator
 import os
 import signal
 import sys
@@ -85,6 +87,21 @@ gone. Whatever ends a training run early, its state is saved first where that is
 --resume goes on from there."""
 
 
+#: settings of each command, and the module whose ``command`` runs it
+_COMMANDS: dict[str, tuple[type, str]] = {
+    "pretrain": (PretrainConfig, "training.pretrain"),
+    "reconstruct": (ReconstructConfig, "evaluation.reconstruct"),
+    "finetune": (FinetuneConfig, "training.finetune"),
+    "probe": (ProbeConfig, "evaluation.probe"),
+    "predict": (PredictConfig, "evaluation.predict"),
+    "features": (FeaturesConfig, "evaluation.features"),
+    "stats": (StatsConfig, "data.statistics"),
+    "pack": (PackConfig, "data.pack"),
+    "import": (ImportConfig, "exchange.command"),
+    "export": (ExportConfig, "exchange.command"),
+}
+
+
 def _is_first() -> bool:
     """Whether this is the first process of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -121,19 +138,13 @@ def _run(arguments: list[str]) -> int:
     # tyro asks for pairs that a default holds already by flags of their own
     pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
     default, tuned = (dataclasses.replace(c, encoder_args={}) for c in (default, tuned))
-    pretrain = tyro.conf.subcommand("pretrain", default=default, prefix_name=False)
-    finetune = tyro.conf.subcommand("finetune", default=tuned, prefix_name=False)
+    defaults = {"pretrain": {"default": default}, "finetune": {"default": tuned}}
+    commands = (
+        Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **defaults.get(name, {}))]
+        for name, (kind, _) in _COMMANDS.items()
+    )
     config = tyro.cli(
-        Annotated[PretrainConfig, pretrain]
-        | Annotated[ReconstructConfig, tyro.conf.subcommand("reconstruct", prefix_name=False)]
-        | Annotated[FinetuneConfig, finetune]
-        | Annotated[ProbeConfig, tyro.conf.subcommand("probe", prefix_name=False)]
-        | Annotated[PredictConfig, tyro.conf.subcommand("predict", prefix_name=False)]
-        | Annotated[FeaturesConfig, tyro.conf.subcommand("features", prefix_name=False)]
-        | Annotated[StatsConfig, tyro.conf.subcommand("stats", prefix_name=False)]
-        | Annotated[PackConfig, tyro.conf.subcommand("pack", prefix_name=False)]
-        | Annotated[ImportConfig, tyro.conf.subcommand("import", prefix_name=False)]
-        | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)],
+        functools.reduce(operator.or_, commands),
         args=arguments,
         prog="simmim",
         description="Masked image modelling: pre-train encoders on images alone. "
@@ -158,24 +169,8 @@ def _run(arguments: list[str]) -> int:
         from simmim_kernels import keep_freed_memory
 
         keep_freed_memory()
-    if isinstance(config, PretrainConfig):
-        return _pretrain(config)
-    if isinstance(config, FinetuneConfig | ProbeConfig):
-        module = "training.finetune" if isinstance(config, FinetuneConfig) else "evaluation.probe"
-        return require(f"simmim.{module}").command(config)
-    if isinstance(config, PredictConfig | FeaturesConfig):
-        return require(f"simmim.evaluation.{arguments[0]}").command(config)
-    if isinstance(config, StatsConfig):
-        return require("simmim.data.statistics").command(config)
-    if isinstance(config, PackConfig):
-        return require("simmim.data.pack").command(config)
-    if isinstance(config, ImportConfig | ExportConfig):
-        return require("simmim.exchange.command").command(config)
-    from simmim.evaluation.reconstruct import run
-
-    run(config)
-    print(f"wrote {config.out}")
-    return 0
+    module = next(module for kind, module in _COMMANDS.values() if kind is type(config))
+    return require(f"simmim.{module}").command(config)
 
 
 def version() -> str:
@@ -224,37 +219,3 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
     once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
     return dataclasses.replace(settings, **once, **measured)
-
-
-def _pretrain(config: PretrainConfig) -> int:
-    from simmim.evaluation.plot import loss_curve
-    from simmim.evaluation.reconstruct import draw
-    from simmim.training.pretrain import Trainer
-    from simmim.training.report import print_trained, print_written, run_files, stopped
-
-    trainer = Trainer(config)
-    summary = trainer.fit()
-    if summary.signal or not trainer.fabric.is_global_zero:
-        return stopped(trainer, summary)
-    print_trained(trainer, summary)
-    counters = summary.counters
-    written = [("checkpoint", summary.checkpoint)]
-    if counters.last_validation is not None:
-        print(
-            f"validation loss {counters.first_validation:.4f} at the start, "
-            f"{counters.last_validation:.4f} at the end; "
-            f"{counters.baseline:.4f} for predicting the mean of the visible part"
-        )
-        if config.picture and config.target == "hog":
-            print("no picture is drawn: --target hog predicts histograms")
-        elif config.picture:
-            picture = config.out / "reconstruction.png"
-            trainer.run_folder.claim(picture)
-            draw(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
-            written.append(("reconstruction", picture))
-    curve = config.out / "loss_curve.png"
-    trainer.run_folder.claim(curve)
-    loss_curve(config.out / "metrics.csv", curve, counters.baseline)
-    written += [("loss curve", curve), *run_files(config.out)]
-    print_written(*written)
-    return 0

@@ -34,8 +34,8 @@ def load_model(path: Path) -> tuple[SimMIM, PretrainConfig]:
     return model.eval(), config
 
 
-def run(config: ReconstructConfig) -> None:
-    """Write the picture that ``config`` asks for.
+def command(config: ReconstructConfig) -> int:
+    """Write the picture that ``config`` asks for; returns the exit status.
 
     Raises:
         UserError: as ``draw``, or the picture may not be replaced.
@@ -43,10 +43,12 @@ def run(config: ReconstructConfig) -> None:
     check_picture(config.out)
     check_replaceable(config.out, config.overwrite, config.checkpoint)
     draw(config)
+    print(f"wrote {config.out}")
+    return 0
 
 
 def draw(config: ReconstructConfig) -> None:
-    """As ``run``, whatever stands at ``config.out``.
+    """As ``command``, whatever stands at ``config.out``.
 
     Raises:
         UserError: no checkpoint there, no images, none that can be read, no such picture format, or

@@ -1,4 +1,4 @@
-"""Pre-training: the loss on what was hidden, on training and on held-out images."""
+"""``simmim pretrain``: the loss on what was hidden, on training and on held-out images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim.config.images import measured
-from simmim.config.pretrain import PretrainConfig
+from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.data.crops import (
     Batch,
     training_crops,
@@ -18,6 +18,8 @@ from simmim.data.crops import (
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
+from simmim.evaluation.plot import loss_curve
+from simmim.evaluation.reconstruct import draw
 from simmim.models.build import build_masking, build_model
 from simmim.models.published import on_grid
 from simmim.models.simmim import SimMIM, visible_mean
@@ -25,7 +27,38 @@ from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.progress import named_if_slow
+from simmim.training.report import print_trained, print_written, run_files, stopped
 from simmim_kernels import PatchMask
+
+
+def command(config: PretrainConfig) -> int:
+    """Train, print the losses, draw pictures; returns the exit status."""
+    trainer = Trainer(config)
+    summary = trainer.fit()
+    if summary.signal or not trainer.fabric.is_global_zero:
+        return stopped(trainer, summary)
+    print_trained(trainer, summary)
+    counters = summary.counters
+    written = [("checkpoint", summary.checkpoint)]
+    if counters.last_validation is not None:
+        print(
+            f"validation loss {counters.first_validation:.4f} at the start, "
+            f"{counters.last_validation:.4f} at the end; "
+            f"{counters.baseline:.4f} for predicting the mean of the visible part"
+        )
+        if config.picture and config.target == "hog":
+            print("no picture is drawn: --target hog predicts histograms")
+        elif config.picture:
+            picture = config.out / "reconstruction.png"
+            trainer.run_folder.claim(picture)
+            draw(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
+            written.append(("reconstruction", picture))
+    curve = config.out / "loss_curve.png"
+    trainer.run_folder.claim(curve)
+    loss_curve(config.out / "metrics.csv", curve, counters.baseline)
+    written += [("loss curve", curve), *run_files(config.out)]
+    print_written(*written)
+    return 0
 
 
 @dataclass

@@ -8,25 +8,12 @@ from simmim.errors import UserError
 from simmim.exchange.settings import Wanted
 
 #: their fields with the arguments of timm's that mean the same
-_VIT = {
-    "PATCH_SIZE": "patch_size",
-    "EMBED_DIM": "embed_dim",
-    "DEPTH": "depth",
-    "NUM_HEADS": "num_heads",
-    "MLP_RATIO": "mlp_ratio",
-    "QKV_BIAS": "qkv_bias",
+_COMMON = ("PATCH_SIZE", "EMBED_DIM", "NUM_HEADS", "MLP_RATIO", "QKV_BIAS")
+_SWIN = {name: name.lower() for name in (*_COMMON, "DEPTHS", "WINDOW_SIZE")}
+_VIT = {name: name.lower() for name in (*_COMMON, "DEPTH")} | {
     "USE_APE": "use_abs_pos_emb",
     "USE_RPB": "use_rel_pos_bias",
     "USE_SHARED_RPB": "use_shared_rel_pos_bias",
-}
-_SWIN = {
-    "PATCH_SIZE": "patch_size",
-    "EMBED_DIM": "embed_dim",
-    "DEPTHS": "depths",
-    "NUM_HEADS": "num_heads",
-    "WINDOW_SIZE": "window_size",
-    "MLP_RATIO": "mlp_ratio",
-    "QKV_BIAS": "qkv_bias",
 }
 _TYPES = {"vit": "beit", "swin": "swin", "swinv2": "swinv2"}
 #: values of other fields that timm's encoders have; others change outputs

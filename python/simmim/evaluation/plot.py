@@ -107,15 +107,23 @@ def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
             cell.set_axis_off()
             if row == 0:
                 cell.set_title(title, fontsize=13)
+    _save(canvas, path, dpi=110)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _save(canvas: figure.Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        canvas.savefig(temporary, dpi=110, format=path.suffix.lower().removeprefix("."))
+        canvas.savefig(temporary, dpi=dpi, format=_format(path))
 
 
 def check_picture(path: Path) -> None:
     """Raise ``UserError`` where ``path`` does not end in the suffix of a picture format."""
     known = figure.Figure().canvas.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in known:
+    if _format(path) not in known:
         raise UserError(
             f"no picture can be written to {path}: let its name end in .{', .'.join(sorted(known))}"
         )
@@ -142,8 +150,7 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
     axis.set_ylabel("loss" if baseline is None else "loss on hidden pixels")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    with replacing(path) as temporary:
-        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))
+    _save(canvas, path, dpi=130)
 
 
 #: up to this many classes, their names and the numbers are legible
@@ -181,6 +188,4 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis.set_title(f"{right:.1%} right", fontsize=11)
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        canvas.savefig(temporary, dpi=130, format=path.suffix.lower().removeprefix("."))
+    _save(canvas, path, dpi=130)

@@ -86,7 +86,6 @@ def export_model(config: ExportConfig) -> list[str]:
     elif config.project == "transformers":
         _write_folder(config.out, theirs, described)
     else:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
         _write(config.out, theirs, _HELD.get(config.project))
     return [f"{len(theirs)} tensors for {config.project}"]
 
@@ -134,7 +133,6 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
     theirs |= {k: v for k, v in state["model"].items() if k.startswith("fc_norm.")}
     for name in ("weight", "bias"):
         theirs[head + name] = state["model"][f"head.{name}"]
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     _write(config.out, theirs)
     norm = {"vit": "fc_norm", "beit": "use_fc_norm"}.get(family)
     how = f", {norm}={trained.fc_norm}" if norm else ""
@@ -146,13 +144,13 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
 
 
 def _write_folder(out: Path, theirs: State, described: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     weights, configuration = (out / name for name in _IN_FOLDER)
     _write(weights, theirs)
     write_text(configuration, json.dumps(described, indent=2) + "\n")
 
 
 def _write(path: Path, state: State, held: str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in state.items()}
     with replacing(path) as temporary:
         if path.suffix in _PICKLES:

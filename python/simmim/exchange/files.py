@@ -106,9 +106,8 @@ def read_source(path: Path, weights: str | None = None) -> Source:
     source.transformers = _read_config(path) if model.project == "transformers" else None
     source.microsoft = _plain(as_mapping(_get(loaded, "config")))
     source.mae = _plain(as_mapping(_get(loaded, "args"))) if model.project == "mae" else None
-    source.ours = metadata.get("config") if model.project == "simmim" else None
-    if source.ours is None and model.project == "simmim":
-        source.ours = _text(_get(loaded, "config"))
+    own = metadata.get("config", _get(loaded, "config"))
+    source.ours = own if model.project == "simmim" and isinstance(own, str) else None
     return source
 
 
@@ -260,7 +259,3 @@ def _plain(value: Any) -> Any:
     if contents is None:
         return value
     return {k: _plain(v) for k, v in contents.items() if not str(k).startswith("__")}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

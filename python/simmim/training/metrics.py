@@ -64,14 +64,13 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path, update: int | None = None) -> list[dict[str, str]]:
-    """Complete rows of a metrics file, up to and with ``update``.
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Complete rows of a metrics file.
 
     Numbers come back as Python writes them, whatever a spreadsheet made of them; a cell that holds
     no number comes back empty, a row without update, split or loss not at all.
     """
-    rows, _ = _parse(path.read_bytes())
-    return [row for row in rows if update is None or int(row["update"]) <= update]
+    return _parse(path.read_bytes())[0]
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, str]], bool]:

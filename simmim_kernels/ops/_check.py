@@ -30,6 +30,15 @@ def has_dims(name: str, value: Tensor, layouts: dict[int, str]) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
 
 
+def is_token(token: object, width: int) -> None:
+    """Checks a mask token: `(D,)` or `(1, 1, D)`."""
+    is_tensor("token", token, FLOATS)
+    if token.shape != (width,) and token.shape != (1, 1, width):
+        raise ValueError(
+            f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
+        )
+
+
 def is_mask(mask: object, batch: int) -> None:
     """Checks a mask grid: `bool (B, gh, gw)` with at least one unit."""
     is_tensor("mask", mask, (torch.bool,))

@@ -9,7 +9,7 @@ from simmim_kernels._numbers import to_int
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
-from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, is_token, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 
 _LAYOUTS = {3: "(B, L, D)", 4: "(B, h, w, D)"}
@@ -35,12 +35,8 @@ def check(
     is_tensor("x", x, FLOATS)
     has_dims("x", x, _LAYOUTS)
     is_mask(mask, x.shape[0])
-    is_tensor("token", token, FLOATS)
     width = x.shape[-1]
-    if token.shape != (width,) and token.shape != (1, 1, width):
-        raise ValueError(
-            f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
-        )
+    is_token(token, width)
     if prefix_tokens < 0 or (x.dim() == 4 and prefix_tokens != 0):
         raise ValueError(
             f"prefix_tokens is {prefix_tokens}; allowed: 0 or more, 0 for (B, h, w, D)"

@@ -9,7 +9,7 @@ from simmim_kernels._numbers import to_int, to_sides
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
-from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, same_device
+from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, is_token, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
 
 
@@ -45,11 +45,7 @@ def _check_place(
     check_grid(mask, batch, h, w, rows.shape[0] - (batch * prefix_tokens if prefixed else 0))
     width = rows.shape[1]
     if token is not None:
-        is_tensor("token", token, FLOATS)
-        if token.shape != (width,) and token.shape != (1, 1, width):
-            raise ValueError(
-                f"token has shape {tuple(token.shape)}; allowed: ({width},), (1, 1, {width})"
-            )
+        is_token(token, width)
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
         shapes = [(h * w, width), (1, h * w, width), (h, w, width), (1, h, w, width)]

@@ -27,7 +27,6 @@ from simmim.data.packed import (
     INDEX,
     PART,
     PIXELS,
-    TEXT,
     Row,
     check_pack,
     damaged_rows,
@@ -37,7 +36,7 @@ from simmim.data.sources import find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
 from simmim.errors import UnreadableImageError, UserError, printable, require
-from simmim.storage.files import flush_file, replacing, write_text
+from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
 
 transforms = require("torchvision.transforms.v2.functional")

@@ -30,10 +30,9 @@ from simmim.data.image_contents import OtherContentsError
 from simmim.data.item import items
 from simmim.data.listing import PACK, Listing
 from simmim.errors import UserError, first_line, printable
+from simmim.storage.files import TEXT
 
 PIXELS, PART, INDEX = "pixels.npy", "pixels.part", "index.csv"
-#: how the index is opened: names of files may hold any bytes
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 #: bytes before the first pixel in both
 HEADER = 128
 

@@ -20,7 +20,7 @@ from simmim.data.sources import find_source
 from simmim.errors import UserError, printable, require
 from simmim.evaluation.inference import readable_batches
 from simmim.models.classifier import block_features, load_classifier, load_encoder
-from simmim.storage.files import replacing
+from simmim.storage.files import TEXT, replacing
 from simmim.storage.outputs import check_replaceable
 from simmim.training.failures import explained
 from simmim.training.processes import chosen_device
@@ -87,9 +87,5 @@ def _extractor(
 
 
 def _write_names(path: Path, names: list[str]) -> None:
-    with (
-        replacing(path) as temporary,
-        # names of files may hold any bytes
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with replacing(path) as temporary, temporary.open("w", **TEXT) as file:
         csv.writer(file).writerows([["file"], *([name] for name in names)])

@@ -15,7 +15,7 @@ from simmim.data.sources import find_source
 from simmim.errors import UserError, printable
 from simmim.evaluation.inference import readable_batches
 from simmim.models.classifier import load_classifier
-from simmim.storage.files import replacing
+from simmim.storage.files import TEXT, replacing
 from simmim.storage.outputs import check_replaceable
 from simmim.training.failures import explained
 from simmim.training.processes import chosen_device
@@ -45,12 +45,7 @@ def command(config: PredictConfig) -> int:
     model.to(device)
     top, count = min(config.top, len(model.names)), 0
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        explained(),
-        replacing(config.out) as path,
-        # names of files may hold any bytes
-        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with explained(), replacing(config.out) as path, path.open("w", **TEXT) as file:
         table = csv.writer(file)
         places = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
         table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])

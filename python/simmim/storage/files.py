@@ -14,6 +14,8 @@ from simmim.errors import UserError, first_line
 
 #: what a file system answers that has no such operation
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF}
+#: how a table of files is opened: their names may hold any bytes
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 @contextmanager

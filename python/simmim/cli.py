@@ -181,17 +181,22 @@ def version() -> str:
         return "(not installed)"
 
 
+def _values(arguments: list[str], name: str) -> list[str]:
+    """What a flag is given on the command line, each time that it is."""
+    return [
+        here.partition("=")[2] or after
+        for here, after in itertools.pairwise([*arguments, ""])
+        if here.partition("=")[0] == name
+    ]
+
+
 def _given(arguments: list[str], name: str, known: Container[str]) -> str | None:
     """A flag's value on the command line, if it is known, needed before parsing: it sets defaults.
 
     Raises:
         UserError: two different ones.
     """
-    names = {
-        here.partition("=")[2] or after
-        for here, after in itertools.pairwise([*arguments, ""])
-        if here.partition("=")[0] == name
-    }
+    names = {*_values(arguments, name)}
     if len(names) > 1:
         raise UserError(f"{name} is given more than once: {', '.join(sorted(names))}")
     value = names.pop() if names else None
@@ -204,10 +209,7 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     Args:
         default: those of a new run, the result where no run of that kind is in --out.
     """
-    pairs = itertools.pairwise([*arguments, ""])
-    outs = [
-        here.partition("=")[2] or after for here, after in pairs if here.split("=")[0] == "--out"
-    ]
+    outs = _values(arguments, "--out")
     path = Path(outs[-1] if outs else default.out, "config.json")
     try:
         settings = type(default).from_json(path.read_text(encoding="utf-8"))
@@ -215,7 +217,7 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     except (OSError, ValueError, TypeError, AttributeError, UserError):
         return default
     # its statistics and first weights it has; another file of statistics is looked at anew
-    stated = any(word.partition("=")[0] == "--stats" for word in arguments)
+    stated = _values(arguments, "--stats")
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
     once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
     return dataclasses.replace(settings, **once, **measured)

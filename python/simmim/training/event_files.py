@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simmim.errors import require
+from simmim.storage.files import is_utf8
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,9 +22,7 @@ def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
     tensorboard = require("torch.utils.tensorboard")
     folder.mkdir(parents=True, exist_ok=True)
     name = str(folder)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    if not is_utf8(folder):
         # TensorBoard takes text only; Linux, where names are bytes, knows an open folder by a number
         # as well, and it stays open as long as the process writes
         name = f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"

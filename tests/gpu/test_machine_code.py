@@ -21,22 +21,33 @@ STREAMING = {
 
 
 SIZES = {"float": 4, "BFloat16": 2, "Float16": 2, "unsigned char": 1}
-SUFFIXES = {16: ".128", 8: ".64", 4: ".E"}
+SUFFIXES = {16: ".128", 8: ".64", 4: ".E", 2: ".U16"}
 
 
 def moved(source, name):
     """How wide a kernel's loads and stores are: of two types the wider moves 16 bytes, the other as
-    many numbers; a loss over tokens of whole half words moves as many numbers as its name says."""
+    many numbers; a loss over tokens of whole half words, or of lines of whole pairs, four numbers, and
+    patches with such lines two."""
     if source == "loss_wide":
         ((given, count, target),) = re.findall(r"<([\w ]+), (\d+), ([\w ]+)", name)
         widths = [min(SIZES[kind] * int(count), 16) for kind in (given, target)]
         # half words are for tokens of 16-bit numbers alone
         assert widths[0] == 16 or (SIZES[given] == 2 and count == "4"), name
         return SUFFIXES[max(widths)], SUFFIXES[widths[0]]
-    if "loss" in source or "scale" in source:
+    if source == "loss_staged":
+        ((given, pairs),) = re.findall(r"<([\w ]+), .*, (true|false)>", name)
+        width = SUFFIXES[4 * SIZES[given] if pairs == "true" else 16]
+        return width, width
+    if "scale" in source:
         return ".128", ".128"
-    types = [SIZES[kind] for kind in re.findall(r"<([\w ]+), ([\w ]+)", name)[0]]
-    return tuple(SUFFIXES[16 * size // max(types)] for size in types)
+    kinds = re.findall(r"<([\w ]+), ([\w ]+)", name)[0]
+    sizes = [SIZES[kind] for kind in kinds]
+    count = 16 // max(sizes)
+    if source == "patches_wide":
+        (found,) = re.findall(r"<[\w ]+, [\w ]+, (\d+)", name)
+        assert int(found) in (count, 2), name
+        count = int(found)
+    return tuple(SUFFIXES[count * size] for size in sizes)
 
 
 @pytest.fixture(scope="module")

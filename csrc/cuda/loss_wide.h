@@ -31,8 +31,8 @@ struct WideLoss {
     int32_t unit_h, unit_w, units_across;
     RowCut cut;
     bool fine;  // units are smaller than cells
-    // Where threads 2k and 2k + 1 are neighbours in one line of a cell and in one unit: which lanes
-    // exchange numbers with them, as bits of a warp for k = 0; else 0.
+    // The lanes, as bits, that take part in the exchange of lanes 0 and 1: all where a warp is in
+    // one cell and unit, else those two; 0 where lanes 2k and 2k + 1 are not in one line and unit.
     uint32_t paired;
     bool scaled;      // whether gradients are multiplied by the factor
     float parameter;  // of the loss

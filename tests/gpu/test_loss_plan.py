@@ -101,6 +101,11 @@ EXPECTED = {
 }
 
 
+# Patches of 14 pixels: float32 and bytes, in order cyx and then yxc, planar and then channels last. Where
+# both have the channels innermost, each number would need statistics of its own.
+PAIRS = ["staged"] * 6 + ["narrow"] * 2
+
+
 def test_every_target_is_moved_in_words(tmp_path):
     compiler = shutil.which("c++") or shutil.which("g++")
     source = tmp_path / "plan.cpp"
@@ -113,5 +118,5 @@ def test_every_target_is_moved_in_words(tmp_path):
     said = subprocess.run([tmp_path / "plan"], check=True, capture_output=True, text=True).stdout
     found = dict(line.split(": ") for line in said.splitlines())
     pairs = [kernel for name, kernel in found.items() if name.startswith("14 pixels")]
-    assert len(pairs) == 8 and "narrow" not in pairs[:4]
+    assert pairs == PAIRS
     assert {name: found[name] for name in EXPECTED} == EXPECTED

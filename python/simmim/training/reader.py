@@ -141,9 +141,9 @@ class Reader:
             self._change(way, update)
             return f"images: read by {way} again, {before:.0f} a second instead of {rate:.0f}"
         self._other = None
-        # this process makes use of the waiting: whoever read meanwhile would only delay the model
-        at_work = self.way.kind == "pause" and busy > BUSY
-        if share > WAITS and self._ways and not at_work:
+        # on busy cores, threads that read ahead would take time from the model
+        cores_busy = self.way.kind == "pause" and busy > BUSY
+        if share > WAITS and self._ways and not cores_busy:
             self._other = self.way, rate
             self._change(self._ways.pop(0), update)
             return f"images: {share:.0%} of the time went by waiting; now read by {self.way}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -36,6 +37,42 @@ CROPPING = Cropping((16, 24), (0.3, 1.0), (0.75, 4 / 3), 0.5, seed=7)
 
 def crops(folder: Path, **options) -> Crops:
     return Crops(find_images(folder), CROPPING, Reading(3), **options)
+
+
+@pytest.mark.parametrize("held", [1, 4000, 1 << 30])
+@pytest.mark.parametrize("options", [{}, {"crops": 2}, {"cache": True}, {"replace": False}])
+def test_samples_read_together_are_those_read_alone(tmp_path, monkeypatch, held, options):
+    """Of images of several sizes, a damaged one and one of which parts are read among them."""
+    for number in range(6):
+        pixels = Image.fromarray(smooth_image(number, 30 + 5 * number, 50))
+        pixels.save(tmp_path / f"{number}.png")
+    tifffile.imwrite(tmp_path / "3.tif", smooth_image(9, 40, 40), tile=(16, 16))
+    (tmp_path / "4.png").write_bytes(b"no image")
+    clipped = dataclasses.replace(CROPPING, clip=((20.0,) * 3, (200.0,) * 3), central_first=True)
+    wanted = Reading(3, bands=(1, 2, 3))
+    monkeypatch.setattr("simmim.data.crops.HELD", held)
+    for cropping, wants in ((CROPPING, Reading(3)), (clipped, wanted)):
+        indices = [(epoch, sample) for epoch in (0, 1) for sample in range(7)]
+        together = Crops(find_images(tmp_path), cropping, wants, **options).__getitems__(indices)
+        alone = Crops(find_images(tmp_path), cropping, wants, **options)
+        for index, sample in zip(indices, together, strict=True):
+            assert torch.equal(sample.image, alone[index].image)
+            assert (sample.source, sample.read) == (alone[index].source, alone[index].read)
+        assert len({sample.image.sum().item() for sample in together}) > 5
+
+
+def test_images_that_wait_for_their_crops_are_few(tmp_path, monkeypatch):
+    """However large they are and however many a process reads at a time."""
+    for number in range(6):
+        Image.fromarray(smooth_image(number, 100, 100)).save(tmp_path / f"{number}.png")
+    dataset, several = crops(tmp_path), Cropping.several
+    seen = []
+    monkeypatch.setattr("simmim.data.crops.HELD", 60_000)
+    monkeypatch.setattr(
+        Cropping, "several", lambda self, i, d: seen.append(len(i)) or several(self, i, d)
+    )
+    dataset.__getitems__([(0, sample) for sample in range(6)] * 2)
+    assert seen == [2] * 6
 
 
 def test_a_tree_is_searched_in_one_order(photographs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,6 +74,23 @@ def test_threads_read_ahead_on_a_core_each_and_give_way(dataset, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "20000"),
+        ({"OMP_WAIT_POLICY": "active"}, ""),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_idle_cores_are_left_to_what_reads(given, found):
+    """Unless a user has said how OpenMP waits."""
+    own = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    code = "import os, simmim; print(os.environ.get('GOMP_SPINCOUNT', ''))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=own | given, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == found
 
 
 def test_threads_that_read_in_the_pauses_are_not_ahead(dataset, monkeypatch):

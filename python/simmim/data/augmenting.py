@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from simmim.config.run import RunConfig
-from simmim.data.cropping import AUGMENT, Crop, Cropping, random_numbers
+from simmim.data.bands import Picture
+from simmim.data.cropping import AUGMENT, Crop, Cropping, Draw, random_numbers
 from simmim.errors import UserError, first_line, require
 from simmim.models.simmim import channel_statistics
 
@@ -70,9 +71,22 @@ class Augmented:
                 ) from None
         self.erase = RandomErasing(erase, mode="const", device="cpu") if erase else None
 
-    def __call__(self, image: object, epoch: int, sample: int, *where: int) -> Crop:
+    def __call__(self, image: Picture, *draw: int) -> Crop:
         """As ``Cropping``."""
-        crop, with_data = self.cropping(image, epoch, sample, *where)
+        crop, with_data = self.cropping(image, *draw)
+        return Crop(self._augment(crop, Draw(*draw)), with_data)
+
+    def takes_several(self, image: Picture) -> bool:
+        """As ``Cropping``."""
+        return self.cropping.takes_several(image)
+
+    def several(self, images: Sequence[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+        """As ``Cropping``."""
+        crops = self.cropping.several(images, draws)
+        return [self._augment(crop, draw) for crop, draw in zip(crops, draws, strict=True)]
+
+    def _augment(self, crop: Tensor, draw: Draw) -> Tensor:
+        epoch, sample = draw.epoch, draw.sample
         rng = random_numbers(AUGMENT, self.seed, epoch, sample)
         # the model draws from PyTorch's generator meanwhile, which is left alone
         with _LOCK:
@@ -87,13 +101,13 @@ class Augmented:
                 random.setstate(states[0])
                 np.random.set_state(states[1])
         if kept is None or kept.all():
-            return Crop(crop, with_data)
+            return crop
         noise = torch.from_numpy(rng.standard_normal(crop.shape, np.float32))
         noise = noise * self.std + self.mean
         if not crop.is_floating_point():
             limits = torch.iinfo(crop.dtype)
             noise = noise.clamp(limits.min, limits.max).round()
-        return Crop(torch.where(kept.bool(), crop, noise.to(crop.dtype)), with_data)
+        return torch.where(kept.bool(), crop, noise.to(crop.dtype))
 
     def _distort(self, crop: Tensor) -> Tensor:
         pixels = crop.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()

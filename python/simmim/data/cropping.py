@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +48,21 @@ class Crop(NamedTuple):
     with_data: Tensor | None
 
 
+class Draw(NamedTuple):
+    """Which crop of an image is drawn.
+
+    Attributes:
+        epoch, sample: of the run.
+        crop: number of the crop among those of its image.
+        areas: how many parts of equal area the crop's scale is a share of one of.
+    """
+
+    epoch: int
+    sample: int
+    crop: int
+    areas: int = 1
+
+
 #: how often a crop with too few pixels that hold data is drawn anew
 DRAWS = 10
 
@@ -82,44 +98,77 @@ class Cropping:
     interpolation: str = "bilinear"
     central: float = 1.0
 
-    def __call__(self, image: Picture, epoch: int, sample: int, crop: int, areas: int = 1) -> Crop:
+    def __call__(self, image: Picture, *draw: int) -> Crop:
         """A crop of the image's type, resized with antialiasing to ``size``.
 
         Args:
-            areas: how many parts of equal area ``scale`` is a share of one of.
+            draw: the fields of ``Draw``.
 
         Raises:
             BadImageError: NaN or infinite numbers that ``nodata`` does not name.
         """
-        height, width = image.shape[-2:]
-        if self.central_first and crop == 0:
-            box = central_crop(height, width, self.size, self.central)
-            return self._finish(_cut(image, box), torch.tensor([False]))
-        scale = self.scale[0] / areas, self.scale[1] / areas
-        best, least, mirrored = None, math.inf, None
-        for draw in range(1 if self.nodata is None else DRAWS):
-            boxes, flips = random_crops(
-                torch.tensor([sample]),
-                (height, width),
+        which = Draw(*draw)
+        if self.takes_several(image):
+            return Crop(self.several([image], [which])[0], None)
+        best, least = None, math.inf
+        for number in range(DRAWS):
+            boxes, flips = self._boxes([image.shape[-2:]], [which], number)
+            part = _cut(image, tuple(boxes[0].tolist()))
+            if self.nodata is None or self._is_central(which):
+                return self._finish(part, flips)
+            share = self._without_data(part).any(0).float().mean().item()
+            if share < least:
+                best, least = (part, flips), share
+            if least <= self.nodata_share:
+                break
+        return self._finish(*best)
+
+    def takes_several(self, image: Picture) -> bool:
+        """Whether ``several`` takes the image: it is in memory, and nothing in it can be refused."""
+        return (
+            self.nodata is None
+            and isinstance(image, Tensor)
+            and not image.dtype.is_floating_point
+            and image.numel() > 0
+        )
+
+    def several(self, images: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
+        """The crops ``(B, C, *size)`` of ``B`` images ``(C, H, W)``, as ``__call__`` makes each."""
+        boxes, flips = self._boxes([image.shape[1:] for image in images], draws)
+        return self._clip(self._resize(images, boxes, flips))
+
+    def _is_central(self, draw: Draw) -> bool:
+        return self.central_first and draw.crop == 0
+
+    def _boxes(
+        self, sizes: Sequence[tuple[int, int]], draws: Sequence[Draw], number: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What ``random_crops`` gives for images of these sizes, or central boxes.
+
+        Args:
+            number: how many draws came before that were refused.
+        """
+        boxes = torch.empty(len(draws), 4, dtype=torch.int64)
+        flips = torch.zeros(len(draws), dtype=torch.bool)
+        alike: dict[tuple[int, int], list[int]] = {}
+        for place, draw in enumerate(draws):
+            if self._is_central(draw):
+                boxes[place] = torch.tensor(central_crop(*sizes[place], self.size, self.central))
+            else:
+                alike.setdefault((draw.epoch, draw.areas), []).append(place)
+        for (epoch, areas), places in alike.items():
+            boxes[places], flips[places] = random_crops(
+                torch.tensor([draws[place].sample for place in places]),
+                torch.tensor([sizes[place] for place in places]),
                 self.size,
-                scale,
+                (self.scale[0] / areas, self.scale[1] / areas),
                 self.ratio,
                 flip=self.flip,
                 # crops drawn anew have seeds that are no run's own
-                seed=(self.seed + (draw << 32)) % 2**64,
+                seed=(self.seed + (number << 32)) % 2**64,
                 epoch=epoch,
             )
-            part = _cut(image, tuple(boxes[0].tolist()))
-            share = (
-                0.0
-                if self.nodata is None
-                else self._without_data(part).any(0).float().mean().item()
-            )
-            if share < least:
-                best, least, mirrored = part, share, flips
-            if least <= self.nodata_share:
-                break
-        return self._finish(best, mirrored)
+        return boxes, flips
 
     def _without_data(self, part: Tensor) -> Tensor:
         if part.dtype.is_floating_point:
@@ -138,22 +187,26 @@ class Cropping:
         if self.nodata is not None:
             # what is resized of any pixel without data is not 0
             lacking = self._without_data(part)
-            with_data = self._resize(lacking.any(0, keepdim=True).float(), flip)[0] == 0
+            with_data = self._resize_whole(lacking.any(0, keepdim=True).float(), flip)[0] == 0
             fill = torch.tensor(self.fill)[:, None, None]
             fill = (fill if dtype.is_floating_point else fill.round()).to(dtype)
             part = torch.where(lacking, fill, part)
         if dtype.is_floating_point and not part.isfinite().all():
             raise BadImageError("NaN or infinite numbers; --nodata names what holds no data")
-        part = self._resize(part, flip)
-        if self.clip is not None:
-            low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
-            part = part.float().clamp(low, high)
-            part = part if dtype.is_floating_point else part.round().to(dtype)
-        return Crop(part, with_data)
+        return Crop(self._clip(self._resize_whole(part, flip)), with_data)
 
-    def _resize(self, part: Tensor, flip: Tensor) -> Tensor:
-        box = torch.tensor([[0, 0, *part.shape[-2:]]])
-        return crop_resize([part], box, self.size, flip=flip, interpolation=self.interpolation)[0]
+    def _clip(self, pixels: Tensor) -> Tensor:
+        if self.clip is None:
+            return pixels
+        low, high = (torch.tensor(values)[:, None, None] for values in self.clip)
+        clipped = pixels.float().clamp(low, high)
+        return (clipped if pixels.is_floating_point() else clipped.round()).to(pixels.dtype)
+
+    def _resize_whole(self, part: Tensor, flip: Tensor) -> Tensor:
+        return self._resize([part], torch.tensor([[0, 0, *part.shape[-2:]]]), flip)[0]
+
+    def _resize(self, images: Sequence[Tensor], boxes: Tensor, flips: Tensor) -> Tensor:
+        return crop_resize(images, boxes, self.size, flip=flips, interpolation=self.interpolation)
 
 
 def _cut(image: Picture, box: tuple[int, int, int, int]) -> Tensor:

@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from simmim.config.images import ImageConfig, Reading, how_to_measure
@@ -22,7 +24,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.augmenting import augmented
 from simmim.data.bands import Picture
 from simmim.data.batches import Batch, Sample, collate
-from simmim.data.cropping import Cropping
+from simmim.data.cropping import Cropping, Draw
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import (
     BadImageError,
@@ -38,8 +40,17 @@ from simmim.data.order import piece
 from simmim.data.splits import VALIDATION_SEED
 from simmim.errors import UnreadableImageError, UserError
 
+#: bytes of images in memory at which their crops are made
+HELD = 16 << 20
 #: files that the system does not give us, one after the other, until we take the disk for lost
 LOST_IN_A_ROW = 8
+
+
+class Uncut(NamedTuple):
+    """An image in a sample that is not cropped yet."""
+
+    image: Tensor
+    draw: Draw
 
 
 class Crops(Dataset):
@@ -88,7 +99,35 @@ class Crops(Dataset):
         return len(self.paths) * self.crops if self._ends is None else int(self._ends[-1])
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
-        epoch, sample = index
+        return self.__getitems__([index])[0]
+
+    # PyTorch's loader asks for its batches so
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Sample]:
+        """Several samples, whose crops are made together as far as memory allows: what a call costs
+        besides its arithmetic is a third of the time otherwise."""
+        samples: list[Sample] = []
+        done = held = 0
+        for index in indices:
+            samples.append(self._take(*index))
+            image = samples[-1].image
+            held += image.image.nbytes if isinstance(image, Uncut) else 0
+            if held >= HELD:
+                self._cut(samples, done)
+                done, held = len(samples), 0
+        self._cut(samples, done)
+        return samples
+
+    def _cut(self, samples: list[Sample], start: int) -> None:
+        """Put crops in the place of the images that wait for it from ``start`` on."""
+        places = [n for n in range(start, len(samples)) if isinstance(samples[n].image, Uncut)]
+        if not places:
+            return
+        images, draws = zip(*(samples[place].image for place in places), strict=True)
+        for place, pixels in zip(places, self.cropping.several(images, draws), strict=True):
+            samples[place] = samples[place]._replace(image=pixels)
+
+    def _take(self, epoch: int, sample: int) -> Sample:
+        """The sample, its image whole if it can be cropped with others."""
         crop, first = self._place(sample)
         bad: list[tuple[str, str]] = []
         if self._lost >= LOST_IN_A_ROW:
@@ -100,8 +139,11 @@ class Crops(Dataset):
             try:
                 image = self.read(which)
                 with file_errors(self.paths[which]):
-                    areas = 1 if self._ends is None else self.crops[which]
-                    found = self.cropping(image, epoch, sample, crop, areas)
+                    draw = Draw(epoch, sample, crop, 1 if self._ends is None else self.crops[which])
+                    together = self.cropping.takes_several(image)
+                    pixels, with_data = (
+                        (Uncut(image, draw), None) if together else self.cropping(image, *draw)
+                    )
             except BadImageError as error:
                 # what stands in between is named when its own turn comes
                 if not known or step == 0:
@@ -110,7 +152,7 @@ class Crops(Dataset):
                     return Sample(None, sample, which, bad, read=False, lost=True)
                 continue
             notes = ((path, self._notes[which]),) if which in self._notes else ()
-            return Sample(found.pixels, sample, which, bad, notes=notes, with_data=found.with_data)
+            return Sample(pixels, sample, which, bad, notes=notes, with_data=with_data)
         if self.replace:
             return Sample(None, sample, first, bad, read=False)
         shape = self.wanted.channels, *self.cropping.size

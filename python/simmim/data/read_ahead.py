@@ -31,6 +31,8 @@ PROCESSES = (4, 8, 16, 32, 64)
 NICE = 10
 #: batches that are read before they are asked for
 AHEAD = 2
+#: samples that a thread reads at a time
+PART = 4
 
 
 class Way(NamedTuple):
@@ -153,7 +155,7 @@ class _Threads:
         self._started.wait()
         # what _begin has told PyTorch counts for all threads that are still to come
         torch.set_num_threads(own)
-        self._asked: deque[list[Future[Sample]]] = deque()
+        self._asked: deque[list[Future[list[Sample]]]] = deque()
         for _ in range(ahead):
             self._ask()
 
@@ -170,7 +172,8 @@ class _Threads:
     def _ask(self) -> None:
         batch = next(self._batches, None)
         if batch is not None:
-            self._asked.append([self._pool.submit(self._dataset.__getitem__, i) for i in batch])
+            parts = (batch[start : start + PART] for start in range(0, len(batch), PART))
+            self._asked.append([self._pool.submit(self._dataset.__getitems__, p) for p in parts])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -180,7 +183,7 @@ class _Threads:
         if not self._asked:
             self._shutdown_workers()
             raise StopIteration
-        return collate([sample.result() for sample in self._asked.popleft()])
+        return collate([sample for part in self._asked.popleft() for sample in part.result()])
 
     def _shutdown_workers(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -223,7 +223,7 @@ def validation_batches(
     """
     for start in range(0, len(dataset), batch * world):
         own = piece(min(batch * world, len(dataset) - start), rank, world)
-        yield collate([dataset[0, start + s] for s in own or range(1)]), len(own)
+        yield collate(dataset.__getitems__([(0, start + s) for s in own or range(1)])), len(own)
 
 
 def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Path | Item]) -> Crops:

@@ -60,9 +60,15 @@ def run_step_alone(_: Path, log: Log, turn: int) -> None:
         log.write(attention="products")
 
 
-def run_plain_loop(compile: bool, folder: Path, log: Log, turn: int) -> None:
+def run_plain_loop(
+    compile: bool, choose_attention: bool, folder: Path, log: Log, turn: int
+) -> None:
     """transformers' model, torchvision's decoder and transforms, a DataLoader at its best number of
-    workers, each attention path tried."""
+    workers.
+
+    Args:
+        choose_attention: try both attention paths; otherwise the model's own, `"sdpa"`, is left.
+    """
     from benchmarks.models import ENCODERS, make_step
     from benchmarks.rows.step import take_faster_attention
 
@@ -70,7 +76,9 @@ def run_plain_loop(compile: bool, folder: Path, log: Log, turn: int) -> None:
     if compile:
         step.compile()
     batch = next(batches_of(folder, 0))
-    attention, _ = take_faster_attention(step, batch, min(5, turn))
+    attention = "sdpa"
+    if choose_attention:
+        attention, _ = take_faster_attention(step, batch, min(5, turn))
     speeds = {workers: _speed(step, folder, workers, min(12, turn)) for workers in (0, 1, 2)}
     workers = max(speeds, key=speeds.get)
     batches = batches_of(folder, workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,17 @@ from PIL import Image
 
 from simmim.config.images import Reading
 from simmim.config.pretrain import PretrainConfig
+from simmim.data.batches import collate
 from simmim.data.cropping import Cropping
 from simmim.data.crops import (
     Crops,
     check_readable,
-    collate,
-    validation_batches,
     validation_crops,
 )
 from simmim.data.demo import demo_photographs
 from simmim.data.images import BadImageError
 from simmim.data.order import Order, Remaining
-from simmim.data.read_ahead import Way, read_batches
+from simmim.data.read_ahead import Way, read_batches, validation_batches, way_to_validate
 from simmim.data.splits import split_files
 from simmim.errors import UserError
 from simmim_kernels import crop_resize, random_crops
@@ -217,13 +217,40 @@ def test_order_visits_everything_once_an_epoch():
     assert [s for _, s in epochs[0]] != [s for _, s in epochs[1]]
 
 
+@pytest.mark.parametrize("way", [Way("processes", 0), Way("pause", 2), Way("threads", 3)], ids=str)
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_validation_batches_count_everything_once(photographs, world):
+def test_validation_batches_count_everything_once(photographs, world, way):
     dataset = crops(photographs)
-    parts = [list(validation_batches(dataset, 2, rank, world)) for rank in range(world)]
+    orders = [
+        Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    parts = [list(validation_batches(dataset, order, way)) for order in orders]
     assert len({len(batches) for batches in parts}) == 1
     counted = [int(i) for batches in parts for batch, count in batches for i in batch.ids[:count]]
     assert sorted(counted) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "cores", "way"),
+    [
+        ("auto", "cpu", 2, ("pause", 2)),
+        ("auto", "cpu", 32, ("threads", 32)),
+        ("auto", "cuda", 4, ("threads", 4)),
+        (3, "cuda", 4, ("threads", 3)),
+        (0, "cuda", 4, ("processes", 0)),
+    ],
+)
+def test_threads_read_what_is_validated_on(workers, device, cores, way):
+    assert way_to_validate(workers, device, cores) == way
+
+
+def test_threads_end_with_the_validation_that_is_left_early(photographs):
+    order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
+    batches = validation_batches(crops(photographs), order, Way("threads", 2))
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -318,7 +345,8 @@ def test_held_out_images_are_fixed_and_apart(photographs):
     assert len(files.validation) == 3
     assert sorted(files.train + files.validation) == sorted(find_images(photographs))
     dataset = validation_crops(config, files.validation)
-    batches = list(validation_batches(dataset, 4))
+    order = Order(samples=6, batch=4, accumulate=1, seed=1, epochs=1, keep_rest=True)
+    batches = list(validation_batches(dataset, order, Way("pause", 2)))
     assert [(len(b.ids), count) for b, count in batches] == [(4, 4), (2, 2)]
     assert torch.equal(batches[0][0].images[0], dataset[0, 0].image)
     # the first crop of an image is central whatever the random numbers

@@ -8,7 +8,7 @@ number of workers, and continuing in the middle of an epoch needs nothing but th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.augmenting import augmented
 from simmim.data.bands import Picture
-from simmim.data.batches import Batch, Sample, collate
+from simmim.data.batches import Batch, Sample
 from simmim.data.cropping import Cropping, Draw
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import (
@@ -36,7 +36,6 @@ from simmim.data.images import (
 )
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
-from simmim.data.order import piece
 from simmim.data.splits import VALIDATION_SEED
 from simmim.errors import UnreadableImageError, UserError
 
@@ -210,20 +209,6 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
     if not len(batch.images):
         kinds = summarize_bad(dict(batch.bad))
         raise UnreadableImageError(f"no image can be read: {kinds}; the first is {path}: {reason}")
-
-
-def validation_batches(
-    dataset: Crops, batch: int, rank: int = 0, world: int = 1
-) -> Iterator[tuple[Batch, int]]:
-    """This process's part of ``dataset`` at epoch 0, in batches of at most ``batch`` samples.
-
-    Yields:
-        a batch, and how many of its samples count, if they are marked as read: all, or none of its
-        single one where the last samples are fewer than the processes, which all must take part.
-    """
-    for start in range(0, len(dataset), batch * world):
-        own = piece(min(batch * world, len(dataset) - start), rank, world)
-        yield collate(dataset.__getitems__([(0, start + s) for s in own or range(1)])), len(own)
 
 
 def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Path | Item]) -> Crops:

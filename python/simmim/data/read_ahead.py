@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from simmim.data.batches import Batch, Sample, collate
 from simmim.data.crops import Crops
+from simmim.data.order import Order, piece
 from simmim.training.signals import leave_signals_to_parent
 
 #: an index of ``Crops``: epoch and sample id
@@ -79,6 +80,40 @@ def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -
         return [Way("pause", cores), Way("threads", cores), Way("threads", 4 * cores)]
     counts = [*(n for n in PROCESSES if n < cores), min(cores, PROCESSES[-1])]
     return [Way("processes", count) for count in counts]
+
+
+def way_to_validate(workers: int | Literal["auto"], device: str, cores: int) -> Way:
+    """Who reads what a run is validated on: threads, which are there at once.
+
+    Args:
+        workers, device, cores: as in ``ways``.
+    """
+    if workers == 0:
+        return Way("processes", 0)
+    few = device == "cpu" and cores <= FEW_CORES
+    return Way("pause" if few else "threads", cores if workers == "auto" else workers)
+
+
+def validation_batches(dataset: Crops, order: Order, way: Way) -> Iterator[tuple[Batch, int]]:
+    """This process's part of ``dataset`` at epoch 0, in batches of at most ``order.batch`` samples.
+
+    Yields:
+        a batch, and how many of its samples count, if they are marked as read: all, or none of its
+        single one where the last samples are fewer than the processes, which all must take part.
+    """
+    together = order.batch * order.world
+    starts = range(0, len(dataset), together)
+    own = [piece(min(together, len(dataset) - n), order.rank, order.world) for n in starts]
+    asked = [
+        [(0, start + sample) for sample in part or range(1)]
+        for start, part in zip(starts, own, strict=True)
+    ]
+    batches = read_batches(dataset, asked, way)
+    try:
+        for part in own:
+            yield next(batches), len(part)
+    finally:
+        end_reading(batches)
 
 
 def usable_cores() -> int:

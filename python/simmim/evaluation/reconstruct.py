@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.data.crops import Sample, central_crops, collate
+from simmim.data.batches import Sample, collate
+from simmim.data.crops import central_crops
 from simmim.data.item import Item
 from simmim.data.listing import check_outside
 from simmim.data.sources import find_source

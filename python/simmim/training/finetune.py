@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from simmim.config.labels import FinetuneConfig
+from simmim.data.batches import Batch
 from simmim.data.classes import split_classes
-from simmim.data.crops import Batch, central_crops, training_crops, validation_batches
+from simmim.data.crops import central_crops, training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.errors import UnreadableImageError, require
 from simmim.evaluation.plot import confusion_picture, loss_curve
@@ -125,11 +126,10 @@ class Finetuner(Loop):
 
     def validate(self) -> None:
         """Measure loss and accuracy on the held-out images."""
-        order, device, count_of = self.order, self.fabric.device, len(self.classes.names)
+        device, count_of = self.fabric.device, len(self.classes.names)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         confusion = torch.zeros(count_of * count_of, dtype=torch.int64, device=device)
-        for batch, count in validation_batches(self.val_set, order.batch, order.rank, order.world):
-            self.note_bad(batch)
+        for batch, count in self.validation_batches(self.val_set):
             read = batch.read[:count]
             labels = self.classes.test.labels[batch.sources][:count][read].to(device)
             # all of them, blank ones too: every process must take part
@@ -154,7 +154,7 @@ class Finetuner(Loop):
             counters.first_validation = counters.last_validation
         self.records.validation(
             self.update,
-            self.update // order.updates_per_epoch,
+            self.update // self.order.updates_per_epoch,
             loss=counters.last_validation,
             accuracy=counters.accuracy,
         )

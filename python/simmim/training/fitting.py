@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.crops import Batch, Crops
+from simmim.data.batches import Batch
+from simmim.data.crops import Crops
 from simmim.errors import UserError, first_line
 from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder

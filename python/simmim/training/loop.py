@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from simmim.config.run import RunConfig
-from simmim.data.crops import Crops, check_measured, check_readable, collate
+from simmim.data.batches import collate
+from simmim.data.crops import Crops, check_measured, check_readable
 from simmim.data.fingerprint import Fingerprint
 from simmim.data.order import Order
 from simmim.errors import UserError, first_line

@@ -9,12 +9,8 @@ from torch import Tensor
 
 from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.data.crops import (
-    Batch,
-    training_crops,
-    validation_batches,
-    validation_crops,
-)
+from simmim.data.batches import Batch
+from simmim.data.crops import training_crops, validation_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
@@ -123,10 +119,9 @@ class Trainer(Loop):
         """Measure the loss on the held-out images, the first time also the baseline's."""
         if self.val_set is None:
             return
-        order, model = self.order, self.model.module
+        model = self.model.module
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
-        for batch, count in validation_batches(self.val_set, order.batch, order.rank, order.world):
-            self.note_bad(batch)
+        for batch, count in self.validation_batches(self.val_set):
             images, mask, with_data = self._to_device(batch, VALIDATION_SEED, 0)
             losses = [self.model(images, mask, "none", with_data)]
             if self.counters.baseline is None:
@@ -150,5 +145,5 @@ class Trainer(Loop):
             self.counters.baseline = baseline / counted
             self.counters.first_validation = loss / counted
         self.counters.last_validation = loss / counted
-        epoch = self.update // order.updates_per_epoch
+        epoch = self.update // self.order.updates_per_epoch
         self.records.validation(self.update, epoch, loss=loss / counted)

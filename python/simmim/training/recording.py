@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +12,10 @@ import torch
 
 from simmim.config.conflicts import remarks
 from simmim.config.run import RunConfig
-from simmim.data.crops import Batch, check_readable
+from simmim.data.batches import Batch
+from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order
+from simmim.data.read_ahead import usable_cores, validation_batches, way_to_validate
 from simmim.storage import checkpoint
 from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
@@ -94,7 +96,14 @@ class Recording(ABC):
         """Whether the first process could write all rows, the same in all processes."""
         return not self.peers.largest(int(not self.records.complete))
 
-    def note_bad(self, batch: Batch) -> None:
+    def validation_batches(self, dataset: Crops) -> Iterator[tuple[Batch, int]]:
+        """As ``read_ahead.validation_batches``; files that were passed over are noted."""
+        way = way_to_validate(self.config.workers, self.fabric.device.type, usable_cores())
+        for batch, count in validation_batches(dataset, self.order, way):
+            self._note_bad(batch)
+            yield batch, count
+
+    def _note_bad(self, batch: Batch) -> None:
         """Remember and name the files of ``batch`` that were passed over."""
         check_readable(batch, self.config.on_bad_image)
         self._add_bad(dict(batch.bad))

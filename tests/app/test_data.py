@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pickle
 import threading
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from simmim.data.crops import (
 )
 from simmim.data.demo import demo_photographs
 from simmim.data.images import BadImageError
+from simmim.data.item import Paths
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, read_batches, validation_batches, way_to_validate
 from simmim.data.splits import split_files
@@ -73,6 +76,24 @@ def test_images_that_wait_for_their_crops_are_few(tmp_path, monkeypatch):
     )
     dataset.__getitems__([(0, sample) for sample in range(6)] * 2)
     assert seen == [2] * 6
+
+
+def test_paths_in_arrays_are_the_paths_themselves():
+    paths = [Path("a/b.png"), Path("ü.png"), Path(os.fsdecode(b"\xff.png")), Path("/c\nd.png")]
+    kept = pickle.loads(pickle.dumps(Paths(paths)))
+    assert [*kept] == paths
+    assert (kept[-1], [*kept[1:3]], len(kept), len(Paths([]))) == (paths[-1], paths[1:3], 4, 0)
+    with pytest.raises(IndexError):
+        kept[4]
+
+
+def test_a_tree_is_searched_in_the_order_of_its_parts(tmp_path):
+    for name in ("b/2.png", "b/10.png", "b.d/1.png", "B/1.png", "a.png", "c.png", "b-c/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images(tmp_path)
+    assert found == sorted(found, key=lambda path: path.parts)
+    assert len(found) == 7
 
 
 def test_a_tree_is_searched_in_one_order(photographs):

@@ -54,7 +54,7 @@ def test_the_log_says_what_is_used_and_left(photographs, tmp_path, capsys):
     arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST)
     status, out, err = run(capsys, *arguments, "--epochs", 2)
     assert status == 0
-    start = "13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 PPM (not read), "
+    start = "13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 icon (not read), "
     (line,) = (line for line in err.splitlines() if line.startswith(start))
     assert all(kind in line for kind in (*KINDS, "1 NumPy beside pictures"))
     assert f"1 link to nothing ({photographs / 'gone.png'})" in line

@@ -34,7 +34,7 @@ from simmim.data.images import (
     file_errors,
     read_image,
 )
-from simmim.data.item import Item
+from simmim.data.item import Item, Paths
 from simmim.data.listing import summarize_bad
 from simmim.data.splits import VALIDATION_SEED
 from simmim.errors import UnreadableImageError, UserError
@@ -78,7 +78,8 @@ class Crops(Dataset):
         cache: bool = False,
         replace: bool = True,
     ) -> None:
-        self.paths = paths
+        only_files = all(isinstance(path, Path) for path in paths)
+        self.paths = Paths(paths) if only_files else paths
         self.cropping = cropping
         self.wanted = wanted
         self.crops = crops

@@ -163,17 +163,20 @@ def list_images(
         raise UserError(f"no such folder: {folder}")
     listing = Listing(folder)
     _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)
-    listing.paths.sort(key=lambda path: path.relative_to(folder).parts)
     leave_arrays(listing)
     return listing
 
 
 def leave_arrays(listing: Listing) -> None:
     """Leave out the arrays beside pictures, which are labels, masks or features of them."""
-    pictures = [path for path in listing.paths if Path(str(path)).suffix.lower() not in _ARRAYS]
+    pictures = [path for path in listing.paths if _suffix(path) not in _ARRAYS]
     if pictures and len(pictures) < len(listing.paths):
         listing.left["NumPy beside pictures"] += len(listing.paths) - len(pictures)
         listing.paths = pictures
+
+
+def _suffix(image: Path | Item) -> str:
+    return os.path.splitext(str(image))[1].lower()
 
 
 def check_any(listing: Listing) -> None:
@@ -193,9 +196,10 @@ def check_any(listing: Listing) -> None:
 
 
 def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Listing) -> None:
-    """Add the files under ``folder``, which, without links, is the last of ``above``."""
+    """Add the files under ``folder``, which, without links, is the last of ``above``, in the order of
+    the parts of their paths."""
     try:
-        entries = list(os.scandir(folder))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except PermissionError:
         raise UserError(
             f"the folder {folder} may not be read: change its permissions, or name another folder"

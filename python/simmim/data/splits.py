@@ -3,6 +3,7 @@ validation/ or test/."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,14 @@ def find_roles(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     try:
-        inside = sorted(folder.iterdir())
+        inside = sorted(os.listdir(folder))
     except PermissionError:
         raise UserError(
             f"the folder {folder} may not be read: change its permissions, or name another folder"
         ) from None
     for role, names in _ROLES.items():
-        folders = [path for path in inside if path.name.lower() in names and path.is_dir()]
+        folders = [folder / name for name in inside if name.lower() in names]
+        folders = [path for path in folders if path.is_dir()]
         if len(folders) > 1:
             raise UserError(
                 f"{folder} holds {folders[0].name}/ and {folders[1].name}/, which mean the same: "

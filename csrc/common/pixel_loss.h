@@ -16,9 +16,9 @@ constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
 
 SIMMIM_BEGIN
 
-// A loss has `value` and `slope`, where C is a float type or a vector of one and the second
-// argument is `parameter(beta)`. Values are in units of `unit(beta)`, so that only their sum is
-// multiplied.
+// A loss has `value` and its derivative `slope`, both of d and of `parameter(beta)`. The sum of the
+// values is multiplied by `unit(beta)`, the slopes are not. C is a float type or, on the CPU, a
+// vector of one, which has arithmetic, comparisons and `?:` but no functions of <math.h>.
 struct PixelLoss {
     static double parameter(double) { return 0.0; }
     static double unit(double) { return 1.0; }
@@ -101,7 +101,7 @@ SIMMIM_HD auto with_loss(LossKind kind, const Use& use) {
             return use(SmoothL1());
         case kHuber:
             return use(Huber());
-        default:
+        default:  // kL1 alone, as tests/ops/test_loss_spec.py sees to
             return use(L1());
     }
 }

@@ -32,6 +32,13 @@ def test_the_tables_of_both_languages_agree(header, table, names):
     assert tuple(re.findall(r'"(\w+)"', found)) == names
 
 
+def test_every_loss_of_the_compiled_kernels_has_its_case():
+    """One without would compute the default, L1."""
+    header = (CSRC / "common" / "pixel_loss.h").read_text()
+    kinds = re.search(r"enum LossKind : int {(.*?)}", header)[1].replace(" ", "").split(",")
+    assert ["kL1", *re.findall(r"case (\w+):", header)] == kinds
+
+
 @pytest.mark.parametrize("field", ["kind", "order", "reduction", "norm"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_refuses_an_unknown_name(backend, field):

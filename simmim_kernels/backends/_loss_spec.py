@@ -17,7 +17,8 @@ class LossSpec(NamedTuple):
 
     Attributes:
         kind: one of `KINDS`.
-        beta: where the loss turns from a parabola into a line, if it does.
+        beta: the loss's parameter, whatever its public name: where smooth L1 and Huber turn from a
+            parabola into a line. 1.0 where the loss has none.
         order: how a token's numbers follow each other, one of `ORDERS`.
         eps: added to the number of masked pixels.
         reduction: one of `REDUCTIONS`.

@@ -38,8 +38,8 @@ def with_norm(
 
 
 def with_numbers(spec: LossSpec, largest: float) -> LossSpec:
-    """`spec` with Python's own numbers, as the kernel whose values keep their precision: Huber is
-    beta times smooth L1, and smooth L1 without a parabola is L1.
+    """`spec` with Python's own numbers and a parameter in its range. Huber is beta times smooth L1:
+    of the two the one whose values keep their precision is computed.
 
     `largest`: number of the type that losses are computed in.
     """
@@ -50,15 +50,13 @@ def with_numbers(spec: LossSpec, largest: float) -> LossSpec:
     if spec.kind == "huber":
         if not 0.0 < spec.beta < math.inf:
             raise ValueError(f"delta is {spec.beta}; allowed: a finite number > 0")
-        if spec.beta >= 1.0:
-            return spec
-        # A small delta times smooth L1, whose slopes do not vanish in float16.
-        spec = spec._replace(kind="smooth_l1", factor=spec.beta)
-    elif spec.kind == "smooth_l1" and 1.0 < spec.beta < math.inf:
-        # In units of a large beta, differences and their squares vanish.
-        return spec._replace(kind="huber", factor=1.0 / spec.beta)
-    if spec.kind != "smooth_l1" or SMALLEST_BETA <= spec.beta < math.inf:
-        return spec
-    if not 0.0 <= spec.beta < math.inf:
-        raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= 0")
-    return spec._replace(kind="l1", beta=1.0)
+        if spec.beta < 1.0:  # the slopes of Huber would vanish in float16
+            spec = spec._replace(kind="smooth_l1", factor=spec.beta)
+    elif spec.kind == "smooth_l1":
+        if not 0.0 <= spec.beta < math.inf:
+            raise ValueError(f"beta is {spec.beta}; allowed: a finite number >= 0")
+        if spec.beta > 1.0:  # in units of beta, differences and their squares would vanish
+            spec = spec._replace(kind="huber", factor=1.0 / spec.beta)
+    if spec.kind == "smooth_l1" and spec.beta < SMALLEST_BETA:  # no difference is that small
+        return spec._replace(kind="l1", beta=1.0)
+    return spec

@@ -14,7 +14,8 @@ IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel k
 
 @triton.jit
 def _value_and_slope(d, beta, KIND: tl.constexpr):
-    """What one pixel costs as a function of d, and the derivative: twin of common/pixel_loss.h."""
+    """What one pixel costs as a function of d, and the derivative, both in the type of d: twin of
+    common/pixel_loss.h."""
     if KIND == "mse":
         value, slope = d * d, d + d
     elif KIND == "l1":

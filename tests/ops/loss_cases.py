@@ -73,19 +73,20 @@ def normalised(target, mean=None, std=None, dtype=torch.float32):
     return (target - mean) / std
 
 
+def loss_of_numbers(kind, pred, target, beta=BETA):
+    """PyTorch's own loss of every number."""
+    if kind in ("mse", "huber"):  # their gradients take one type
+        wide = torch.promote_types(pred.dtype, target.dtype)
+        pred, target = pred.to(wide), target.to(wide)
+    function = getattr(F, f"{kind}_loss")
+    return function(pred, target, reduction="none", **numbers_of(kind, beta))
+
+
 def published(kind, image, target, mask, eps=1e-5, reduction="mean", beta=BETA):
     """SimMIM's `(loss_recon * mask).sum() / (mask.sum() + 1e-5) / in_chans` on a full image."""
     scale_y, scale_x = (a // b for a, b in zip(image.shape[2:], mask.shape[1:], strict=True))
     pixels = mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)[:, None]
-    if kind == "l1":
-        loss = F.l1_loss(image, target, reduction="none")
-    elif kind in ("mse", "huber"):
-        wide = torch.promote_types(image.dtype, target.dtype)  # their gradients take one type
-        image_, target_ = image.to(wide), target.to(wide)
-        options = {"delta": beta} if kind == "huber" else {}
-        loss = getattr(F, f"{kind}_loss")(image_, target_, reduction="none", **options)
-    else:
-        loss = F.smooth_l1_loss(image, target, reduction="none", beta=beta)
+    loss = loss_of_numbers(kind, image, target, beta)
     loss, pixels = (
         loss * pixels,
         pixels.to(loss.dtype if image.dtype.itemsize == 8 else torch.float32),

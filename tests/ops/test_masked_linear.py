@@ -17,17 +17,15 @@ from tests.ops.loss_cases import (
     STD,
     as_image,
     normalised,
+    numbers_of,
     patch_target,
     published,
     window_target,
 )
 
-OURS = {
-    "l1": sk.masked_linear_l1,
-    "mse": sk.masked_linear_mse,
-    "smooth_l1": lambda *args, **options: sk.masked_linear_smooth_l1(*args, beta=BETA, **options),
-    "huber": lambda *args, **options: sk.masked_linear_huber(*args, delta=BETA, **options),
-}
+
+def head_loss(kind, *args, **options):
+    return getattr(sk, f"masked_linear_{kind}")(*args, **numbers_of(kind, BETA), **options)
 
 
 def head_problem(batch, channels, grid, unit, patch, width, dtype, bias=True):
@@ -56,8 +54,8 @@ def with_gradients(function, *inputs):
 
 def check_case(kind, tokens, weight, bias, target, mask, order="cyx", reduction="mean", **stats):
     found = with_gradients(
-        lambda t, w, b: OURS[kind](
-            t, w, b, target, mask, order=order, reduction=reduction, **stats
+        lambda t, w, b: head_loss(
+            kind, t, w, b, target, mask, order=order, reduction=reduction, **stats
         ),
         tokens,
         weight,
@@ -138,8 +136,8 @@ def test_equals_the_loss_of_the_dense_head(backend, kind, order, reduction, norm
     options = {"order": order, "reduction": reduction, "eps": 2.0}
     with sk.backend(backend):
         found = with_gradients(
-            lambda *h: OURS[kind](
-                *h, target, mask, target_norm=norm, mean=MEAN, std=STD, **options
+            lambda *h: head_loss(
+                kind, *h, target, mask, target_norm=norm, mean=MEAN, std=STD, **options
             ),
             *head,
         )
@@ -186,7 +184,7 @@ def test_gradcheck(backend, kind):
     tokens, weight, bias, target, mask = head_problem(2, 1, (2, 1), 4, 2, 3, torch.float64)
     leaves = [x.requires_grad_() for x in (tokens, weight, bias)]
     with sk.backend(backend):
-        assert torch.autograd.gradcheck(lambda *head: OURS[kind](*head, target, mask), leaves)
+        assert torch.autograd.gradcheck(lambda *head: head_loss(kind, *head, target, mask), leaves)
 
 
 @pytest.mark.parametrize("argument", ["weight", "bias"])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +9,7 @@ import simmim_kernels as sk
 from simmim_kernels.nn import MaskedMSELoss
 from tests.backends import BACKENDS
 from tests.budget import assert_within_budget
-from tests.ops.loss_cases import BETA, LOSSES, numbers_of
+from tests.ops.loss_cases import BETA, LOSSES, loss_of_numbers, numbers_of
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NORM_EPS = 1e-3
@@ -38,14 +37,7 @@ def plain(kind, pred, target, hidden, reduction, norm, eps, dtype):
     """MaskFeat's arithmetic: the loss of every number, those of visible tokens dropped, the mean."""
     pred, target = pred.to(dtype), target.to(dtype)
     target = normalized(target) if norm else target
-    if kind == "l1":
-        loss = F.l1_loss(pred, target, reduction="none")
-    elif kind == "mse":
-        loss = F.mse_loss(pred, target, reduction="none")
-    elif kind == "huber":
-        loss = F.huber_loss(pred, target, reduction="none", delta=BETA)
-    else:
-        loss = F.smooth_l1_loss(pred, target, reduction="none", beta=BETA)
+    loss = loss_of_numbers(kind, pred, target)
     loss, count = loss.sum(-1) * hidden, hidden.to(dtype)
     if reduction == "sum":
         return loss.sum()

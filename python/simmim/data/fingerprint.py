@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simmim.data.item import Item, name_below, size_of
@@ -29,35 +29,25 @@ class Fingerprint:
         paths: hash of their paths below the folder of the data, in order.
         sizes: hash of their sizes in bytes.
         classes: hash of the class names in order; empty without classes.
-        names: hash of the bare file names, all that older versions kept.
     """
 
     images: int
     paths: str
     sizes: str
     classes: str
-    names: str
 
     def state(self) -> dict[str, int | str]:
         """What a checkpoint keeps."""
-        return {
-            "images": self.images,
-            "paths": self.paths,
-            "sizes": self.sizes,
-            "classes": self.classes,
-            "sha256": self.names,
-        }
+        return asdict(self)
 
     def difference(self, kept: dict[str, int | str]) -> str:
         """What is other than in a checkpoint that keeps ``kept``, in one line; empty if nothing is.
 
         Args:
-            kept: what ``state`` gave, or of an older version ``images`` and ``sha256`` alone.
+            kept: what ``state`` gave.
         """
         if kept["images"] != self.images:
             return f"{kept['images']:,} images then, {self.images:,} now"
-        if "paths" not in kept:
-            return "" if kept["sha256"] == self.names else "other file names"
         own = self.state()
         words = {
             "classes": "other class names",
@@ -85,9 +75,6 @@ def data_fingerprint(
         paths=_hash(os.fsencode(name_below(path, root)) for path in paths),
         sizes=_hash(str(size).encode() for size in sizes),
         classes=_hash(map(os.fsencode, classes)) if classes else "",
-        names=hashlib.sha256(
-            b"\n".join(os.fsencode(Path(str(path)).name) for path in paths)
-        ).hexdigest(),
     )
 
 

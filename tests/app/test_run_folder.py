@@ -222,26 +222,6 @@ def test_without_a_good_checkpoint_all_are_named(run, photographs, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_of_an_earlier_version(run, capsys):
-    """One without the record of what it wrote, and whose checkpoints hold no checksums."""
-    out = run("--keep", 10)
-    shutil.rmtree(out / FOLDER)
-    for path in checkpoint.numbered(out / "checkpoints"):
-        state = torch.load(path, weights_only=True)
-        del state["checksums"]
-        torch.save(state, path)
-    shutil.copy(out / "checkpoints" / "step-00000002.pt", out / "checkpoints" / "step-best.pt")
-    path = checkpoint.path_of(out / "checkpoints", 4)
-    path.write_bytes(path.read_bytes()[:5000])
-    run("--resume", "--keep", 2)
-    assert "going on from" in capsys.readouterr().err
-    assert steps(out) == [3, 4] and (out / "checkpoints" / "step-best.pt").exists()
-    shutil.rmtree(out / FOLDER)
-    run("--overwrite", "--keep", 1)
-    assert steps(out) == [4] and (out / "checkpoints" / "step-best.pt").exists()
-
-
-@pytest.mark.slow
 def test_checkpoints_brought_from_elsewhere_are_gone_on_from_and_kept(run, tmp_path):
     out = run()
     other = tmp_path / "other" / "checkpoints"

@@ -14,11 +14,18 @@ from typing import Any
 
 from simmim.errors import UserError
 from simmim.storage import checkpoint
-from simmim.storage.earlier_versions import FILES, TRAINING, find_written_files, name_by_contents
 from simmim.storage.files import replacing
 from simmim.storage.folder_lock import FolderLock
 from simmim.storage.manifest import FOLDER, Manifest, events, manifests
 
+TRAINING = ("pretrain", "finetune")
+_RECORDS = ("config.json", "metrics.csv", "metrics.tmp")
+#: what each command writes besides checkpoints and TensorBoard's files
+_FILES = {
+    "pretrain": (*_RECORDS, "loss_curve.png", "reconstruction.png"),
+    "finetune": (*_RECORDS, "loss_curve.png", "confusion.png"),
+    "probe": ("probe.csv", "confusion.png"),
+}
 _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
 
 
@@ -56,9 +63,7 @@ class RunFolder:
         self._lock = FolderLock(inner, name, self.out)
         try:
             self._lock.acquire()
-            self.manifest = Manifest.load(self.out, self.kind) or find_written_files(
-                self.out, self.kind
-            )
+            self.manifest = Manifest.load(self.out, self.kind) or self.manifest
         except BaseException:
             self.release()
             raise
@@ -165,7 +170,7 @@ class RunFolder:
         for path in self._leftovers():
             path.unlink(missing_ok=True)
         self._other_events = set(events(self.out))
-        self.manifest.files |= {n for n in FILES[self.kind] if not n.endswith(".png")}
+        self.manifest.files |= {n for n in _FILES[self.kind] if not n.endswith(".png")}
         if self.kind in TRAINING:
             self.manifest.begin_session()
             self.checkpoints.mkdir(exist_ok=True)
@@ -175,7 +180,7 @@ class RunFolder:
     def _check_in_the_way(self, resumed: bool) -> None:
         """Refuse where files that this command did not write have names that it needs."""
         # a picture in the way of a run that goes on is found when that one is drawn
-        names = [n for n in FILES[self.kind] if not (resumed and n.endswith(".png"))]
+        names = [n for n in _FILES[self.kind] if not (resumed and n.endswith(".png"))]
         needed = [self.out / name for name in names]
         if self.kind in TRAINING:
             needed += [self.checkpoints / checkpoint.LAST, *checkpoint.numbered(self.checkpoints)]
@@ -200,7 +205,14 @@ class RunFolder:
         machine. A run may go on from them, but does not delete them."""
         found = checkpoint.numbered(self.checkpoints)
         unknown = {path for path in found if not self.manifest.wrote(path)}
-        self._adopted = {path for path in unknown if name_by_contents(path, self.kind) == path}
+        self._adopted = {path for path in unknown if self._holds_what_it_says(path)}
+
+    def _holds_what_it_says(self, path: Path) -> bool:
+        """Whether ``path`` is a checkpoint of the update in its name, and no copy under another."""
+        try:
+            return checkpoint.read(path, self.kind)["update"] == checkpoint.step_of(path)
+        except UserError:
+            return False
 
     def _is_own(self, path: Path) -> bool:
         return self.manifest.wrote(path) or path in self._adopted

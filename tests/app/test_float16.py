@@ -175,18 +175,6 @@ def test_precisions_may_change_on_resuming(photographs, tmp_path):
         assert bool(state["scaler"]) == (precision == "16-mixed")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("scale", math.nan), ("scale", 0.0), ("growth_factor", "2"), ("more", 1)]
-)
-def test_a_damaged_scale_is_refused(photographs, tmp_path, name, value):
-    last = Trainer(half(photographs, tmp_path / "run", epochs=1)).fit().checkpoint
-    state = checkpoint.load(last)
-    state["scaler"][name] = value
-    checkpoint.write(last.resolve(), state)
-    with pytest.raises(UserError, match="loss scale"):
-        Trainer(half(photographs, tmp_path / "run", resume=True))
-
-
 def test_fine_tuning(labelled, tmp_path):
     from simmim.training.finetune import Finetuner
 

@@ -58,9 +58,9 @@ def export_model(config: ExportConfig) -> list[str]:
     for name in names:
         check_replaceable(config.out / name, config.overwrite, config.checkpoint)
     state = checkpoint.load(config.checkpoint, kind=None)
-    if state.get("kind") == "finetune":
+    if state["kind"] == "finetune":
         return _export_classifier(config, state)
-    if state.get("kind", "pretrain") != "pretrain":
+    if state["kind"] != "pretrain":
         raise UserError(f"{config.checkpoint} was written by simmim {state['kind']}")
     trained = checkpoint.settings(config.checkpoint, state, PretrainConfig)
     if trained.target == "hog" and config.project not in ("simmim", "timm"):

@@ -116,7 +116,7 @@ def trained_encoder(path: Path) -> tuple[PretrainConfig | FinetuneConfig, Weight
         UserError: no such checkpoint, or one that is damaged.
     """
     state = checkpoint.load(path, None)
-    kind = FinetuneConfig if state.get("kind") == "finetune" else PretrainConfig
+    kind = FinetuneConfig if state["kind"] == "finetune" else PretrainConfig
     weights = {
         name.removeprefix("encoder."): value
         for name, value in state["model"].items()

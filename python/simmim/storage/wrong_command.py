@@ -20,16 +20,9 @@ def explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> 
             f"{path} was written by simmim {state['kind']}, whose models have no classes: train one "
             f"with simmim {wanted} --checkpoint {path} and another --out"
         )
-    started = _started_from(state)
+    started = json.loads(state["config"])["checkpoint"]
     pretrained = f", for example the one it started from, {started}" if started else ""
     return (
         f"{path} holds a fine-tuned classifier, and what is asked for takes a checkpoint of simmim "
         f"{wanted}{pretrained}; to train the classifier further use simmim finetune --resume"
     )
-
-
-def _started_from(state: Mapping[str, Any]) -> str | None:
-    try:
-        return json.loads(state["config"])["checkpoint"]
-    except (KeyError, TypeError, ValueError):
-        return None

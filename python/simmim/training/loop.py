@@ -23,7 +23,6 @@ from simmim.models.attention_path import choose_attention
 from simmim.storage import checkpoint
 from simmim.storage.files import write_text
 from simmim.storage.run_folder import RunFolder
-from simmim.storage.training_state import check_training_state
 from simmim.training.clock import run_clock
 from simmim.training.counters import Counters
 from simmim.training.finite import first_not_finite
@@ -218,6 +217,10 @@ class Loop(Fitting):
             UserError: it is of a run with other settings or images.
         """
         state = checkpoint.read(path, self.kind)
+        if checkpoint.step_of(path) not in (None, state["update"]):
+            raise checkpoint.DamagedError(
+                f"{path} is damaged: it holds update {state['update']}, not that of its name"
+            )
         changed = refused_changes(self.config, checkpoint.settings(path, state, type(self.config)))
         if state["global_batch"] != self.order.global_batch:
             changed.append(
@@ -227,7 +230,7 @@ class Loop(Fitting):
             )
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
-        check_training_state(path, state, self.model, self.optimizer, self.counters_type)
+        checkpoint.check_weights(path, state["model"], self.model.state_dict())
         other = self.fingerprint.difference(state["data"])
         if other:
             raise UserError(
@@ -241,12 +244,11 @@ class Loop(Fitting):
         old = checkpoint.settings(path, state, type(self.config))
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
-        if self.precision.state_dict() and state.get("scaler"):
+        if self.precision.state_dict() and state["scaler"]:
             self.precision.load_state_dict(state["scaler"])
         self.run_folder.newest = path
         self.update = self.saved_at = state["update"]
-        count = state.get("summed", self.update % self.log_every)
-        self.sums.restore(state["loss_sum"], state["norm_sum"], count)
+        self.sums.restore(state["loss_sum"], state["norm_sum"], state["summed"])
         self.counters = self.counters_type(**state["counters"])
         text = accepted_changes(path, self.config, old, self.update, self.order)
         if text:

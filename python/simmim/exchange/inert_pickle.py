@@ -44,6 +44,25 @@ class Inert:
         self.items: dict = {}
         self.elements: list = []
 
+    def __call__(self, *arguments: Any) -> Any:
+        """A tensor or container where this names a maker of them, otherwise an inert object."""
+        if self.arguments is None and self.name in _MAKERS:
+            made = _MAKERS[self.name](*arguments)
+            if made is not None:
+                return made
+        return Inert(self.name, arguments)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, element: Any) -> None:
+        self.elements.append(element)
+
+    def extend(self, elements: list) -> None:
+        self.elements.extend(elements)
+
+    add = append
+
     def __repr__(self) -> str:
         return f"<inert {self.name}>"
 
@@ -90,106 +109,59 @@ def as_mapping(value: Any) -> dict | None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's unpickler in Python, with every opcode that looks up a name, calls,
-    or changes an object replaced."""
+    """The standard library's unpickler in Python. It calls nothing but what `find_class` gives; what
+    makes or changes objects without a call is replaced."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Inert:
         return Inert(f"{module}.{name}")
 
-    def _load_global(self) -> None:
-        module = self.readline()[:-1].decode("utf-8")
-        self.append(Inert(f"{module}.{self.readline()[:-1].decode('utf-8')}"))
+    def get_extension(self, code: int) -> None:
+        self.append(Inert(f"extension {code}"))
 
-    def _load_stack_global(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.append(Inert(f"{module}.{name}"))
-
-    def _load_extension(self, size: int) -> None:
-        self.append(Inert(f"extension {int.from_bytes(self.read(size), 'little')}"))
-
-    def _load_inst(self) -> None:
-        self._load_global()
-        cls = self.stack.pop()
-        arguments = tuple(self.pop_mark())
-        self.append(_call(cls, arguments))
-
-    def _load_obj(self) -> None:
-        cls, *arguments = self.pop_mark()
-        self.append(_call(cls, tuple(arguments)))
-
-    def _load_reduce(self) -> None:
-        arguments, called = self.stack.pop(), self.stack.pop()
-        self.append(_call(called, arguments))
+    def _load_newobj(self) -> None:
+        arguments, cls = self.stack.pop(), self.stack.pop()
+        self.append(cls(*arguments))
 
     def _load_newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments
-        self._load_reduce()
+        self._load_newobj()
 
     def _load_build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state
 
-    def _load_append(self) -> None:
-        _extend(self.stack[-2], [self.stack.pop()])
-
-    def _load_appends(self) -> None:
-        elements = self.pop_mark()
-        _extend(self.stack[-1], elements)
-
-    def _load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _store(self.stack[-1], [key, value])
-
-    def _load_setitems(self) -> None:
-        pairs = self.pop_mark()
-        _store(self.stack[-1], pairs)
-
-    def _load_binpersid(self) -> None:
-        self.append(self._storage(self.stack.pop()))
-
     def _load_persid(self) -> None:
         raise pickle.UnpicklingError("persistent ids as text")
 
-    def _storage(self, identity: Any) -> Any:
+    def _load_binpersid(self) -> None:
         """The storage that the file's reader gives for its identity; of a whole module, its class."""
+        identity = self.stack.pop()
         if not isinstance(identity, tuple) or len(identity) < 2:
             raise pickle.UnpicklingError("a storage without identity")
-        kind = identity[0]
+        kind, cls, *rest = identity
         kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
         if kind == "module":
-            return identity[1]
-        cls = identity[1].name if isinstance(identity[1], Inert) else None
-        if kind != "storage" or cls not in _STORAGES:
+            self.append(cls)
+            return
+        if isinstance(cls, Inert) and cls.name in _UNTYPED:
+            cls = torch.UntypedStorage
+        elif kind != "storage" or not isinstance(cls, torch.serialization.StorageType):
             raise pickle.UnpicklingError(f"a storage of the unknown type {cls}")
-        if not all(isinstance(n, int) and n >= 0 for n in identity[4:5]):
+        if not all(isinstance(n, int) and n >= 0 for n in rest[2:3]):
             raise pickle.UnpicklingError("a storage without size")
-        return self.persistent_load((kind, _STORAGES[cls], *identity[2:]))
+        self.append(self.persistent_load((kind, cls, *rest)))
 
 
-for _opcode, _function in {
-    pickle.GLOBAL: _Unpickler._load_global,
-    pickle.STACK_GLOBAL: _Unpickler._load_stack_global,
-    pickle.EXT1: lambda self: self._load_extension(1),
-    pickle.EXT2: lambda self: self._load_extension(2),
-    pickle.EXT4: lambda self: self._load_extension(4),
-    pickle.INST: _Unpickler._load_inst,
-    pickle.OBJ: _Unpickler._load_obj,
-    pickle.REDUCE: _Unpickler._load_reduce,
-    pickle.NEWOBJ: _Unpickler._load_reduce,
-    pickle.NEWOBJ_EX: _Unpickler._load_newobj_ex,
-    pickle.BUILD: _Unpickler._load_build,
-    pickle.APPEND: _Unpickler._load_append,
-    pickle.APPENDS: _Unpickler._load_appends,
-    pickle.SETITEM: _Unpickler._load_setitem,
-    pickle.SETITEMS: _Unpickler._load_setitems,
-    pickle.ADDITEMS: _Unpickler._load_appends,
-    pickle.PERSID: _Unpickler._load_persid,
-    pickle.BINPERSID: _Unpickler._load_binpersid,
-}.items():
-    _Unpickler.dispatch[_opcode[0]] = _function
+_Unpickler.dispatch |= {
+    pickle.NEWOBJ[0]: _Unpickler._load_newobj,
+    pickle.NEWOBJ_EX[0]: _Unpickler._load_newobj_ex,
+    pickle.BUILD[0]: _Unpickler._load_build,
+    pickle.PERSID[0]: _Unpickler._load_persid,
+    pickle.BINPERSID[0]: _Unpickler._load_binpersid,
+}
 
 
 class _Module:
@@ -205,35 +177,6 @@ class _Module:
     @staticmethod
     def loads(data: bytes, **options: Any) -> Any:
         return _Unpickler(io.BytesIO(data), **options).load()
-
-
-def _call(called: Any, arguments: Any) -> Any:
-    """A tensor or container where `called` names a maker of them, otherwise an inert object."""
-    arguments = arguments if isinstance(arguments, tuple) else (arguments,)
-    name = called.name if isinstance(called, Inert) and called.arguments is None else None
-    if name in _MAKERS:
-        made = _MAKERS[name](*arguments)
-        if made is not None:
-            return made
-    return Inert(name or repr(called), arguments)
-
-
-def _extend(target: Any, elements: list) -> None:
-    if type(target) is list:
-        target.extend(elements)
-    elif type(target) is set:
-        target.update(elements)
-    elif isinstance(target, Inert):
-        target.elements.extend(elements)
-    else:
-        raise pickle.UnpicklingError(f"elements for a {type(target).__name__}")
-
-
-def _store(target: Any, pairs: list) -> None:
-    into = target.items if isinstance(target, Inert) else target
-    if type(into) is not dict:
-        raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
-    into.update(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def _make_tensor(
@@ -259,7 +202,7 @@ def _make_parameter(data: Any, *_: Any) -> Tensor | None:
 
 
 def _make_of_subclass(function: Any, _type: Any, arguments: Any, _state: Any) -> Tensor | None:
-    made = _call(function, arguments)
+    made = function(*arguments) if isinstance(function, Inert) else None
     return made if isinstance(made, Tensor) else None
 
 
@@ -292,12 +235,4 @@ _MAKERS = {
     "torch.Size": _make_sequence(tuple),
     **{f"builtins.{k.__name__}": _make_sequence(k) for k in (list, tuple, set, frozenset)},
 }
-_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
-_STORAGES = {
-    f"torch.{where}{kind}Storage": getattr(torch, f"{kind}Storage")
-    for where in ("", "cuda.", "storage.")
-    for kind in _KINDS.split()
-} | dict.fromkeys(
-    ("torch.UntypedStorage", "torch.storage.UntypedStorage", "torch.cuda.UntypedStorage"),
-    torch.UntypedStorage,
-)
+_UNTYPED = ("torch.UntypedStorage", "torch.storage.UntypedStorage", "torch.cuda.UntypedStorage")

@@ -28,17 +28,8 @@ _RULES = (
         lambda number: number >= 1,
         (
             *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
-            *(
-                "save_every",
-                "keep",
-                "neighbours",
-                "count",
-                "channels",
-                "img_size",
-                "mask_unit",
-                "top",
-            ),
-            *("target_window", "decoder_width", "decoder_depth", "decoder_heads"),
+            *("save_every", "keep", "neighbours", "count", "channels", "img_size", "mask_unit"),
+            *("top", "target_window", "decoder_width", "decoder_depth", "decoder_heads"),
         ),
     ),
     _Rule(

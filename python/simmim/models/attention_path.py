@@ -2,9 +2,7 @@
 
 timm's attention layers run either ``scaled_dot_product_attention`` ("sdpa") or plain products,
 softmax, products ("products"). Both compute the same; which is faster depends on the device, the
-type and whether a bias is added. The table below holds what ``benchmarks/rows/attention.py``
-measured. It is a table and not a trial at start-up, because the two round differently: a resumed
-run must take the path of the run that it continues.
+type and whether a bias is added: ``simmim_kernels.attention`` knows what was measured.
 """
 
 from __future__ import annotations
@@ -17,17 +15,6 @@ from torch import nn
 from simmim_kernels.attention import is_fused_faster
 
 Path = Literal["sdpa", "products"]
-
-
-def faster_path(device: str, dtype: torch.dtype, biased: bool) -> Path:
-    """The faster path for forward and backward.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``.
-        dtype: what the products run in, under autocast the autocast type.
-        biased: whether a relative-position bias is added to the scores.
-    """
-    return "sdpa" if is_fused_faster(device, dtype, biased) else "products"
 
 
 def choose_attention(
@@ -43,7 +30,9 @@ def choose_attention(
     """
     types = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     dtype = types.get(precision, torch.float32)
-    path = faster_path(device, dtype, is_biased(model)) if wanted == "auto" else wanted
+    path = wanted
+    if wanted == "auto":
+        path = "sdpa" if is_fused_faster(device, dtype, is_biased(model)) else "products"
     count = set_attention(model, path)
     if not count:
         return "attention: no layer has the choice"

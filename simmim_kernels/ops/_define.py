@@ -35,6 +35,7 @@ _MOST_PASSED = 256  # descriptions that an op keeps
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_active = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Op:
@@ -64,7 +65,7 @@ class Op:
         if torch.compiler.is_compiling():
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
-        if _dispatch_modes() or not _are_plain(args):
+        if not are_plain(args):
             if any(a.is_nested for a in _tensors(args)):
                 self.check(*args)  # refuses them in our words, which their own dispatch would not
             return self.overload(*self.flat(args))
@@ -187,7 +188,11 @@ def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a Function's backward: its result can't be differentiated again, and says so."""
+    """Marks a Function's backward: its result can't be differentiated again, and says so.
+
+    A Function whose gradient depends on an input keeps that input's history as `ctx.history`, a tensor
+    without numbers.
+    """
 
     @wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
@@ -201,12 +206,13 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             results = backward(ctx, *grads)
         if not torch.is_grad_enabled():
             return results
-        wanted = [g for g in grads if isinstance(g, Tensor) and g.requires_grad]
+        sources = (*grads, getattr(ctx, "history", None))
+        wanted = [t for t in sources if isinstance(t, Tensor) and t.requires_grad]
         name = type(ctx).__name__.strip("_").removesuffix("Backward")
         message = f"simmim_kernels: {name} has no second derivative"
-        # With the incoming gradients among its inputs the error stands on the way to whatever they
-        # came from, so that `torch.autograd.grad` meets it too. The results want a gradient even
-        # where those do not, as that of a loss itself: the derivative left out would be missed.
+        # With the incoming gradients and the history among its inputs the error stands on the way to
+        # whatever they came from, so that `torch.autograd.grad` meets it too. The results want a
+        # gradient even where those do not: the derivative left out would be missed.
         refuse = torch._C._functions.DelayedError(message.encode(), 1 + len(wanted))
 
         def refused(result: Any) -> Any:
@@ -264,6 +270,12 @@ def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(a)
 
 
+def are_plain(args: Sequence[Any]) -> bool:
+    """Whether nothing but a backend has to see these arguments: no dispatch mode, no tensor that is
+    more than its memory."""
+    return not _dispatch_modes() and _are_plain(args)
+
+
 def _are_plain(args: Sequence[Any]) -> bool:
     for a in args:
         kind = type(a)
@@ -272,7 +284,9 @@ def _are_plain(args: Sequence[Any]) -> bool:
         if kind is list and not _are_plain(a):
             return False
         if kind in _PLAIN_TENSORS:
-            if a.is_neg():  # a lazy sign, as of `complex.conj().imag`, that the dispatcher resolves
+            # What the dispatcher resolves: a lazy sign, as of `complex.conj().imag`; zeros without
+            # memory; the batched gradients of `torch.autograd.grad(..., is_grads_batched=True)`.
+            if a.is_neg() or a._is_zerotensor() or _is_batched(a):
                 return False
         elif isinstance(a, Tensor):
             return False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels import backends
-from simmim_kernels.ops._define import define
+from simmim_kernels.ops._define import are_plain, define
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
@@ -99,7 +99,7 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _scaled_gradient(grad, factor)
-    if not (_is_plain(grad) and _is_plain(factor)):
+    if not are_plain((grad, factor)):
         return _multiplied(grad, factor)
     if grad.device.type == "cpu" and not factor.dim():
         number = factor.item()
@@ -110,7 +110,3 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
         return _multiplied(grad, factor)
     _scale_in_place(grad, factor)
     return grad
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and not torch._C._len_torch_dispatch_stack()

@@ -11,7 +11,13 @@ from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import (
+    are_plain,
+    define,
+    differentiate,
+    first_order,
+    needs_grad,
+)
 from simmim_kernels.ops._loss_check import PREDICTIONS, check, check_tensors
 from simmim_kernels.ops._loss_options import with_norm, with_numbers
 from simmim_kernels.ops._scaled_gradient import scaled
@@ -58,9 +64,18 @@ _masked_loss_in_place = define(
 )
 
 
+def _history_of(pred: Tensor) -> Tensor | None:
+    """What `pred` was made of, without its numbers: a second derivative goes by it."""
+    if torch.compiler.is_compiling():
+        return None
+    with torch.enable_grad():
+        return torch.narrow_copy(pred, 0, 0, 0)
+
+
 class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
+        ctx.history = _history_of(pred)
         loss, grad, scale = _masked_loss(pred, *args, True)
         return _MaskedLoss.keep(ctx, loss, grad, scale, *args[:3])
 
@@ -86,6 +101,7 @@ class _MaskedLossInPlace(_MaskedLoss):
 
     @staticmethod
     def forward(ctx, pred, *args):
+        ctx.history = _history_of(pred)
         loss, scale = _masked_loss_in_place(pred, *args)
         return _MaskedLoss.keep(ctx, loss, pred.detach(), scale, *args[:3])
 
@@ -135,8 +151,10 @@ def loss_of(
         spec = with_norm(spec, target_norm, pred, target, grid)
     args = (pred, target, grid, index, mean, std, spec)
     if needs_grad(pred):
-        # Compiled code reuses memory on its own.
+        # Compiled code reuses memory on its own. A dispatch mode may have kept the prediction, as
+        # that of selective checkpoints does.
         in_place = consume and pred.is_contiguous() and not torch.compiler.is_compiling()
+        in_place = in_place and are_plain((pred,))
         return differentiate(_MaskedLossInPlace if in_place else _MaskedLoss, *args)
     return _masked_loss(*args, False)[0]
 

@@ -1,5 +1,7 @@
 """Fused kernels for masked image modelling: masks, mask tokens, targets and masked losses."""
 
+import torch
+
 from simmim_kernels.backends import backend
 from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.integrations.transformers import apply_kernels
@@ -28,6 +30,9 @@ from simmim_kernels.ops.uniform_mask import uniform_mask
 from simmim_kernels.target_norm import PatchNorm, WindowNorm
 
 __version__ = "0.1.0"
+
+# Plain data, which `torch.load` takes from a checkpoint without `weights_only=False`.
+torch.serialization.add_safe_globals([PatchMask, PatchNorm, WindowNorm])
 
 __all__ = [
     "MaskedLastBlock",

@@ -21,7 +21,8 @@ class PatchMask(NamedTuple):
         visible: `int32 (B, gh * gw - K)`, those of the visible units, ascending.
 
     Every sample has the same number `K` of masked units, so all three shapes are known without
-    looking at the data. A `NamedTuple` passes through `torch.compile`, data loaders and pytrees.
+    looking at the data. A `NamedTuple` passes through `torch.compile`, data loaders and pytrees, and
+    `torch.load` takes it from a checkpoint with `weights_only=True` where this package is imported.
     """
 
     mask: Tensor
@@ -99,6 +100,12 @@ def mask_grid(mask: PatchMask | Tensor) -> Tensor:
     if isinstance(mask, PatchMask):
         check_parts(mask)
         return mask.mask
+    if not isinstance(mask, Tensor):
+        advice = "; some samples of a PatchMask are PatchMask(*(part[:n] for part in mask))"
+        advice = advice if isinstance(mask, tuple) else ""
+        raise TypeError(
+            f"mask must be a PatchMask or a bool tensor, got {type(mask).__name__}{advice}"
+        )
     return mask
 
 

@@ -1,6 +1,8 @@
 """A PatchMask whose parts disagree, bool masks of any bytes, and what the mask ops do in traced and
 captured code."""
 
+import io
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -80,6 +82,25 @@ def test_parts_of_another_type_or_device_raise():
         sk.mask_image(IMAGE, mask._replace(visible=[0]))
     with pytest.raises(RuntimeError, match="masked is on meta, but mask is on"):
         sk.mask_image(IMAGE, mask._replace(masked=mask.masked.to("meta")))
+
+
+@pytest.mark.parametrize("call", [c for c in TAKES_A_MASK if c not in ("on_grid", "restore_tokens",
+                                  "masked_l1 of units", "visible_patch_embed", "take_masked_tokens")])  # fmt: skip
+@pytest.mark.parametrize("mask", [a_mask()[:2], [[True]], None, a_mask().mask.numpy()])
+def test_what_is_no_mask_is_named(call, mask):
+    """A slice of a PatchMask is a plain tuple, of its parts and not of its samples."""
+    words = f"^mask must be a PatchMask or a bool tensor, got {type(mask).__name__}"
+    with pytest.raises(TypeError, match=words + ("; some samples" * isinstance(mask, tuple))):
+        TAKES_A_MASK[call](mask)
+
+
+@pytest.mark.parametrize("value", [a_mask(), sk.PatchNorm(1e-5), sk.WindowNorm(5)])
+def test_a_checkpoint_gives_it_back_without_running_code(value):
+    file = io.BytesIO()
+    torch.save({"value": value}, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=True)["value"]
+    assert type(found) is type(value) and repr(found) == repr(value)
 
 
 def test_a_mask_that_was_written_to_is_checked_again():

@@ -196,6 +196,8 @@ def _model_forward(
         outputs = encoder(pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **kwargs)
         tokens = outputs[0][:, first:][:, : grid[0] * grid[1]]
         others = {field: getattr(outputs, field, None) for field in names}
+        if name == "focalnet" and not return_dict:
+            others["reshaped_hidden_states"] = None  # its encoder's tuple has none
         training = self.training and torch.is_grad_enabled()
         drop = training and not reconstruction
         defer = training and bool(return_dict) and not torch.compiler.is_compiling()

@@ -119,7 +119,7 @@ def model_forward(
         }
         norm = PatchNorm(_NORM_EPS) if self.config.norm_pix_loss else None
         options = {"order": "yxc", "target_norm": norm, "eps": 0.0}
-        if drop or defer:
+        if (drop or defer) and mask.masked.shape[1]:
             rows = _hidden_rows(self.decoder, x, mask)
             loss = masked_mse(self.decoder.decoder_pred(rows), pixel_values, mask, **options)
             if not drop:
@@ -135,7 +135,7 @@ def model_forward(
         else:
             logits = _logits(self.decoder, x)
             loss = masked_mse(logits, pixel_values, mask, **options)
-            output = output_class(loss=loss, logits=logits, **others)
+            output = output_class(loss=loss, logits=None if drop else logits, **others)
         return output if return_dict else output.to_tuple()
 
     return forward

@@ -40,17 +40,19 @@ def test_integer_masks_of_different_counts(case):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}], ids=["", "hidden"])
 @pytest.mark.parametrize("case", CASES)
-def test_evaluation_and_tuples(case):
+def test_evaluation_and_tuples(case, options):
     model, (images, mask, side) = build(case).eval(), problem(case)
-    theirs = flat(mask, side)
+    theirs, options = flat(mask, side), options | {"return_dict": False}
     with torch.no_grad():
-        expected = model(images, theirs, return_dict=False)
-        exact = copy.deepcopy(model).double()(images.double(), theirs, return_dict=False)
+        expected = model(images, theirs, **options)
+        exact = copy.deepcopy(model).double()(images.double(), theirs, **options)
         sk.apply_kernels(model)
-        got = model(images, theirs, return_dict=False)
-        assert type(got) is tuple
-        for a, b, c in zip(got, expected, exact, strict=True):
+        got = model(images, theirs, **options)
+        assert type(got) is tuple and len(got) == len(expected)
+        leaves = map(torch.utils._pytree.tree_leaves, (got, expected, exact))
+        for a, b, c in zip(*leaves, strict=True):
             assert_within_budget(a, b, c)
         assert list(model(images, theirs)) == ["loss", "reconstruction"]
 

@@ -117,6 +117,21 @@ def test_evaluation_gives_logits_at_once():
     assert torch.equal(again.loss, theirs.loss)
 
 
+@pytest.mark.parametrize("options", [{}, {"reconstruction": False}])
+def test_nothing_hidden(options):
+    """transformers' loss is 0 / 0 then; the outputs are what such a call is made for."""
+    model = build(mask_ratio=0.0)
+    expected = model(IMAGES, noise=NOISE).logits
+    sk.apply_kernels(model, **options)
+    out = model(IMAGES, noise=NOISE)
+    out.loss.backward()
+    assert out.loss == 0
+    if options:
+        assert out.logits is None
+    else:
+        torch.testing.assert_close(out.logits, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_same_seed_gives_the_same_mask():
     model = build()
     torch.manual_seed(5)

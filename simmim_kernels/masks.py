@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from simmim_kernels._numbers import to_int, to_sides
 from simmim_kernels.grid import whole_scale
@@ -36,12 +37,13 @@ class PatchMask(NamedTuple):
         Args:
             mask: `bool (B, gh, gw)`, `True` = masked, as many in every sample.
             count: masked units of a sample. On a GPU, where counting would be a synchronisation, and
-                under `torch.compile`, where it would break the graph, it is taken at its word.
+                in traced code (`torch.compile`), where it would break the graph, it is taken at its
+                word.
 
         Raises:
             TypeError: `mask` is no bool tensor.
             ValueError: another shape; samples with different numbers of masked units, or another
-                number than `count`; no `count` under `torch.compile`.
+                number than `count`; no `count` in traced code.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             came = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
@@ -52,9 +54,9 @@ class PatchMask(NamedTuple):
         count = None if count is None else to_int("count", count)
         if count is not None and not 0 <= count <= units:
             raise ValueError(f"count is {count}; allowed: 0 to {units} units")
-        if torch.compiler.is_compiling():
+        if is_traced(mask):
             if count is None:
-                raise ValueError("count is None under torch.compile; say how many units are masked")
+                raise ValueError("count is None in traced code; say how many units are masked")
         elif count is None or mask.device.type == "cpu":
             found = mask.flatten(1).sum(1).unique().tolist()
             if len(found) > 1 or (count is not None and found not in ([], [count])):
@@ -109,17 +111,25 @@ def mask_grid(mask: PatchMask | Tensor) -> Tensor:
     return mask
 
 
+def is_traced(mask: Tensor) -> bool:
+    """Whether there is nothing to look at in `mask`, or what is looked at would become a constant: in
+    compiled code, of a fake tensor, and while `make_fx` records."""
+    if torch.compiler.is_compiling() or isinstance(mask, FakeTensor):
+        return True
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def count_tokens(mask: PatchMask | Tensor, tokens_per_unit: int, *, masked: bool) -> int:
     """Rows that the masked, or the visible, tokens of the whole batch need.
 
-    A PatchMask knows. For a plain bool mask the CPU counts; elsewhere, and in compiled code, where
+    A PatchMask knows. For a plain bool mask the CPU counts; elsewhere, and in traced code, where
     looking at the mask would synchronise or break the graph, every token gets a row, and the surplus
     rows are padding.
     """
     if isinstance(mask, PatchMask):
         return (mask.masked if masked else mask.visible).numel() * tokens_per_unit
     units = mask.numel()
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+    if mask.device.type == "cpu" and not is_traced(mask):
         count = int(mask.count_nonzero())
         units = count if masked else units - count
     return units * tokens_per_unit

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, ValuesView
+from contextlib import nullcontext
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -40,7 +41,10 @@ class Prediction:
         self.predict, self.module, self.changed = predict, module, changed
         self.versions = self._versions()
         device = like.device.type
-        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self.autocast = nullcontext
+        if device != "meta":  # which has no autocast
+            options = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            self.autocast = partial(torch.autocast, device, *options)
 
     def _versions(self) -> list[int]:
         return [p._version for p in self.module.parameters()]
@@ -48,7 +52,7 @@ class Prediction:
     def __call__(self) -> Tensor:
         if self._versions() != self.versions:
             raise RuntimeError(self.changed)
-        with torch.enable_grad(), torch.autocast(*self.autocast):
+        with torch.enable_grad(), self.autocast():
             return self.predict()
 
 

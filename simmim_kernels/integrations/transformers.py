@@ -19,6 +19,7 @@ from simmim_kernels.integrations.instance import has_forward_of, is_changed, mus
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.transformers_attention import choose_attention, register
 from simmim_kernels.integrations.transformers_embeddings import (
+    convolution,
     embeddings_forward,
     mask_of,
     their_mask,
@@ -187,8 +188,7 @@ def _model_forward(
         mask = mask_of(embeddings, pixel_values, bool_masked_pos)
         grid = None if mask is None else _output_grid(self, embeddings, pixel_values)
         if grid is None:
-            if mask is not None:
-                bool_masked_pos = their_mask(embeddings, pixel_values, bool_masked_pos)
+            bool_masked_pos = their_mask(embeddings, pixel_values, bool_masked_pos)
             return theirs(self, pixel_values, bool_masked_pos, **kwargs)
 
         return_dict = kwargs.pop("return_dict", None)
@@ -222,7 +222,7 @@ def _first_token(name: str) -> int:
 
 def _output_grid(self: nn.Module, embeddings: nn.Module, image: Tensor) -> tuple[int, int] | None:
     """The grid of output tokens, None where the head does not give back the image's size."""
-    stride = embeddings.patch_embeddings.projection.stride[0]
+    stride = convolution(embeddings).stride[0]
     stride *= 2 ** (len(getattr(self.config, "depths", (1,))) - 1)
     if stride != self.config.encoder_stride or image.shape[1] != self.config.num_channels:
         return None

@@ -20,7 +20,7 @@ def mask_of(
     """The mask as the kernels take it, or None for a call that is left to transformers."""
     if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
         return None
-    conv = embeddings.patch_embeddings.projection
+    conv = convolution(embeddings)
     batch, channels, height, width = image.shape
     if image.requires_grad or channels != conv.in_channels:
         return None
@@ -36,16 +36,24 @@ def mask_of(
     return (mask if mask.dtype == torch.bool else mask != 0).view(batch, *grid)
 
 
-def their_mask(embeddings: nn.Module, image: Tensor, mask: PatchMask | Tensor) -> Tensor:
-    """The mask `bool (B, h * w)` that transformers takes."""
-    if not isinstance(mask, PatchMask):
+def their_mask(
+    embeddings: nn.Module, image: Tensor | None, mask: PatchMask | Tensor | None
+) -> Tensor | None:
+    """The mask `bool (B, h * w)` that transformers takes; of what is no image it speaks first."""
+    if not isinstance(mask, PatchMask) or not isinstance(image, Tensor) or image.dim() != 4:
         return mask
     return mask.on_grid(patch_grid(embeddings, image)).mask.flatten(1)
 
 
+def convolution(embeddings: nn.Module) -> nn.Conv2d:
+    """The convolution that says how patches lie, within an adapter or as the projection itself."""
+    projection = embeddings.patch_embeddings.projection
+    return next((m for m in projection.modules() if isinstance(m, nn.Conv2d)), projection)
+
+
 def patch_grid(embeddings: nn.Module, image: Tensor) -> tuple[int, int]:
     """How many patches an image `(B, C, H, W)` has in each direction."""
-    stride = embeddings.patch_embeddings.projection.stride
+    stride = convolution(embeddings).stride
     return image.shape[2] // stride[0], image.shape[3] // stride[1]
 
 
@@ -55,7 +63,8 @@ def why_not_embed(embeddings: nn.Module) -> str | None:
     if not has_forward_of(embed, "transformers"):
         return f"its {type(embed).__name__} has a forward of its own"
     if type(conv) is not nn.Conv2d:
-        return f"its projection is a {type(conv).__name__}, not a Conv2d"
+        kind = type(conv)
+        return f"its projection is a {kind.__module__}.{kind.__name__}, not torch's Conv2d"
     if conv.kernel_size != conv.stride or conv.padding not in ((0, 0), "valid"):
         return "its patches overlap, so visible ones need pixels of masked ones"
     if getattr(embed, "norm", None) is not None:
@@ -73,7 +82,7 @@ def embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
             embedded = _embed(self, pixel_values, mask, interpolate_pos_encoding)
             if embedded is not None:
                 return embedded
-            bool_masked_pos = their_mask(self, pixel_values, bool_masked_pos)
+        bool_masked_pos = their_mask(self, pixel_values, bool_masked_pos)
         # FocalNet and older versions do not know the last argument.
         options = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
         return theirs(self, pixel_values, bool_masked_pos, **options)

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
 from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
-from simmim_kernels.integrations.transformers_embeddings import patch_grid, why_not_embed
+from simmim_kernels.integrations.transformers_embeddings import (
+    convolution,
+    patch_grid,
+    why_not_embed,
+)
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops.masked_loss import masked_mse
 from simmim_kernels.ops.masked_patch_embed import visible_patch_embed
@@ -56,7 +60,7 @@ def embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fits(self: nn.Module, image: Any, noise: Any, interpolate: bool | None) -> bool:
-    conv = self.patch_embeddings.projection
+    conv = convolution(self)
     if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
         return False
     if image.requires_grad or image.shape[1] != conv.in_channels:

@@ -67,6 +67,24 @@ def test_without_a_mask_nothing_changes(case):
     assert torch.equal(got.reconstruction, expected.reconstruction)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_patch_mask_where_transformers_code_runs(case):
+    """Images that want a gradient are left to it, and it takes a plain mask."""
+    model, (images, mask, side) = build(case).eval(), problem(case)
+    expected = model(images, flat(mask, side)).loss
+    sk.apply_kernels(model)
+    torch.testing.assert_close(model(images.requires_grad_(), mask).loss, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_meta_tensors(case):
+    model, (images, mask, side) = build(case).to("meta"), problem(case)
+    sk.apply_kernels(model)
+    out = model(images.to("meta"), flat(mask, side).to("meta"))
+    out.loss.backward()
+    assert out.reconstruction.device.type == "meta" and out.reconstruction.shape == images.shape
+
+
 def test_masked_pixels_reach_nothing():
     model, (images, mask, side) = build("ViT"), problem("ViT")
     sk.apply_kernels(model)

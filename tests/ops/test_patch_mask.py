@@ -6,6 +6,8 @@ import io
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 import simmim_kernels as sk
@@ -142,6 +144,27 @@ def compilations(function, arguments, **options):
     counter = CompileCounter()
     compiled = torch.compile(function, backend=counter, fullgraph=True, **options)
     return [compiled(a) for a in arguments], counter.frame_count
+
+
+@pytest.mark.parametrize("call", ["masked_l1", "masked_linear_l1", "mask_tokens", "mask_image",
+                                  "masked_patch_embed"])  # fmt: skip
+def test_what_make_fx_records_serves_masks_of_other_counts(call):
+    def seeded(function, mask):
+        torch.manual_seed(1)
+        return function(mask)
+
+    recorded = make_fx(TAKES_A_MASK[call])(a_mask().mask)
+    for ratio in (0.0, 0.25, 1.0):
+        mask = sk.random_mask(2, (2, 2), ratio, seed=0).mask
+        torch.testing.assert_close(seeded(recorded, mask), seeded(TAKES_A_MASK[call], mask))
+
+
+def test_a_fake_mask_needs_its_count_alone():
+    with FakeTensorMode() as fake:
+        mask = fake.from_tensor(a_mask().mask)
+        assert sk.PatchMask.from_mask(mask, 2).masked.shape == (2, 2)
+        with pytest.raises(ValueError, match="count is None"):
+            sk.PatchMask.from_mask(mask)
 
 
 MASKS = (sk.random_mask, sk.block_mask, sk.box_mask)

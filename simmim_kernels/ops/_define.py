@@ -35,6 +35,7 @@ _MOST_PASSED = 256  # descriptions that an op keeps
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_active = torch._C._are_functorch_transforms_active
+_is_jit_tracing = torch._C._is_tracing
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -227,11 +228,16 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:
-    """`RuntimeError` under `torch.func` transforms and for dual (forward-mode) tensors."""
+    """`RuntimeError` under `torch.func` transforms and `torch.jit.trace`, and for dual (forward-mode)
+    tensors."""
     if _functorch_active():
         raise RuntimeError(
             f"simmim_kernels: {_name(caller)} does not support torch.func transforms (vmap, grad, jvp); "
             "batch over the first dimension, and use torch.autograd for gradients"
+        )
+    if _is_jit_tracing():  # which would record the allocation of a result and not what fills it
+        raise RuntimeError(
+            f"simmim_kernels: {_name(caller)} can't be recorded by torch.jit.trace; use torch.export"
         )
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(a).tangent is not None for a in _tensors(args)

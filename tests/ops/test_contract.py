@@ -254,6 +254,8 @@ def test_transforms_are_refused(name):
     key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
     with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
         torch.func.vmap(lambda t: call.function(**arguments | {key: t}))(arguments[key][None])
+    with pytest.raises(RuntimeError, match=r"recorded by torch\.jit\.trace; use torch\.export"):
+        torch.jit.trace(lambda t: call.function(**arguments | {key: t}), (arguments[key],))
     if key in call.leaves:
         with torch.autograd.forward_ad.dual_level():
             value = arguments[key]

@@ -33,6 +33,8 @@ __version__ = "0.1.0"
 
 # Plain data, which `torch.load` takes from a checkpoint without `weights_only=False`.
 torch.serialization.add_safe_globals([PatchMask, PatchNorm, WindowNorm])
+# An exported program that takes a PatchMask can be saved.
+torch.utils._pytree._register_namedtuple(PatchMask, serialized_type_name="simmim_kernels.PatchMask")
 
 __all__ = [
     "MaskedLastBlock",

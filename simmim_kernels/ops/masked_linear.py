@@ -25,7 +25,9 @@ def _check_positions(mask: Tensor, h: int, w: int, count: int) -> None:
     is_tensor("mask", mask, (torch.bool,))
     has_dims("mask", mask, {3: "(B, gh, gw)"})
     check_grid(mask, mask.shape[0], h, w, count)
-    if mask.shape[0] * h * w >= 1 << 31:
+    tokens = mask.shape[0] * h * w
+    # A symbolic one would bound the batch sizes of an exported program; its op looks when it runs.
+    if not isinstance(tokens, torch.SymInt) and tokens >= 1 << 31:
         raise ValueError(f"{mask.shape[0]} samples of {h} x {w} tokens; allowed: 2^31 - 1 tokens")
 
 

@@ -288,3 +288,26 @@ def test_inverse_block_mask_is_the_complement(backend):
     assert made.masked.shape == (3, 128)
     assert torch.equal(made.mask, ~block.mask)
     assert torch.equal(made.masked, block.visible) and torch.equal(made.visible, block.masked)
+
+
+@pytest.mark.slow
+def test_an_exported_program_takes_a_patch_mask_of_any_batch_and_is_saved():
+    class Step(torch.nn.Module):
+        def forward(self, tokens, weight, image, mask):
+            return sk.masked_linear_l1(tokens, weight, None, image, mask)
+
+    def arguments(batch):
+        shapes = (batch, 4, 5), (48, 5), (batch, 3, 8, 8)
+        return (*map(torch.randn, shapes), sk.random_mask(batch, (2, 2), 0.5, seed=batch))
+
+    batch = {0: torch.export.Dim("batch", min=2)}
+    exported = torch.export.export(
+        Step(), arguments(6), dynamic_shapes=(batch, None, batch, sk.PatchMask(batch, batch, batch))
+    )
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    program = torch.export.load(file).module(check_guards=False)
+    for size in (3, 9):
+        given = arguments(size)
+        assert torch.equal(program(*given), Step()(*given))

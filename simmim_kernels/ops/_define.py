@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from simmim_kernels import backends
 from simmim_kernels.backends._loss_spec import LossSpec
+from simmim_kernels.ops._check import is_unusual
 
 NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -67,8 +68,8 @@ class Op:
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
         if not are_plain(args):
-            if any(a.is_nested for a in _tensors(args)):
-                self.check(*args)  # refuses them in our words, which their own dispatch would not
+            if any(map(is_unusual, _tensors(args))):
+                self.check(*args)
             return self.overload(*self.flat(args))
         return self.run(*args)
 

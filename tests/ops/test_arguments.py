@@ -5,6 +5,9 @@ import importlib
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 import simmim_kernels as sk
 from simmim_kernels.backends._loss_spec import LossSpec
@@ -243,6 +246,20 @@ def test_tensors_of_another_kind_are_named(name, argument, change, words):
         return  # of numbers PyTorch makes no nested tensor
     with pytest.raises(TypeError, match=f"^{argument} {words}"):
         getattr(sk, name)(**CALLS[name] | {argument: change(CALLS[name][argument])})
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "argument"), TENSORS)
+def test_distributed_tensors_are_named(name, argument, mesh):
+    value = distribute_tensor(CALLS[name][argument], mesh, [Replicate()])
+    with pytest.raises(TypeError, match=f"^{argument} is a DTensor; allowed: a plain tensor"):
+        getattr(sk, name)(**CALLS[name] | {argument: value})
 
 
 def test_a_mask_on_meta_has_no_distances():

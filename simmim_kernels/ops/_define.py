@@ -190,11 +190,7 @@ def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a Function's backward: its result can't be differentiated again, and says so.
-
-    A Function whose gradient depends on an input keeps that input's history as `ctx.history`, a tensor
-    without numbers.
-    """
+    """Marks a Function's backward: its result can't be differentiated again, and says so."""
 
     @wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
@@ -208,13 +204,12 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             results = backward(ctx, *grads)
         if not torch.is_grad_enabled():
             return results
-        sources = (*grads, getattr(ctx, "history", None))
-        wanted = [t for t in sources if isinstance(t, Tensor) and t.requires_grad]
+        wanted = [t for t in (*grads, *_leaves_behind(ctx)) if t is not None and t.requires_grad]
         name = type(ctx).__name__.strip("_").removesuffix("Backward")
         message = f"simmim_kernels: {name} has no second derivative"
-        # With the incoming gradients and the history among its inputs the error stands on the way to
-        # whatever they came from, so that `torch.autograd.grad` meets it too. The results want a
-        # gradient even where those do not: the derivative left out would be missed.
+        # With the incoming gradients and the leaves among its inputs the error stands on the way to
+        # both, so that `torch.autograd.grad` meets it too. The results want a gradient even where
+        # those do not: the derivative left out would be missed.
         refuse = torch._C._functions.DelayedError(message.encode(), 1 + len(wanted))
 
         def refused(result: Any) -> Any:
@@ -226,6 +221,20 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         return tuple(map(refused, results))
 
     return staticmethod(wrapper)
+
+
+def _leaves_behind(ctx: Any) -> list[Tensor]:
+    """The tensors at the ends of the graph that made a Function's inputs."""
+    nodes, seen, leaves = [node for node, _ in ctx.next_functions], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        nodes += [inner for inner, _ in node.next_functions]
+    return leaves
 
 
 def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:

@@ -64,18 +64,9 @@ _masked_loss_in_place = define(
 )
 
 
-def _history_of(pred: Tensor) -> Tensor | None:
-    """What `pred` was made of, without its numbers: a second derivative goes by it."""
-    if torch.compiler.is_compiling():
-        return None
-    with torch.enable_grad():
-        return torch.narrow_copy(pred, 0, 0, 0)
-
-
 class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, *args):
-        ctx.history = _history_of(pred)
         loss, grad, scale = _masked_loss(pred, *args, True)
         return _MaskedLoss.keep(ctx, loss, grad, scale, *args[:3])
 
@@ -101,7 +92,6 @@ class _MaskedLossInPlace(_MaskedLoss):
 
     @staticmethod
     def forward(ctx, pred, *args):
-        ctx.history = _history_of(pred)
         loss, scale = _masked_loss_in_place(pred, *args)
         return _MaskedLoss.keep(ctx, loss, pred.detach(), scale, *args[:3])
 

@@ -270,6 +270,10 @@ def test_orientation_of_bands(turn, tmp_path):
     if turn > 1:
         deep = deep.transpose([None, None, *(Image.Transpose[n] for n in TURNS)][turn])
     assert np.array_equal(read(tmp_path / "a.tif", 1, "uint16")[0].numpy(), np.array(deep))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels[0]).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read(tmp_path / "a.png", 1, "uint16")[0].numpy(), np.array(deep))
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])

@@ -6,6 +6,7 @@ crop touches, of an array on disk its part.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Callable
@@ -37,6 +38,8 @@ UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     7: lambda x: x.mT.flip(1, 2),
     8: lambda x: x.mT.flip(1),
 }
+#: what a PNG file that says how it is to be turned holds
+_EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 class Window:
@@ -178,14 +181,18 @@ def open_picture(image: Image.Image, wanted: Reading) -> Tensor:
 
 def open_deep(file: BinaryIO, kind: str, wanted: Reading) -> Tensor:
     """A PNG or JPEG 2000 file of more than 8 bits a channel."""
-    content = file.read()
+    content, turn = file.read(), None
     if kind == "PNG" and b"tRNS" in content[:4096]:
         note_unused("its transparent colour is not used")
+    # only where it may be there, for Pillow decodes the picture to find it
+    if kind == "PNG" and any(mark in content for mark in _EXIF_IN_PNG):
+        turn = UPRIGHT.get(Image.open(io.BytesIO(content)).getexif().get(0x0112, 1))
     # torchvision's decoder of PNG ends the process at some damaged files
     codecs = require("imagecodecs", "data")
     pixels = (codecs.png_decode if kind == "PNG" else codecs.jpeg2k_decode)(content)
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
-    return _tensor(pixels[choose_bands(pixels.dtype, len(pixels), wanted)])
+    image = _tensor(pixels[choose_bands(pixels.dtype, len(pixels), wanted)])
+    return image if turn is None else _turned(image, turn)
 
 
 def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -> Picture:

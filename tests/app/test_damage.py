@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,11 +205,19 @@ def test_a_reader_that_is_killed(photographs, tmp_path, capsys, monkeypatch):
     assert "a process that reads images was killed" in last and "--workers" in last
 
 
+def test_an_image_that_does_not_fit_into_memory_is_not_damaged():
+    bad = pytest.raises(images.BadImageError, match="too large for the memory")
+    with bad, images.file_errors(Path("a.png")):
+        np.empty(2**50)
+
+
 def test_no_memory_left():
     with pytest.raises(UserError, match="lower --batch-size"), explained():
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
     with pytest.raises(UserError, match="lower --batch-size"), explained():
         torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"Unable to allocate .*: lower --batch-size"), explained():
+        np.empty(2**50)
     with pytest.raises(RuntimeError, match="else"), explained():
         raise RuntimeError("something else")
 

@@ -114,6 +114,13 @@ def with_second_kind(content: bytes, kind: int) -> bytes:
     return content[:entry] + kind.to_bytes(4, order) + content[entry + 4 :]
 
 
+def test_more_pixels_than_are_decoded(tmp_path, monkeypatch):
+    """It is not damaged, and what to do is said."""
+    Image.fromarray(RGB).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert refusal(tmp_path / "a.jpg").startswith("more than 2,000 pixels: reduce it or cut")
+
+
 def test_kinds_by_content_not_by_suffix(tmp_path):
     image = Image.fromarray(RGB)
     for kind in ("PPM", "TGA", "ICO"):

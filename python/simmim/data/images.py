@@ -68,6 +68,14 @@ def file_errors(path: Path | Item) -> Iterator[None]:
         raise
     except MissingPackageError as error:
         raise BadImageError(first_line(error)) from error
+    except MemoryError as error:
+        raise BadImageError("too large for the memory that is free") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise BadImageError(
+            f"more than {most:,} pixels: reduce it or cut it into tiles, or make it a TIFF file, of "
+            "which parts are read"
+        ) from error
     except OSError as error:
         # Pillow's own errors of this type carry no number of the system's
         if error.errno is None or error.errno in _OF_ONE_FILE or _is_forbidden(path, error):

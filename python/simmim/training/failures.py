@@ -33,7 +33,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         explanation = _explain(error)
         if explanation is None:
             raise
@@ -74,7 +74,7 @@ def _with(error: Exception, remains: str) -> Exception:
     """``error`` as one that also says what remains; errors of unknown kind stay as they are."""
     if isinstance(error, BrokenPipeError):
         return error
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError | MemoryError):
         error = _explain(error) or error
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -89,9 +89,14 @@ def _innermost(error: OSError) -> str:
     return first_line(error)
 
 
-def _explain(error: RuntimeError) -> UserError | None:
-    # but for a GPU's memory, these have no type of their own
+def _explain(error: RuntimeError | MemoryError) -> UserError | None:
+    # but for a GPU's memory, these of PyTorch's have no type of their own
     text = str(error)
+    if isinstance(error, MemoryError):
+        return ProcessError(
+            f"out of memory ({first_line(error)}): lower --batch-size or --crops-per-image, or leave "
+            "out --cache"
+        )
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return ProcessError(
             "out of memory: lower --batch-size (for pretrain and finetune raise --accumulate by as "

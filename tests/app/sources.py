@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 import tifffile
 import webdataset
@@ -146,6 +147,14 @@ def write_bytes_parquet(at: Path) -> Path:
     return at / "images.parquet"
 
 
+def write_large_parquet(at: Path) -> Path:
+    """Contents as polars writes them."""
+    content = pyarrow.array([png(p) for p in PICTURES], pyarrow.large_binary())
+    table = pyarrow.table({"content": content, "text": ["x"] * COUNT})
+    pyarrow.parquet.write_table(table, at / "images.parquet")
+    return at / "images.parquet"
+
+
 def write_saved_images(at: Path) -> Path:
     paths = [str(path) for path in write_pictures(at / "pictures")]
     table = datasets.Dataset.from_dict({"image": paths, "label": list(range(COUNT))})
@@ -176,6 +185,7 @@ COLOURS: dict[str, Callable[[Path], Path]] = {
     "tar shards": write_shards,
     "parquet of images": write_image_parquet,
     "parquet of bytes": write_bytes_parquet,
+    "parquet of large bytes": write_large_parquet,
     "saved dataset of images": write_saved_images,
 }
 MULTISPECTRAL: dict[str, Callable[[Path], Path]] = {

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import webdataset
 from PIL import Image
 
 from simmim.cli import main
@@ -203,6 +204,17 @@ MISTAKES = {
     "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
     "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
     "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
+    "a format": (
+        lambda at: text_at(at / "a.tar.gz", ""),
+        (),
+        "images (compressed tar archive): name",
+    ),
+    "shards": (
+        lambda at: shards_at(at / "data", "gz"),
+        (),
+        "it holds 1 compressed tar archive (not",
+    ),
+    "no row": (lambda at: array_at(at / "a.npy", np.zeros((0, 4, 4))), (), "a.npy: it is empty"),
     "nowhere": (lambda at: at / "nowhere.npy", (), "no such folder"),
 }
 
@@ -222,6 +234,14 @@ def array_at(path: Path, array: np.ndarray) -> Path:
     return path
 
 
+def shards_at(folder: Path, compression: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    suffix = f"tar.{compression}".rstrip(".")
+    with webdataset.TarWriter(str(folder / f"{len(list(folder.iterdir()))}.{suffix}")) as writer:
+        writer.write({"__key__": "0", "png": png(PICTURES[0])})
+    return folder
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_cost_one_line(name, tmp_path, capsys):
     make, more, words = MISTAKES[name]
@@ -229,6 +249,26 @@ def test_mistakes_cost_one_line(name, tmp_path, capsys):
     assert main(["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), *more]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("command", ["stats", "pack"])
+def test_an_array_without_images_is_refused(command, tmp_path, capsys):
+    data = array_at(tmp_path / "a.npy", np.zeros((0, 3, 8, 8), np.uint8))
+    assert main([command, "--data", str(data), "--out", str(tmp_path / "out.json")]) == 2
+    assert capsys.readouterr().err == f"simmim: no images in {data}: it is empty\n"
+
+
+def test_what_lies_beside_shards_is_named(tmp_path):
+    """And shards are found as image files are: through links, whatever the case of their names."""
+    for compression in ("", "", "gz"):
+        shards_at(tmp_path / "elsewhere", compression)
+    (tmp_path / "elsewhere/0.tar").rename(tmp_path / "elsewhere/0.TAR")
+    (tmp_path / "elsewhere/other.parquet").write_bytes(b"")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    found = find_source(tmp_path / "data", SourceConfig())
+    assert len(found.paths) == 2
+    assert found.left == {"compressed tar archive": 1, "parquet": 1}
 
 
 @pytest.mark.parametrize(

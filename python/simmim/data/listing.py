@@ -54,7 +54,7 @@ _OTHER_KINDS = {
     **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vsi"), "slide scan"),
     **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".oib", ".oif", ".stk"), "microscope file"),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
-    **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "volume"),
+    **dict.fromkeys((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"), "volume"),
     **dict.fromkeys((".fits", ".fit"), "FITS"),
     **dict.fromkeys((".h5", ".hdf5", ".he5"), "HDF5"),
     **dict.fromkeys((".nc", ".nc4"), "netCDF"),
@@ -64,12 +64,20 @@ _OTHER_KINDS = {
     ".arrow": "Arrow",
     ".tfrecord": "TFRecord",
     ".tar": "tar archive",
+    **dict.fromkeys(
+        (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"), "compressed tar archive"
+    ),
     ".zip": "zip archive",
     ".beton": "FFCV",
+    ".mds": "MosaicML shard",
+    **dict.fromkeys((".mdb", ".lmdb"), "LMDB"),
+    ".vrt": "GDAL VRT",
     ".safe": "SAFE",
 }
 #: of these a folder is one file
 _FOLDER_KINDS = {".zarr", ".n5", ".safe"}
+#: of these images are read where a folder holds no image files
+_SHARDS = {".tar", ".parquet"}
 #: what describes the images of a pack, see `packed`
 PACK = "pack.json"
 #: what config.json of a run holds whatever the command
@@ -83,6 +91,7 @@ class Listing:
     Attributes:
         paths: images, in the order of a run.
         left: how many files of a kind were left.
+        shards: those of them that may hold images themselves.
         runs: folders of runs, in which no images were looked for.
         without: folders that were to be left out.
         dangling: links that lead nowhere.
@@ -91,6 +100,7 @@ class Listing:
     folder: Path
     paths: list[Path | Item] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
+    shards: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
     without: list[Path] = field(default_factory=list)
     dangling: list[Path] = field(default_factory=list)
@@ -124,6 +134,12 @@ class Listing:
 
 def _kind(path: Path | Item) -> str:
     return path.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
+
+
+def other_kind(path: Path) -> str:
+    """What a file is that is not read, by its name; empty where that says nothing."""
+    two = "".join(path.suffixes[-2:]).lower()
+    return _OTHER_KINDS.get(path.suffix.lower(), "") or _OTHER_KINDS.get(two, "")
 
 
 def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
@@ -221,8 +237,10 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
                 listing.without.append(path)
             elif inner not in above:
                 _walk(path, (*above, inner), without, listing)
-        elif suffix in _OTHER_KINDS or path.name.lower().endswith(".nii.gz"):
-            listing.left[_OTHER_KINDS.get(suffix, "volume")] += 1
+        elif other_kind(path):
+            listing.left[other_kind(path)] += 1
+            if suffix in _SHARDS and path.is_file():
+                listing.shards.append(path)
         elif suffix not in _KINDS:
             continue
         # a pipe would be waited for

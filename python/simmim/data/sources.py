@@ -5,13 +5,22 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from simmim.config.images import SourceConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.item import items
-from simmim.data.listing import PACK, SUFFIXES, Listing, check_any, leave_arrays, list_images
+from simmim.data.listing import (
+    PACK,
+    SUFFIXES,
+    Listing,
+    check_any,
+    leave_arrays,
+    list_images,
+    other_kind,
+)
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
 from simmim.data.tables import TableSource
@@ -47,7 +56,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     if is_folder_of_files(path):
         listing = list_images(path, without)
         if not listing.paths:
-            listing = _find_shards(path, config) or listing
+            listing = _find_shards(listing, config) or listing
         check_any(listing)
         return listing
     if not path.exists():
@@ -57,16 +66,22 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
         return _listed(path, read_paths(path, config.column))
-    if suffix == ".npy" or _is_zarr(path):
-        return Listing(path.parent, items(ArraySource(path, config.column)))
     if suffix == ".tar":
         return _archives(path, [path])
-    if suffix == ".parquet" or _is_saved_dataset(path):
-        return _table(path, [path] if suffix == ".parquet" else [], config)
+    listing = None
+    if suffix == ".npy" or _is_zarr(path):
+        listing = Listing(path.parent, items(ArraySource(path, config.column)))
+    elif suffix == ".parquet" or _is_saved_dataset(path):
+        listing = _table(path, [path] if suffix == ".parquet" else [], config)
+    if listing is not None:
+        if not listing.paths:
+            raise UserError(f"no images in {path}: it is empty")
+        return listing
     if suffix in SUFFIXES:
         return Listing(path.parent, [path])
+    kind = other_kind(path)
     raise UserError(
-        f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array (npy, "
+        f"{path} is no source of images{f' ({kind})' if kind else ''}: name a folder, a list (txt, csv, parquet), an array (npy, "
         "zarr), a tar archive or an image"
     )
 
@@ -79,19 +94,27 @@ def _is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def _find_shards(folder: Path, config: SourceConfig) -> Listing | None:
-    """What a folder without images holds instead: tar archives, parquet files, or saved datasets."""
-    archives = sorted(folder.rglob("*.tar"))
+def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
+    """What a folder without images holds instead: tar archives, parquet files, or saved datasets.
+
+    Args:
+        found: the folder, searched.
+    """
+    folder, shards = found.folder, sorted(found.shards)
+    archives = [path for path in shards if path.suffix.lower() == ".tar"]
+    tables = [path for path in shards if path not in archives]
     if archives:
-        return _archives(folder, archives)
-    tables = sorted(folder.rglob("*.parquet"))
-    if tables:
-        return _table(folder, tables, config)
-    parts = sorted(p.parent for p in folder.rglob("state.json") if _is_saved_dataset(p.parent))
-    listing = Listing(folder)
-    for part in parts:
-        listing.add(_table(part, [], config))
-    return listing if parts else None
+        used, listing = archives, _archives(folder, archives)
+    elif tables:
+        used, listing = tables, _table(folder, tables, config)
+    else:
+        parts = sorted(p.parent for p in folder.rglob("state.json") if _is_saved_dataset(p.parent))
+        listing = Listing(folder)
+        for part in parts:
+            listing.add(_table(part, [], config))
+        return listing if parts else None
+    listing.left += found.left - Counter(map(other_kind, used))
+    return listing
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:

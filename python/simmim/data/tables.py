@@ -80,7 +80,7 @@ class TableSource:
 def _rank(feature: Any) -> int:
     """4 for pictures and files' contents, 3 for arrays, 1 for text, 0 for what cannot be an image."""
     inner = getattr(_inner(feature), "dtype", "")
-    if type(feature).__name__ == "Image" or inner == "binary":
+    if type(feature).__name__ == "Image" or inner in ("binary", "large_binary"):
         return 4
     if isinstance(feature, dict):
         return 4 if "bytes" in feature else 0

@@ -22,7 +22,7 @@ from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
-from simmim.config.numbers import check_numbers
+from simmim.config.numbers import check_numbers, flag
 from simmim.config.pack import PackConfig
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.config.run import Config
@@ -129,6 +129,7 @@ def _run(arguments: list[str]) -> int:
         print(f"simmim {version()}")
         return 0
     tyro = require("tyro")
+    _check_paths(arguments)
     preset = _given(arguments, "--preset", {**PRESETS, **FINETUNE_PRESETS}) or "none"
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
@@ -184,10 +185,19 @@ def version() -> str:
 def _values(arguments: list[str], name: str) -> list[str]:
     """What a flag is given on the command line, each time that it is."""
     return [
-        here.partition("=")[2] or after
-        for here, after in itertools.pairwise([*arguments, ""])
+        here.removeprefix(f"{name}=") if "=" in here else after
+        for here, after in itertools.pairwise([*arguments, "(nothing)"])
         if here.partition("=")[0] == name
     ]
+
+
+def _check_paths(arguments: list[str]) -> None:
+    """Refuse a path that is empty, as a variable of a shell that is not set leaves it: it would be
+    the folder that the command is given in."""
+    fields = {f for kind, _ in _COMMANDS.values() for f in dataclasses.fields(kind)}
+    for name in sorted({flag(f.name) for f in fields if "Path" in str(f.type)}):
+        if "" in _values(arguments, name):
+            raise UserError(f"{name} is empty: name a file or folder, or . for the one you are in")
 
 
 def _given(arguments: list[str], name: str, known: Container[str]) -> str | None:

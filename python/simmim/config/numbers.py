@@ -45,7 +45,7 @@ _RULES = (
     _Rule(
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
-        ("smoothing", "second_ratio"),
+        ("smoothing", "second_ratio", "betas"),
     ),
     _Rule(
         "greater than 0 and at most 1",
@@ -54,6 +54,10 @@ _RULES = (
     ),
     _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
     _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),
+    # each is a process
+    _Rule("at most 1024", lambda number: number <= 1024, ("workers",)),
+    # samples of an epoch are listed in memory
+    _Rule("at most 1000000", lambda number: number <= 10**6, ("crops_per_image", "val_crops")),
     # what the masks' seed can hold
     _Rule("between 0 and 2**63 - 1", lambda number: 0 <= number < 2**63, ("seed",)),
 )

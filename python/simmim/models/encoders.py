@@ -95,8 +95,9 @@ class TimmEncoder(integration.MaskedEncoder):
             norm.eps = norm.eps if norm_eps is None else float(norm_eps)
         try:
             super().__init__(backbone, mean=mean, std=std)
-        except ValueError as error:
-            raise UserError(f"encoder {name!r}: {error}") from error
+        except (ValueError, IndexError) as error:
+            why = "it has no block" if isinstance(error, IndexError) else error
+            raise UserError(f"encoder {name!r}: {why}") from error
         if self.family is None:
             raise UserError(_wrong_family(name))
         self.plain = False

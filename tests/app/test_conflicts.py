@@ -38,6 +38,16 @@ CONFLICTS = {
         ("probe", *DATA, "--val-data", "there", "--val-share", 0.5),
         "--val-share holds images of --data out, --val-data brings others",
     ),
+    "black alone": ((*PRETRAIN, "--low", 0), "--low and --high belong together"),
+    "black": ((*PRETRAIN, "--low", 0, "--high", 1), "--low has 1 numbers for 3 channels"),
+    "black above white": (
+        (*PRETRAIN, "--low", 1, 1, 1, "--high", 2, 0, 2),
+        "--low is larger than --high in some channel",
+    ),
+    "percentiles": (
+        (*PRETRAIN, "--stats", "x", "--clip-percentile", 98, 2),
+        "--clip-percentile takes two percentiles, the smaller one first",
+    ),
     "rates": ((*PRETRAIN, "--lr", 1e-7), "--min-lr 1e-06 is larger than --lr 1e-07"),
     "rates of a preset": (
         (*PRETRAIN, "--preset", "tutorial", "--lr", 1e-3),

@@ -147,8 +147,11 @@ class ImageConfig(SourceConfig):
         """What the settings were before the command line, where that is not the class's defaults."""
         return None
 
-    def check_images(self) -> None:
+    def check_images(self, *, measured: bool = False) -> None:
         """Refuse settings about images that contradict each other.
+
+        Args:
+            measured: whether what --stats brings is there.
 
         Raises:
             UserError: one of them.
@@ -158,15 +161,16 @@ class ImageConfig(SourceConfig):
             raise UserError(f"--nodata-share must be between 0 and 1, not {self.nodata_share:g}")
         if self.clip_percentile and self.stats is None and not self.low:
             raise UserError("--clip-percentile takes its values from --stats: give that too")
+        if self.clip_percentile and not self.clip_percentile[0] < self.clip_percentile[1]:
+            raise UserError("--clip-percentile takes two percentiles, the smaller one first")
         if len(self.mean) != len(self.std):
             raise UserError("--mean and --std belong together: one number of each a channel")
+        if self.stats is None and len(self.low) != len(self.high):
+            raise UserError("--low and --high belong together: one number of each a channel")
         if any(not value > 0 for value in self.std):
             raise UserError(f"--std must be greater than 0, not {min(self.std):g}")
-        if self.mean and self.channels not in (None, len(self.mean)):
-            raise UserError(
-                f"--mean has {len(self.mean)} numbers for {self.channels} channels: give one a "
-                "channel"
-            )
+        if measured or self.stats is None:
+            self._check_per_channel()
         brought = self.stats or getattr(self, "checkpoint", None)
         if not brought:
             check_nodata(self.nodata, self.pixel_type)
@@ -174,6 +178,17 @@ class ImageConfig(SourceConfig):
         known = self.mean or brought
         if (odd or self.channels not in (None, 1, 3)) and not known:
             raise UserError(f"the images' mean and deviation are needed: {how_to_measure(self)}")
+
+    def _check_per_channel(self) -> None:
+        for name in ("mean", "low", "high"):
+            count = len(getattr(self, name))
+            if count and self.channels not in (None, count):
+                raise UserError(
+                    f"{flag(name)} has {count} numbers for {self.channels} channels: give one a "
+                    "channel"
+                )
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise UserError("--low is larger than --high in some channel: give smaller numbers")
 
 
 def check_nodata(nodata: str, pixel_type: str) -> None:
@@ -269,7 +284,7 @@ def measured(config: Config) -> Config:
         high=config.high or measures[f"{high:g}"],
         **given,
     )
-    config.check_images()
+    config.check_images(measured=True)
     return config
 
 

@@ -66,7 +66,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         given = getattr(config, name)
         brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
     config = dataclasses.replace(config, **brought)
-    config.check_images()
+    config.check_images(measured=True)
     return config, _fit_tables(weights, trained, encoder_settings(config))
 
 

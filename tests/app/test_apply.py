@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def test_predictions_of_a_pack_and_of_bad_files(tuned, labelled, tmp_path, capsy
 
 
 def test_what_predict_and_features_refuse(pretrained, tuned, labelled, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     cases = {
         "was written by simmim pretrain, whose models have no classes": (
             *("predict", "--checkpoint", pretrained),
@@ -112,6 +115,9 @@ def test_what_predict_and_features_refuse(pretrained, tuned, labelled, tmp_path,
         "must end in .npy or .parquet": ("features", "--checkpoint", tuned, "--out", "a.csv"),
         "must end in .csv": ("predict", "--checkpoint", tuned, "--out", tmp_path / "a.parquet"),
         "the encoder has blocks 1 to 2": ("features", "--checkpoint", tuned, "--block", 3),
+        f"{pipe} is a device or a pipe": (
+            *("predict", "--checkpoint", tuned, "--overwrite", "--out", pipe),
+        ),
         "--top must be at least 1": ("predict", "--checkpoint", tuned, "--top", 0),
         "no such file or folder": ("predict", "--checkpoint", tuned, "--data", tmp_path / "no"),
     }  # fmt: skip

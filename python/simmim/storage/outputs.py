@@ -18,13 +18,16 @@ def check_replaceable(path: Path, overwrite: bool, source: Path | None = None) -
         source: a file that is read.
 
     Raises:
-        UserError: ``path`` is a folder, the ``source``, a file of a run, or exists and ``overwrite``
-            was not given.
+        UserError: ``path`` is a folder, a device, the ``source``, a file of a run, or exists and
+            ``overwrite`` was not given.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
     if not os.path.lexists(path):
         return
+    # what is written takes the place of what stood there, and root may replace /dev/null
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+        raise UserError(f"{path} is a device or a pipe, to which nothing is written: name a file")
     if source is not None and source.exists() and path.exists() and path.samefile(source):
         raise UserError(f"{path} is the file that is read: choose another --out")
     for out in (path.parent, path.parent.parent):

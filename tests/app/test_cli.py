@@ -68,6 +68,10 @@ MISTAKES = {
         "encoder 'vit_tiny_patch16_224': it has no block",
     ),
     "cnn": ((*PRETRAIN, "--encoder", "cnn", "--encoder-args", "depth", 3), "widths 64,128,64"),
+    "cnn tuned": (
+        ("finetune", "--data", "DATA", "--encoder", "cnn", "--device", "cpu"),
+        "encoder 'cnn' has no residual branches: give --drop-path 0",
+    ),
     "out": (("pretrain", "--data", "DATA", "--out", "FILE", *FAST), "Not a directory"),
     "gpu": ((*PRETRAIN, "--device", "cuda"), "sees no GPU"),
     "checkpoint": (("reconstruct", "--checkpoint", "NOWHERE"), "no such checkpoint"),

@@ -111,6 +111,10 @@ CONFLICTS = {
         ("import", "--source", "x", "--encoder", "cnn", "--img-size", 0),
         "--img-size must be at least 1, not 0",
     ),
+    "source's size": (
+        ("import", "--source", "x", "--encoder", "cnn", "--source-img-size", 0),
+        "--source-img-size must be at least 1, not 0",
+    ),
     "argument": (
         (*PRETRAIN, "--encoder-args", "init_values", "nan"),
         "--encoder-args must be finite, not nan",

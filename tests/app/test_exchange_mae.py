@@ -148,6 +148,22 @@ def test_the_command_line_in_their_file_tells_the_target(tmp_path, capsys):
     assert "16 heads (--decoder-heads), --target-norm none as its command line says" in printed
 
 
+def test_their_files_of_encoders_alone(tmp_path, capsys):
+    """As mae_pretrain_vit_base.pth, whether or not the project is named."""
+    model, ours = saved(tmp_path, config_of())
+    theirs = tmp_path / "theirs.pth"
+    run(capsys, "export", "--checkpoint", ours, "--project", "mae", "--out", theirs)
+    state = torch.load(theirs)["model"]
+    decoder = ("decoder", "mask_token")
+    torch.save({"model": {k: v for k, v in state.items() if not k.startswith(decoder)}}, theirs)
+    for named in ((), ("--project", "mae"), ("--project", "mae", "--encoder-only")):
+        back, settings, printed = imported(capsys, tmp_path, theirs, *named)
+        assert "tensors of timm" in printed and settings.method == "simmim"
+        want = model.encoder.backbone.state_dict()
+        got = back.encoder.backbone.state_dict()
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
 def test_another_size_and_the_encoder_alone(tmp_path, capsys):
     model, ours = saved(tmp_path, config_of(decoder_heads=16, decoder_width=64))
     theirs = tmp_path / "theirs.pth"

@@ -30,6 +30,7 @@ _RULES = (
             *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
             *("save_every", "keep", "neighbours", "count", "channels", "img_size", "mask_unit"),
             *("top", "target_window", "decoder_width", "decoder_depth", "decoder_heads"),
+            *("source_img_size", "source_window"),
         ),
     ),
     _Rule(

@@ -90,6 +90,9 @@ def read_model(config: ImportConfig) -> Imported:
         raise UserError("--encoder-only leaves out what --classifier keeps: give one of them")
     source = read_source(config.source, config.weights)
     project = source.project if config.project == "auto" else config.project
+    if project == "mae" and "decoder_pred.weight" not in source.tensors:
+        # encoders alone, as MAE's authors publish them, have timm's names
+        project = "timm"
     try:
         ours = checkpoints.to_simmim(source.tensors, project)
     except ValueError as error:

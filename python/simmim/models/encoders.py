@@ -234,7 +234,7 @@ def build_encoder(
     """
     if name == CNN:
         if drop_path:
-            raise UserError("encoder 'cnn' has no residual branches: leave --drop-path at 0")
+            raise UserError("encoder 'cnn' has no residual branches: give --drop-path 0")
         try:
             if not pixels:
                 arguments |= {"mean": mean, "std": std}

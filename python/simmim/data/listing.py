@@ -237,12 +237,12 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
                 listing.without.append(path)
             elif inner not in above:
                 _walk(path, (*above, inner), without, listing)
-        elif other_kind(path):
-            listing.left[other_kind(path)] += 1
+        elif suffix not in _KINDS:
+            kind = other_kind(path)
+            if kind:
+                listing.left[kind] += 1
             if suffix in _SHARDS and path.is_file():
                 listing.shards.append(path)
-        elif suffix not in _KINDS:
-            continue
         # a pipe would be waited for
         elif entry.is_file(follow_symlinks=False) or path.is_file():
             listing.paths.append(path)

@@ -180,6 +180,8 @@ def _model_forward(
     names = [field.name for field in fields(output_class)][2:]
     positional = list(signature(theirs).parameters)[3:]
     first = _first_token(name)
+    # Where a model makes its tuple of its encoder's, those of Swin and FocalNet lack the last field.
+    shorter = name in ("swin", "focalnet") and "return_dict" in positional
 
     def forward(self, pixel_values=None, bool_masked_pos=None, *args, **kwargs):
         kwargs |= dict(zip(positional, args, strict=False))
@@ -196,8 +198,8 @@ def _model_forward(
         outputs = encoder(pixel_values, bool_masked_pos=bool_masked_pos, return_dict=True, **kwargs)
         tokens = outputs[0][:, first:][:, : grid[0] * grid[1]]
         others = {field: getattr(outputs, field, None) for field in names}
-        if name == "focalnet" and not return_dict:
-            others["reshaped_hidden_states"] = None  # its encoder's tuple has none
+        if shorter and not return_dict:
+            others["reshaped_hidden_states"] = None
         training = self.training and torch.is_grad_enabled()
         drop = training and not reconstruction
         defer = training and bool(return_dict) and not torch.compiler.is_compiling()

@@ -91,8 +91,7 @@ def read_model(config: ImportConfig) -> Imported:
     source = read_source(config.source, config.weights)
     project = source.project if config.project == "auto" else config.project
     if project == "mae" and "decoder_pred.weight" not in source.tensors:
-        # encoders alone, as MAE's authors publish them, have timm's names
-        project = "timm"
+        project = "timm"  # whose names encoders alone have, as MAE's authors publish them
     try:
         ours = checkpoints.to_simmim(source.tensors, project)
     except ValueError as error:

@@ -46,6 +46,8 @@ LOOPS = {
     INSTALLED: (False, False),
 }
 CACHED = f"{OURS}, --cache"
+#: those that this file runs itself, each in a process started with `--contender`
+CONTENDERS = (*TARGETS, INSTALLED)
 
 
 @dataclass
@@ -112,7 +114,7 @@ def contenders_in(folder: Path, data: Path, turn: int) -> list[Contender]:
         out = folder / f"run{len(found)}"
         command = ("-m", "simmim", "pretrain", "--data", data, "--out", out, *flags, *more)
         found.append(Contender(name, _python(*command), out / "metrics.csv", _csv_rows))
-    for number, name in enumerate((*TARGETS, INSTALLED)):
+    for number, name in enumerate(CONTENDERS):
         log = folder / f"{number}.jsonl"
         own = ("--contender", name, "--data", data, "--log", log, "--turn", turn)
         own = ("-m", "benchmarks.bench_pretrain", *own)
@@ -202,7 +204,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn", type=int, default=TURN, help="another number is a trial")
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -35,8 +35,13 @@ TARGETS = {
 }
 #: ops of the table on the README's first screen
 HEADLINE = (
-    *("masked_loss", "mae_loss", "mask_tokens", "mask_image", "normalize_targets"),
-    *("step", "transformers"),
+    "masked_loss",
+    "mae_loss",
+    "mask_tokens",
+    "mask_image",
+    "normalize_targets",
+    "step",
+    "transformers",
 )
 EAGER = ("eager", "published", "NumPy generator", "F.l1_loss", "plain loop")
 COMPILED = (

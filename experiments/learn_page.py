@@ -197,8 +197,8 @@ hidden pixels of test crops end {simmim_gap:.4f} (SimMIM) and {mae_gap:.4f} (MAE
 of a method comes from rounding, which training amplifies.
 
 ## What was tried
-No task was found in which pre-training clearly beats the best classical feature. The trials below have one seed
-each and were measured on crops for choosing settings, never on those of the tables above; the classical figures are
+No task was found in which pre-training clearly beats the best classical feature. The trials below were made by hand
+with scripts that are not part of the project: `make learn` does not repeat them. They have one seed each and were measured on crops for choosing settings, never on those of the tables above; the classical figures are
 the best of several smoothings and classifiers (logistic regression, support vector machines), so they are somewhat
 optimistic. Accuracy in percent, guessing gives 5.9 for pictures, 3.8 for letters, 11.1 for emoji:
 

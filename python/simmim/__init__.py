@@ -7,8 +7,8 @@
 
 import os
 
-# Between its parallel loops GNU's OpenMP keeps a core busy for 8 ms, half the time that a batch of
-# photographs takes to read on two cores; 0.5 ms are more than lie between the loops of one update.
-# It is read when PyTorch is loaded.
+# After each parallel loop GNU's OpenMP keeps its other cores busy for 8 ms by default (measured by
+# hand), which are the cores that are to read the next batch. With this it is about 0.5 ms, more than
+# lies between the loops of one update. The variable is read when PyTorch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -10,8 +10,9 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PIXELS = (*FLOATS, torch.uint8, torch.uint16, torch.int16)
 
 
-def is_unusual(value: Tensor) -> bool:
-    """Whether a tensor is of a kind whose own dispatch would refuse our ops, in other words than ours."""
+def is_refused_kind(value: Tensor) -> bool:
+    """Whether a tensor is nested or a DTensor, which `is_tensor` refuses with a plainer message than
+    PyTorch's dispatch of our ops would give."""
     return value.is_nested or (
         not torch.compiler.is_compiling() and type(value).__name__ == "DTensor"
     )
@@ -24,7 +25,7 @@ def is_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None
     if value.layout is not torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise TypeError(f"{name} has layout {layout}; allowed: a dense tensor (strided)")
-    if is_unusual(value):
+    if is_refused_kind(value):
         raise TypeError(
             f"{name} is a DTensor; allowed: a plain tensor, such as its to_local(), or the parameter of a "
             "module that fully_shard was applied to, within that module's own forward"

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from simmim_kernels import backends
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.ops._check import is_unusual
+from simmim_kernels.ops._check import is_refused_kind
 
 NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -68,7 +68,7 @@ class Op:
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
         if not are_plain(args):
-            if any(map(is_unusual, _tensors(args))):
+            if any(map(is_refused_kind, _tensors(args))):
                 self.check(*args)
             return self.overload(*self.flat(args))
         return self.run(*args)

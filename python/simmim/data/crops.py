@@ -103,8 +103,7 @@ class Crops(Dataset):
 
     # PyTorch's loader asks for its batches so
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Sample]:
-        """Several samples, whose crops are made together as far as memory allows: what a call costs
-        besides its arithmetic is a third of the time otherwise."""
+        """Several samples, whose crops are made in one call as far as memory allows."""
         samples: list[Sample] = []
         done = held = 0
         for index in indices:

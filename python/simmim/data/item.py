@@ -61,8 +61,8 @@ class Item:
 
 
 class Paths(Sequence[Path]):
-    """Paths of files in two arrays: a tenth of a list's memory, which processes that read keep sharing,
-    where they would come to copy objects whose references are counted."""
+    """Paths of files in two arrays, whose memory processes that read go on sharing; of a list's objects
+    each would come to hold a copy, since reading an object changes its reference count."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         names = [os.fsencode(path) for path in paths]

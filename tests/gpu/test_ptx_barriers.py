@@ -1,5 +1,7 @@
 """A barrier that is taken out of a compiled kernel is missed."""
 
+import inspect
+
 import pytest
 
 from tests.gpu.ptx import mutate
@@ -37,3 +39,20 @@ def test_the_gradient_in_place_of_the_prediction_needs_its_barrier():
     with running("triton", "sm_90") as run:
         results(name, arguments)
     assert not run.faults
+
+
+def test_lines_are_found_under_paths_of_another_environment():
+    """As Triton's cache has them that an environment filled which is gone."""
+    if (reason := why_not("triton")) is not None:
+        pytest.skip(reason)
+    from triton.language import standard
+
+    from simmim_kernels.backends.triton import block_mask
+
+    for module, function, place in (
+        (standard, standard.cdiv.fn, "gone/site-packages/triton/language/standard.py"),
+        (block_mask, block_mask._block_mask.fn, "gone/backends/triton/block_mask.py"),
+    ):
+        lines, first = inspect.getsourcelines(function)
+        assert module.__file__.endswith(place.partition("triton/")[2])
+        assert mutate._function_at(f"/{place}", first + len(lines) - 1) == function.__name__

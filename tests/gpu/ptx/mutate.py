@@ -53,12 +53,15 @@ def _function_at(path: str, line: int) -> str | None:
     """The innermost function of a Python file that has this line."""
     if not path.endswith(".py"):
         return None
-    # Triton's cache may hold what another copy of the project has compiled, under its paths.
-    own = Path(backends.__file__).parent / "triton" / Path(path).name
-    path = str(own) if own.is_file() else path
+    import triton
+
+    # Triton's cache may hold what another environment has compiled, under paths that are gone.
+    folders = Path(backends.__file__).parent / "triton", Path(triton.__file__).parent
+    copies = (folder / path.rpartition("/triton/")[2] for folder in folders)
+    path = next((copy for copy in copies if copy.is_file()), Path(path))
     functions = [
         node
-        for node in ast.walk(ast.parse(Path(path).read_text()))
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.lineno <= line <= node.end_lineno
     ]
     return max(functions, key=lambda node: node.lineno).name if functions else None

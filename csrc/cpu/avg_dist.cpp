@@ -1,6 +1,7 @@
 // The mean distance from a masked pixel to the nearest visible one, by an exact distance transform
-// in two passes: how far the nearest visible pixel of each column is, then the best over columns.
-// All pixels of a unit share their columns' distances, so the second pass looks at units only.
+// in two passes: the vertical distance to the nearest visible pixel in each column, then the
+// minimum over columns. All columns of a unit have the same vertical distance, so the second pass
+// runs over units.
 #include "common/grid.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -16,7 +17,7 @@ struct Grid {
     int64_t h, w, unit;
 };
 
-// The nearest visible unit rows, above and below, of every unit column of row `row`.
+// Finds the nearest visible units above and below each unit of row `row`.
 void nearest_rows(const Grid& grid, const uint8_t* sample, int64_t row, int64_t* above,
                   int64_t* below) {
     for (int64_t column = 0; column < grid.w; ++column) {

@@ -10,7 +10,7 @@ SIMMIM_BEGIN
 
 namespace {
 
-// Masks the visible ones of `n` units as long as some are wanting.
+// Masks the first `wanting` visible ones of `n` units and counts `wanting` down.
 void take(uint8_t* units, int64_t n, int64_t& wanting) {
     for (int64_t i = 0; i < n; ++i) {
         const bool now = !units[i] && wanting > 0;

@@ -1,5 +1,5 @@
-// A box of every image resized to one size, in one pass over a batch: rows first, so that nothing
-// but the box is read, then columns.
+// Crops a box from every image of a batch and resizes it: first vertically (rows), so that only the
+// box is read, then horizontally (columns).
 #include "cpu/parallel.h"
 #include "cpu/resize_bytes.h"
 #include "cpu/resize_numbers.h"

@@ -1,5 +1,5 @@
-// Weights and sums of taps: what is common to all arithmetics, and that of bytes in 16-bit fixed
-// point.
+// Filter weights, and weighted sums over a filter's taps: the parts shared by all number types, and
+// the 16-bit fixed-point weights for bytes.
 #pragma once
 
 #include "cpu/resize_axis.h"
@@ -8,11 +8,12 @@
 
 SIMMIM_BEGIN
 
-// Taps up to which all that is rounded, weights and products of both axes, adds up to less than
-// half a level: 0.016 of one a tap, with the cubic kernel, which leaves fewer bits, 0.046.
+// The largest number of taps for which all rounding errors (of weights and products, on both axes)
+// add up to less than half a grey level: 0.016 of a level a tap; 0.046 for the cubic kernel, which
+// leaves fewer bits.
 inline int64_t most_byte_taps(bool cubic) { return cubic ? 10 : 32; }
 
-// An axis whose weights have a type of their own, and are still to be written.
+// An axis with weights of type Weight; the constructor of a derived class fills them.
 template <class Weight>
 struct AxisOf {
     int64_t extent, out, taps;
@@ -37,7 +38,7 @@ struct AxisOf {
 // be larger than 1.
 struct ByteAxis : AxisOf<int16_t> {
     int64_t unit;
-    double largest = 0;  // sum of the sizes of an output's weights
+    double largest = 0;  // the largest sum of |weight| of any output
 
     ByteAxis(const Axis& axis, const Resize& resize, char* memory)
         : AxisOf(axis, resize, memory), unit(resize.cubic ? 1 << 14 : 1 << 15) {
@@ -64,8 +65,8 @@ struct ByteAxis : AxisOf<int16_t> {
     }
 };
 
-// a b / 2^15, rounded: one instruction where there is AVX2; elsewhere from the halves of the
-// product, which stay 16-bit numbers.
+// a * b / 2^15, rounded. One instruction with AVX2; elsewhere computed from the two 16-bit halves
+// of the product, so that vectors stay 16 bits wide.
 inline int16_t scaled(int16_t a, int16_t b) {
 #ifdef __AVX2__
     return int16_t(((int32_t(a) * int32_t(b) >> 14) + 1) >> 1);
@@ -76,8 +77,8 @@ inline int16_t scaled(int16_t a, int16_t b) {
 #endif
 }
 
-// Calls run with a constant of the number of taps, so that its loops are unrolled; of more than 8
-// with 8, the taps of one of several rounds.
+// Calls run(Taps<n>) with the number of taps as a compile-time constant, so that loops over taps
+// are unrolled. More than 8 taps are summed in several rounds of at most 8.
 template <int K>
 struct Taps {
     static constexpr int count = K;
@@ -104,8 +105,7 @@ SIMMIM_INLINE void with_taps(int64_t taps, const Run& run) {
     }
 }
 
-// to[i] = the weighted sum of `taps` numbers p[i], p[i + stride] and so on, for n numbers i; K taps
-// are added at a time.
+// to[i] = sum over k < taps of w[k] * p[i + k * stride], for i < n; K taps are added in one round.
 template <class Arithmetic, int K, int64_t n, class Number, class Weight>
 SIMMIM_INLINE void sum_all(int64_t taps, const Number* p, int64_t stride, const Weight* w,
                            Number* to) {

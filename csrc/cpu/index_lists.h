@@ -13,9 +13,9 @@ SIMMIM_BEGIN
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
-// The two lists of one sample, sixteen units at a time: the positions of one kind move to the front
-// of a vector. Compilers make no such code of a loop (measured: a mask of 14 x 14 units with its
-// lists a quarter faster than through the table below).
+// Both lists of one sample, sixteen units at a time, by AVX-512's compress instruction, which
+// compilers don't use for such a loop (measured: a mask of 14 x 14 units with its lists is a
+// quarter faster than with the table below).
 inline void write_index_lists(const uint8_t* mask, int64_t units, int64_t count, int32_t* masked,
                               int32_t* visible) {
     constexpr __mmask16 kAll = 0xFFFF;
@@ -54,16 +54,16 @@ struct BitPositions {
 };
 constexpr BitPositions kBitPositions;
 
-// The positions of one kind of units, as they are found.
+// A growing list of positions.
 struct IndexList {
     int32_t* next;
     int32_t* end;
 
-    // Adds `first` plus the positions of the set bits of `byte`. Eight numbers are written at once
-    // while there is room for them; what is too many is overwritten by what follows.
+    // Appends `first` plus the positions of the set bits of `byte`. Where there is room, eight
+    // numbers are written at once; the excess is overwritten by the next call.
     void add(int32_t first, int byte) {
         const int64_t count = kBitPositions.count[byte];
-        uint8_t at[8];  // a copy, which the stores below can't change
+        uint8_t at[8];  // a copy, because the compiler assumes that the stores below may alias it
         std::memcpy(at, kBitPositions.at[byte], 8);
         if (end - next >= 8) {
             for (int i = 0; i < 8; ++i) next[i] = first + at[i];
@@ -74,9 +74,9 @@ struct IndexList {
     }
 };
 
-// The ascending positions of the masked and of the visible units of one sample. Eight units at a
-// time through a table: a branch for each unit of a random mask would be mispredicted at every
-// other one, and made the lists cost more than all the random numbers.
+// The ascending positions of the masked and of the visible units of one sample, eight units at a
+// time through a table. A branch for each unit of a random mask is mispredicted half the time, and
+// made the lists cost more than all the random numbers.
 inline void write_index_lists(const uint8_t* mask, int64_t units, int64_t count, int32_t* masked,
                               int32_t* visible) {
     IndexList hidden{masked, masked + count}, shown{visible, visible + units - count};

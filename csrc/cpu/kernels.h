@@ -1,5 +1,5 @@
-// The CPU entry points, declared once for each instruction set (so: no include guard).
-// Results are allocated by the caller; masks, tokens, statistics and index lists are contiguous.
+// Entry points of the CPU kernels, declared once for each instruction set (so without an include
+// guard). The caller allocates results; masks, tokens, statistics and index lists are contiguous.
 #include "common/loss_spec.h"
 #include "tensor.h"
 
@@ -39,18 +39,18 @@ void box_mask(const Tensor& ids, int64_t box_h, int64_t box_w, bool center, uint
               uint32_t epoch, const Tensor& mask, const Tensor& masked, const Tensor& visible,
               int threads);
 
-// Masks `hidden` units of every 2 x 2.
+// Masks `hidden` units of every block of 2 x 2.
 void uniform_mask(const Tensor& ids, int64_t hidden, uint64_t seed, uint32_t epoch,
                   const Tensor& mask, const Tensor& masked, const Tensor& visible, int threads);
 
 double avg_dist(const Tensor& mask, int64_t unit, int threads);
 
-// The boxes (top, left, height, width) and flips of samples whose images have `sizes`.
+// Draws boxes (top, left, height, width) and flips for samples whose images have `sizes`.
 void random_crops(const Tensor& ids, const Tensor& sizes, double least_scale, double most_scale,
                   double least_ratio, double most_ratio, double log_span, double flip,
                   uint64_t seed, uint32_t epoch, const Tensor& boxes, const Tensor& flips);
 
-// `images`: one batch, or an image a sample; every box lies in its image.
+// `images`: one batch, or one image for each sample. Every box must lie within its image.
 void crop_resize(const TensorList& images, const Tensor& boxes, const Tensor& flip, bool cubic,
                  bool antialias, const Tensor& out, int threads);
 
@@ -71,8 +71,8 @@ void mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& 
 void normalize_targets(const Tensor& image, const Tensor& std, const Tensor& out, int64_t window,
                        double eps, int threads);
 
-// Each returns the number of visible tokens that the mask has. Where that is more than `count`, the
-// rows that the caller has room for, it does nothing else.
+// The next four return the number of visible tokens of the mask, and do nothing else where it
+// exceeds the rows that the caller has room for.
 int64_t gather_patches(const Tensor& image, const Tensor& mask, const Tensor& mean,
                        const Tensor& std, const Tensor& out, int64_t patch_h, int64_t patch_w,
                        int threads);
@@ -90,14 +90,14 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
 
 void normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std,
                        const Tensor& out, int64_t patch, double eps, int threads);
-// `grad` and `scale` are written where they are present. Returns the first row of `index` that
-// names no token or one that was named before, or -1.
+// `grad` and `scale` are optional outputs. Returns the first row of `index` with an invalid or
+// repeated token, or -1.
 int64_t masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask,
                     const Tensor& index, const Tensor& mean, const Tensor& std,
                     const LossSpec& spec, const Tensor& loss, const Tensor& grad,
                     const Tensor& scale, int threads);
 
-// Returns the number of masked tokens; where that is more than `count`, it does nothing else.
+// Returns the number of masked tokens, and does nothing else where it exceeds `count`.
 int64_t masked_tokens(const Tensor& mask, int64_t h, int64_t w, const Tensor& positions);
 
 }  // namespace SIMMIM_ISA

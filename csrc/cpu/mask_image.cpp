@@ -1,5 +1,5 @@
-// Masked units of an image become one colour: out = where(masked, fill, image), where a uint8 image
-// is divided by 255 and any image is normalised on the way; and the gradient of the colour.
+// Fills the masked units of an image: out = where(masked, fill, image). A uint8 image is divided by
+// 255, and any image can be normalised on the way. Also the gradient of the fill.
 #include <type_traits>
 
 #include "common/grid.h"
@@ -18,7 +18,7 @@ constexpr int64_t kNarrow = 16;
 
 // The pixels of an image, cut into bands (the pixel rows of one row of mask units of one sample).
 struct Bands {
-    ImageLayout image;  // that is read
+    ImageLayout image;  // the input
     MaskGrid mask;
 
     Bands(const Tensor& image, const Tensor& mask)
@@ -33,9 +33,9 @@ struct Bands {
     int64_t top(int64_t band) const { return band % mask.units.height * unit_h(); }
 };
 
-// The mask of the pixels [x0, x1) of a band, `repeat` bytes a pixel, for units below kNarrow bytes.
-// Each unit is written as kNarrow bytes, of which the next one overwrites what is too much; so
-// `masked` has room for kNarrow more.
+// Expands the mask to pixels [x0, x1) of a band, `repeat` bytes a pixel, for units narrower than
+// kNarrow bytes. Each unit is written as kNarrow bytes and the next one overwrites the excess, so
+// `masked` needs room for kNarrow more.
 void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_t repeat,
             uint8_t* masked) {
     if (unit_w == 1 && repeat == 1) {
@@ -43,7 +43,7 @@ void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_
         return;
     }
     const uint8_t* cell = cells + x0 / unit_w;
-    int64_t pixels = unit_w - x0 % unit_w;  // that the first unit still has
+    int64_t pixels = unit_w - x0 % unit_w;  // left in the first unit
     for (int64_t x = x0; x < x1; x += pixels, pixels = unit_w) {
         pixels = min_of(pixels, x1 - x);
         std::memset(masked, *cell++, kNarrow);
@@ -51,12 +51,12 @@ void spread(const uint8_t* cells, int64_t unit_w, int64_t x0, int64_t x1, int64_
     }
 }
 
-// What is done to the elements of one plane of the output: constants, the same for all of them.
+// Fill and normalisation of one plane: the same constants for all elements.
 template <class C, class Out>
 struct Plane {
     C offset, scale;
     Out fill;
-    bool scaled;  // offset and scale are not 0 and 1
+    bool scaled;  // whether offset and scale differ from 0 and 1
 
     static constexpr int64_t period = INT64_MAX;
     Plane from(int64_t) const { return *this; }
@@ -65,13 +65,13 @@ struct Plane {
     Out fill_at(int64_t) const { return fill; }
 };
 
-// The same for pixels whose channels lie side by side: the channels' constants over and over.
+// The same for interleaved channels: arrays in which the channels' constants repeat.
 template <class C, class Out>
 struct Interleaved {
     C *offset, *scale;
     Out* fill;
     bool scaled;
-    int64_t period;  // elements of each array: whole pixels
+    int64_t period;  // elements of each array, a whole number of pixels
 
     Interleaved from(int64_t i) const {
         return {offset + i, scale + i, fill + i, scaled, period - i};
@@ -81,7 +81,7 @@ struct Interleaved {
     Out fill_at(int64_t i) const { return fill[i]; }
 };
 
-// out = the numbers of a row in the type C, normalised.
+// Converts a row of numbers to C and normalises it.
 template <class C, class In, class Out, class Constants>
 inline void show(const In* row, Out* out, int64_t n, const Constants constants) {
     if (constants.scaled) {
@@ -99,11 +99,11 @@ inline void fill(Out* out, int64_t n, const Constants constants) {
     for (int64_t i = 0; i < n; ++i) out[i] = constants.fill_at(i);
 }
 
-// GCC makes vector instructions of a choice between 16-bit integers, not between structs of one.
+// GCC vectorises a selection between 16-bit integers, but not between structs that hold one.
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
 
-// Puts the fill in place of the masked ones of `n` numbers.
+// Replaces the masked ones of `n` numbers by the fill.
 template <class Out, class Constants>
 inline void hide(const uint8_t* __restrict__ masked, Out* out, int64_t n,
                  const Constants constants) {
@@ -117,7 +117,7 @@ inline void hide(const uint8_t* __restrict__ masked, Out* out, int64_t n,
     }
 }
 
-// As `show`, for numbers of another type than C or that lie apart: copied first, kRow at a time.
+// As `show`, for numbers of another type than C or with gaps: copied first, kRow at a time.
 template <class C, class Out, class Constants>
 __attribute__((noinline)) void show_copied(const Memory& image, int64_t at, int64_t step, Out* out,
                                            int64_t n, const Constants constants) {
@@ -129,8 +129,8 @@ __attribute__((noinline)) void show_copied(const Memory& image, int64_t at, int6
     }
 }
 
-// One plane of a band, `pixel` elements side by side a pixel of it: from place `in` of the image
-// on, with `in_step` between its elements, to `out`, whose rows are `out_row` elements apart.
+// Writes one plane of a band, whose pixels have `pixel` contiguous elements. Input elements begin
+// at offset `in` of the image and are `in_step` apart; output rows are `out_row` elements apart.
 template <class C, class In, class Out, class Constants>
 void write_plane(const Bands& bands, int64_t band, int64_t pixel, const Memory& image, int64_t in,
                  int64_t in_step, Out* out, int64_t out_row, bool stream,
@@ -182,9 +182,9 @@ void write_plane(const Bands& bands, int64_t band, int64_t pixel, const Memory& 
 }
 
 struct Colours {
-    Memory fill, mean, std;  // one number a channel each, or absent
-    double value;            // the fill where there is no tensor of it
-    double unit;             // what a stored number is divided by: 255 for bytes
+    Memory fill, mean, std;  // one number a channel, or absent
+    double value;            // the fill where `fill` is absent
+    double unit;             // divisor of stored numbers: 255 for bytes
 
     static double at(const Memory& memory, int64_t channel, double absent) {
         double number = absent;
@@ -243,8 +243,8 @@ void write_image(const Bands& bands, const Memory& image, Out* out, bool channel
     });
 }
 
-// Numbers of 8 and 16 bits that lie side by side are read as they are; all others, and what goes
-// into or comes from float64, are first copied into a row of the type in which they are computed.
+// Contiguous numbers of 8 and 16 bits are read in place; all others, and all of float64, are first
+// copied into a row of the compute type.
 template <class Out>
 void write_as(const Bands& bands, const Memory& image, void* out, bool channels_last,
               const Colours& colours, int threads) {
@@ -267,9 +267,9 @@ void write_as(const Bands& bands, const Memory& image, void* out, bool channels_
     }
 }
 
-constexpr int kLanes = 8;  // partial sums side by side, in a fixed order
+constexpr int kLanes = 8;  // partial sums, added up in a fixed order
 
-// Adds the masked elements of one channel of a band.
+// The sum of the masked elements of one channel of a band.
 template <class T>
 double masked_sum(const Bands& bands, int64_t band, const T* grad) {
     double lanes[kLanes] = {};

@@ -9,7 +9,7 @@ SIMMIM_BEGIN
 
 namespace {
 
-// Samples in one partial sum of the token's gradient.
+// Samples that share one partial sum of the token's gradient.
 constexpr int64_t kBlock = 8;
 
 // The tokens of x, or of its gradient, and the mask over them.
@@ -33,7 +33,7 @@ struct Tokens : TokenLayout {
     }
 };
 
-// Token row y of sample b; the first one brings the prefix tokens along.
+// Writes token row y of sample b, the first together with the prefix tokens.
 template <class C>
 void forward_row(const Tokens& x, const Memory& token, const Memory& pos, int64_t pos_skip,
                  const Memory& out, bool stream, int64_t b, int64_t y) {
@@ -44,7 +44,7 @@ void forward_row(const Tokens& x, const Memory& token, const Memory& pos, int64_
                      (t - pos_skip) * width, out, (base + t) * width, width, stream);
     }
     x.for_each_run_of(b, y, [&](int64_t x0, int64_t x1, bool masked) {
-        const int64_t step = !masked && x.dense() ? x1 - x0 : 1;  // tokens moved at once
+        const int64_t step = !masked && x.dense() ? x1 - x0 : 1;  // tokens copied in one call
         for (int64_t column = x0; column < x1; column += step) {
             const int64_t t = x.prefix + y * x.grid.width + column;
             write_row<C>(masked ? token : x.memory, masked ? 0 : x.grid_row(b, y, column),
@@ -91,8 +91,9 @@ void backward_row(const Tokens& grad, const Memory& dx, bool stream, double* tok
     add();
 }
 
-// Adds token row y (with the prefix tokens, where it is the first and they have positions) of the
-// samples [first, last), at most kGroup: `sum` has one row a prefix token, then one a token.
+// Adds token row y of the samples [first, last), at most kGroup of them, to `sum`, which has one
+// row for each prefix token and then one for each token. Prefix tokens are added with the first
+// row, where they have positions.
 template <class C>
 void add_positions(const Tokens& grad, int64_t pos_skip, double* sum, int64_t first, int64_t last,
                    int64_t y) {
@@ -161,7 +162,7 @@ void mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& 
                           int threads) {
     const Tokens tokens(grad, mask, prefix_tokens);
     const int64_t batch = tokens.batch, width = tokens.width, h = tokens.grid.height;
-    // Sums over the batch must meet in one place, so they are not cut into blocks of samples.
+    // Position gradients are sums over the whole batch, so samples are not cut into blocks then.
     const int64_t block = pos_embed ? max_of<int64_t>(batch, 1) : kBlock;
     const int64_t pieces = (batch + block - 1) / block * h;
     const Memory dx = memory_of(x);

@@ -8,12 +8,12 @@ SIMMIM_BEGIN
 
 namespace {
 
-// Denominators, and the quotients that loss and gradient are.
+// Denominators of the losses, and divisions by them.
 struct Weights {
     Reduction reduction;
     double eps, unit_pixels, channels, factor;
 
-    // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+    // 0 where nothing is masked, for 1 / eps may overflow float32.
     double denominator(double masked_units) const {
         if (reduction == kSum) return 1.0;
         return masked_units == 0.0 ? 0.0 : (masked_units * unit_pixels + eps) * channels;
@@ -22,14 +22,14 @@ struct Weights {
     double over(double a, double b) const { return b == 0.0 ? 0.0 : a * factor / b; }
 };
 
-// Which token of which sample each row of a list predicts: position `cell` of the token grid in
-// every row of a sample (per_sample > 0), or sample * cells + cell; -1 where a row predicts none.
+// An index list: which token each row of the prediction is. Entries are positions in the sample's
+// token grid (per_sample > 0 rows a sample), or sample * cells + position; -1 marks an unused row.
 struct TokenList {
     const int32_t* position;
     int64_t rows, per_sample;
 
-    // Fills row_of (-1: no row) and present, each batch * cells. Returns the first row that names
-    // no token, or one that has a row already; -1 where all is right.
+    // Fills `row_of` (-1: no row) and `present`, each of batch * cells numbers. Returns the first
+    // row with an invalid or repeated position, or -1 if there is none.
     int64_t invert(int64_t batch, int64_t cells, int32_t* row_of, uint8_t* present) const {
         for (int64_t i = 0; i < batch * cells; ++i) {
             row_of[i] = -1;
@@ -60,8 +60,8 @@ int64_t count_masked(const uint8_t* cells, int64_t n) {
     return count;
 }
 
-// `sums` has room for a number a piece and two a sample, `scratch` for `team` times what the walk
-// needs.
+// `sums` has room for one number a piece and two a sample, `scratch` for `team` times the scratch
+// of a loop.
 template <class C>
 void run(const Walk<C>& walk, const Weights& weights, double unit, double* sums, char* scratch,
          C* loss, C* scale_out, int threads) {
@@ -104,7 +104,7 @@ struct Call {
     int threads;
 };
 
-// Strides of listed units are those of a list, whose rows are no rows of the image.
+// The layout of a prediction or its gradient; with an index list, its rows are those of the list.
 Prediction prediction(const Tensor& of, const ImageLayout& image, int64_t patch, const Call& call) {
     const int64_t in_row = call.index ? 0 : image.size.width / patch;
     return {prediction_layout(of, image.channels, patch, in_row, call.spec.order == kInterleaved),
@@ -118,7 +118,7 @@ const double* channel_numbers(const Tensor& values, double* numbers) {
     return numbers;
 }
 
-// Rows of a list that predict no token: nobody has written their gradient.
+// Zeroes the gradient of the unused rows of a list, which no loop has written.
 void zero_padding(const Prediction& grad, const TokenList& list, int64_t numbers) {
     for (int64_t r = 0; r < list.rows; ++r) {
         if (list.position[r] == -1)

@@ -1,5 +1,5 @@
-// The inner loop of the masked losses: rows of pixels of which the same runs are masked, their
-// predictions side by side, their targets in the compute type, and the place of their gradients.
+// The inner loop of the masked losses, over rows of pixels that have the same masked runs, with
+// contiguous predictions, targets in the compute type, and gradients.
 #pragma once
 
 #include "common/loss_spec.h"
@@ -17,12 +17,12 @@ struct Run {
     bool masked;
 };
 
-// The hint of a prefetch into the second cache. Masked runs are too short for the processor's own
-// prefetching, which fetches the gaps too; one into the first cache is slower than none.
+// Prefetches go to the L2 cache. The processor's own prefetcher fetches the gaps between masked
+// runs too, and prefetching into the L1 cache was slower than none.
 constexpr int kL2 = 2;
 
-// Where rows of one channel lie: the first row's pixel at the first run, and the steps from row to
-// row. `grad` is null where no gradient is wanted; it may be the prediction.
+// Pointers to the first row of one channel at its first run, and the steps from row to row. `grad`
+// is null where no gradient is wanted; it may equal `pred`.
 template <class C>
 struct Rows {
     const char* pred;
@@ -30,17 +30,16 @@ struct Rows {
     char* grad;
     int64_t pred_step, target_step, grad_step;
     int64_t count;
-    int64_t ahead;                   // how many rows before their use numbers are fetched
-    int64_t pred_next, target_next;  // from the first row to the first of the rows scored next
-    bool stream;                     // the gradient, whose lines no cache holds
+    int64_t ahead;                   // how many rows ahead numbers are prefetched
+    int64_t pred_next, target_next;  // offsets from the first row to the rows that are scored next
+    bool stream;                     // whether the gradient is stored past the caches
 };
 
 template <class C>
 using SpanLoop = void (*)(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter,
                           C scale, double* total);
 
-// The losses of kLanes pixels at a time, summed in C; those sums join float64 sums before they are
-// long.
+// Sums losses, kLanes pixels at a time: up to kFold vectors in C, then in float64.
 template <class C, class P, class Loss, bool kGrad>
 class Span {
   public:
@@ -51,8 +50,8 @@ class Span {
         if (++unfolded_ == kFold) fold();
     }
 
-    // The last n < kLanes pixels before these addresses, of at least kLanes in the run: those that
-    // were added before are read, and their gradient written, once more.
+    // The last n < kLanes pixels of a run, by a whole vector that ends where the run does: pixels
+    // before them are read, and their gradient written, a second time but not added again.
     void add_last(const P* pred, const C* target, P* grad, int64_t n) {
         C first[kLanes];
         for (int64_t j = 0; j < kLanes; ++j) first[j] = C(j >= kLanes - n);
@@ -63,7 +62,7 @@ class Span {
         if (++unfolded_ == kFold) fold();
     }
 
-    // Fewer than kLanes pixels; the others' difference is 0.
+    // Fewer than kLanes pixels; the difference is 0 in the remaining lanes.
     void add_few(const P* pred, const C* target, P* grad, int64_t n) {
         P some[kLanes] = {}, slope[kLanes];
         C goal[kLanes] = {};
@@ -114,14 +113,14 @@ class Span {
     int64_t unfolded_ = 0;
 };
 
-// total[j] += the losses of the masked pixels; their gradient is slope * scale where kGrad, that of
-// visible ones 0. Runs are short (16 or 32 pixels), so there is nothing to decide within them.
+// total[j] += the losses of masked pixels. With kGrad, their gradient becomes slope * scale and
+// that of visible pixels 0. Runs are short (16 or 32 pixels), so nothing is decided inside them.
 template <class C, class P, class Loss, bool kGrad>
 void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter, C scale,
           double* total) {
     Span<C, P, Loss, kGrad> sum(parameter, scale);
     const bool in_place = rows.grad == rows.pred;
-    // Vectors streamed one by one, between the loads, were half as fast as whole rows.
+    // Whole rows are streamed: streaming single vectors between loads was half as fast.
     const Run& last = runs[run_count - 1];
     const int64_t length = (last.x + last.n - runs[0].x) * int64_t(sizeof(P));
     const bool stream = kGrad && rows.stream && length <= kLineBytes;
@@ -172,8 +171,8 @@ SpanLoop<C> span_of(LossKind kind, bool grad) {
     });
 }
 
-// The loop over predictions where they lie; null where they are converted first, as float64 sums
-// over a prediction of another type are: a rare case, and half of all loops to compile.
+// The loop that reads predictions in place; null where they are converted first. That is done for
+// float64 sums of predictions of another type, a rare case that would double the loops to compile.
 template <class C>
 SpanLoop<C> span_for(int element, LossKind loss, bool grad) {
     if constexpr (kSame<C, double>) {

@@ -1,4 +1,4 @@
-// Where predictions and targets of the masked losses lie, and how a target's numbers are read.
+// Memory layouts of predictions and targets of the masked losses, and reading of targets.
 #pragma once
 
 #include "common/grid.h"
@@ -17,15 +17,15 @@ const C* numbers(const Memory& memory, int64_t offset) {
 struct Prediction : PredictionLayout {
     Memory memory;
 
-    // A token's numbers lie side by side, in order "cyx" or "yxc".
+    // Whether a token's numbers are contiguous, in order "cyx" or "yxc".
     bool is_planar(int64_t p) const { return sdx == 1 && sdy == p && sc == p * p; }
     bool is_interleaved(int64_t p, int64_t channels) const {
         return sc == 1 && sdx == channels && sdy == p * channels;
     }
 };
 
-// A channel's pixel value is (stored number - offset) * scale: the difference comes first, for of
-// large numbers, which need not be bytes, it keeps the digits.
+// A pixel's value is (stored number - offset) * scale; subtracting first keeps the digits of large
+// numbers.
 template <class C>
 struct Affine {
     C offset, scale;
@@ -38,7 +38,7 @@ struct Target : ImageLayout {
     Memory memory;
     const double *mean, *std;  // null: 0 and 1
 
-    // Pixels that can be used where they lie.
+    // Whether pixels can be used in place, without conversion.
     template <class C>
     bool in_place() const {
         return memory.element == kElement<C> && sx == 1 && !std;
@@ -50,7 +50,7 @@ struct Target : ImageLayout {
         return {C(mean ? unit * mean[c] : 0.0), C(1.0 / (unit * (std ? std[c] : 1.0)))};
     }
 
-    // n pixels from `offset`, put `step` apart.
+    // Reads n pixels from `offset` on and writes them `step` apart.
     template <class C>
     void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
         if (memory.element == kUInt8) {
@@ -85,7 +85,7 @@ struct Target : ImageLayout {
         }
     }
 
-    // `lines` lines of n pixels that lie side by side, the first at `offset`.
+    // Reads `lines` lines of n contiguous pixels, the first at `offset`.
     template <class C>
     void load_lines(int64_t offset, const Affine<C>& of, int64_t lines, int64_t n, C* out) const {
         if (in_place<C>() && n >= kLine) {  // pieces of fixed size, the last one overlapping

@@ -1,5 +1,5 @@
-// How predictions and targets of the masked losses meet: whole tokens whose numbers lie side by
-// side, or rows of the image.
+// Scores parts of a batch for the masked losses: whole tokens where a token's numbers are
+// contiguous, else rows of the image.
 #pragma once
 
 #include "cpu/masked_loss_span.h"
@@ -7,11 +7,11 @@
 
 SIMMIM_BEGIN
 
-constexpr int64_t kTile = 1024;  // elements of a tile: it, its target and its gradient fit the L1
+constexpr int64_t kTile = 1024;  // elements: prediction, target and gradient together fit the L1
 
-constexpr int64_t kGoal = 8192;  // targets that are made before they are scored
+constexpr int64_t kGoal = 8192;  // targets that are normalised or converted before they are scored
 
-constexpr int64_t kAhead = 4;  // rows: from 2 to 16 the time is the same, to the noise
+constexpr int64_t kAhead = 4;  // rows of prefetching; 2 to 16 take the same time within the noise
 
 // One loss over one batch, in compute type C.
 template <class C>
@@ -25,16 +25,16 @@ struct Scorer {
     // row_of[(b * h + ty) * w + tx]; null where all are.
     const int32_t* row_of;
     int64_t h, w;
-    bool stream;  // the gradient
-    bool single;  // tokens are one pixel each, and so are their targets, as they are stored
+    bool stream;  // whether the gradient is stored past the caches
+    bool single;  // whether tokens are one pixel each and targets are stored in the same order
 
     int64_t token(const Prediction& numbers, int64_t b, int64_t ty, int64_t tx) const {
         if (row_of) return row_of[(b * h + ty) * w + tx] * numbers.stx;
         return b * numbers.sb + ty * numbers.sty + tx * numbers.stx;
     }
 
-    // Whether tokens are walked whole: their numbers lie side by side, and a line of them fits, or
-    // they are one pixel each.
+    // Whether tokens are scored whole: a token's numbers are contiguous and a line of them fits
+    // into a tile, or tokens are one pixel each.
     bool walks_tokens() const {
         const bool planar = pred.is_planar(p) && (!grad.memory.base || grad.is_planar(p));
         const bool interleaved = pred.is_interleaved(p, channels) &&
@@ -43,9 +43,9 @@ struct Scorer {
         return single || (direct && whole);
     }
 
-    // A masked token that is one pixel, whose channels are a row of any length. `next` is the
-    // masked token after it in its row, or itself. `made`: its target, where that is made already,
-    // else null. The sums have the same bits wherever the numbers lie.
+    // Scores a masked token of one pixel, whose channels form a row of any length. `next` is the
+    // next masked token of its row, for prefetching, or the token itself. `made` is its normalised
+    // target, or null. The sums have the same bits for every layout.
     void score_single(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
                       double* total) const {
         C goals[kTile], row[kTile], slope[kTile];
@@ -74,8 +74,8 @@ struct Scorer {
         }
     }
 
-    // A token that is masked as a whole, of a prediction that `walks_tokens`.
-    // `next` is the masked token after it in its row, or itself.
+    // Scores a masked token of several pixels, of a prediction that `walks_tokens`. `next` as
+    // above.
     void score_token(int64_t b, int64_t ty, int64_t tx, int64_t next, C scale,
                      double* total) const {
         C tile[kTile];
@@ -113,9 +113,8 @@ struct Scorer {
         }
     }
 
-    // A masked token of a prediction that `walks_tokens`, whose target is made already, in the
-    // order of its numbers; the sums have the same bits as `score_token`'s. `next` is the masked
-    // token after it, or itself.
+    // The same with a target that is normalised already and has the order of the token's numbers;
+    // the sums have the same bits as `score_token`'s.
     void score_made_token(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
                           double* total) const {
         const bool interleaved = pred.is_interleaved(p, channels);
@@ -138,7 +137,8 @@ struct Scorer {
         grad.memory.zero(token(grad, b, ty, tx), single ? grad.sc : 1, channels * p * p, stream);
     }
 
-    // Rows [y, y + count) of channel c, which share their runs, no longer than kGoal in all.
+    // Scores rows [y, y + count) of channel c, which have the same masked runs; at most kGoal
+    // pixels.
     void score_rows(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
                     int64_t run_count, C scale, double* total) const {
         if (is_image() && target.template in_place<C>()) {
@@ -157,9 +157,9 @@ struct Scorer {
                    });
     }
 
-    // The same; make(row, x, n, to) makes the targets of n pixels, row after row. As many rows as
-    // there is room for are scored at once: with a call for each row and token, losses of tokens
-    // with window targets took a quarter longer (benchmarks/NOTES.md).
+    // The same with targets written by make(row, x, n, to), n pixels at a time, row after row. As
+    // many rows as fit are scored in one call: a call for each row and token made losses of tokens
+    // with window targets a quarter slower (benchmarks/NOTES.md).
     template <class Make>
     void score_made(int64_t b, int64_t c, int64_t y, int64_t count, const Run* runs,
                     int64_t run_count, C scale, double* total, const Make& make) const {
@@ -198,13 +198,13 @@ struct Scorer {
         return grad.memory.base ? grad.memory.at(offset) : nullptr;
     }
 
-    // Pixels of a row lie side by side.
+    // Whether the pixels of a row are contiguous.
     bool is_image() const { return direct && p == 1 && !row_of && pred.stx == 1 && grad.stx == 1; }
     static int64_t image(const Prediction& of, int64_t b, int64_t c, int64_t y, int64_t x) {
         return b * of.sb + c * of.sc + y * of.sty + x * of.stx;
     }
 
-    // A run of some rows; all those of a token, or one.
+    // Scores one run of pixels in several rows: all rows of a token, or one.
     void score_lines(int64_t b, int64_t c, int64_t y, int64_t lines, const Run& run, const C* goal,
                      int64_t goal_step, C scale, double* total) const {
         if (lines != p || p == 1 || run.x % p || run.n % p) {
@@ -227,7 +227,7 @@ struct Scorer {
         }
     }
 
-    // A run of a row whose numbers may lie anywhere: part by part, each within a token.
+    // Scores one run of a row of any layout, in parts that each lie within one token.
     void score_apart(int64_t b, int64_t c, int64_t y, const Run& run, const C* goal, C scale,
                      double* total) const {
         const int64_t ty = y / p, dy = y % p;

@@ -1,5 +1,5 @@
-// The walks of the masked losses over a batch: by whole tokens, by rows of pixels, and with targets
-// that are normalised on the way.
+// The loops of the masked losses over a batch: by whole tokens or by rows of pixels, with targets
+// as they are stored or normalised on the way.
 #pragma once
 
 #include "cpu/masked_loss_tiles.h"
@@ -15,7 +15,7 @@ struct PixelMask {
 
     bool at(int64_t y, int64_t x) const { return units[grid.unit(0, y, x)]; }
 
-    // Where the run of equal cells that holds pixel (y, x) ends, at most at `end`.
+    // The end, at most `end`, of the run of equally masked pixels that begins at (y, x).
     int64_t run_end(int64_t y, int64_t x, int64_t end) const {
         const uint8_t* row = units + grid.unit(0, y, 0);
         const int64_t last = (end - 1) / grid.scale.width;
@@ -35,7 +35,7 @@ struct PixelMask {
         return end;
     }
 
-    // 1 where the whole square of pixels is masked, 0 where it is visible, -1 where it is mixed.
+    // 1 if the whole square of pixels is masked, 0 if all of it is visible, -1 if it is mixed.
     int square(int64_t y, int64_t x, int64_t size) const {
         const bool value = at(y, x);
         if (grid.scale.height % size == 0 && grid.scale.width % size == 0) return value;
@@ -56,7 +56,7 @@ struct Walk {
     MaskGrid grid;
     int64_t batch, height, width;
 
-    // Pieces of the work; each makes one partial sum. `band` is the rows of pixels in one.
+    // Pieces of work, each with one partial sum. `band`: rows of pixels in a piece.
     int64_t band() const {
         const int64_t p = scorer.p;
         if (norm == kPatchNorm) return norm_side;
@@ -97,21 +97,21 @@ struct Walk {
   private:
     PixelMask pixels(int64_t b) const { return {grid.sample(b), grid}; }
 
-    // A patch is a token of many pixels, which are scored together.
+    // Whether a patch of the target is a token of several pixels, scored as a whole.
     bool patches_are_tokens() const {
         return norm == kPatchNorm && norm_side == scorer.p && norm_side > 1 &&
                scorer.walks_tokens();
     }
-    // Rows of a token over all its channels; 0 where patches are no tokens.
+    // Rows of a token over all its channels; 0 where patches of the target are not tokens.
     int64_t rows_of_token() const { return patches_are_tokens() ? scorer.channels * norm_side : 0; }
 
-    // How many of a row of patches are normalised together: few enough for the second cache.
+    // How many patches of a row are normalised together: they fit the L2 cache.
     int64_t patches_at_once() const {
         const int64_t most = kGoal / (norm_side * max_of<int64_t>(rows_of_token(), 1));
         return patches_are_tokens() ? max_of<int64_t>(most, 1) : 1;
     }
 
-    // A patch is a token of one pixel.
+    // Whether a patch of the target is a token of one pixel.
     bool normalizes_tokens() const { return norm == kPatchNorm && norm_side == 1 && scorer.single; }
 
     const C* normalized_token(int64_t b, int64_t ty, int64_t tx, C* row) const {
@@ -121,10 +121,10 @@ struct Walk {
         return row;
     }
 
-    static constexpr int64_t kRuns = 64;  // found at a time, for all the rows that share them
+    static constexpr int64_t kRuns = 64;  // runs found at a time, for all rows that share them
 
-    // Runs of equal cells in row y from x on, none longer than kTile, all together no longer than
-    // kGoal; x moves to where they end.
+    // Finds runs of equally masked pixels in row y from x on, each at most kTile long and together
+    // at most kGoal, and moves x to their end.
     int64_t find_runs(int64_t b, int64_t y, int64_t& x, int64_t x_end, Run* runs) const {
         const PixelMask own = pixels(b);
         const int64_t limit = min_of(x_end, x + kGoal);
@@ -151,10 +151,10 @@ struct Walk {
         }
     }
 
-    // One row of tokens that are walked whole. `row` has room for a normalised one.
+    // Scores one row of whole tokens. `row` has room for the target of one token row.
     void tokens(int64_t b, int64_t ty, C scale, C* row, double* total) const {
         const int64_t p = scorer.p, y = ty * p;
-        int64_t last = -1;  // a masked token that waits for its successor
+        int64_t last = -1;  // the masked token to be scored once the next one is known
         const auto score = [&](int64_t next) {
             const int64_t after = next < 0 ? last : next;
             if (last >= 0 && scorer.single) {
@@ -178,7 +178,7 @@ struct Walk {
         score(-1);
     }
 
-    // Rows of one channel, each normalised where it is masked; rows without that are passed over.
+    // Scores rows of one channel, normalising masked pixels; rows without any are skipped.
     void window_rows(int64_t b, int64_t c, int64_t y, int64_t y_end, C scale, char* scratch,
                      double* total) const {
         const Target& t = scorer.target;
@@ -214,7 +214,7 @@ struct Walk {
         return {image, norm_side, norm_eps, scratch};
     }
 
-    // One row of patches, each normalised where some of it is masked.
+    // Scores one row of patches, normalising those with a masked pixel.
     void patches(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
         PatchRows<C> patch = patch_rows(b, scratch);
         C* line = reinterpret_cast<C*>(scratch + PatchRows<C>::scratch_bytes(norm_side));
@@ -222,7 +222,7 @@ struct Walk {
             patch_apart(patch, b, y, x, scale, line, total);
     }
 
-    // One patch row by row. `line` has room for one of its rows.
+    // Scores one patch row by row. `line` has room for one row of a patch.
     void patch_apart(PatchRows<C>& patch, int64_t b, int64_t y, int64_t x, C scale, C* line,
                      double* total) const {
         const int64_t side = norm_side;
@@ -243,8 +243,8 @@ struct Walk {
         }
     }
 
-    // One row of patches that are tokens: masked ones side by side are normalised together, and
-    // each is scored as a whole.
+    // Scores one row of patches that are tokens: neighbouring masked ones are normalised together,
+    // and each is scored as a whole.
     void patch_tokens(int64_t b, int64_t y, C scale, char* scratch, double* total) const {
         const int64_t side = norm_side, ty = y / side, most = patches_at_once();
         const int64_t numbers = rows_of_token() * side;
@@ -274,8 +274,8 @@ struct Walk {
         }
     }
 
-    // The numbers of `count` measured patches, each in the order of a prediction's token. `line`
-    // has room for a row of them.
+    // Writes the normalised numbers of `count` patches, each in the order of a prediction's token.
+    // `line` has room for one row of them.
     void write_tokens(const PatchRows<C>& patch, int64_t count, C* line, C* made) const {
         const int64_t side = norm_side, channels = scorer.channels;
         const bool planar = scorer.pred.is_planar(side);

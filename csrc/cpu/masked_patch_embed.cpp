@@ -1,5 +1,5 @@
-// The visible patches of an image as rows of a matrix, in the layout of convolution weights
-// (channel, dy, dx), normalised on the way; and the gradient's way back.
+// Gathers the visible patches of an image as rows of a matrix, in the layout of convolution weights
+// (channel, dy, dx), normalised on the way; and scatters the gradient back.
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 #include "cpu/scratch.h"
@@ -23,7 +23,8 @@ struct Patches {
     int64_t width() const { return channels * h * w; }
 };
 
-// Copies of known size become one or two moves; a call to memcpy costs more than a Swin patch line.
+// Copies whose size is a constant become one or two moves; a call of memcpy takes longer than a
+// patch line of Swin.
 inline void copy_line(char* target, const char* source, int64_t bytes) {
     switch (bytes) {
         case 8:
@@ -46,7 +47,7 @@ inline void copy_line(char* target, const char* source, int64_t bytes) {
 // The published (x - mean) / std; the scale of its gradient is 1 / std.
 template <class C>
 struct Statistics {
-    const C *mean, *std;  // null where the pixels are taken as they are
+    const C *mean, *std;  // null where pixels are not normalised
 
     Statistics(const Tensor& mean_of, const Tensor& std_of, int64_t channels, C* numbers)
         : mean(std_of ? numbers : nullptr), std(std_of ? numbers + channels : nullptr) {
@@ -67,7 +68,8 @@ void fill_table(const Statistics<C>& by, int64_t channels, C* table) {
     }
 }
 
-// One pixel line of `n` neighbouring patches: patch k's part goes to `target + k * patch width`.
+// Copies one pixel line of `n` neighbouring patches: patch k's part goes to target + k * (numbers
+// in a patch).
 template <class C>
 void gather_line(const Image& image, int64_t offset, const C* table, const Statistics<C>& by,
                  int64_t c, const Patches& patches, int64_t target, int64_t n) {
@@ -152,7 +154,7 @@ void gather(const Image& image, const VisibleRows& visible, const Tensor& mean, 
     const int64_t channels = image.channels;
     const Scratch numbers((2 + (bytes ? 256 : 0)) * channels * int64_t(sizeof(C)));
     const Statistics<C> by(mean, std, channels, numbers.as<C>());
-    // A byte has 256 values: normalised once each, whatever the number of pixels.
+    // A byte has only 256 values: each is normalised once.
     C* values = bytes ? numbers.as<C>() + 2 * channels : nullptr;
     if (values) fill_table(by, channels, values);
     parallel_for(image.batch * tokens.height, image.batch * tokens.cells() * patches.width(),

@@ -15,7 +15,8 @@ struct Job {
     double eps;
 };
 
-// One row of patches. `out` may be `image` in another type or layout, never the same memory.
+// Normalises one row of patches. `out` may have another type and layout than `image`, and must not
+// share its memory.
 template <class C>
 void normalize_row(const Job& job, int64_t b, int64_t y, char* scratch) {
     const int64_t width = job.from.size.width;

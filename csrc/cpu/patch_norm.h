@@ -22,7 +22,7 @@ struct Channels {
     Memory mean, std;
 };
 
-// Those of sample 0 of an image.
+// The channels of sample 0 of an image.
 inline Channels channels_of(const Tensor& image, const Tensor& mean, const Tensor& std) {
     const ImageLayout of = image_layout(image);
     return {memory_of(image), 0, of.sc, of.sy, of.sx, of.channels, memory_of(mean), memory_of(std)};
@@ -42,7 +42,7 @@ double sum_of_row(const C* row, int64_t n, const Term& term) {
     return total;
 }
 
-// A patch of one pixel, whose n numbers lie side by side, in place.
+// Normalises a patch of one pixel with n contiguous numbers, in place.
 template <class C>
 void normalize_token(C* row, int64_t n, double eps) {
     const double mean = sum_of_row(row, n, [](double value) { return value; }) / double(n);
@@ -52,8 +52,8 @@ void normalize_token(C* row, int64_t n, double eps) {
     for (int64_t i = 0; i < n; ++i) row[i] = C((double(row[i]) - mean) * rstd);
 }
 
-// Two passes, the second over deviations from the mean, so that nothing cancels. The sums of a
-// patch's columns are made side by side, then those columns are added up.
+// Two passes, the second over deviations from the mean, so that nothing cancels. Sums are made for
+// each column of a patch, in vectors, and then added over the columns.
 template <class C>
 class PatchRows {
   public:
@@ -95,7 +95,7 @@ class PatchRows {
   private:
     struct Line {
         const C* x;
-        double scale, shift;  // of the stored numbers
+        double scale, shift;  // (stored number) * scale + shift is the value that is normalised
     };
 
     Line at(int64_t channel, int64_t dy) const {
@@ -123,7 +123,7 @@ class PatchRows {
         }
     }
 
-    // Every column of a patch gets `result` of the sum of the patch's columns.
+    // Adds up the columns of each patch and sets all of them to `result` of that sum.
     template <class Result>
     void spread(double* columns, const Result& result) const {
         for (int64_t first = 0; first < width_; first += patch_) {

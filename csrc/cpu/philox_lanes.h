@@ -1,4 +1,4 @@
-// Philox blocks of consecutive counters, as many side by side as a vector register holds.
+// Philox blocks of consecutive counters, computed in vectors.
 #pragma once
 
 #include <cstring>
@@ -13,7 +13,7 @@ SIMMIM_BEGIN
 
 constexpr int kPhiloxWords = 64;  // written at a time
 
-// Each lane holds a 32-bit word in its low half; the high half is whatever came there.
+// Each 64-bit lane holds a 32-bit word in its low half; the high half is undefined.
 #if defined(__AVX512F__)
 typedef uint64_t WordLanes __attribute__((vector_size(64)));
 #elif defined(__AVX2__)
@@ -23,8 +23,8 @@ typedef uint64_t WordLanes __attribute__((vector_size(16)));
 #endif
 constexpr int kWordLanes = int(sizeof(WordLanes) / 8);
 
-// The 64-bit products of the low words. The one place for intrinsics: compilers do not see that a
-// single multiplication is enough, and the plain loop was six to ten times slower.
+// The 64-bit products of the low words, by intrinsics: compilers don't see that one instruction is
+// enough, and the plain loop was six to ten times slower.
 inline WordLanes multiply_words(WordLanes a, WordLanes b) {
 #if defined(__AVX512F__)
     // With a mask of all lanes: GCC 12 warns of its own header's unmasked form.
@@ -41,7 +41,7 @@ inline WordLanes multiply_words(WordLanes a, WordLanes b) {
 // The words of kPhiloxWords / 4 blocks: counters (first, c1, c2, c3), (first + 1, c1, c2, c3), ...
 inline void philox_words(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
                          uint32_t k1, uint32_t* words) {
-    constexpr int kChains = 2;  // independent, so that one multiplies while the other waits
+    constexpr int kChains = 2;  // independent chains, which hide the latency of multiplications
     const WordLanes none{}, m0 = none + 0xD2511F53u, m1 = none + 0xCD9E8D57u;
     WordLanes lane{};
     for (int i = 0; i < kWordLanes; ++i) lane[i] = uint64_t(i);

@@ -129,7 +129,7 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
     if (found > count) return found;
     const Rows target{memory_of(rows), width, 1, prefix};
     const Positions positions(pos_embed, tokens);
-    // Sums over the batch must meet in one place, so they are not cut into blocks of samples.
+    // Position gradients are sums over the whole batch, so samples are not cut into blocks then.
     const int64_t block = pos_embed ? max_of<int64_t>(batch, 1) : kBlock;
     const int64_t blocks = (batch + block - 1) / block;
     const int64_t token_sums = token ? max_of<int64_t>(blocks * h, 1) * width : 0;
@@ -138,8 +138,8 @@ int64_t take_tokens(const Tensor& x, const Tensor& mask, const Tensor& rows, con
     double *token_sum = sums.as<double>(), *pos_sum = token_sum + token_sums;
     for (int64_t i = 0; i < token_sums + pos_sums; ++i) token_sum[i] = 0;
     const auto run = x.element == kFloat64 ? take_piece<double> : take_piece<float>;
-    // One piece: a token row of the samples of one block, so that a position's sum over the batch
-    // is made in one place when a block holds them all.
+    // One piece is a token row of the samples of one block; with a single block, each position's
+    // sum over the batch is made in one piece.
     parallel_for(blocks * h, batch * h * w * width, threads, [&](int64_t piece) {
         const int64_t first = piece / h * block;
         for (int64_t b = first; b < min_of(batch, first + block); ++b) {

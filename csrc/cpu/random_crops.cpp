@@ -1,5 +1,5 @@
-// Random boxes: the Inception crop, ten draws and then the central box. Additions, multiplications,
-// divisions and roots of float64 alone, which round in the same way on every backend.
+// Random crop boxes (the Inception crop): ten draws, then a central box. Only float64 operations
+// that round the same way on every backend are used: +, -, *, / and square root.
 #include <cmath>
 
 #include "common/philox.h"
@@ -11,7 +11,7 @@ namespace {
 constexpr uint32_t kCropAttempts = 10;  // twin: CROP_ATTEMPTS in backends/_crops.py
 constexpr double kWord = 1.0 / 4294967296.0;
 
-// A whole number from one below 2^52, a half to the even one.
+// Rounds a number below 2^52 to the nearest whole one, ties to even.
 double whole(double x) { return (x + 4503599627370496.0) - 4503599627370496.0; }
 
 // Twin: EXP_TERMS in backends/_crops.py.

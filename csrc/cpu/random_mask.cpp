@@ -10,7 +10,8 @@ SIMMIM_BEGIN
 
 namespace {
 
-// Scores, padded with the greatest one to `padded` of them, a multiple of kPhiloxWords.
+// Writes the scores of all units, padded with the largest score to `padded`, a multiple of
+// kPhiloxWords.
 void fill_scores(uint64_t id, int64_t units, int64_t padded, uint64_t seed, uint32_t epoch,
                  uint32_t* scores) {
     for (int64_t i = 0; i < padded; i += kPhiloxWords) {
@@ -33,12 +34,12 @@ int64_t count_below(const uint32_t* scores, int64_t padded, uint32_t bound) {
 }
 
 struct Threshold {
-    uint32_t bound;  // scores below it are masked
-    int64_t ties;    // and so are this many that equal it, from the lowest position on
+    uint32_t bound;  // units with scores below it are masked,
+    int64_t ties;    // and the first this many whose scores equal it
 };
 
-// The bound with `count` scores below it, 0 < count < units. Scores are uniform, so interpolation
-// finds it in 3 to 5 counting passes; each third pass halves, so that no scores take long.
+// Finds the bound for `count` masked units, 0 < count < units. Scores are uniform, so interpolation
+// search takes 3 to 5 counting passes; every third pass bisects, which bounds the worst case.
 Threshold find_threshold(const uint32_t* scores, int64_t units, int64_t padded, int64_t count) {
     uint64_t low = 0, high = uint64_t(1) << 32;
     int64_t below_low = 0, below_high = units;

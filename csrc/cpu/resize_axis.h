@@ -1,4 +1,4 @@
-// Which pixels of a box's axis each output is made of, and their weights.
+// The filter of a resize along one axis: which pixels each output depends on, with which weights.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,7 @@
 
 SIMMIM_BEGIN
 
-// How an axis of `extent` pixels becomes `out` numbers.
+// A resize of one axis from `extent` pixels to `out`.
 struct Resize {
     int64_t extent, out;
     bool cubic, antialias;
@@ -15,11 +15,11 @@ struct Resize {
     double scale() const { return double(extent) / double(out); }
     double stretch() const { return antialias ? max_of(scale(), 1.0) : 1.0; }
     int64_t radius() const { return cubic ? 2 : 1; }
-    // Taps of an output at most.
+    // The largest number of taps of an output.
     int64_t most() const { return min_of(int64_t(2 * double(radius()) * stretch()) + 1, extent); }
 
-    // The kernel at t, where it is not 0: the triangle, or the cubic convolution kernel, whose a is
-    // that of Pillow with antialiasing and that of PyTorch without.
+    // The filter at distance t: the triangle, or the cubic convolution kernel, with Pillow's a =
+    // -0.5 when antialiasing and PyTorch's a = -0.75 otherwise.
     double kernel(double t) const {
         t = std::fabs(t);
         if (!cubic) return max_of(1 - t, 0.0);
@@ -29,8 +29,8 @@ struct Resize {
     }
 };
 
-// Output i is made of the `taps` pixels from `first[i]` on, all within the box, with the weights
-// `weights[i * taps]` and after; some of these may be 0.
+// Output i is the sum over k < taps of weights[i * taps + k] * pixel[first[i] + k]. All these
+// pixels lie within the box; some weights may be 0.
 struct Axis {
     int64_t taps;
     int32_t* first;
@@ -55,12 +55,12 @@ struct Axis {
                 return resize.kernel((double(j) - center) * inverse);
             };
             double* row = weights + i * taps;
-            if (resize.antialias) {  // a box ends at its border
+            if (resize.antialias) {  // pixels outside the box have no weight
                 double sum = 0;
                 for (int64_t k = 0; k < taps; ++k) sum += row[k] = weight(begin + k);
                 const double factor = 1 / sum;
                 for (int64_t k = 0; k < taps; ++k) row[k] *= factor;
-            } else {  // its last pixel goes on for ever
+            } else {  // the box's border pixels are repeated
                 for (int64_t k = 0; k < taps; ++k) row[k] = 0;
                 for (int64_t j = from; j <= from + 2 * resize.radius(); ++j)
                     row[min_of(max_of<int64_t>(j, 0), last) - begin] += weight(j);

@@ -1,6 +1,6 @@
-// Bytes resized to bytes in 16-bit fixed point. Between the two passes a byte has 7 more bits (6
-// with the cubic kernel, which overshoots), so that the result is nearer to the exact one than
-// Pillow's, which has none.
+// Resizes bytes to bytes in 16-bit fixed point. Between the vertical and the horizontal pass a byte
+// keeps 7 fractional bits (6 with the cubic kernel, which overshoots). Pillow keeps none, so this
+// is nearer to the exact result.
 #pragma once
 
 #include "cpu/resize_rows.h"
@@ -9,7 +9,8 @@
 
 SIMMIM_BEGIN
 
-// Sums in units of 1/128 of a byte, of which kBits are left off at the end.
+// Arithmetic of bytes for resize_planes: sums are int16 with kBits fractional bits at the end,
+// which `finish` rounds off.
 template <int kBits>
 struct Bytes {
     using Number = int16_t;
@@ -31,7 +32,7 @@ struct Bytes {
         }
     }
 
-    // to[i] (+)= the weighted sum of p[i], p[i + stride] and so on, K of them.
+    // to[i] = (kAdd ? to[i] : 0) + sum over k < K of w[k] * p[i + k * stride], for i < n.
     template <int K, bool kAdd, int64_t n>
     SIMMIM_INLINE static void sum_taps(const int16_t* __restrict__ p, int64_t stride,
                                        const int16_t* __restrict__ w, int16_t* __restrict__ to) {
@@ -72,7 +73,7 @@ void resize_byte_planes(const Sample& sample, const Resize& down, const Resize& 
         resize_planes(Bytes<kBits>{out}, sample, ys, xs, flip);
 }
 
-// Whether these axes can be computed in 16 bits; then the result is written.
+// Writes the result and returns true, or returns false where 16 bits are too few for these axes.
 inline bool resize_bytes(const Sample& sample, const Resize& down, const Resize& across,
                          const Axis& ys, const Axis& xs, bool flip, uint8_t* out) {
     if (max_of(ys.taps, xs.taps) > most_byte_taps(down.cubic)) return false;
@@ -83,7 +84,7 @@ inline bool resize_bytes(const Sample& sample, const Resize& down, const Resize&
         resize_byte_planes<7>(sample, down, across, rows, columns, flip, out);
         return true;
     }
-    // The largest numbers that may come out of the two passes must fit.
+    // The largest sums that either pass can yield must fit into int16.
     if (rows.largest > 1.9 || rows.largest * columns.largest > 3.9) return false;
     resize_byte_planes<5>(sample, down, across, rows, columns, flip, out);
     return true;

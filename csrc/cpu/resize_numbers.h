@@ -1,4 +1,4 @@
-// Numbers of any type resized in float32 or float64, the sum of the taps in their order.
+// Resizes numbers of any type in float32 or float64; taps are summed in ascending order.
 #pragma once
 
 #include "cpu/resize_tiles.h"
@@ -6,11 +6,12 @@
 
 SIMMIM_BEGIN
 
-// What a tap of weight 0 reads, so that it adds nothing where its pixel is not finite.
+// A tap of weight 0 reads these zeros instead of its pixel, for 0 * NaN and 0 * infinity are NaN.
 template <class C>
 alignas(64) constexpr C kNothing[kTurned] = {};
 
-// Weighted sums in C, of numbers that are all finite or not, rounded to T where that is an integer.
+// Arithmetic for resize_planes: sums in C, stored as T, rounded where T is an integer type.
+// kFinite: the image's type has neither NaN nor infinity.
 template <class C, class T, bool kFinite>
 struct Numbers {
     using Number = C;
@@ -19,13 +20,13 @@ struct Numbers {
     static constexpr int64_t kRows = 16;
 
     Memory out;
-    bool divided;  // bytes become numbers from 0 to 1
+    bool divided;  // whether results are divided by 255, so that bytes become numbers in [0, 1]
 
     static void lift(const Memory& image, int64_t offset, int64_t stride, int64_t n, C* line) {
         image.load(offset, stride, n, line);
     }
 
-    // to[i] (+)= the weighted sum of p[i], p[i + stride] and so on, K of them.
+    // to[i] = (kAdd ? to[i] : 0) + sum over k < K of w[k] * p[i + k * stride], for i < n.
     template <int K, bool kAdd, int64_t n>
     SIMMIM_INLINE static void sum_taps(const C* p, int64_t stride, const C* w, C* to) {
         constexpr int64_t kLanes = kVectorBytes / sizeof(C);
@@ -49,8 +50,8 @@ struct Numbers {
         if constexpr (kSame<T, C>) {
             for (int64_t r = 0; r < kRows; ++r) to[r] = sums[r];
         } else {
-            // Added to a number of less than half its size and taken away again, it rounds a half
-            // to the even number.
+            // Adding 1.5 * 2^(mantissa bits) and taking it away again rounds to the nearest whole
+            // number, ties to even.
             constexpr C kWhole = C(sizeof(C) == 4 ? 12582912.0 : 6755399441055744.0);
             constexpr int32_t kLevels = 1 << 8 * sizeof(T);
             constexpr int32_t kLeast = T(-1) < T(1) ? -kLevels / 2 : 0;
@@ -78,7 +79,7 @@ struct Numbers {
 
     void prefetch(int64_t place) const { __builtin_prefetch(out.at(place), 1); }
 
-    // `n` columns to rows of the result, `step` apart.
+    // Transposes `n` columns into `rows` rows of the result that are `step` apart, from `place` on.
     void store(const T* columns, int64_t n, int64_t rows, int64_t place, int64_t step) const {
         if constexpr (kSame<T, C>) {
             constexpr int64_t kLanes = kVectorBytes / sizeof(C);

@@ -1,6 +1,7 @@
-// Bytes resized row by row where the processor permutes 64 words at once: rows of the box are
-// weighted, and 32 outputs of the row that this makes gather their taps at a time, so that nothing
-// is turned. The arithmetic is that of resize_bytes.h, bit for bit.
+// Resizes bytes row by row with AVX-512, which can permute 64 words in one instruction. The
+// vertical pass makes one row; in the horizontal pass 32 outputs at a time gather their taps from
+// it, so that no transposition is needed. The results have the same bits as those of
+// resize_bytes.h.
 #pragma once
 
 #include "cpu/fixed_taps.h"
@@ -19,17 +20,17 @@ struct ByteImage {
 
 #if defined(__AVX512BW__)
 
-// Numbers of a vector, those of a row that outputs can gather from at once, and outputs that gather
-// apart from others where the row is reduced so much that 32 reach too far.
+// Words in a vector; words of a row that one permutation can gather from; and how many outputs
+// gather together where the reduction is so strong that 32 need more than kReach words.
 constexpr int64_t kWords = 32, kReach = 64, kHalf = kWords / 2;
-// Rows of the box ahead of which the next ones are asked for.
+// How many rows of the box are prefetched ahead of their use.
 constexpr int64_t kRowsAhead = 2;
 
 inline __m512i load_words(const int16_t* p) { return _mm512_loadu_si512(p); }
 
-// Of each 32 outputs of an axis, in the order in which they are stored: where the numbers begin
-// that they, or either half of them, are made of, the places of their first taps from there on, and
-// their weights, tap by tap.
+// Gather tables of the horizontal pass. For each block of 32 outputs, in the order in which they
+// are stored: the word at which its input begins (one number for each half of the block), the
+// offset of each output's first tap from there, and the weights, tap by tap.
 class Gathers {
   public:
     static int64_t blocks_of(int64_t out) { return (out + kWords - 1) / kWords; }
@@ -70,12 +71,12 @@ class Gathers {
         }
     }
 
-    // Whether no outputs reach too far, and whether 32 gather from the same numbers.
+    // Whether every group of outputs fits into kReach words, and whether groups of 32 do.
     bool possible() const { return possible_; }
     bool together() const { return together_; }
 
-    // Makes a row of the result from the numbers of a row of one channel, of which kReach more are
-    // read than there are.
+    // Computes a row of the result from `line`, one channel's row after the vertical pass. Up to
+    // kReach words behind the row's end are read.
     template <int K, int kBits, bool kTogether>
     SIMMIM_INLINE void make_row(const int16_t* line, uint8_t* out) const {
         const __m512i one = _mm512_set1_epi16(1);
@@ -114,11 +115,11 @@ class Gathers {
     int16_t* tables_;
 };
 
-// `count` numbers of a row of the box in units of 1/128, each channel's by themselves, `step`
-// apart; kPixel of them side by side are a pixel.
+// Converts `count` pixels of kPixel interleaved bytes to words in units of 1/128, and separates the
+// channels: channel c begins at line + c * step.
 template <int kPixel>
 inline void lift_row(const uint8_t* p, int64_t count, int64_t ahead, int64_t step, int16_t* line) {
-    // Place 3 j + c of 96 numbers in a row, for each channel c.
+    // For each channel c, the positions kPixel * j + c of its bytes in a row.
     alignas(64) static constexpr auto kPlaces = [] {
         struct {
             int16_t at[kPixel][kWords];
@@ -158,8 +159,8 @@ void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, c
                           const ByteAxis& ys, const ByteAxis& xs, const Gathers& gathers,
                           uint8_t* out) {
     const int64_t step = (across.extent + kWords - 1) / kWords * kWords, each = kPixel * step;
-    // The rows of the box that a row of the result needs, each where the one went that is `taps`
-    // above it; and the row that they make.
+    // A ring of the `taps` rows of the box that a row of the result needs, and behind it the row
+    // that the vertical pass makes of them.
     const Scratch scratch((ys.taps + 1) * each * 2 + kReach * 2);
     int16_t *lifted = scratch.as<int16_t>(), *line = lifted + ys.taps * each;
     std::memset(line + each, 0, kReach * 2);
@@ -201,7 +202,8 @@ void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, c
     }
 }
 
-// Whether these axes and this layout can be resized row by row; then the result is written.
+// Writes the result and returns true, or returns false where these axes or this layout of the image
+// can't be resized row by row.
 template <int kBits>
 bool resize_by_rows(const ByteImage& image, const Resize& down, const Resize& across,
                     const ByteAxis& ys, const ByteAxis& xs, bool flip, uint8_t* out) {
@@ -222,7 +224,7 @@ bool resize_by_rows(const ByteImage& image, const Resize& down, const Resize& ac
 
 #else
 
-// The instructions of other processors do not gather fast enough.
+// Without AVX-512 gathering is slower than the transpositions of resize_bytes.h.
 template <int kBits>
 bool resize_by_rows(const ByteImage&, const Resize&, const Resize&, const ByteAxis&,
                     const ByteAxis&, bool, uint8_t*) {

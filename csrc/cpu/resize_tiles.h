@@ -1,8 +1,7 @@
-// Boxes resized in tiles of several rows of the result: rows of the box are weighted, turned so
-// that a column's numbers lie side by side, weighted again as columns, and turned back on the way
-// out. Thus no pass looks across a vector, whatever the number of channels side by side. How
-// numbers are read, weighted, turned and stored is for an arithmetic to say: resize_bytes.h,
-// resize_numbers.h.
+// Resizes a box in tiles of several rows of the result: a vertical pass, a transposition, a
+// horizontal pass, and a transposition back while storing. Both passes thus combine whole vectors,
+// for any number of interleaved channels. The template parameter Arithmetic reads, weighs,
+// transposes and stores numbers: see resize_bytes.h and resize_numbers.h.
 #pragma once
 
 #include "cpu/fixed_taps.h"
@@ -11,23 +10,24 @@
 
 SIMMIM_BEGIN
 
-// Numbers of a row of the box that are turned together.
+// Numbers of a row of the box that are transposed together.
 constexpr int64_t kTurned = 64;
 
-// One sample: its memory, where its box begins, and the result's place in numbers of it.
+// One sample: the image's memory, channels and strides, the offset of the box in it (`origin`), and
+// the offset of the sample in the output (`out`).
 struct Sample {
     Memory image;
     int64_t channels, origin, sc, sy, sx, out;
 };
 
-// The rows of the box that the next rows of the result need, asked for in time: lines of many rows
-// in turn, as they are used here, are no order that a processor foresees.
+// Prefetches the rows of the box that the next rows of the result need. The processor's own
+// prefetcher does not follow this access pattern, a few lines of each of many rows in turn.
 class Ahead {
   public:
     Ahead(const char* first, int64_t row_bytes, int64_t step, int64_t rows)
         : row_(first), bytes_(row_bytes), step_(step), rows_(rows) {}
 
-    // Asks for a few lines; whether there were any left.
+    // Prefetches a few cache lines; returns false when none are left.
     bool ask() {
         if (rows_ <= 0) return false;
         for (int i = 0; i < 4 && rows_ > 0; ++i) {
@@ -46,14 +46,13 @@ class Ahead {
     int64_t at_ = 0, bytes_, step_, rows_;
 };
 
-// One plane of a box, of which `pixel` numbers side by side are a pixel: a channel of its own, or
-// all of them, interleaved.
+// One plane of a box: a single channel (`pixel` 1), or all `pixel` channels interleaved.
 template <class Arithmetic>
 class Plane {
     using Number = typename Arithmetic::Number;
     using Column = typename Arithmetic::Column;
     using Weights = AxisOf<typename Arithmetic::Weight>;
-    // Rows of the result that are made together.
+    // Rows of the result that are computed together.
     static constexpr int64_t kRows = Arithmetic::kRows;
 
   public:
@@ -62,8 +61,8 @@ class Plane {
         : arithmetic_(arithmetic), sample_(sample), pixel_(pixel), ys_(ys), xs_(xs), flip_(flip) {}
 
     void resize() const {
-        // Columns of the result that are made together: as many as leave the numbers that they need
-        // in the first cache.
+        // Columns of the result that are computed together: as many as keep their input in the L1
+        // cache.
         int64_t span = 64;
         const auto numbers_of = [&](int64_t outputs) {
             return (int64_t(double(outputs) * xs_.scale()) + 1 + xs_.taps) * pixel_;
@@ -85,7 +84,7 @@ class Plane {
             for (int64_t x = 0; x < xs_.out; x += span) {
                 const int64_t stop = min_of(xs_.out, x + span);
                 const int64_t place = sample_.out + y * xs_.out + (flip_ ? xs_.out - stop : x);
-                // so that the lines are here when they are written
+                // Fetch the output's lines before they are written.
                 for (int64_t c = 0; c < pixel_; ++c)
                     for (int64_t r = 0; r < rows; ++r)
                         arithmetic_.prefetch(place + (c * ys_.out + r) * xs_.out);
@@ -105,14 +104,15 @@ class Plane {
         int64_t span;
     };
 
-    // Makes `turned`: for each number of the columns [begin, end), kRows rows of the result from y
-    // on.
+    // Vertical pass: fills tile.turned with rows [y, y + rows) of the result, for the box's columns
+    // [begin, end), transposed: kRows numbers for each number of a row.
     void weigh_rows(int64_t y, int64_t rows, int64_t begin, int64_t end, Ahead& ahead,
                     const Tile& tile) const {
         alignas(64) Number lines[kRows][kTurned];
         const int64_t numbers = (end - begin) * pixel_, several = rows_at_once();
-        // The last numbers are made together with some before them once more, for a loop of fixed
-        // length takes a third of the time of another; of a narrower box, with what is not used.
+        // The last block overlaps the one before, so that every block has kTurned numbers: a loop
+        // of fixed length takes a third of the time. A box narrower than a block computes some
+        // unused numbers.
         for (int64_t j = 0; j < numbers; j += kTurned) {
             const int64_t n = min_of(kTurned, numbers), at = min_of(j, numbers - n);
             for (int64_t top = 0; top < rows; top += several) {
@@ -133,8 +133,8 @@ class Plane {
         }
     }
 
-    // Makes `columns`: for each channel and each output [x0, x1), in falling order where flipped,
-    // kRows numbers, `span` outputs apart from the next channel's.
+    // Horizontal pass: fills tile.columns with kRows numbers for each channel and each output in
+    // [x0, x1), in descending order where flipped. Channels are tile.span outputs apart.
     void weigh_columns(int64_t x0, int64_t x1, const Tile& tile) const {
         with_taps(xs_.taps, [&](auto taps) {
             alignas(64) Number sums[kRows];
@@ -151,11 +151,10 @@ class Plane {
         });
     }
 
-    // Rows of the result whose rows of the box are lifted together, such that they stay in the
-    // first cache.
+    // Rows of the result whose input rows are converted together and stay in the L1 cache.
     int64_t rows_at_once() const { return ys_.taps > 8 ? min_of<int64_t>(8, kRows) : kRows; }
 
-    // Rows of the box at most that are lifted together.
+    // The largest number of input rows that are converted together.
     int64_t lifted_rows() const {
         const int64_t several = rows_at_once();
         int64_t most = 0;
@@ -165,7 +164,7 @@ class Plane {
         return most + ys_.taps;
     }
 
-    // What the rows of the result from y on need, and those before did not.
+    // The input rows that rows [y, y + kRows) of the result need and earlier rows did not.
     Ahead needed(int64_t y) const {
         const int64_t from = y == 0 ? 0 : ys_.first[y - 1] + ys_.taps;
         const int64_t to = ys_.first[min_of(y + kRows, ys_.out) - 1] + ys_.taps;
@@ -174,7 +173,7 @@ class Plane {
                      xs_.extent * sample_.sx * size, sample_.sy * size, to - from);
     }
 
-    // Numbers [at, at + n) of a row of the box, counted from column `begin`.
+    // Converts numbers [at, at + n) of a row of the box, counted from column `begin`.
     void lift(int64_t row, int64_t begin, int64_t at, int64_t n, Number* line) const {
         const int64_t start = sample_.origin + row * sample_.sy + begin * sample_.sx;
         if (sample_.sx != pixel_)
@@ -190,7 +189,7 @@ class Plane {
     bool flip_;
 };
 
-// Resizes all channels: together where they are interleaved.
+// Resizes all channels, together where they are interleaved.
 template <class Arithmetic>
 void resize_planes(const Arithmetic& arithmetic, Sample sample,
                    const AxisOf<typename Arithmetic::Weight>& ys,

@@ -7,15 +7,15 @@
 
 SIMMIM_BEGIN
 
-constexpr int64_t kRow = 512;  // elements converted at a time: two float rows stay within the L1
+constexpr int64_t kRow = 512;  // elements converted at a time; two such rows fit the L1 cache
 
-// The code of a compute type, for rows that can be used where they lie.
+// The element code of a compute type: rows of that type can be used in place.
 template <class C>
 constexpr int kElement = kFloat32;
 template <>
 constexpr int kElement<double> = kFloat64;
 
-// A number as C; integers at once, not by way of float32.
+// Converts a number to C; integers directly, not through float32.
 template <class C, class T>
 inline C convert(T v) {
     if constexpr (kSame<T, uint8_t> || kSame<T, uint16_t> || kSame<T, int16_t>)

@@ -1,4 +1,4 @@
-// Memory that a kernel uses while it runs, for instance a slice for each thread.
+// Temporary memory of a kernel, for instance one slice for each thread.
 #pragma once
 
 #include <cstring>
@@ -7,8 +7,8 @@
 
 namespace simmim {
 
-// Defined in bindings_cpu.cpp. The memory begins at a cache line; `std::bad_alloc` where there is
-// none, which passes through kernels as it would through C.
+// Defined in bindings_cpu.cpp. The memory is aligned to a cache line. Throws std::bad_alloc, which
+// kernels let through.
 void* allocate(int64_t bytes);
 void release(void* memory);
 
@@ -20,7 +20,7 @@ class Scratch {
   public:
     explicit Scratch(int64_t bytes) : memory_(bytes > 0 ? allocate(bytes) : nullptr) {
 #ifdef SIMMIM_POISON
-        // NaN in every float type: what a kernel reads before it writes shows in its result.
+        // NaN in every float type, so that reading before writing shows in a kernel's result.
         if (memory_) std::memset(memory_, 0xFF, size_t(bytes));
 #endif
     }

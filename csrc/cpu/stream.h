@@ -1,5 +1,5 @@
-// Stores that pass the caches by. An ordinary store first reads the line that it overwrites, which
-// for an output that no cache holds is a third or more of all that an op moves.
+// Non-temporal (streaming) stores. An ordinary store first reads the cache line that it overwrites,
+// which for a large output is a third or more of the memory traffic of an op.
 #pragma once
 
 #include <cstring>
@@ -12,17 +12,17 @@
 
 SIMMIM_BEGIN
 
-// Outputs of at least so many bytes are streamed. With the next op's reading of them included and
-// caches cold, as they are in a training step, that was no slower from 4 MiB on and faster beyond
-// 16 (benchmarks/NOTES.md); smaller ones are better left in the cache.
+// Outputs of at least this many bytes are streamed; smaller ones are better left in the cache for
+// the next op. Measured with cold caches and the next op's reads included: no slower from 4 MiB on,
+// faster from 16 MiB on (benchmarks/NOTES.md).
 inline bool is_streamed(int64_t output_bytes) { return output_bytes >= int64_t(4) << 20; }
 
-// A row of an output is made in so much of the first cache before it is streamed as a whole.
+// Rows are computed in a buffer of this size in the L1 cache and then streamed as a whole.
 constexpr int64_t kLineBytes = 4096;
 
 #if defined(__SSE2__)
 
-// Both write n bytes, the parts of 16 bytes within them past the caches.
+// Both write n bytes; all aligned blocks of 16 bytes among them are streamed.
 inline void stream_copy(char* to, const char* from, int64_t n) {
     const int64_t head = -int64_t(reinterpret_cast<uintptr_t>(to)) & 15;
     if (head) {
@@ -55,8 +55,8 @@ inline void stream_zero(char* to, int64_t n) {
     std::memset(to + i, 0, size_t(n - i));
 }
 
-// Streamed stores become visible to other threads in no order; each thread that made some calls
-// this before it says that it is done.
+// Streaming stores are not ordered: each thread that made some must call this before it signals
+// that its work is done.
 inline void finish_streams() { _mm_sfence(); }
 
 #else

@@ -1,5 +1,5 @@
-// Sums along rows of numbers, and sums that run. All are made in one order on every instruction
-// set.
+// Prefix sums, compensated running sums and window sums along rows of numbers. The order of
+// additions is the same on every instruction set.
 #pragma once
 
 #ifdef __AVX2__
@@ -10,9 +10,9 @@
 
 SIMMIM_BEGIN
 
-// Prefix sums of n numbers, n a multiple of 4; returns the last. Four numbers are added up among
-// themselves before they meet the sum of all numbers before, which is what the next four wait for;
-// compilers make no vector code of it (measured: 1 ns less a pixel than one chain of additions).
+// Prefix sums of n numbers, n a multiple of 4; returns the last. Each four numbers are first summed
+// among themselves, so that only one addition in four depends on the one before (measured: 1 ns a
+// pixel less than a single chain; compilers don't vectorise it).
 inline double prefix_of_fours(const double* row, int64_t n, double* sums) {
 #ifdef __AVX2__
     const __m256d zero = _mm256_setzero_pd();
@@ -39,7 +39,7 @@ inline double prefix_of_fours(const double* row, int64_t n, double* sums) {
 #endif
 }
 
-// `sum` becomes sum + v, and what rounding takes off it joins `rest` (Knuth's two-sum).
+// Adds v to `sum`, and the rounding error of that addition to `rest` (Knuth's two-sum).
 template <class Sum>
 void add_in_parts(Sum v, Sum& sum, Sum& rest) {
     const Sum whole = sum + v, added = whole - sum;
@@ -47,10 +47,10 @@ void add_in_parts(Sum v, Sum& sum, Sum& rest) {
     sum = whole;
 }
 
-// out[x]: the sum over columns x - radius to x + radius of a row of `width`, of numbers in two
-// parts. The row is cut into blocks as long as a window, which is then the end of one block and the
-// beginning of the next: two additions a column and no difference, so that what is not in a window
-// leaves no trace in it (van Herk, 1992).
+// out[x] = the sum of numbers + rests over columns x - radius to x + radius of a row of `width`.
+// The row is cut into blocks as long as a window, so that a window is a suffix sum of one block
+// plus a prefix sum of the next (van Herk, 1992). Nothing is subtracted, so numbers outside a
+// window can't affect its sum.
 template <class Sum>
 void sum_windows(const Sum* numbers, const Sum* rests, int64_t width, int64_t radius, Sum* out) {
     const int64_t side = 2 * radius + 1;

@@ -1,4 +1,4 @@
-// Whole token rows, moved between tensors of any element type.
+// Copies, additions and sums of whole token rows of any element type.
 #pragma once
 
 #include "cpu/rows.h"
@@ -16,8 +16,8 @@ inline void write_sum(const char* a, const char* b, char* out, int64_t n) {
         to[i] = Narrow<T>::from(C(widen(first[i])) + C(widen(second[i])));
 }
 
-// target row = source row (+ pos row), converted; `stride` apart in the source. Rows of one type
-// take one loop; others are converted through a buffer.
+// target row = source row (+ pos row), converted. `stride` is the step between a source row's
+// elements. Rows of one type take one loop; others are converted through a buffer.
 template <class C>
 inline void write_row(const Memory& source, int64_t offset, int64_t stride, const Memory& pos,
                       int64_t pos_offset, const Memory& target, int64_t target_offset,
@@ -61,9 +61,9 @@ inline void write_row(const Memory& source, int64_t offset, int64_t stride, cons
     }
 }
 
-constexpr int64_t kGroup = 4;  // rows added in the compute type before they reach a double
+constexpr int64_t kGroup = 4;  // rows summed in the compute type before they are added in double
 
-// sum += `count` rows, at most kGroup; `next` are the rows to be added then, fetched meanwhile.
+// sum += `count` rows, at most kGroup, while the `next` rows to be added are prefetched.
 template <class C, class T, int64_t count>
 inline void add_group(const T* const* rows, const T* const* next, int64_t n, double* sum) {
     constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(C));
@@ -107,9 +107,9 @@ inline void add_as(const T* base, const int64_t* offsets, int64_t count, int64_t
     }
 }
 
-// sum += rows of the source, at `offsets`, with elements `stride` apart. Groups of rows meet in
-// float32, which is exact to a rounding or two and saves most of the conversions; beyond a group
-// all sums are float64.
+// sum += rows of the source at `offsets`, with elements `stride` apart. Up to kGroup rows are
+// summed in float32, which saves most of the conversions for one or two roundings; all else is
+// float64.
 template <class C>
 inline void add_rows(const Memory& source, const int64_t* offsets, int64_t count, int64_t stride,
                      int64_t width, double* sum) {

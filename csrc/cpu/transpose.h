@@ -1,4 +1,4 @@
-// Small blocks of numbers turned, in registers where the processor can interleave them.
+// Transposes small blocks of numbers, in registers where the processor has shuffles for it.
 #pragma once
 
 #include <cstring>
@@ -27,8 +27,8 @@ struct PlacesUpTo<0, i...> {
     using type = Places<i...>;
 };
 
-// Numbers of `a` where the place's bit `s` is not set, and of `b` `s` places before where it is;
-// and those that this leaves out.
+// Exchanges blocks of s numbers: those of `a` at places with bit `s` set and those of `b` at places
+// without it, as one step of a transposition.
 template <int n, int s, class V, int... i>
 inline void swap_halves(V& a, V& b, Places<i...>) {
     const V low = __builtin_shufflevector(a, b, (i & s ? n + i - s : i)...);
@@ -36,7 +36,7 @@ inline void swap_halves(V& a, V& b, Places<i...>) {
     a = low;
 }
 
-// The first and the second halves of every m numbers of `a` and `b`, in turn.
+// Interleaves, in every m numbers, the first halves (`half` 0) or the second halves of `a` and `b`.
 template <int n, int m, class V, int... i>
 inline V interleave(V a, V b, int half, Places<i...>) {
     return half ? __builtin_shufflevector(a, b, (i / m * m + i % m / 2 + i % 2 * n + m / 2)...)
@@ -44,8 +44,8 @@ inline V interleave(V a, V b, int half, Places<i...>) {
 }
 #endif
 
-// to[i * to_step + r] = from[r * from_step + i] for as many rows r and numbers i as a vector holds:
-// halves of vectors change places down to 16 bytes, within which they are interleaved.
+// to[i * to_step + r] = from[r * from_step + i] for n rows r and n numbers i, where a vector holds
+// n. Vector halves are exchanged down to blocks of 16 bytes, which are then interleaved.
 template <class T>
 inline void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
     constexpr int n = int(kVectorBytes / int64_t(sizeof(T)));

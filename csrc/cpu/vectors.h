@@ -1,5 +1,5 @@
-// Vectors of the instruction set's own width, for loops in which 16-bit numbers meet float32: there
-// the compiler's vectoriser halves the vectors and passes them through memory.
+// Vectors of the instruction set's full width, for loops that mix 16-bit numbers and float32, where
+// the compiler's vectoriser uses half vectors and passes them through memory.
 #pragma once
 
 #include "common/numbers.h"
@@ -41,7 +41,7 @@ constexpr bool kSame = false;
 template <class T>
 constexpr bool kSame<T, T> = true;
 
-// n numbers of any float type as a vector of C.
+// Loads n numbers of any float type as a vector of C.
 template <class C, int64_t n, class T>
 inline Vector<C, n> load_vector(const T* source) {
     if constexpr (kSame<T, BFloat16> || kSame<T, Float16>) {
@@ -55,7 +55,7 @@ inline Vector<C, n> load_vector(const T* source) {
     }
 }
 
-// A vector of C as n numbers of any float type.
+// Stores a vector of C as n numbers of any float type.
 template <class C, int64_t n, class T>
 inline void store_vector(const Vector<C, n>& from, T* target) {
     if constexpr (kSame<T, BFloat16> || kSame<T, Float16>) {

@@ -1,5 +1,5 @@
-// Rows of a compact matrix that holds the visible tokens alone: ascending positions, sample after
-// sample. A token row of the grid fills consecutive rows.
+// Row numbers in a compact matrix of the visible tokens only, in ascending position, sample after
+// sample. The visible tokens of one grid row occupy consecutive rows.
 #pragma once
 
 #include "common/grid.h"
@@ -8,13 +8,13 @@ SIMMIM_BEGIN
 
 struct VisibleRows {
     MaskGrid mask;
-    int64_t* starts;  // visible units before each row of units; a number for each, and one
+    int64_t* starts;  // visible units before each row of units, and their total at the end
 
     static int64_t scratch_bytes(const Tensor& mask) {
         return (mask.size(0) * extent_from(mask, 1).rows() + 1) * int64_t(sizeof(int64_t));
     }
 
-    // Fills `starts`; the number of visible tokens.
+    // Fills `starts` and returns the number of visible tokens.
     int64_t count(int64_t batch) const {
         const int64_t rows = batch * mask.units.rows(), width = mask.units.width;
         int64_t units = 0;

@@ -8,12 +8,13 @@
 //     }
 //
 // `scratch` holds WindowRows<C>::scratch_bytes(width, window) bytes, aligned to 16, and serves one
-// plane at a time; nothing else is written. `eps` is in the units of the numbers as they are stored
-// (`stored_eps`): the mean of the channel cancels. A row costs the same for any window. The first
-// row of a caller, and a row further down than a window, costs about a third of a row for every row
-// of the window, so one WindowRows should walk down a plane as far as it can. Rows in between that
-// are not written cost two thirds. A caller that wants a few columns only passes a plane that
-// begins window / 2 columns before them and ends as far behind them, cut at the image's own border.
+// plane at a time; nothing else is written. `eps` is in the units of stored numbers (`stored_eps`);
+// the mean of the channel cancels. A caller that needs a few columns only passes a plane that
+// begins window / 2 columns before them and ends as far after them, cut at the image's border.
+//
+// Cost: a row takes the same time for any window. Starting (the first row, or a jump by more than a
+// window) takes a third of a row's time for each row of the window, so one WindowRows should go
+// down a plane as far as it can. Rows that are skipped take two thirds.
 #pragma once
 
 #include "cpu/rows.h"
@@ -27,8 +28,8 @@ struct Plane {
     int64_t offset, sy, sx, height, width;
 };
 
-// `eps`, for a target that is (x / 255 - mean) / std where the image is uint8, in the units of the
-// stored numbers. `std` may be absent.
+// `eps` in the units of stored numbers x, for a target of (x - mean) / std, or (x / 255 - mean) /
+// std of uint8. `std` may be absent.
 inline double stored_eps(double eps, int element, const Memory& std, int64_t channel) {
     double scale = 1.0;
     if (std.base) std.load(channel, 1, 1, &scale);
@@ -36,7 +37,7 @@ inline double stored_eps(double eps, int element, const Memory& std, int64_t cha
     return eps * scale * scale;
 }
 
-// What sums of squares of C are held in: wide enough that E[x^2] - m^2 may cancel.
+// The type for sums of squares of C, wide enough for the cancellation in E[x^2] - m^2.
 template <class C>
 struct Wider {
     using Type = double;
@@ -46,16 +47,15 @@ struct Wider<double> {
     using Type = long double;
 };
 
-// Column sums of x and x^2 over the window's rows run down the image, prefix sums along the row
-// turn them into window sums. All sums are made in one order on every instruction set.
-//
-// A running sum keeps the rounding of large numbers after they have left. Where rows of the window
-// hold numbers so large that the rounding of sums of their squares would show next to `eps`, column
-// sums run in two parts, and sums along the row are made from numbers of the window alone: three
-// to four times the cost, for any window. Whole numbers, as of a sensor's counts, round nothing: as
-// long as all rows in the window hold nothing else, they are taken as any other. And a running sum
-// never recovers from a NaN, an Inf or a number beyond what two parts hold: rows with one are
-// summed anew while they are in the window, at a cost that grows with it.
+// Running column sums of x and x^2 over the window's rows, and prefix sums of these along the row,
+// give window sums. The order of additions is the same everywhere. Three cases of numbers:
+// - ordinary ones, and whole numbers such as sensor counts, whose sums are exact: as above.
+// - numbers so large that the rounding of their squares, which stays in a running sum after they
+// have
+//   left the window, would show next to `eps`: column sums carry their rounding errors beside them,
+//   and sums along the row use numbers of the window only. Three to four times the cost.
+// - NaN, infinity, and numbers too large for that: a running sum never recovers from them, so rows
+//   are summed from scratch while such a number is in the window, at a cost that grows with it.
 template <class C>
 class WindowRows {
     using Sum = typename Wider<C>::Type;
@@ -91,9 +91,10 @@ class WindowRows {
         centre_row_ = rows + 5 * width;
         for (int64_t x = 0; x < width; ++x) zeros_[x] = C(0);
         for (int64_t x = 0; x <= rx_; ++x) prefix_s_[x] = prefix_q_[x] = Sum(0);
-        // A sum over `side` columns or rows of windows leaves an error of about 2^-53 side x^2 in
-        // each mean of squares; up to here it is below a thousandth of eps (measured to a side of
-        // 4096). Twin: running_limit in simmim_kernels/backends/_window.py.
+        // A running sum over an image with `side` columns or rows leaves an error of about
+        // 2^-53 * side * x^2 in a window's mean square. Up to this limit that is below eps / 1000
+        // (measured up to a side of 4096). Twin: running_limit in
+        // simmim_kernels/backends/_window.py.
         const double side = double(max_of(plane.width, plane.height));
         limit_ = C(33554432.0 * __builtin_sqrt(eps / side));
         const double tall = double(min_of(2 * ry_ + 1, plane.height));
@@ -126,7 +127,8 @@ class WindowRows {
             }
             return;
         }
-        // Everything times n: out = (n x - s) / sqrt((n q - s^2) n / (n - 1) + eps n^2).
+        // With n pixels, their sum s and sum of squares q, both sides of the fraction times n:
+        // out = (n x - s) / sqrt((n q - s^2) n / (n - 1) + eps n^2).
         const Sum *s0 = prefix_s_, *s1 = s0 + 2 * rx_ + 1;
         const Sum *q0 = prefix_q_, *q1 = q0 + 2 * rx_ + 1;
         for (int64_t x = first; x < last; ++x) {
@@ -138,14 +140,14 @@ class WindowRows {
     }
 
   private:
-    // Past the image's other end a window gains nothing.
+    // A window that covers the whole image needs no larger radius.
     static int64_t radius(int64_t size, int64_t window) { return min_of(window / 2, size - 1); }
     static float root(float v) { return __builtin_sqrtf(v); }
     static double root(double v) { return __builtin_sqrt(v); }
 
-    // Whether sums over windows are made from numbers of the window alone, ...
+    // Whether sums along the row use numbers of the window only (the second and third case), ...
     bool direct() const { return max_of(large_, bad_) >= y_ - ry_; }
-    // ... those over its rows too.
+    // ... and whether sums over rows do as well (the third case).
     bool anew() const { return bad_ >= y_ - ry_; }
 
     const C* row(int64_t y, C* buffer) const {
@@ -156,8 +158,8 @@ class WindowRows {
         return buffer;
     }
 
-    // Row `y`, which enters the window that begins with row `first`, marked where a plain running
-    // sum can't take it.
+    // Reads row `y`, which enters the window that begins with row `first`, and records in `large_`
+    // and `bad_` whether a plain running sum can take it.
     const C* entering(int64_t first, int64_t y) {
         const C* x = row(y, entering_row_);
         if (!counts_ && is_within(x, limit_)) return x;
@@ -177,7 +179,7 @@ class WindowRows {
         return !beyond;
     }
 
-    // Whether sums of these numbers and of their squares, over all that is ever summed, are exact.
+    // Whether all sums of these numbers and of their squares are exact.
     bool is_whole(const C* x) const {
         constexpr C rounder = sizeof(C) == 4 ? C(12582912.0) : C(6755399441055744.0);
         int other = 0;
@@ -188,7 +190,7 @@ class WindowRows {
         return !other;
     }
 
-    // Sums for row `y` from nothing but the rows of its window.
+    // Sums for row `y` from scratch.
     void start(int64_t y) {
         y_ = y;
         large_ = bad_ = -1 - plane_.height;
@@ -225,8 +227,8 @@ class WindowRows {
         run_in_parts(out, Sum(-1));
     }
 
-    // Column sums with a row added (`sign` 1) or taken away (-1); what rounding takes off a sum is
-    // kept beside it (Knuth's two-sum).
+    // Adds a row to the column sums (`sign` 1) or takes it away (-1), with the rounding errors kept
+    // in rest_s_ and rest_q_ (Knuth's two-sum).
     void run_in_parts(const C* __restrict row, Sum sign) {
         for (int64_t x = 0; x < plane_.width; ++x) {
             const Sum v = row[x];
@@ -235,7 +237,7 @@ class WindowRows {
         }
     }
 
-    // Column sums with row `in` added and row `out` taken away, and their prefix sums.
+    // Adds row `in` to the column sums, takes row `out` away, and makes their prefix sums.
     void run(const C* __restrict in, const C* __restrict out) {
         Sum* __restrict s = column_s_, * __restrict q = column_q_;
         for (int64_t x = 0; x < plane_.width; ++x) {
@@ -247,7 +249,7 @@ class WindowRows {
         sum_along(q, prefix_q_ + rx_ + 1);
     }
 
-    // Prefix sums of a row, and the last one again for the windows that the border cuts.
+    // Makes the prefix sums of a row and repeats the last one for windows cut by the border.
     void sum_along(const double* row, double* sums) const {
         const int64_t fours = plane_.width / 4 * 4;
         finish_sums(row, fours, prefix_of_fours(row, fours, sums), sums);
@@ -260,7 +262,7 @@ class WindowRows {
         for (; x < plane_.width + rx_; ++x) sums[x] = sum;
     }
 
-    // The numbers of pixels in the windows of a row whose windows have `rows` rows.
+    // Sets the number of pixels in each window of a row whose windows have `rows` rows.
     void count(int64_t rows) {
         if (rows == rows_) return;
         rows_ = rows;
@@ -286,10 +288,10 @@ class WindowRows {
     bool counts_ = false;  // whether the sums hold numbers beyond the limit, whole ones or not
     int64_t y_ = -1;       // the current row
     int64_t rows_ = 0;     // rows in its windows
-    int64_t large_ = -1;   // the last row taken in that needs sums in parts
-    int64_t bad_ = -1;     // the last one that no running sum can hold
+    int64_t large_ = -1;   // the last row read that is of the second case
+    int64_t bad_ = -1;     // the last row read that is of the third case
     const C* centre_ = nullptr;
-    Sum *column_s_, *column_q_, *rest_s_, *rest_q_;  // the sums and what rounding took off them
+    Sum *column_s_, *column_q_, *rest_s_, *rest_q_;  // column sums and their rounding errors
     Sum *direct_s_, *direct_q_, *prefix_s_, *prefix_q_;
     double* count_;
     C *bessel_, *eps_n2_, *zeros_, *entering_row_, *leaving_row_, *centre_row_;

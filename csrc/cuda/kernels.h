@@ -1,5 +1,5 @@
-// The CUDA entry points. The caller allocates results and scratch; masks, tokens, statistics and
-// index lists are contiguous.
+// Entry points of the CUDA kernels. The caller allocates results and scratch; masks, tokens,
+// statistics and index lists are contiguous.
 #pragma once
 
 #include "common/loss_spec.h"
@@ -16,7 +16,7 @@
     X(normalize_patches)       \
     X(normalize_targets)
 
-// Bytes or numbers of scratch that a launcher needs, which PyTorch's allocator gives.
+// Bytes or numbers of scratch that a launcher needs; the caller takes it from PyTorch's allocator.
 #define SIMMIM_CUDA_SIZES(X) \
     X(mask_tokens_scratch)   \
     X(masked_loss_scratch)   \
@@ -34,14 +34,14 @@ int mask_tokens_forward(const Tensor& x, const Tensor& mask, const Tensor& token
                         const Tensor& pos_embed, const Tensor& out, int64_t prefix_tokens,
                         Stream stream);
 
-// `x`, `token` and `pos_embed` are the gradients that are wanted; doubles of scratch.
+// `x`, `token` and `pos_embed` are gradients to be written, where present. Scratch is doubles.
 int64_t mask_tokens_scratch(const Tensor& grad, const Tensor& mask, const Tensor& token,
                             const Tensor& pos_embed, int64_t prefix_tokens);
 int mask_tokens_backward(const Tensor& grad, const Tensor& mask, const Tensor& x,
                          const Tensor& token, const Tensor& pos_embed, int64_t prefix_tokens,
                          const Tensor& scratch, Stream stream);
 
-// `grad` and `scale` are written where they are present; doubles of scratch.
+// `grad` and `scale` are optional outputs. Scratch is doubles.
 int64_t masked_loss_scratch(const Tensor& pred, const Tensor& grad, const Tensor& target,
                             const Tensor& mask, const Tensor& index, const Tensor& std,
                             const LossSpec& spec);
@@ -49,10 +49,10 @@ int masked_loss(const Tensor& pred, const Tensor& target, const Tensor& mask, co
                 const Tensor& mean, const Tensor& std, const LossSpec& spec, const Tensor& loss,
                 const Tensor& grad, const Tensor& scale, const Tensor& scratch, Stream stream);
 
-// Sets the marks (B, h, w) of what the rows of masked_loss's list name.
+// Sets the marks (B, h, w) of all units that masked_loss's index list names.
 int mark_listed(const Tensor& index, const Tensor& marks, Stream stream);
 
-// In place, row by row: a factor for each. Rows follow each other.
+// Multiplies each row by its factor, in place. Rows are contiguous.
 int scale_gradient(const Tensor& grad, const Tensor& factor, Stream stream);
 
 // With `mask`, only masked pixels are written. Fewer than 2^32 numbers in a patch.
@@ -60,7 +60,7 @@ int normalize_patches(const Tensor& image, const Tensor& mean, const Tensor& std
                       const Tensor& mask, const Tensor& out, int64_t patch, double eps,
                       Stream stream);
 
-// Numbers beyond `limit` are added to windows one by one; doubles of scratch.
+// Numbers beyond `limit` are added to each window that holds them one by one. Scratch is doubles.
 int64_t normalize_targets_scratch(const Tensor& image, int64_t window);
 int normalize_targets(const Tensor& image, const Tensor& std, const Tensor& mask, const Tensor& out,
                       int64_t window, double eps, double limit, const Tensor& scratch,

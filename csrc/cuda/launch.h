@@ -1,9 +1,8 @@
 // How every launcher starts its kernel. Launchers take tensors, a few numbers and a stream, never
 // allocate, never wait, and return the launch's cudaError_t.
 //
-// What a source keeps to itself stands in `inline namespace SOURCE_file`, not in an unnamed one:
-// nvcc names the kernels of an unnamed namespace by their file's absolute path, so that two builds
-// differ.
+// Code that is private to a source file stands in `inline namespace SOURCE_file`, not in an unnamed
+// namespace: nvcc would name its kernels by the file's absolute path, and builds would differ.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +14,7 @@ SIMMIM_BEGIN
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// A stream as PyTorch gives it to Python.
+// A stream's handle as PyTorch passes it to Python.
 using Stream = uintptr_t;
 
 template <class... Parameters, class... Arguments>

@@ -30,7 +30,7 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
         !(same || target.element == kFloat32 || target.element == kUInt8))
         return false;
     if (image && p != 1) return false;  // a map
-    // Channels innermost in both: a line's numbers are neighbours, and no channel is told apart.
+    // Channels innermost in both: a line is contiguous, and channels need not be told apart.
     const bool last = at.sc == 1 && at.sx == at.channels && at.channels > 1;
     // Tokens of one pixel have their channels innermost in either order.
     const bool interleaved = spec.order == kInterleaved || p == 1;
@@ -45,7 +45,7 @@ bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, con
     const int64_t ph = image ? 1 : p, pw = (image ? width : p) * depth;
     const int64_t unit_h = index ? ph : unit.height, unit_w = index ? pw : unit.width * depth;
     int64_t V = 16 / element_size(pred.element);
-    // Half a word at a time, where tokens are no whole ones: features and histograms.
+    // Half a word at a time where a token is not a whole number of words: features, histograms.
     if (V == 8 && pw % 8 == 4 && !std && target.element != kUInt8) V = 4;
     const bool nested =
         (unit_h % ph == 0 || ph % unit_h == 0) && (unit_w % pw == 0 || pw % unit_w == 0);
@@ -223,7 +223,7 @@ bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, c
         max_of<int64_t>(ceil_div(rows * cells, s.few() ? 4 * kRowBlocks : kRowBlocks), 16);
     w.cut.tiles = int32_t(max_of<int64_t>(ceil_div(cells, chunk), 1));
     w.cut.chunk = int32_t(ceil_div(cells, w.cut.tiles));
-    // Channels that follow each other fastest in both would need their own statistics a number.
+    // With channels innermost in both, every number would need its own statistics.
     if (last && interleaved) return false;
     return w.cut.blocks(rows) <= 0x7FFFFFFF;
 }

@@ -1,4 +1,5 @@
-// Where the numbers of a prediction lie, what they are compared with, and what each costs.
+// The problem of the narrow loss kernel: layouts of prediction and target, and the loss of a
+// number.
 #pragma once
 
 #include "common/grid.h"
@@ -9,8 +10,8 @@ SIMMIM_BEGIN
 
 constexpr int kLossAxes = 5;
 
-// One of channel, token row, row in the token, token column, column in the token: its length, and
-// what a step along it adds to each offset and to the pixel's place.
+// One axis of a prediction (channel, token row, row in the token, token column or column in the
+// token): its length, and what one step adds to each offset and to the pixel's position.
 struct Axis {
     int64_t size, pred, grad, target;
     int32_t y, x, channel;
@@ -22,14 +23,14 @@ struct Place {
 };
 
 struct Problem {
-    Axis axis[kLossAxes];  // by falling stride of the prediction
+    Axis axis[kLossAxes];  // in descending order of the prediction's stride
     int64_t numbers, pred_batch, grad_batch, target_batch, target_y, target_x;
     MaskGrid grid;
     LossList list;
     int64_t patch, units_in_row;
     LossScale scaling;
     Array mean, std;
-    double unit;  // what numbers of the target are divided by first
+    double unit;  // divisor of the target's stored numbers: 255 for bytes
     double* partial;
     double parameter;  // of the loss
     int64_t tiles;
@@ -46,7 +47,7 @@ struct Problem {
         p.channel += int32_t(steps) * a.channel;
     }
 
-    // The place of number i, from the place of number 0.
+    // The place of number i, given the place of number 0.
     __device__ __forceinline__ Place place(Place p, int64_t i) const {
 #pragma unroll
         for (int a = kLossAxes - 1; a >= 0; --a) {
@@ -57,7 +58,7 @@ struct Problem {
         return p;
     }
 
-    // Where row `row` of the prediction begins, and its sample; -1 where it belongs to none.
+    // The place at which row `row` of the prediction begins, and its sample, -1 for padding rows.
     __device__ __forceinline__ Place begin(int64_t row, int64_t* sample) const {
         Place p{};
         p.pred = row * pred_batch;

@@ -1,6 +1,6 @@
-// The pass of the masked losses where the target's neighbours are not the prediction's: a cell's
-// pixels are read line by line, laid out in shared memory in the prediction's order, and compared
-// from there. A cell is a token, or of a map one line of every token in one channel.
+// The pass of the masked losses where prediction and target have different orders: the target's
+// pixels of a cell are read line by line, stored in shared memory in the prediction's order, and
+// compared from there. A cell is a token; of a map, it is one line of all tokens in one channel.
 #include <type_traits>
 
 #include "cuda/kernels.h"
@@ -12,7 +12,7 @@ inline namespace loss_staged_file {
 
 constexpr int kMostThreads = 256;
 
-// Neighbours of a target of any type but float64: W of them, two or four.
+// W (two or four) contiguous numbers of a target of any type but float64.
 template <int W>
 __device__ __forceinline__ void load_neighbours(const void* base, int element, int64_t bytes,
                                                 float* values) {
@@ -29,17 +29,17 @@ __device__ __forceinline__ void load_neighbours(const void* base, int element, i
     }
 }
 
-// FEW: a cell of no map, with at most a quarter of the numbers, for which fewer threads do; PAIRS:
-// its lines have whole pairs of pixels, not whole fours.
+// FEW: a cell (not of a map) has at most a quarter of kStagedNumbers, so fewer threads are enough.
+// PAIRS: lines are multiples of two pixels, but not of four.
 template <class In, class Loss, bool FEW, bool PAIRS>
 __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 12 : 3)
     pass_staged(const WideLoss w, const StagedCell cell, const In* pred, In* grad, Array target) {
     static_assert(FEW || !PAIRS, "pairs are few");
     constexpr int W = PAIRS ? 2 : 4, V = PAIRS ? 4 : 16 / int(sizeof(In));
-    constexpr int kRounds = kStagedNumbers / kMostThreads / W;  // vectors of W that a thread lays
+    constexpr int kRounds = kStagedNumbers / kMostThreads / W;  // vectors that a thread stages
     alignas(16) __shared__ float pixels[FEW ? kStagedNumbers / 4 : kStagedNumbers];
     __shared__ uint8_t
-        seen[FEW ? 1 : kStagedTokens];  // of a map: which of the sample's tokens are masked
+        seen[FEW ? 1 : kStagedTokens];  // for a map: which of the sample's tokens are masked
     __shared__ float gains[kStagedChannels], offsets[kStagedChannels];
     const int32_t threads = int32_t(blockDim.x);
     const int32_t row = int32_t(blockIdx.x / uint32_t(w.cut.tiles));
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
         } else {
             place = w.place(row, 0, o, cell.column, &unit);
         }
-        __syncthreads();  // what the cell before left has been read
+        __syncthreads();  // the previous cell has been read
         if (place >= 0) {
             float values[kRounds][W];
             bool wanted[kRounds];

@@ -8,8 +8,8 @@ inline namespace loss_sums_file {
 
 constexpr int kThreads = 256;
 
-// The set ones of a part of the mask, or the rows of a list that name a unit: of a part of it, or
-// with `each` those of one sample.
+// Counts masked units in a part of the mask, or rows of an index list that name a unit, in a part
+// of it or (with `each`) in one sample.
 __global__ void __launch_bounds__(kThreads)
     count_kernel(LossList list, const uint8_t* mask, int64_t n, bool each, int64_t* counts) {
     const int64_t first = each ? 0 : blockIdx.x * kCounted;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (!flat || list.sample(i / tiles, &place) == result) sum += partial[first + i];
     }
     const double total = block_sum(sum);
-    // Without a row nobody has left a factor.
+    // Without rows no block has stored a factor.
     if (threadIdx.x == 0) loss.store(result, n ? total * unit * scaling.scale[result] : 0.0);
 }
 
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(LossList list, uint8_t* 
     if (row >= list.rows) return;
     int64_t unit;
     const int64_t sample = list.sample(row, &unit);
-    if (sample >= 0) marks[sample * list.units + unit] = 1;  // whoever writes it: the same byte
+    if (sample >= 0) marks[sample * list.units + unit] = 1;  // several threads store the same byte
 }
 
 }  // namespace loss_sums_file

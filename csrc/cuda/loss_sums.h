@@ -1,4 +1,4 @@
-// What the masked losses count and add up: each result's factor, and its value.
+// Counts and sums of the masked losses: the factor and the value of each result.
 #pragma once
 
 #include "common/loss_spec.h"
@@ -13,14 +13,15 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
     return a / b;
 }
 
-// Which unit each row of a listed prediction is: `per_sample` rows a sample, or, where that is 0,
-// positions (sample * units + unit) in any order, -1 for padding. Without `index` rows are samples.
+// An index list: which unit each row of the prediction is. Entries are units, `per_sample` rows a
+// sample, or, where `per_sample` is 0, sample * units + unit in any order; -1 is padding. Without
+// `index` each row is a sample.
 struct LossList {
     const int32_t* index;
     int64_t rows, per_sample, batch, units;
     bool given;
 
-    // The sample of a row and its unit; -1 where the list names none.
+    // The sample and the unit of a row; the sample is -1 for padding.
     __device__ __forceinline__ int64_t sample(int64_t row, int64_t* unit) const {
         const int64_t named = index[row];
         const int64_t sample =
@@ -39,7 +40,7 @@ inline LossList list_of(const Tensor& index, int64_t batch, int64_t units) {
             bool(index)};
 }
 
-// The sum of all threads' values, in a fixed order, in every first thread of a block.
+// The sum of all threads' values in a fixed order, in every thread of a block.
 template <class T>
 __device__ __forceinline__ T block_sum(T value) {
     __shared__ T sums[32];
@@ -59,10 +60,10 @@ __device__ __forceinline__ void leave_sum(double value, double* partial) {
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// Masked units, or rows of a list, that a block counts.
+// How many mask units, or rows of a list, a block counts.
 constexpr int64_t kCounted = 1 << 14;
 
-// How many of `n` bytes are not 0, as the share of each thread of a block.
+// Each thread's share of the number of bytes that are not 0, of `n`.
 __device__ __forceinline__ int64_t count_bytes(const uint8_t* bytes, int64_t n) {
     int64_t words = reinterpret_cast<uintptr_t>(bytes) % 16 == 0 ? n / 16 : 0;
     int32_t count = 0;
@@ -71,7 +72,7 @@ __device__ __forceinline__ int64_t count_bytes(const uint8_t* bytes, int64_t n) 
             load_pack<uint32_t, 4>(reinterpret_cast<const uint32_t*>(bytes) + i * 4);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            // The top bit of each byte that is not 0.
+            // Sets the top bit of each byte that is not 0.
             const uint32_t low = (word.words[k] & 0x7F7F7F7Fu) + 0x7F7F7F7Fu;
             count += __popc((low | word.words[k]) & 0x80808080u);
         }
@@ -80,15 +81,15 @@ __device__ __forceinline__ int64_t count_bytes(const uint8_t* bytes, int64_t n) 
     return count;
 }
 
-// What makes a result of a sum: its factor is factor / ((masked pixels + eps) * channels), or 0
-// where nothing is masked. Every block of a pass finds it for itself.
+// The factor that turns a sum into a result: factor / ((masked pixels + eps) * channels), or 0
+// where nothing is masked. Every block of a pass computes it for itself.
 struct LossScale {
-    double* scale;          // of each result, for the kernel that adds up
-    Array out;              // the same for the caller, where it is there
+    double* scale;          // factor of each result, for the kernel that adds up
+    Array out;              // the same for the caller, where present
     const uint8_t* mask;    // of all samples
-    const int64_t* counts;  // of each result, or parts of that of the only one; null: from the mask
+    const int64_t* counts;  // masked units of each result, or parts of a single count; may be null
     int64_t parts;
-    int64_t known;  // masked units of each result; -1 where they are to be counted
+    int64_t known;  // masked units of each result where known, else -1
     int64_t units, batch;
     int64_t pixels, channels;  // pixels of a unit
     double eps, factor;
@@ -113,12 +114,12 @@ struct LossScale {
             total = block_sum(count);
         }
         if (reduction == kSum) return factor;
-        // 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+        // 0 where nothing is masked, for 1 / eps may overflow float32.
         const double masked = total ? double(total * pixels) + eps : 0.0;
         return masked == 0.0 ? 0.0 : factor / (masked * double(channels));
     }
 
-    // The first block of a result leaves its factor for those that follow.
+    // The first block of a result stores its factor for the launches that follow.
     __device__ __forceinline__ void leave(int64_t result, double found) const {
         scale[result] = found;
         if (out.element == kFloat64) {
@@ -129,14 +130,14 @@ struct LossScale {
     }
 };
 
-// Counts of the masked units for those results whose blocks would count too much: a launch more,
-// where `parts_counted` is not 0.
+// Counts masked units in a launch of its own, where counting would take each block of the pass too
+// long (`parts_counted` is not 0).
 int64_t parts_counted(const LossList& list, Reduction reduction, int64_t batch, int64_t units);
 int count_masked(const LossList& list, Reduction reduction, const uint8_t* mask, int64_t batch,
                  int64_t units, int64_t* counts, Stream stream);
 
-// loss[r] = scale[r] * unit * the sum of the partial sums that belong to result r; `tiles` of
-// them belong to each row.
+// loss[r] = scale[r] * unit * the sum of the partial sums of result r; each row has `tiles` of
+// them.
 int loss_results(const LossScale& scaling, const LossList& list, const double* partial, int64_t n,
                  int64_t tiles, double unit, int64_t batch, Array loss, Stream stream);
 

@@ -7,8 +7,8 @@ SIMMIM_BEGIN
 
 inline namespace loss_wide_file {
 
-// The pixel value (stored / unit - mean) / std of a channel, as one multiplication and addition of
-// a byte; of other numbers the mean is subtracted first, which may be far larger than what is left.
+// The pixel value (stored / unit - mean) / std: one multiply-add for bytes. For other types the
+// mean is subtracted first, because it may be far larger than the difference.
 template <class T>
 struct PixelValue {
     float gain = 1, offset = 0;
@@ -38,9 +38,9 @@ __device__ __forceinline__ uint32_t rotated(uint32_t word, uint32_t bits) {
 #endif
 }
 
-// A thread's eight float32 of the target, of which it reads 16 bytes at a time together with its
-// neighbour, so that every sector is asked for once; then they exchange what is the other's. Lanes
-// with an odd number have read the second and fourth word of four.
+// Loads eight float32 of the target for each thread. Two neighbouring lanes load their 64 bytes in
+// turns of 16, so that each sector is requested once, and then exchange words: lanes of odd number
+// have loaded the second and fourth of four.
 template <class T, int V>
 __device__ __forceinline__ void load_with_neighbour(const T* own, bool odd, Pack<T, V>* pack) {
     const T* const first = own - (odd ? V : 0) + (odd ? V / 2 : 0);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void load_with_neighbour(const T* own, bool odd, Pack
     }
 }
 
-// lanes: those of the warp that are here, at least the two neighbours.
+// lanes: the active lanes of the warp, at least the two neighbours.
 template <class T, int V>
 __device__ __forceinline__ void exchange_with_neighbour(uint32_t lanes, bool odd,
                                                         Pack<T, V>* pack) {
@@ -66,7 +66,8 @@ __device__ __forceinline__ void exchange_with_neighbour(uint32_t lanes, bool odd
     }
 }
 
-// V: numbers that a thread moves at a time; T: what the target holds; Value: what that becomes.
+// V: numbers that a thread moves at a time; T: the target's type; Value: the type it is converted
+// to.
 template <class In, int V, class T, class Value, class Loss>
 __global__ void __launch_bounds__(kRowThreads, 1)
     pass_wide(const WideLoss w, const In* pred, In* grad, const T* target) {

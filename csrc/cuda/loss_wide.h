@@ -1,9 +1,9 @@
 // The pass of the masked losses where prediction, gradient and target are rows of 16-byte words.
 //
 // A row of the prediction (a sample's tokens, a list of units, a channel of an image) is a sequence
-// of cells: tokens, or lines of an image. The numbers of a cell are neighbours in memory. Each
-// thread has its place within a cell, whose channel and offset it finds once, and goes from cell to
-// cell; where a cell lies in the target, and whether it is masked, a block looks up for all.
+// of cells: tokens, or lines of an image. The numbers of a cell are contiguous. Each thread keeps
+// one position within a cell, whose channel and offset it computes once, and goes from cell to
+// cell. The cells' offsets in the target and masks are looked up once for a block.
 #pragma once
 
 #include <type_traits>
@@ -17,33 +17,33 @@ SIMMIM_BEGIN
 
 constexpr int64_t kVisible = -1, kOutside = -2;
 
-// Strides in bytes: of prediction and gradient by sample, plane and cell, of the target by sample,
-// channel and line.
+// Strides in bytes: of prediction and gradient by (sample, plane, cell), of the target by (sample,
+// channel, line).
 struct WideLoss {
     int64_t pred_sample, pred_plane, grad_sample, grad_plane;
     int64_t target_sample, target_channel, target_y;
     int32_t pred_cell, grad_cell;
     int32_t planes;                // rows of a sample: 1, or the channels of an image
-    int32_t cells;                 // of a row
-    int32_t numbers;               // of a cell
-    int32_t vector;                // of them, that a thread moves at a time
+    int32_t cells;                 // in a row
+    int32_t numbers;               // in a cell
+    int32_t vector;                // numbers that a thread moves at a time
     int32_t cells_across, ph, pw;  // cells in a line; lines and columns of a cell
     int32_t unit_h, unit_w, units_across;
     RowCut cut;
     bool fine;  // units are smaller than cells
-    // The lanes, as bits, that take part in the exchange of lanes 0 and 1: all where a warp is in
-    // one cell and unit, else those two; 0 where lanes 2k and 2k + 1 are not in one line and unit.
+    // Mask of the lanes that take part in the exchange of lanes 0 and 1: all lanes where a warp is
+    // in one cell and unit, else these two; 0 where lanes 2k and 2k + 1 may differ in line or unit.
     uint32_t paired;
     bool scaled;      // whether gradients are multiplied by the factor
     float parameter;  // of the loss
-    double unit;      // what numbers of the target are divided by first
+    double unit;      // divisor of the target's stored numbers: 255 for bytes
     Array mean, std;
     double* partial;
     LossScale scaling;
     LossList list;
 
-    // Where cell `cell` of a row lies in the target, or why nothing of it is read. `unit` becomes
-    // that of its first pixel, of a sample.
+    // The offset of cell `cell` in the target, or a code for why it is not read. `unit` is set to
+    // the mask unit of its first pixel.
     __device__ __forceinline__ int64_t place(int32_t sample, int32_t plane, int32_t cell, int size,
                                              int32_t* unit) const {
         int64_t of = sample;
@@ -61,7 +61,8 @@ struct WideLoss {
     }
 };
 
-// The slope of a loss times the factor; of L1 the factor with the sign of d, where d has one.
+// The slope of a loss times the factor; for L1 the factor with the sign of d, 0 where d is 0 or
+// NaN.
 template <class Loss>
 __device__ __forceinline__ float scaled_slope(float d, float parameter, float factor) {
 #ifdef __CUDA_ARCH__
@@ -76,24 +77,24 @@ __device__ __forceinline__ float scaled_slope(float d, float parameter, float fa
 
 constexpr int kStagedNumbers = 4096, kStagedTokens = 4096, kStagedChannels = 128;
 
-// How the pixels of a cell are laid out in the order of the prediction: `lines` lines of `line`
-// neighbours in the target, line `l` being `l % inner_lines` of `l / inner_lines`. Of a line,
-// number b goes to place b / run * run_place + b % run * number_place behind the line's own place.
+// How a cell's pixels are reordered: the target has `lines` lines of `line` contiguous numbers,
+// line l being number l % inner_lines of group l / inner_lines. Number b of a line goes to place b
+// / run * run_place + b % run * number_place, counted from the line's first place.
 struct StagedCell {
     int32_t lines, inner_lines, line;
     int32_t size, column;  // bytes of a number of the target, and of a pixel
     int64_t outer_bytes, inner_bytes;
     int32_t outer_place, inner_place, run, run_place, number_place;
     int32_t channels;
-    int32_t tokens, tokens_across, p;  // of a map; else 0
-    bool late;   // a line mixes channels: statistics are applied in the order of the prediction
-    bool pairs;  // a line has whole pairs of numbers, not whole fours
+    int32_t tokens, tokens_across, p;  // for a map, else 0
+    bool late;   // a line mixes channels: statistics are applied after the reordering
+    bool pairs;  // lines are multiples of two numbers, but not of four
 
     bool few() const { return !tokens && lines * line <= kStagedNumbers / 4; }
 };
 
-// How a prediction, its gradient (where there is one) and the target are walked; false where that
-// kernel can't.
+// Plans the kernel's loops over prediction, gradient (where present) and target; false where the
+// kernel does not support these layouts.
 bool plan_wide(const Tensor& pred, const Tensor& grad, const Tensor& target, const Tensor& mask,
                const Tensor& index, const Tensor& std, const LossSpec& spec, WideLoss* wide);
 bool plan_staged(const Tensor& pred, const Tensor& grad, const Tensor& target, const Tensor& mask,

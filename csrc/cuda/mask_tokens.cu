@@ -8,8 +8,8 @@ using namespace tokens_tile;
 
 inline namespace mask_tokens_file {
 
-// In: what x holds; Out: what the result holds; token and pos hold In or float. Without positions
-// numbers pass as they are.
+// In, Out: types of x and of the result; token and pos are In or float. Without positions the bits
+// of numbers are copied without conversion.
 template <class In, class Out, bool POS>
 __global__ void __launch_bounds__(kRowThreads)
     forward_wide(RowCut cut, const In* x, Tokens tokens, Array token, Array pos, int32_t pos_skip,

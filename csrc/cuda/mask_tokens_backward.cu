@@ -10,9 +10,8 @@ using namespace tokens_tile;
 
 inline namespace mask_tokens_backward_file {
 
-// The sums of the threads that lie behind each other in `down` rows of `across`, V neighbours each,
-// into one row of partial sums, of which neighbours are stored together. Where nothing lies behind
-// a thread, it stores its own.
+// Adds the sums of a block's threads, `down` rows of `across` threads with V numbers each, down the
+// rows, and stores one row of partial sums. With a single row each thread stores its own.
 template <class C, int V>
 __device__ __forceinline__ void leave_row(const C* own, C* row, int32_t across, int32_t down,
                                           int64_t first, int64_t width) {
@@ -36,8 +35,8 @@ __device__ __forceinline__ void leave_row(const C* own, C* row, int32_t across, 
     }
 }
 
-// In: what the incoming gradient holds; Out: what dx holds. A block goes through tokens of one
-// sample and leaves a row of sums over its masked ones.
+// In, Out: types of the incoming gradient and of dx. A block goes through tokens of one sample and
+// stores one row of partial sums over its masked tokens.
 template <class In, class Out>
 __global__ void __launch_bounds__(kRowThreads)
     backward_wide(RowCut cut, const In* grad, Tokens tokens, Out* dx, float* token_sums,
@@ -88,8 +87,8 @@ __global__ void __launch_bounds__(kRowThreads)
                         int64_t(piece.part) * cut.across * V, width);
 }
 
-// The same with sums for positions, which take kTokens * kVector registers: a block goes through a
-// run of samples.
+// The same with position gradients, whose sums take kTokens * kVector registers: a block goes
+// through a range of samples.
 template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
     backward_positions(const In* grad, Tokens tokens, Out* dx, float* token_sums, float* pos_sums,
@@ -184,13 +183,13 @@ __global__ void __launch_bounds__(kThreads)
         int32_t(blockDim.x), int32_t(blockDim.y), tile.feature - int64_t(threadIdx.x), width);
 }
 
-constexpr int64_t kTileTokens = 32;  // fewest tokens whose sum over a run of samples a block leaves
-constexpr int64_t kFeatures = 256;   // that a block covers where the width allows
+constexpr int64_t kTileTokens = 32;  // fewest tokens of a block's partial sum over samples
+constexpr int64_t kFeatures = 256;   // features that a block covers where the width allows
 constexpr int64_t kBlocks = 1024;    // two waves on 132 multiprocessors, then blocks loop longer
-constexpr int64_t kLeastRun = 16;    // samples for each partial row of position sums
+constexpr int64_t kLeastRun = 16;    // fewest samples of a partial row of position sums
 
-// The samples are cut into runs. Partial sums, in doubles: a row for each run and each tile of
-// tokens, and a row for each run and position.
+// Samples are cut into runs. Partial sums (doubles): one row for each run and tile of tokens, and
+// one for each run and position.
 struct Runs {
     int64_t run, runs, token_numbers, pos_numbers;
 };
@@ -207,7 +206,7 @@ Runs runs_of(const TokenLayout& tokens, const Tensor& token, const Tensor& pos_e
     return {run, runs, token ? rows * tokens.width : 0, pos_embed ? runs * pos_embed.numel() : 0};
 }
 
-// Where partial sums go; null where nobody asks for them.
+// Scratch for partial sums; null where that gradient is not wanted.
 struct Partial {
     void *token, *pos;
     int64_t pos_rows, run;
@@ -228,7 +227,7 @@ int start_backward(const Problem& p, const Array& grad, const Array& dx, const P
                   p.tokens, to, token, p.width);
 }
 
-// Rows of sums for the token that those kernels leave.
+// The number of rows of partial sums for the token.
 int64_t token_rows(const Problem& p, int element, int dx_element, const Runs& runs, bool pos) {
     const bool narrow = element == kFloat64;
     if (pos || narrow) {

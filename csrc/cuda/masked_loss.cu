@@ -2,11 +2,12 @@
 // whose blocks count the masked units for themselves and leave one partial sum each, and the
 // ordered sum of those; a third where there is more to count than a block should.
 //
-// Of three kernels for the pass the first serves that can: pass_wide (loss_wide.cu), where groups
-// of neighbours in the prediction are neighbours in the target; pass_staged (loss_staged.cu), which
-// brings the target into that order in shared memory; and pass_narrow here, which moves one number
-// of any type at any stride, in double: a block handles `threads` times kNumbers numbers of one
-// sample (or of one row of a list), in the order in which the prediction lies in memory.
+// There are three kernels for the pass, and the first that supports the layouts is used: pass_wide
+// (loss_wide.cu), where contiguous groups of the prediction are contiguous in the target;
+// pass_staged (loss_staged.cu), which reorders the target in shared memory; and pass_narrow here,
+// which handles one number at a time, of any type and stride, in double: a block handles
+// `threads` * kNumbers numbers of one sample (or of one row of a list), in the prediction's memory
+// order.
 #include "cuda/kernels.h"
 #include "cuda/loss_problem.h"
 #include "cuda/loss_wide.h"
@@ -45,8 +46,8 @@ __global__ void __launch_bounds__(kMostThreads, 4)
     leave_sum(sum, problem.partial);
 }
 
-// How the work is cut, and where in the scratch what is computed on the way lies: factors of the
-// results, partial sums, counts.
+// How the work is divided into blocks, and where factors, partial sums and counts are in the
+// scratch.
 struct Pieces {
     int64_t p, rows, tiles, blocks, results, counts;
     unsigned threads;
@@ -86,7 +87,7 @@ Pieces pieces_of(const Tensor& pred, const Tensor& grad, const Tensor& target, c
     return of;
 }
 
-// So that neighbours in memory come one after another.
+// Sorts axes by stride, so that consecutive numbers are neighbours in memory.
 void sort_axes(Problem* problem) {
     for (int i = 1; i < kLossAxes; ++i) {
         const Axis moved = problem->axis[i];

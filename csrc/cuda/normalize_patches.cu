@@ -1,5 +1,6 @@
-// Per-patch normalisation of any type at any stride, in double: one block a patch, which it reads
-// three times, from memory once. Patches of whole words are held in registers: patches_wide.cu.
+// Per-patch normalisation for any type and stride, in double. One block handles a patch and reads
+// it three times, twice of these from the caches. Patches of whole words take patches_wide.cu
+// instead.
 #include <cmath>
 
 #include "common/grid.h"
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kMostThreads, 4) normalize_patch(Patches p) {
         const double d = pixel(k, &c, &y, &x) - mean;
         squares += d * d;
     }
-    __syncthreads();  // the first sum has been read by all
+    __syncthreads();  // all threads have read the first sum
     const double spread = sqrt(block_sum(squares) / (n > 1 ? n - 1 : 1) + p.eps);
     for (uint32_t k = threadIdx.x; k < n; k += blockDim.x) {
         const double value = pixel(k, &c, &y, &x);

@@ -4,12 +4,13 @@
 // their differences the sums over the windows. A pixel is read from memory once and again from the
 // caches, when it leaves the window and when it is normalised.
 //
-// Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
-// Running sums never lose a NaN or Inf, and keep the rounding of large numbers after they have
-// left: such numbers are left out of them, and added one by one to the windows that hold them, at a
-// cost that grows with the window. Rows before the first of these, nearly always all, are left to
-// window_plain.h. Of a float64 image no type of a GPU is wide enough for running sums: its sums are
-// made anew for every row and every window.
+// Stored numbers are normalised directly: the affine map (x / 255 - mean) / std changes nothing but
+// the units of eps. A running sum would never recover from a NaN or an infinity, and would keep the
+// rounding of large numbers after they have left the window. Such numbers are therefore left out of
+// running sums and added one by one to the windows that hold them, at a cost that grows with the
+// window. Rows before the first of them, nearly always all rows, are handled by window_plain.h. For
+// float64 images no type of a GPU is wide enough for running sums: their sums are computed from
+// scratch for every window.
 #include <type_traits>
 
 #include "common/grid.h"
@@ -29,13 +30,13 @@ constexpr int kMostThreads = (kMostColumns + kWarp - 1) / kWarp * kWarp;
 struct Window {
     Array out, std;
     int64_t i_b, i_c, i_y, i_x, o_b, o_c, o_y, o_x;  // strides of image and result
-    MaskGrid grid;                                   // without a mask every pixel is wanted
+    MaskGrid grid;                                   // without a mask every pixel is written
     int32_t channels, height, width, band, strip, radius_y, radius_x;
     double eps, limit;
     double* scratch;
 };
 
-// One row of a band, its sums made, normalised by the lanes of a warp.
+// Normalises one row of a band, whose sums are ready, by the lanes of a warp.
 template <class T>
 __device__ __forceinline__ void write_row(const Window& w, const T* image, int64_t b, int64_t to,
                                           int32_t y, int32_t left_column, int32_t x0, int32_t x1,
@@ -68,8 +69,8 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
                 }
             }
         }
-        // Everything times n and m = n - 1: (n x - s) m / sqrt(m n (n q - s^2 + eps n m)). For one
-        // pixel n q - s^2 is 0 (or NaN), whatever m is.
+        // Both sides of the fraction times n and m = n - 1: (n x - s) m / sqrt(m n (n q - s^2 +
+        // eps n m)). For a window of one pixel n q - s^2 is 0 (or NaN), so any m will do.
         const double n = double(end - begin) * double(right - left), m = max_of(n - 1, 1.0);
         double v = n * q - s * s;
         v = v < 0 ? 0.0 : v;  // a NaN stays
@@ -79,15 +80,14 @@ __device__ __forceinline__ void write_row(const Window& w, const T* image, int64
     }
 }
 
-// The rows from `top` on, as long as none holds too large a number; returns the first one that is
-// not written.
+// Writes rows from `top` on until one holds too large a number; returns the first row not written.
 template <class T, class Out>
 __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, int64_t b,
                                               int64_t to, int32_t top, int32_t bottom, int32_t x0,
                                               int32_t x1, int32_t left, int32_t columns, double eps,
                                               double limit) {
-    // Sums of whole numbers are exact up to 2^53; of others those of a column have no more to hold
-    // than those of half a window of the largest numbers.
+    // Sums of whole numbers are exact up to 2^53; for others a column's sum may be at most that of
+    // half a window of the largest numbers.
     const bool whole = std::is_integral<T>::value;
     const double most = whole ? 9007199254740992.0 / columns : (w.radius_y + 1) * limit * limit;
     // In float32 eps times the square of a window must neither vanish nor overflow.
@@ -95,7 +95,7 @@ __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, i
     if (std::is_same<T, uint8_t>::value) {
         const int64_t window = (2 * int64_t(w.radius_y) + 1) * (2 * w.radius_x + 1);
         able = able && window <= kMostBytes;
-    } else {  // what enters must stay for the rows that are made at a time
+    } else {  // a number that enters must stay in the window for kRows rows
         able = able && w.radius_y >= kRows / 2;
     }
     if (!able) return top;
@@ -124,7 +124,7 @@ __device__ __forceinline__ int32_t plain_rows(const Window& w, const T* image, i
     return write_plain<T, Out>(band, top, sums);
 }
 
-// Out: what is written, unless that is double.
+// Out: the output's type, except that a float64 output is stored through w.out.
 template <class T, class Out, int ROWS>
 __global__ void __launch_bounds__(ROWS > 1 ? kMostThreads : 256, 2)
     normalize_window(Window w, const T* base) {
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(ROWS > 1 ? kMostThreads : 256, 2)
     double unit = std::is_same<T, uint8_t>::value ? 255.0 : 1.0;
     if (w.std.base) unit *= w.std.load(c);
     const double eps = w.eps * unit * unit;
-    // `limit` of whole numbers is that of a stored one, that of others holds for a deviation of 1.
+    // For integer types `limit` is one of stored numbers; for others it is for a deviation of 1.
     const double limit = std::is_integral<T>::value ? w.limit : w.limit * unit;
 
     int32_t start = top;
@@ -222,9 +222,9 @@ int start(const Window& window, const void* image, int64_t planes, Stream stream
     return launch(kernel, blocks, threads, stream, window, base);
 }
 
-constexpr int64_t kStrip = 64;      // at least as many columns a block, else sums lie in memory
-constexpr int64_t kBlocks = 528;    // four for each of 132 multiprocessors: how high a band is
-constexpr int64_t kLeastRows = 48;  // of a band, which begins by adding up a window
+constexpr int64_t kStrip = 64;      // fewest columns of a block; with fewer, sums are in memory
+constexpr int64_t kBlocks = 528;    // four for each of 132 multiprocessors; gives a band's height
+constexpr int64_t kLeastRows = 48;  // fewest rows of a band, which begins by adding up a window
 
 // How an image is cut into bands and strips, and the doubles of scratch that takes.
 struct Cut {

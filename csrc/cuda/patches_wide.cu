@@ -1,9 +1,9 @@
-// Per-patch normalisation in one read: a team of warps holds a patch in registers, finds its mean
-// and its spread, and writes it. Patches that do not lie in memory as whole words are read number
-// by number and three times, by the same arithmetic in the same order: the same bits.
+// Per-patch normalisation in one read: a team of warps holds a patch in registers, computes mean
+// and variance, and writes it. Patches whose memory is not whole words are read number by number,
+// three times, by the same arithmetic in the same order, so the bits are the same.
 //
-// Numbers are taken less the patch's first one, in float32: what is lost is small against the
-// differences, however large the numbers are.
+// The patch's first number is subtracted from all, so that float32 is precise enough however large
+// the numbers are.
 #include <cmath>
 #include <type_traits>
 
@@ -13,9 +13,9 @@ SIMMIM_BEGIN
 
 inline namespace patches_wide_file {
 
-constexpr int kThreads = 256, kNumbers = 32;  // that a thread holds
+constexpr int kThreads = 256, kNumbers = 32;  // numbers that a thread holds
 
-// Numbers that it moves at a time, in 16 bytes of the wider type.
+// Numbers that a thread moves at a time: 16 bytes of the wider type.
 template <class In, class Out>
 constexpr int kNeighbours = 16 / int(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ float team_sum(float value, float* shared) {
     return value;
 }
 
-// A number less the patch's first one, which is `first` as a pixel value.
+// A number minus the patch's first one, whose pixel value is `first`.
 template <bool STATS>
 __device__ __forceinline__ float less_first(float stored, float offset, float gain, float first) {
     return STATS ? fmaf(stored - offset, gain, -first) : stored - first;
@@ -48,8 +48,8 @@ __device__ __forceinline__ float inverse_spread(float squares, uint32_t numbers,
     return float(1.0 / sqrt(variance));
 }
 
-// In: what the image holds; Out: what the result holds; V: numbers that a thread moves at a time;
-// STATS: whether numbers are multiplied.
+// In, Out: types of the image and of the result; V: numbers that a thread moves at a time; STATS:
+// whether there are channel statistics.
 template <class In, class Out, int V, int WARPS, bool STATS>
 __global__ void __launch_bounds__(kThreads, 1)
     normalize_held(Patches p, const In* image, Out* out, uint32_t line, uint32_t lines) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __shared__ float shared[kThreads / kWarp];
     const uint32_t member = threadIdx.x % kTeam, numbers = line * lines * p.planes;
     const uint32_t groups = numbers / V;
-    // Where this thread's groups lie behind a patch's first pixel, and what their channel is.
+    // Offsets of this thread's groups from a patch's first pixel, and their channels.
     int32_t from[kHeld], to[kHeld];
     float gains[STATS ? kHeld : 1], offsets[STATS ? kHeld : 1];
 #pragma unroll
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-// One team a block, whose threads have the numbers that they have in normalize_held.
+// One team a block; each thread has the same numbers as in normalize_held.
 template <class In, class Out, int V, int WARPS, bool STATS>
 __global__ void __launch_bounds__(WARPS* kWarp) normalize_strided(Patches p) {
     constexpr uint32_t kTeam = WARPS * kWarp;
@@ -197,7 +197,7 @@ template <class In, class Out, int V, int WARPS>
 int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
     constexpr int64_t kBlocks = 132 * 8;  // all at once
     const int64_t patches = p.from.batch * p.h * p.w, teams = kThreads / kWarp / WARPS;
-    // A team has several patches, so that its first look-ups do not count.
+    // A team handles several patches, so that the cost of its first look-ups is shared.
     const int64_t blocks = min_of(ceil_div(patches, teams * 4), kBlocks);
     const bool stats = p.std.base || p.unit != 1.0;
     const auto kernel = stats ? normalize_held<In, Out, V, WARPS, true>
@@ -206,7 +206,7 @@ int start_team(const Patches& p, uint32_t line, uint32_t lines, Stream stream) {
                   static_cast<Out*>(p.out.base), line, lines);
 }
 
-// `line`: numbers of a patch that are neighbours, or 0 where they are no whole words.
+// `line`: contiguous numbers of a patch, or 0 where these are not whole words.
 template <class In, class Out, int V, int WARPS>
 int start_with(const Patches& p, uint32_t line, Stream stream) {
     if (!line) return start_strided<In, Out, V, WARPS>(p, stream);
@@ -235,7 +235,7 @@ bool hold_patches(Patches p, Stream stream, int* code) {
     const bool both = last && !p.std.base && p.unit == 1.0;
     const int64_t line = both ? p.side * from.channels : p.side;
     int64_t most = 8 * kWarp * kNumbers;
-    if (!whole(line)) {  // patches of 14x14 pixels: in pairs, of one warp
+    if (!whole(line)) {  // for instance patches of 14x14 pixels: pairs of numbers
         vector = 2;
         most = kWarp * kNumbers;
     }

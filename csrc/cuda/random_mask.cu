@@ -13,7 +13,7 @@ struct Scores {
     uint64_t id, seed;
     uint32_t epoch, units;
 
-    // Four scores; what lies behind the last unit is below none.
+    // Four scores; places behind the last unit have the largest one.
     __device__ __forceinline__ PhiloxBlock block(uint32_t counter) const {
         PhiloxBlock found = philox(counter, epoch, uint32_t(id), uint32_t(id >> 32), uint32_t(seed),
                                    uint32_t(seed >> 32));
@@ -25,7 +25,8 @@ struct Scores {
     }
 };
 
-// HELD: blocks of four scores that a thread keeps in registers; 0 computes them anew each time.
+// HELD: blocks of four scores that a thread keeps in registers; 0: they are recomputed in each
+// pass.
 template <int WARPS, int HELD>
 __global__ void __launch_bounds__(WARPS* kWarp)
     random_mask_kernel(const int64_t* ids, int64_t units, int64_t count, uint64_t seed,
@@ -67,8 +68,8 @@ __global__ void __launch_bounds__(WARPS* kWarp)
         }
     }
 
-    // Equal scores: the lowest positions are taken, so `ties` of the threshold's. A part of the
-    // units is put into order in shared memory, so that neighbouring lanes store neighbours.
+    // Of units whose score equals the threshold, the first `ties` are masked. Lists are sorted in
+    // shared memory part by part, so that neighbouring lanes store neighbouring numbers.
     const uint32_t ties = uint32_t(count) - below;
     uint32_t lower_seen = 0, tied_seen = 0;
     mask += row * units;
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(WARPS* kWarp)
             lower += is_lower[k];
             tied += is_tied[k];
         }
-        // A team sees at most 4096 units here, so that both counts fit into halves of a word.
+        // A team handles at most 4096 units here, so two counts fit into one word.
         uint32_t total;
         const uint32_t before = team.before(lower | (tied << 16), &total);
         lower = lower_seen + (before & 0xFFFFu);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(WARPS* kWarp)
         const uint32_t taken_here = lower_seen + min_of(tied_seen, ties) - taken_before;
         const uint32_t first = (counter - threadIdx.x) * 4;
         const int32_t exist = int32_t(min_of<int64_t>(units - first, kPart));
-        if (WARPS == 1 && HELD > 1) __syncwarp();  // a block's threads met when they were counted
+        if (WARPS == 1 && HELD > 1) __syncwarp();  // larger teams have synchronised while counting
         uint32_t mark = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {

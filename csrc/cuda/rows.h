@@ -1,5 +1,5 @@
-// How rows of cells (tokens, lines of an image), whose numbers are neighbours in memory, are cut
-// into blocks: each thread has its place within a cell and goes from cell to cell.
+// Divides rows of cells (tokens, lines of an image), whose numbers are contiguous, among blocks.
+// Each thread keeps one position within a cell and goes from cell to cell.
 #pragma once
 
 #include "cuda/launch.h"
@@ -7,7 +7,7 @@
 SIMMIM_BEGIN
 
 constexpr int kRowThreads = 256;
-constexpr int kCells = 512;           // that a block goes through
+constexpr int kCells = 512;           // cells that a block goes through
 constexpr int kInFlight = 4;          // groups that a thread loads before the first use
 constexpr int kMostDown = 32;         // cells that a block handles side by side
 constexpr int64_t kRowBlocks = 1056;  // eight for each of 132 multiprocessors, all at once
@@ -20,8 +20,8 @@ struct RowCut {
     dim3 threads() const { return dim3(unsigned(ceil_div(across * down, kWarp) * kWarp)); }
 };
 
-// Short cells lie side by side in a block, long ones are shared by several. A block has work for
-// a while, so that what it looks up at its start does not count.
+// A block handles several short cells at a time, or shares a long one with other blocks. It gets
+// enough work for the cost of its first look-ups not to matter.
 inline RowCut cut_rows(int64_t rows, int64_t cells, int64_t groups) {
     RowCut cut{};
     cut.parts = int32_t(ceil_div(max_of<int64_t>(groups, 1), kRowThreads));
@@ -35,8 +35,8 @@ inline RowCut cut_rows(int64_t rows, int64_t cells, int64_t groups) {
     return cut;
 }
 
-// The part of its row that a block goes through, and this thread's place in it: the first group of
-// numbers, and the first of its cells, counted from the block's first.
+// The part of a row that a block goes through, and this thread's position: its first group of
+// numbers, and the first of its cells, counted from the block's first one.
 struct RowPiece {
     int32_t row, part, first, count, padded, step, down, group;
 

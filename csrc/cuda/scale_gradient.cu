@@ -1,6 +1,6 @@
-// A saved gradient times the gradient of its loss, in place. Blocks read their factor from the
-// GPU's memory and end where it is 1, which it nearly always is: no pass over memory, and the host
-// need not wait to see it.
+// Multiplies a saved gradient by the gradient of its loss, in place. Blocks read the factor from
+// GPU memory, so the host need not wait for it, and return at once where it is 1, as it nearly
+// always is.
 #include <type_traits>
 
 #include "cuda/kernels.h"

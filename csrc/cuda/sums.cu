@@ -5,7 +5,7 @@ SIMMIM_BEGIN
 inline namespace sums_file {
 
 constexpr int kColumns = 32, kLanes = 32;
-constexpr int kRows = 4;  // that a lane adds before there are more lanes: all are loaded at once
+constexpr int kRows = 4;  // rows that a lane adds, all loaded at once, before more lanes are used
 
 template <class T>
 __global__ void __launch_bounds__(kColumns* kLanes)

@@ -1,11 +1,11 @@
-// What the two directions of mask-token substitution share: tokens, tiles, and how blocks are cut.
-// The wide kernels go through the tokens of a sample as cut_rows says. Those for positions and the
-// narrow ones work in tiles.
+// Code shared by the forward and backward kernels of mask-token substitution. The wide kernels go
+// through the tokens of a sample as cut_rows divides them; the kernels with position gradients and
+// the narrow ones work in tiles.
 //
-// A block handles a tile of consecutive tokens by consecutive features, of one sample (forward) or
-// of a run of samples (backward, which adds up what the samples share). In the wide kernels a
-// thread moves kVector features of kTokens tokens at a time: that many 16-byte loads are in flight
-// before the first use. The narrow kernels move one feature of any type at any stride, in double.
+// A tile is a number of consecutive tokens by a number of consecutive features, of one sample
+// (forward) or of a run of samples (backward, with sums over samples). In the wide kernels a thread
+// moves kVector features of kTokens tokens at a time, so kTokens 16-byte loads are in flight. The
+// narrow kernels move one feature of any type and stride, in double.
 #pragma once
 
 #include "common/grid.h"
@@ -20,15 +20,15 @@ constexpr int kThreads = 256;
 constexpr int kVector = 8;
 constexpr int kTokens = 4;
 
-// Places of tokens that are masked, and of which nothing is wanted; what a masked token's place is
-// marked with where it is read all the same.
+// Codes in place of a token's offset: it is masked, or not wanted; and the bit that marks the
+// offset of a masked token that is read all the same.
 constexpr int64_t kMasked = -1, kOutside = -2, kHidden = INT64_MIN;
 
 __device__ __forceinline__ bool is_read(int64_t place) {
     return uint64_t(place) < uint64_t(kOutside);
 }
 
-// Numbers that a thread moves at a time, in 16 bytes of the wider type.
+// Numbers that a thread moves at a time: 16 bytes of the wider type.
 template <class In, class Out>
 constexpr int kNumbers = 16 / int(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ Pack<Out, V> converted(const Pack<In, V>& pack) {
     }
 }
 
-// Where the tokens of x (or of its gradient) lie, and which of them are masked.
+// The layout of the tokens of x (or of its gradient), and their mask.
 struct Tokens {
     int64_t sb, sy, sx, sd;
     int32_t prefix, w, length;
@@ -64,9 +64,9 @@ struct Tokens {
         return unit >= 0 && grid.mask[sample * units + unit];
     }
 
-    // Where a block's tokens lie behind the first of their sample, in bytes; that of a masked one
-    // is kMasked, or marked where masked ones are read; that of another one kOutside where no
-    // visible one is wanted.
+    // Offsets in bytes of a block's tokens from the first of their sample. Masked tokens get
+    // kMasked, or a marked offset where they are read; visible ones get kOutside where they are not
+    // wanted.
     template <class In>
     __device__ __forceinline__ void list_places(const RowPiece& piece, int64_t* places,
                                                 bool reads_masked = false,
@@ -85,8 +85,8 @@ struct Tokens {
     }
 };
 
-// The tile of this thread: its first token and feature, and which piece of work it belongs to.
-// Threads lie (columns, rows) in a block; features vary fastest over blocks, then tokens.
+// The tile of this thread: its first token and feature, and its piece of work. Threads of a block
+// are (columns, rows); over blocks features vary fastest, then tokens.
 struct Tile {
     int64_t piece, feature;
     int32_t tile, token;
@@ -129,7 +129,7 @@ int start(Kernel* kernel, int V, int64_t pieces, const Tokens& tokens, int64_t w
                   arguments..., int32_t(tiles), width);
 }
 
-// What every launcher needs, whatever the element types.
+// Arguments of every launcher.
 struct Problem {
     Tokens tokens;
     int64_t width, batch;

@@ -1,4 +1,5 @@
-// Elements that a thread moves at a time, 16 bytes a load, as numbers of the compute type.
+// Vectors of elements that a thread loads and stores 16 bytes at a time and converts to the compute
+// type.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,8 +10,8 @@
 
 SIMMIM_BEGIN
 
-// V neighbours in memory; at most 16 bytes are aligned, so that each load is one instruction. Small
-// numbers stay in the words that they come in.
+// V contiguous elements, aligned to their size up to 16 bytes, so that a load is one instruction.
+// Numbers of 8 and 16 bits stay packed in words.
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
     using Small = typename std::conditional<(sizeof(T) * V < 4), uint16_t, uint32_t>::type;
@@ -23,15 +24,14 @@ __device__ __forceinline__ Pack<T, V> load_pack(const T* source) {
     return *reinterpret_cast<const Pack<T, V>*>(source);
 }
 
-// The address so many bytes further.
+// The address plus a number of bytes.
 template <class T>
 __device__ __forceinline__ T* moved(T* base, int64_t bytes) {
     using Byte = typename std::conditional<std::is_const<T>::value, const char, char>::type;
     return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + bytes);
 }
 
-// The bfloat16 in the lower or the upper half of a word: one instruction, where a conversion of
-// bits into a float would count as another.
+// The bfloat16 in the lower or the upper half of a word as float, in one instruction.
 __device__ __forceinline__ float lower_bfloat16(uint32_t word) {
 #ifdef __CUDA_ARCH__
     float value;
@@ -51,8 +51,8 @@ __device__ __forceinline__ float upper_bfloat16(uint32_t word) {
 #endif
 }
 
-// Byte `k` of a word: put behind the exponent of 2^23, which is faster to take off again than a
-// conversion of whole numbers.
+// Byte `k` of a word as float: it becomes the low mantissa bits of 2^23, which is then subtracted;
+// faster than an integer conversion.
 template <int k>
 __device__ __forceinline__ float byte_of(uint32_t word) {
 #ifdef __CUDA_ARCH__
@@ -95,7 +95,7 @@ __device__ __forceinline__ void widen_pack(const Pack<T, V>& pack, C* values) {
     }
 }
 
-// Two numbers of 16 bits, narrowed to one word.
+// Two numbers rounded to 16 bits each and packed into a word.
 template <class T>
 __device__ __forceinline__ uint32_t narrow_two(float low, float high) {
     uint32_t word;
@@ -112,7 +112,7 @@ __device__ __forceinline__ uint32_t narrow_two(float low, float high) {
     return word;
 }
 
-// One store of 16 bytes. Said in PTX: nvcc splits the assignment of a struct, even of uint4.
+// One store of 16 bytes, in PTX because nvcc splits the assignment of a struct, even of uint4.
 __device__ __forceinline__ void store_word(void* target, const uint4& word) {
 #ifdef __CUDA_ARCH__
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x), "r"(word.y),
@@ -187,7 +187,7 @@ __device__ __forceinline__ void store_pack(T* target, const C* values) {
 }
 
 // A tensor of any element type, read and written one element at a time. The type is the same for
-// all threads, so choosing by it costs a few instructions and no divergence.
+// all threads, so branching on it costs a few instructions and no divergence.
 struct Array {
     void* base;
     int element;
@@ -230,7 +230,7 @@ struct Array {
 
 inline Array array_of(const Tensor& tensor) { return {tensor.data, tensor.element}; }
 
-// Neighbours of a tensor whose elements are either T or float.
+// Contiguous elements of a tensor of T or of float.
 template <class T, int V>
 __device__ __forceinline__ void load_either(const Array& array, int64_t offset, float* values) {
     if (array.element == kFloat32) {

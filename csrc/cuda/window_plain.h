@@ -1,7 +1,6 @@
-// Sliding-window normalisation of rows that hold no number too large for running sums, which is
-// nearly every row there is: no number is looked at on its own. A thread has one column, for the
-// sums down it and for the pixels written in it; in between, half a warp takes a row and makes sums
-// along it.
+// Sliding-window normalisation of rows without numbers that are too large for running sums, which
+// is nearly every row; numbers need not be checked one by one. A thread owns one column: it keeps
+// the column's sums and writes its pixels. In between, half a warp makes the sums along a row.
 #pragma once
 
 #include <cmath>
@@ -13,8 +12,8 @@ SIMMIM_BEGIN
 
 namespace window_sums {
 
-// Sums of numbers and of their squares: of bytes in whole numbers, whose differences stay right
-// where they overflow, as long as a window's do not (`kMostBytes`).
+// Sums of numbers and of their squares. Sums of bytes are uint32: prefix sums may wrap around, and
+// their differences are right as long as a window's own sum fits (`kMostBytes`).
 template <class T>
 struct Pair {
     using Number =
@@ -27,7 +26,7 @@ template <class T>
 using Both = typename Pair<T>::Type;
 constexpr int64_t kMostBytes = 0x7FFFFFFF / (255 * 255);
 
-// A number between its load and its use. A bfloat16 lies in a word: its load fills that at once.
+// The type of a number between its load and its use; a bfloat16 is loaded straight into a word.
 template <class T>
 using Held = typename std::conditional<std::is_same<T, BFloat16>::value, uint32_t, T>::type;
 
@@ -51,7 +50,7 @@ __device__ __forceinline__ double as_double(Held<T> number) {
     }
 }
 
-// What an image of T becomes at the least.
+// The narrowest output type for an image of T.
 template <class T>
 using Small =
     typename std::conditional<std::is_same<T, BFloat16>::value || std::is_same<T, Float16>::value,
@@ -60,7 +59,7 @@ using Small =
 __device__ __forceinline__ double signed_number(double sum) { return sum; }
 __device__ __forceinline__ double signed_number(uint32_t sum) { return double(int32_t(sum)); }
 
-// One number enters a column's sums.
+// Adds one number to a column's sums.
 template <class T>
 __device__ __forceinline__ void enter(Both<T>* own, Held<T> number) {
     typename Pair<T>::Number value;
@@ -73,7 +72,7 @@ __device__ __forceinline__ void enter(Both<T>* own, Held<T> number) {
     own->square += value * value;
 }
 
-// One number enters a column's sums and one leaves them.
+// Adds one number to a column's sums and subtracts one.
 template <class T>
 __device__ __forceinline__ void move_down(Both<T>* own, Held<T> enters, Held<T> leaves) {
     if constexpr (std::is_same<T, uint8_t>::value) {
@@ -93,18 +92,18 @@ struct Band {
     const T* image;  // of the channel
     int64_t i_y, i_x;
     int32_t height, width, bottom, radius_y, radius_x;
-    int32_t left, columns;  // whose sums are needed
-    int32_t x0, x1;         // that are written
+    int32_t left, columns;  // columns whose sums are needed
+    int32_t x0, x1;         // columns that are written
     double most;            // the largest sum of squares that running sums can take
     float eps;              // in squares of stored numbers
     char* out;              // of the channel
     int64_t o_y, o_x;       // bytes
-    const uint8_t* units;   // of the sample's mask; null: every pixel is wanted
+    const uint8_t* units;   // of the sample's mask; null: every pixel is written
     int32_t unit_h, unit_w, units_across;
 };
 
-// Sums along rows in place: of column x the sum up to it lies at x + 1, 0 at 0. What lies behind
-// the last column is changed too.
+// Prefix sums along rows, in place: the sum up to and including column x is stored at x + 1, and 0
+// at 0. Memory behind the last column is overwritten.
 template <class T>
 __device__ __forceinline__ void sum_along(Both<T> (*sums)[kPitch], int32_t rows, int32_t columns) {
     using Number = typename Pair<T>::Number;
@@ -132,7 +131,8 @@ __device__ __forceinline__ void sum_along(Both<T> (*sums)[kPitch], int32_t rows,
                 q += more_q;
             }
         }
-        // Of the lanes before: less its own would be inexact, where something lies behind the row.
+        // The sum of the lanes before, added up without this lane's own: subtracting that again
+        // would be inexact.
         s = __shfl_up_sync(kAllLanes, s, 1);
         q = __shfl_up_sync(kAllLanes, q, 1);
         if (adds) {
@@ -148,8 +148,7 @@ __device__ __forceinline__ void sum_along(Both<T> (*sums)[kPitch], int32_t rows,
     }
 }
 
-// Writes the rows from `start` on as Out; returns the row at which it came to too large a number,
-// or the bottom.
+// Writes rows from `start` on as Out; returns the first row with too large a number, or the bottom.
 template <class T, class Out>
 __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t start,
                                                Both<T> (*sums)[kPitch]) {
@@ -159,8 +158,8 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
     const T* const down = band.image + (band.left + x) * band.i_x;
     const int32_t l = max_of(0, at - band.radius_x) - band.left;
     const int32_t r = min_of(band.width, at + band.radius_x + 1) - band.left;
-    // Of a window of n numbers, s and q being less than nothing: d = n x + s, v = n q + s^2, and
-    // the result d / sqrt(-v n / (n - 1) + eps n^2).
+    // With s and q the negative sums of a window of n numbers and of their squares: d = n x + s,
+    // v = n q + s^2, and the result is d / sqrt(-v n / (n - 1) + eps n^2).
     double n = 0;
     float ratio = 0, least = 0;
     const auto count_rows = [&](double rows) {
@@ -227,8 +226,8 @@ __device__ __forceinline__ int32_t write_plain(const Band<T>& band, int32_t star
                 sums[k][x + 1] = own;
             }
             if constexpr (!kBytes) {
-                // What has entered is still there. A NaN goes on to the end of the row, where every
-                // thread sees it.
+                // A number that entered is still in the window's sums, and a NaN propagates to the
+                // row's last prefix sum, which every thread checks.
                 if (!(own.square <= band.most)) sums[rows - 1][x + 1].square = NAN;
             }
         }

@@ -1,5 +1,5 @@
-// The running sums of sliding-window normalisation: of columns over the window's rows, and along a
-// row of those.
+// The running sums of sliding-window normalisation: column sums over the window's rows, and prefix
+// sums of these along a row.
 #pragma once
 
 #include <type_traits>
@@ -11,12 +11,11 @@ SIMMIM_BEGIN
 
 namespace window_sums {
 
-constexpr int kRows = 8;  // whose sums a block makes at a time
+constexpr int kRows = 8;  // rows whose sums a block makes at a time
 template <class T>
 constexpr bool kAnew = std::is_same<T, double>::value;
 
-// Half a warp adds up a row. A lane has an odd number of columns, so that no two meet on one bank;
-// as many as fit into shared memory.
+// Half a warp adds up a row. A lane has an odd number of columns, which avoids bank conflicts.
 constexpr int kHalf = kWarp / 2, kEach = 19, kMostColumns = kHalf * kEach;
 constexpr int kPitch = kMostColumns + 1;
 
@@ -29,8 +28,8 @@ __device__ __forceinline__ double* shared_sums() {
 
 __device__ __forceinline__ bool fits(double limit, double x) { return x <= limit && x >= -limit; }
 
-// A row of column sums: of x and x^2 of the numbers that running sums can take; of `bad` ones, how
-// many the windows' rows hold.
+// A row of column sums: of x and x^2 over numbers that running sums can take, and how many other
+// (`bad`) numbers the window's rows hold.
 struct Row {
     double *sums, *squares;
     int32_t* bad;
@@ -50,7 +49,7 @@ __device__ __forceinline__ T before(T value, uint32_t lane, T* total) {
     return base + running - value;
 }
 
-// The row's sums become sums of everything before each column, and the whole sum behind the last.
+// Replaces a row's column sums by exclusive prefix sums, with the total behind the last column.
 __device__ __forceinline__ void prefix(const Row& row, int32_t width, uint32_t lane) {
     const int32_t each = (width + kWarp - 1) / kWarp;
     const int32_t first = min_of<int32_t>(width, int32_t(lane) * each);
@@ -83,7 +82,7 @@ __device__ __forceinline__ void prefix(const Row& row, int32_t width, uint32_t l
     __syncwarp();
 }
 
-// The sums of a column over the rows of the window that now lies on it.
+// A column's sums over the rows of the current window.
 struct Column {
     double sum, square;
     int32_t bad;
@@ -101,8 +100,8 @@ struct Column {
     }
 };
 
-// ROWS rows of sums at a time, a column a thread. One: everything lies in scratch memory, for any
-// width and window.
+// Makes ROWS rows of sums at a time, one column a thread. With ROWS 1 sums are in scratch memory,
+// for any width and window.
 template <class T, int ROWS>
 struct Sums {
     Column own{};

@@ -1,11 +1,11 @@
-"""The constants of block-wise masks: the only place where anything but whole numbers enters them."""
+"""The constants of block-wise masks; everything else about these masks is integer arithmetic."""
 
 from __future__ import annotations
 
 BLOCK_ATTEMPTS = 256
 
-# round(2^16 * sqrt(r)) for the 64 aspect ratios r, log-uniform in [0.3, 1/0.3]. Read backwards it
-# holds the roots of 1/r.
+# round(2^16 * sqrt(r)) for 64 aspect ratios r, log-uniform in [0.3, 1/0.3]. Read backwards it holds
+# the roots of 1/r.
 ROOT_ASPECT = tuple(round(65536 * 0.3 ** (0.5 - (2 * a + 1) / 128)) for a in range(64))
 
 

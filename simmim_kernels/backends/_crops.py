@@ -1,4 +1,4 @@
-"""What every backend of the crops shares: the numbers of the random boxes, and the check of boxes."""
+"""Shared by the crops' backends: constants of the random boxes, and checks of boxes and sizes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-# Boxes that are drawn before the central one serves; twin: csrc/cpu/random_crops.cpp.
+# Boxes drawn before the central one is used; twin: csrc/cpu/random_crops.cpp.
 CROP_ATTEMPTS = 10
-# exp(x) is (1 + x/256 + ... + (x/256)^6/6!)^256: multiplications and additions of float64 alone,
-# which round in the same way on every processor.
+# exp(x) is computed as (1 + x/256 + ... + (x/256)^6/6!)^256, with float64 multiplications and additions
+# only, which round the same way on every processor.
 EXP_TERMS = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
-# Added to a number below it and taken away again, it rounds to whole numbers, a half to the even one.
+# Adding this to a smaller number and taking it away again rounds to the nearest whole, ties to even.
 WHOLE = 4503599627370496.0
-WORD = 1 / 4294967296  # of a random word, a number in [0, 1)
+WORD = 1 / 4294967296  # scales a random 32-bit word to [0, 1)
 
 
 def image_sizes(images: list[Tensor]) -> Iterator[tuple[int, int]]:

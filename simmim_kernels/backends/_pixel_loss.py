@@ -21,8 +21,8 @@ def _huber(d: Tensor, delta: float) -> Tensor:
 
 Function = Callable[[Tensor, float], Tensor]
 
-# By name: what a pixel costs as a function of the difference and of `LossSpec.beta`, and the
-# derivative by the difference. C++ numbers the losses in this order.
+# By name: a pixel's loss as a function of the difference and `LossSpec.beta`, and its derivative with
+# respect to the difference. C++ numbers the losses in this order.
 PIXEL_LOSSES: dict[str, tuple[Function, Function]] = {
     "l1": (lambda d, beta: d.abs(), lambda d, beta: torch.sign(d)),
     "mse": (lambda d, beta: d.square(), lambda d, beta: 2 * d),

@@ -1,4 +1,4 @@
-"""Tensors on their way into kernels, contiguous, and results in their types, shapes and layouts."""
+"""Makes kernels' inputs contiguous and allocates their results."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def memory_format(image: Tensor) -> torch.memory_format:
-    """That of an op's image-shaped result: channels-last where `image` is, else contiguous."""
+    """The memory format of an image-shaped result: channels-last where `image` is, else contiguous."""
     if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
 
 
 def target_dtype(image: Tensor) -> torch.dtype:
-    """The type of what is made of `image`: its own, float32 for integers."""
+    """The floating type of results for `image`: its own, or float32 for integers."""
     return image.dtype if image.dtype.is_floating_point else torch.float32
 
 
 def empty_image(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """For what an op makes of `image`: on its device, in its shape and memory format."""
+    """An empty result for `image`, of its device, shape and memory format."""
     layout = memory_format(image)
     return torch.empty(image.shape, dtype=dtype, device=image.device, memory_format=layout)
 
@@ -33,8 +33,8 @@ def empty_image(image: Tensor, dtype: torch.dtype) -> Tensor:
 def empty_lists(
     ids: Tensor, grid_h: int, grid_w: int, count: int, *_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For a mask of each sample with `count` masked units: the mask `bool (B, grid_h, grid_w)` and
-    its index lists, `int32 (B, count)` and `(B, grid_h * grid_w - count)`."""
+    """Empty masks with `count` masked units a sample, `bool (B, grid_h, grid_w)`, and their index lists,
+    `int32 (B, count)` and `(B, grid_h * grid_w - count)`."""
     batch, units, device = ids.shape[0], grid_h * grid_w, ids.device
     return (
         torch.empty((batch, grid_h, grid_w), dtype=torch.bool, device=device),
@@ -46,8 +46,8 @@ def empty_lists(
 def empty_gradients(
     grad: Tensor, *wanted: tuple[tuple[int, ...], torch.dtype | None]
 ) -> tuple[Tensor, ...]:
-    """For gradients that are computed from `grad`, each of a shape and type; one without a type is
-    not wanted, and has no numbers."""
+    """Empty gradients on the device of `grad`, each of a shape and type; one without a type is not
+    wanted and gets no elements."""
     return tuple(
         [
             torch.empty(shape if dtype else 0, dtype=dtype or grad.dtype, device=grad.device)
@@ -64,8 +64,9 @@ def empty_loss(
     with_grad: bool,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For the results of `masked_loss`: the loss, the gradient of `pred`, which is `grad` where that is
-    given, and the scale that a float16 gradient lacks. Without `with_grad` the last two are empty."""
+    """Empty results of `masked_loss`: the loss, the gradient of `pred` (`grad` where that is given), and
+    the scale that a float16 gradient is still to be multiplied by. Without `with_grad` the last two
+    have no elements."""
     dtype = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     shape, device = (target.shape[0],) if spec.reduction == "none" else (), pred.device
     if not with_grad:

@@ -1,4 +1,4 @@
-"""Where random numbers come from: the seed, and each strategy's own range of Philox counters."""
+"""The seed of random ops, and each mask strategy's own range of Philox counters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CROP_STREAM = 0x83000000
 UNIFORM_STREAM = 0xA0000000
 
 
-def drawn(seed: int | None, device: torch.device | None = None) -> int:
+def resolve_seed(seed: int | None, device: torch.device | None = None) -> int:
     """`seed` as an unsigned 64-bit number; where it is None, one drawn from PyTorch's default CPU
-    generator. Drawn when the op runs, so that compiled code draws anew at every call.
+    generator. Made when the op runs, so that compiled code gets a new one at every call.
 
     Args:
         device: where the mask is made.
@@ -32,8 +32,8 @@ def drawn(seed: int | None, device: torch.device | None = None) -> int:
 
 
 def _is_capturing(device: torch.device | None) -> bool:
-    """Whether the current stream of that GPU is captured; the current GPU's where it is none. To ask
-    creates a context, so no other GPU is asked."""
+    """Whether the current stream of that GPU (by default the current GPU) is being captured. Only GPUs
+    that are in use are asked, because asking creates a context."""
     if device is None or device.type != "cuda":
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):

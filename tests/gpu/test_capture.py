@@ -31,8 +31,8 @@ def asked(monkeypatch):
 
 def test_the_stream_of_the_masks_own_gpu_counts(asked):
     with pytest.raises(RuntimeError, match="seed is None while a CUDA graph is captured"):
-        _seed.drawn(None, torch.device("cuda", 1))
+        _seed.resolve_seed(None, torch.device("cuda", 1))
     assert asked == [1]
-    assert _seed.drawn(-1, torch.device("cuda", 1)) == 2**64 - 1
-    assert 0 <= _seed.drawn(None, torch.device("cuda", 0)) < 2**64
+    assert _seed.resolve_seed(-1, torch.device("cuda", 1)) == 2**64 - 1
+    assert 0 <= _seed.resolve_seed(None, torch.device("cuda", 0)) < 2**64
     assert asked == [1, 0]

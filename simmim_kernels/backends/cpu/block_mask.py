@@ -7,7 +7,7 @@ from torch import Tensor
 
 from simmim_kernels.backends._block import ROOT_ASPECT, block_areas
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels, threads
 
 _ROOT_ASPECT = torch.tensor(ROOT_ASPECT, device="cpu")
@@ -18,6 +18,6 @@ def block_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs, areas = empty_lists(ids, grid_h, grid_w, count), block_areas(grid_h, grid_w)
     kernels.block_mask(
-        ids.contiguous(), _ROOT_ASPECT, *areas, drawn(seed), epoch, *outputs, threads()
+        ids.contiguous(), _ROOT_ASPECT, *areas, resolve_seed(seed), epoch, *outputs, threads()
     )
     return outputs

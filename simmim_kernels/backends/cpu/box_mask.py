@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -20,6 +20,6 @@ def box_mask(
     epoch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = empty_lists(ids, grid_h, grid_w, box_h * box_w)
-    seed = 0 if center else drawn(seed)
+    seed = 0 if center else resolve_seed(seed)
     kernels.box_mask(ids.contiguous(), box_h, box_w, center, seed, epoch, *outputs, threads())
     return outputs

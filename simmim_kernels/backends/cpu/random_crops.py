@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._crops import check_sizes
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels
 
 
@@ -28,5 +28,5 @@ def random_crops(
     flips = torch.empty((ids.shape[0],), dtype=torch.bool, device="cpu")
     ids, sizes, span = ids.contiguous(), sizes.contiguous(), math.log(most_ratio / least_ratio)
     ranges = least_scale, most_scale, least_ratio, most_ratio, span, flip
-    kernels.random_crops(ids, sizes, *ranges, drawn(seed), epoch, boxes, flips)
+    kernels.random_crops(ids, sizes, *ranges, resolve_seed(seed), epoch, boxes, flips)
     return boxes, flips

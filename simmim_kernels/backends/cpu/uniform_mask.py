@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -13,5 +13,5 @@ def uniform_mask(
     ids: Tensor, grid_h: int, grid_w: int, hidden: int, seed: int | None, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = empty_lists(ids, grid_h, grid_w, grid_h * grid_w // 4 * hidden)
-    kernels.uniform_mask(ids.contiguous(), hidden, drawn(seed), epoch, *outputs, threads())
+    kernels.uniform_mask(ids.contiguous(), hidden, resolve_seed(seed), epoch, *outputs, threads())
     return outputs

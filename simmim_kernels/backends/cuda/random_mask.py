@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cuda import kernels, stream
 
 
@@ -13,5 +13,7 @@ def random_mask(
     ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = empty_lists(ids, grid_h, grid_w, count)
-    kernels.random_mask(ids.contiguous(), drawn(seed, ids.device), epoch, *outputs, stream(ids))
+    kernels.random_mask(
+        ids.contiguous(), resolve_seed(seed, ids.device), epoch, *outputs, stream(ids)
+    )
     return outputs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._block import BLOCK_ATTEMPTS, ROOT_ASPECT, block_areas
-from simmim_kernels.backends._seed import BLOCK_STREAM, drawn
+from simmim_kernels.backends._seed import BLOCK_STREAM, resolve_seed
 from simmim_kernels.backends.reference._philox import draw, uniform
 from simmim_kernels.backends.reference.box_mask import rectangle
 from simmim_kernels.backends.reference.random_mask import index_lists
@@ -34,7 +34,7 @@ def block_mask(
     units, (least, widest) = grid_h * grid_w, block_areas(grid_h, grid_w)
     root_aspect = torch.tensor(ROOT_ASPECT, device=ids.device)
     mask = torch.zeros((ids.shape[0], units), dtype=torch.bool, device=ids.device)
-    seed = drawn(seed)
+    seed = resolve_seed(seed, ids.device)
     for attempt in range(BLOCK_ATTEMPTS):
         wanting = count - mask.sum(1)
         if not (wanting > 0).any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._seed import BOX_STREAM, drawn
+from simmim_kernels.backends._seed import BOX_STREAM, resolve_seed
 from simmim_kernels.backends.reference._philox import draw, uniform
 from simmim_kernels.backends.reference.random_mask import index_lists
 
@@ -25,7 +25,7 @@ def box_mask(
         top, left = torch.full_like(ids, spare_h // 2), torch.full_like(ids, spare_w // 2)
     else:
         first = torch.tensor([BOX_STREAM], device=ids.device)
-        words = draw(ids, first, drawn(seed), epoch)
+        words = draw(ids, first, resolve_seed(seed, ids.device), epoch)
         top, left = uniform(words[:, 0], spare_h + 1), uniform(words[:, 1], spare_w + 1)
     mask = rectangle(top, left, box_h, box_w, grid_h, grid_w)
     flat, masked, visible = index_lists(mask.flatten(1), box_h * box_w)

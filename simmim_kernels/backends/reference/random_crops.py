@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._crops import CROP_ATTEMPTS, EXP_TERMS, WHOLE, WORD, check_sizes
-from simmim_kernels.backends._seed import CROP_STREAM, drawn
+from simmim_kernels.backends._seed import CROP_STREAM, resolve_seed
 from simmim_kernels.backends.reference._philox import draw, uniform
 
 
@@ -41,7 +41,7 @@ def random_crops(
     rows, columns = sizes.clamp(1, (1 << 31) - 1).unbind(1)
     height, width = rows.double(), columns.double()
     blocks = torch.arange(CROP_STREAM, CROP_STREAM + CROP_ATTEMPTS + 1, device=ids.device)
-    words = draw(ids, blocks, drawn(seed), epoch).view(-1, CROP_ATTEMPTS + 1, 4)
+    words = draw(ids, blocks, resolve_seed(seed, ids.device), epoch).view(-1, CROP_ATTEMPTS + 1, 4)
 
     ratio = width / height
     box_h = torch.where(ratio < least_ratio, _whole(width / least_ratio), height)

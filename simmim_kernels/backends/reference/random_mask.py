@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.reference._philox import draw
 
 
@@ -20,7 +20,7 @@ def random_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     units = grid_h * grid_w
     blocks = torch.arange((units + 3) // 4, device=ids.device)
-    scores = draw(ids, blocks, drawn(seed), epoch)[:, :units]
+    scores = draw(ids, blocks, resolve_seed(seed, ids.device), epoch)[:, :units]
     smallest = torch.argsort(scores, dim=1, stable=True)[:, :count]
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=ids.device)
     mask.scatter_(1, smallest, True)

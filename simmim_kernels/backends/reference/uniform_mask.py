@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._seed import UNIFORM_STREAM, drawn
+from simmim_kernels.backends._seed import UNIFORM_STREAM, resolve_seed
 from simmim_kernels.backends.reference._philox import draw
 from simmim_kernels.backends.reference.random_mask import index_lists
 
@@ -15,7 +15,7 @@ def uniform_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, cells = ids.shape[0], grid_h * grid_w // 4
     blocks = UNIFORM_STREAM + torch.arange(cells, device=ids.device)
-    scores = draw(ids, blocks, drawn(seed), epoch).view(batch, cells, 4)
+    scores = draw(ids, blocks, resolve_seed(seed, ids.device), epoch).view(batch, cells, 4)
     smallest = torch.argsort(scores, dim=2, stable=True)[..., :hidden]
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=ids.device)
     mask.scatter_(2, smallest, True)

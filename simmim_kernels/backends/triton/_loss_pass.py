@@ -1,4 +1,4 @@
-"""The one pass of the masked losses over a batch: values, gradient and partial sums."""
+"""The Triton kernel of the masked losses: loss values, gradient and partial sums in one pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel k
 
 @triton.jit
 def _value_and_slope(d, beta, KIND: tl.constexpr):
-    """What one pixel costs as a function of d, and the derivative, both in the type of d: twin of
-    common/pixel_loss.h."""
+    """The loss of one pixel as a function of d, and its derivative, both in the type of d. Twin of
+    csrc/common/pixel_loss.h."""
     if KIND == "mse":
         value, slope = d * d, d + d
     elif KIND == "l1":
@@ -74,7 +74,7 @@ def _numbers(
             number = g + v
             c, dy, dx = number % CHANNELS, number // (CHANNELS * P), number // CHANNELS % P
         else:
-            # Said outright, for Triton 3.6 does not see it and would load one number at a time.
+            # A hint without which Triton 3.6 loads one number at a time.
             c, dy, dx = g // (P * P), g // P % P, tl.multiple_of(g % P, (V, V, V)) + v
         ty, tx = r // w, r % w
         here, inside = (r < height // P * w) & (g < CHANNELS * P * P), g + v < CHANNELS * P * P
@@ -112,8 +112,8 @@ def loss_pass(
     COMPUTE: tl.constexpr, R: tl.constexpr, G: tl.constexpr, V: tl.constexpr, SPLIT: tl.constexpr,
     STEP: tl.constexpr, CHANNELS_INNERMOST: tl.constexpr,
 ):  # fmt: skip
-    """STEP: a power of two of which all strides but the innermost are multiples, said here because
-    Triton looks for 16 alone; 1 where it finds that or where there is none."""
+    """STEP: a power of two that divides all strides but the innermost; a hint, because Triton itself
+    only finds divisibility by 16. 1: no hint."""
     if STEP > 1:
         p_b, g_b, t_b = p_b // STEP * STEP, g_b // STEP * STEP, t_b // STEP * STEP
         p_ty, g_ty, t_y = p_ty // STEP * STEP, g_ty // STEP * STEP, t_y // STEP * STEP
@@ -150,7 +150,7 @@ def loss_pass(
     if SPLIT == 1:
         wanted = tl.load(target + c * t_c + y * t_y + x * t_x, mask=at, other=0)
     else:
-        # Of a wider type a thread's 16 bytes are fewer numbers: lanes exchange what they have loaded.
+        # 16 bytes of a wider type are fewer numbers, so lanes exchange parts of what they load.
         t_channel, _, _, _, _, t_row, t_column, _, t_at = _numbers(
             piece, top, left, valid, mask, height, width, unit_h, unit_w, grid_w,
             LAYOUT, YXC, COVERED, CHANNELS, P, R, G * SPLIT, V // SPLIT,
@@ -162,7 +162,7 @@ def loss_pass(
         channel = tl.minimum(c, CHANNELS - 1)
         wanted = (wanted - tl.load(affine + CHANNELS + channel)) * tl.load(affine + channel)
         wanted = tl.where(at, wanted, 0.0)
-    # Loaded last: Triton then leaves all arithmetic to the threads that load the prediction.
+    # Loaded last, so that Triton does all arithmetic in the layout in which the prediction is loaded.
     pred_at += c * p_c + ty * p_ty + dy * p_y + tx * p_tx + dx * p_x
     value = tl.load(pred + pred_at, mask=at, other=0.0).to(COMPUTE)
     value, slope = _value_and_slope(value - wanted, float64(beta), KIND)
@@ -173,8 +173,8 @@ def loss_pass(
         if grad.dtype.element_ty != tl.float64:
             slope = slope.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         if LAYOUT == 3:
-            # The gradient may take the place of the prediction, and where a row has fewer numbers than
-            # the block has threads, several load what one of them overwrites.
+            # The gradient may overwrite the prediction, and in a row with fewer numbers than the block
+            # has threads several threads load a number that one of them overwrites.
             tl.debug_barrier()
         grad_at += c * g_c + ty * g_ty + dy * g_y + tx * g_tx + dx * g_x
         tl.store(grad + grad_at, slope.to(grad.dtype.element_ty), mask=here)

@@ -1,4 +1,4 @@
-"""What the masked losses count and add up: each result's factor, and its value."""
+"""Counts and sums of the masked losses: the factor and the value of each result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
 from simmim_kernels.backends.triton._scalars import float64
 
-_COUNTED = 1 << 15  # mask units that one program counts
+_COUNTED = 1 << 15  # mask units counted by one program
 
 
 @triton.jit
 def sample_of(row, named, batch, per_sample, units):
-    """The sample and unit of row `row` of a list, which names `named`; -1 for none."""
+    """The sample and unit of row `row` of an index list with entry `named`; -1 for padding."""
     if per_sample > 0:
         sample, unit = row // per_sample, named
     else:
@@ -26,7 +26,7 @@ def sample_of(row, named, batch, per_sample, units):
 
 @triton.jit(do_not_specialize=["rows", "batch", "per_sample", "units"])
 def mark(index, marks, rows, batch, per_sample, units, BLOCK: tl.constexpr):
-    """Sets the marks of the units that a list names."""
+    """Sets the marks of all units that an index list names."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     named = tl.load(index + row, mask=row < rows, other=-1).to(tl.int64)
     sample, unit = sample_of(row, named, batch, per_sample, units)
@@ -35,7 +35,7 @@ def mark(index, marks, rows, batch, per_sample, units, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def count(mask, counts, n, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """The masked ones of `n` units, those of each chunk apart."""
+    """Counts the masked ones of `n` units, with one count for each chunk."""
     first = tl.program_id(0).to(tl.int64) * CHUNK
     total = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, CHUNK, BLOCK):
@@ -77,7 +77,7 @@ def scales(
                 total += tl.load(counts + result * n + at, mask=at < n, other=0).to(tl.int64)
     denominator = tl.full((), 1.0, tl.float64)
     if MEAN:
-        # 0 where nothing is masked: the reciprocal of a tiny eps has no place in float32.
+        # 0 where nothing is masked, for 1 / eps may overflow float32.
         masked = tl.sum(total, 0).to(tl.float64)
         denominator = tl.where(masked == 0, 0.0, (masked * pixels + float64(eps)) * CHANNELS)
     found = tl.where(denominator == 0, 0.0, float64(factor) / denominator)
@@ -121,7 +121,7 @@ def finish(
 
 
 def masked_units(mask: Tensor, results: int) -> tuple[Tensor, int]:
-    """Numbers whose sums over `[r * n : (r + 1) * n]` are the masked units of result r, and n."""
+    """Partial counts, whose sum over `[r * n : (r + 1) * n]` is the masked units of result r, and n."""
     n = mask.numel() // max(results, 1)
     chunks = cdiv(n, _COUNTED)
     if results != 1 or chunks <= 1:
@@ -132,7 +132,7 @@ def masked_units(mask: Tensor, results: int) -> tuple[Tensor, int]:
 
 
 def listed_units(index: Tensor, batch: int, h: int, w: int) -> Tensor:
-    """`bool (B, h, w)`: the units that a list, contiguous, names."""
+    """`bool (B, h, w)`: the units that a contiguous index list names."""
     scored = torch.zeros((batch, h, w), dtype=torch.bool, device=index.device)
     if index.numel():
         with on_device_of(index):

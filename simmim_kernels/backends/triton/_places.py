@@ -1,4 +1,4 @@
-"""Where the tokens of a batch stand in the list of its visible or of its masked ones."""
+"""Positions of tokens in the list of a batch's visible (or masked) tokens, and that list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _token_places(
     mask, places, tokens, batch, units, grid_w, sy, sx, w, length, count,
     MASKED: tl.constexpr, PLACES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a sample. The samples before it are counted anew by each: a byte a unit."""
+    """One program a sample. Each counts the samples before its own again, one byte a unit."""
     sample = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK).to(tl.int64)
     before = tl.zeros((BLOCK,), tl.int64)
@@ -58,7 +58,7 @@ def _run(mask: Tensor, h: int, w: int, masked: bool, places, tokens) -> None:
 
 
 def visible_places(mask: Tensor, h: int, w: int) -> Tensor:
-    """For each of the `(B, h, w)` tokens its place among the visible ones, -1 for a masked one."""
+    """The position of each of the `(B, h, w)` tokens among the visible ones, -1 for masked tokens."""
     places = torch.empty(mask.shape[0] * h * w, dtype=torch.int64, device=mask.device)
     if places.numel():
         _run(mask, h, w, False, places, None)
@@ -68,8 +68,8 @@ def visible_places(mask: Tensor, h: int, w: int) -> Tensor:
 def listed_tokens(
     mask: Tensor, h: int, w: int, count: int, masked: bool, dtype: torch.dtype
 ) -> Tensor:
-    """The first `count` visible or masked tokens, ascending, as flat positions in `(B, h, w)`; -1
-    where there is none left."""
+    """The first `count` visible or masked tokens, ascending, as flat positions in `(B, h, w)`, padded
+    with -1."""
     tokens = torch.empty(count, dtype=dtype, device=mask.device)
     if not mask.numel():
         return tokens.fill_(-1)

@@ -1,5 +1,5 @@
-"""Numbers that a kernel takes as it runs: a constant of the kernel would be compiled in, anew for
-every fill, beta or eps; a Python float would arrive as a float32."""
+"""float64 arguments of kernels, passed as the bits of an int64. A constexpr would compile the kernel
+again for every fill, beta or eps, and Triton passes a Python float as float32."""
 
 from __future__ import annotations
 

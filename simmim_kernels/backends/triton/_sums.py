@@ -1,4 +1,4 @@
-"""Sums over programs: each leaves one row of partial sums, which one small kernel adds in order."""
+"""Sums over programs: each stores one row of partial sums, and a small kernel adds the rows in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AvgDist by comparing every masked pixel with every visible unit, in whole numbers."""
+"""AvgDist: compares every masked pixel with every visible unit, in integer arithmetic."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simmim_kernels.backends._block import BLOCK_ATTEMPTS, ROOT_ASPECT, block_areas
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import BLOCK_STREAM, drawn
+from simmim_kernels.backends._seed import BLOCK_STREAM, resolve_seed
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import draw, signed_words, uniform
 
@@ -28,7 +28,8 @@ def _whole_root(n):
 
 @triton.jit
 def _take(mask, top, left, h, w, wanting, units, grid_w, BLOCK: tl.constexpr):
-    """Masks the visible units of a rectangle, in row-major order, until none is wanting."""
+    """Masks up to `wanting` visible units of a rectangle, in row-major order; returns how many are
+    still wanting."""
     for start in range(0, units, BLOCK):
         unit = start + tl.arange(0, BLOCK).to(tl.int64)
         exists = unit < units
@@ -36,7 +37,7 @@ def _take(mask, top, left, h, w, wanting, units, grid_w, BLOCK: tl.constexpr):
         free = tl.load(mask + unit, mask=exists, other=1) == 0
         new = free & (y >= 0) & (y < h) & (x >= 0) & (x < w)
         new = new & (tl.cumsum(new.to(tl.int32), 0) <= wanting)
-        # Of a small grid several warps hold copies of the units, and one of them stores.
+        # On a small grid several warps hold copies of the units, and one of them stores.
         tl.debug_barrier()
         tl.store(mask + unit, tl.full((BLOCK,), 1, tl.uint8), mask=new)
         wanting -= tl.sum(new.to(tl.int64), 0)
@@ -77,8 +78,8 @@ def _block_mask(
         w0, w1, w2, w3 = draw(sample, attempt, STREAM, epoch, seed_lo, seed_hi)
         most = tl.maximum(tl.minimum(wanting, widest), least)
         side = _whole_root((least + uniform(w0, most - least + 1)) << 16)
-        # The table is part of the code: copying it to the GPU would be a synchronisation. Both roots
-        # are looked up at once, each below 2^20.
+        # The table is compiled into the code, because copying it to the GPU would synchronise. Both
+        # roots, each below 2^20, are looked up together.
         aspect, roots = w1 >> 26, tl.zeros((), tl.int64)
         for i in tl.static_range(64):
             roots = tl.where(aspect == i, (ROOTS[i] << 20) + ROOTS[63 - i], roots)
@@ -108,7 +109,7 @@ def block_mask(
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)
-    seed = drawn(seed, ids.device)
+    seed = resolve_seed(seed, ids.device)
     if batch:
         with on_device_of(ids):
             _block_mask[(batch,)](

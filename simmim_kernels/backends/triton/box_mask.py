@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import BOX_STREAM, drawn
+from simmim_kernels.backends._seed import BOX_STREAM, resolve_seed
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import draw, signed_words, uniform
 
@@ -35,7 +35,7 @@ def _box_mask(
         y, x = unit // grid_w - top, unit % grid_w - left
         across = (y >= 0) & (y < box_h)
         take = exists & across & (x >= 0) & (x < box_w)
-        # Of the box's units, how many lie before this one.
+        # How many of the box's units come before this one.
         place = tl.minimum(tl.maximum(y, 0), box_h) * box_w
         place += tl.where(across, tl.minimum(tl.maximum(x, 0), box_w), 0)
         tl.store(mask + unit, take, mask=exists)
@@ -56,7 +56,7 @@ def box_mask(
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, box_h * box_w)
-    seed = 0 if center else drawn(seed, ids.device)
+    seed = 0 if center else resolve_seed(seed, ids.device)
     if batch:
         with on_device_of(ids):
             _box_mask[(batch,)](

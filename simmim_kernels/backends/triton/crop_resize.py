@@ -29,8 +29,8 @@ _WIDE = (torch.float64, torch.uint16, torch.int16)  # computed in float64, the o
 
 @triton.jit
 def _axis(place, length, out, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr):
-    """Of outputs at `place`: the first pixel, and where it lies in the kernel; and how many pixels an
-    output has at most, and how far two are apart in the kernel."""
+    """For the outputs at `place`: the first tap's pixel and its position in the filter; the largest
+    number of taps, and the distance of two neighbouring pixels in the filter."""
     scale = length.to(tl.float64) / out
     stretch = tl.maximum(scale if ANTIALIAS else scale * 0, 1)
     inverse = 1 / stretch
@@ -42,7 +42,7 @@ def _axis(place, length, out, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr):
 
 @triton.jit
 def _weight(t, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr):
-    """The triangle, or the cubic kernel with a = -0.5, without antialiasing with a = -0.75."""
+    """The triangle, or the cubic filter with a = -0.5 (without antialiasing a = -0.75)."""
     t = tl.abs(t)
     if not CUBIC:
         return tl.maximum(1 - t, 0)
@@ -54,8 +54,8 @@ def _weight(t, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr):
 
 @triton.jit
 def _tap(first, start, step, k, length, CUBIC: tl.constexpr, ANTIALIAS: tl.constexpr):
-    """Pixel k of each output, within the box, and its weight: antialiased the box ends at its border,
-    else its last pixel goes on for ever."""
+    """The pixel and the weight of tap k of each output. With antialiasing pixels outside the box have
+    no weight; without it the border pixels are repeated."""
     pixel, weight = first + k, _weight(start + step * k, CUBIC, ANTIALIAS)
     inside = tl.minimum(tl.maximum(pixel, 0), length - 1)
     if ANTIALIAS:
@@ -81,7 +81,7 @@ def _crop_resize(
         rows, columns = tl.load(table + 4), tl.load(table + 5)
     else:
         image += sample * i_b
-    # A box beyond the image is cut, so that nothing outside is read.
+    # A box that reaches beyond its image is cut, so that nothing outside is read.
     boxes += sample * 4
     top = tl.minimum(tl.maximum(tl.load(boxes), 0), rows - 1)
     left = tl.minimum(tl.maximum(tl.load(boxes + 1), 0), columns - 1)
@@ -118,7 +118,7 @@ def _crop_resize(
         total = total / (sum_y[:, None] * sum_x[None, :])
     target = out + (plane.to(tl.int64) * HEIGHT + y[:, None]) * WIDTH + x[None, :]
     if LEAST < MOST:
-        whole = (total + WHOLE) - WHOLE  # a half to the even number
+        whole = (total + WHOLE) - WHOLE  # rounds, ties to even
         whole = tl.minimum(tl.maximum(whole, LEAST), MOST)
         tl.store(target, whole.to(tl.int32).to(out.dtype.element_ty), mask=exists)
     else:
@@ -128,8 +128,8 @@ def _crop_resize(
 
 
 def _table(images: list[Tensor]) -> Tensor:
-    """Address, strides and size of each image, `int64 (B, 6)` beside them. From pinned memory, for
-    which nothing waits."""
+    """Address, strides and size of each image, `int64 (B, 6)` on their device, copied from pinned
+    memory without synchronisation."""
     device = images[0].device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

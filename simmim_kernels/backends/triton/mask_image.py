@@ -1,4 +1,4 @@
-"""Masking of pixels in one pass, and the gradient of the colour.
+"""Filling of masked pixels in one pass, and the gradient of the fill.
 
 A program takes lines of one sample as they lie in memory: rows of a channel, or of a channels-last
 image rows of pixels with their channels.
@@ -20,16 +20,16 @@ from simmim_kernels.backends.triton._sums import add_rows
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.grid import scale_of
 
-_TILE = 4096  # numbers of a program: 32 a thread
-_WARP_TILE = 1024  # numbers of a program of one warp: 32 a thread
-_SECTOR = 32  # bytes that memory moves at least
+_TILE = 4096  # numbers in a program: 32 a thread
+_WARP_TILE = 1024  # numbers in a program of one warp: 32 a thread
+_SECTOR = 32  # bytes, the smallest unit of memory traffic
 
 
 @triton.jit
 def _lines(piece, width, height, R: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
            LAST: tl.constexpr):  # fmt: skip
-    """Channel, row and column of a tile's numbers, their places in their lines, and which of them
-    exist."""
+    """Channel, row and column of a tile's numbers, their positions in their lines, and which of them
+    lie within the image."""
     numbers = width * CHANNELS if LAST else width
     lines = height if LAST else height * CHANNELS
     columns = tl.cdiv(numbers, BLOCK)
@@ -44,8 +44,8 @@ def _lines(piece, width, height, R: tl.constexpr, BLOCK: tl.constexpr, CHANNELS:
 @triton.jit
 def _statistics(mean, std, channel, inside, BYTES: tl.constexpr, STATS: tl.constexpr,
                 COMPUTE: tl.constexpr):  # fmt: skip
-    """What makes (x / 255 - mean) / std of a byte x, or (x - mean) / std of another number, by one
-    multiplication and addition, or by a subtraction first: gain and offset of each channel."""
+    """Gain and offset of each channel for (x / 255 - mean) / std of a byte x, a multiply-add, or for
+    (x - mean) / std of another number, a subtraction and a multiplication."""
     gain, offset = tl.full((), 1.0, COMPUTE), tl.full((), 0.0, COMPUTE)
     if STATS:
         offset = tl.load(mean + channel, mask=inside, other=0.0).to(COMPUTE)
@@ -135,7 +135,7 @@ def _fill_sums(
     grad, g_b, g_c, g_y, g_x, mask, sums, height, width, unit_h, unit_w, grid_h, grid_w, tiles,
     CHANNELS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What one sample's tile of one channel adds to that channel's gradient."""
+    """The partial sum of one channel's gradient over a tile of one sample."""
     program = tl.program_id(0)
     c, piece = (program % CHANNELS).to(tl.int64), program // CHANNELS
     sample = (piece // tiles).to(tl.int64)
@@ -148,7 +148,7 @@ def _fill_sums(
 
 
 def _tile(numbers: int, lines: int) -> tuple[int, int, int]:
-    """Lines and numbers of a tile, and how many tiles an image has."""
+    """Lines in a tile, numbers in a line, and tiles in an image."""
     block = power_of_two(numbers, 1024)
     rows = power_of_two(lines, max(_TILE // block, 1))
     return rows, block, cdiv(numbers, block) * cdiv(lines, rows)
@@ -160,7 +160,7 @@ def _grid(image: Tensor, mask: Tensor) -> tuple[int, ...]:
 
 
 def _reach(image: Tensor) -> int:
-    """How far the last pixel of a channel lies behind its first."""
+    """The offset of a channel's last pixel from its first."""
     (height, width), (by_row, by_column) = image.shape[2:], image.stride()[2:]
     return height * by_row + width * by_column
 

@@ -35,8 +35,8 @@ def _tile(pid, length, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _cell_and_offset(token, prefix, w, sy, sx, grid_w, s_y, s_x):
-    """For each token its cell in the mask grid and its offset within a sample; a prefix token's
-    cell is meaningless."""
+    """The mask unit of each token and its offset within a sample; the unit of a prefix token is
+    undefined."""
     patch = tl.maximum(token - prefix, 0)
     y = patch // w
     x = patch - y * w

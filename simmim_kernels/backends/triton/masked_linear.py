@@ -1,4 +1,4 @@
-"""Which tokens a head on masked tokens predicts, in one launch."""
+"""Flat positions of the masked tokens, in one launch."""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ def _tile(
             vector = _divisor(vector | unit[1], 32)
         lines = 1 if layout == LISTED else tokens
     block = numbers & -numbers
-    if block < 64 or layout == LISTED:  # a listed row is short: some lanes rather idle
+    if (
+        block < 64 or layout == LISTED
+    ):  # rows of a list are short; idle lanes cost less than more tiles
         block = power_of_two(numbers, 1 << 20)
     block = min(block, _TILE if layout == LISTED else 256)
     vector = min(vector, block, most)
@@ -123,7 +125,7 @@ def masked_loss(
     )
     mask, index = contiguous(mask, index)
     scored = mask
-    if spec.norm != "none" and index is not None:  # a list may name units that the mask does not
+    if spec.norm != "none" and index is not None:  # a list may name units that are not masked
         scored = listed_units(index, batch, *scale_of((height, width), (patch, patch)))
     if spec.norm == "window":
         target = window_normalized(target, spec.norm_side, spec.norm_eps, std, dtype, scored)
@@ -150,7 +152,7 @@ def masked_loss(
         units = math.prod(scale_of((height, width), unit))
     elif pred.dim() == 4:
         layout = IMAGE if patch == 1 else MAP
-    # 16 bytes of the prediction; twice that beside a wider target takes fewer registers.
+    # 16 bytes of the prediction, or 32 beside a wider target, which takes fewer registers.
     most = (32 if target.element_size() > pred.element_size() else 16) // pred.element_size()
     r, g, v, pieces = _tile(layout, target, most, patch, unit, spec.order == "yxc")
     split = max(v * target.element_size() // 16, 1)
@@ -204,7 +206,7 @@ def masked_loss(
 
 
 def masked_loss_(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
-    """The same; the gradient takes the place of `pred`."""
+    """The same with the gradient written into `pred`."""
     loss, _, scale = masked_loss(pred, *args, True, grad=pred)
     return loss, scale
 
@@ -226,8 +228,8 @@ def _scale_rows(
 
 
 def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
-    """Programs read their factor from the GPU's memory and end where it is 1, which it nearly
-    always is: no pass over memory, and the host need not wait to see it."""
+    """Programs read the factor from GPU memory, so the host need not wait for it, and return at once
+    where it is 1, as it nearly always is."""
     rows = factor.numel()
     numbers = grad.numel() // max(rows, 1)
     pieces = min(cdiv(numbers, _TILE), max(_PROGRAMS // max(rows, 1), 1))

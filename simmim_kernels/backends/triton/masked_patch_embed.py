@@ -24,8 +24,8 @@ def _patches(
     STATS: tl.constexpr, BACK: tl.constexpr, COMPUTE: tl.constexpr, R: tl.constexpr,
     G: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """Rows of pixels from the image; BACK: their gradients to the image's."""
-    # A tile is R rows of G groups of V numbers; those of a group are neighbours in the image.
+    """Copies visible patches of the image to rows, or with BACK the rows' gradients to the image's."""
+    # A tile has R rows of G groups of V numbers; a group is contiguous in the image.
     numbers: tl.constexpr = CHANNELS * PH * PW
     columns = tl.cdiv(numbers, G * V)
     row = tl.program_id(0) // columns * R + tl.arange(0, R)[:, None, None]
@@ -33,7 +33,7 @@ def _patches(
     v = tl.arange(0, V)[None, None, :]
     token = tl.load(tokens + row, mask=row < count, other=-1)
     patch = token % length
-    # Said outright, for Triton 3.6 does not see it and would load one number at a time.
+    # A hint without which Triton 3.6 loads one number at a time.
     within = tl.multiple_of(g % PW, (V, V, V))
     y, x = patch // w * PH + g // PW % PH, patch % w * PW + within + v
     c = tl.minimum(g // (PH * PW), CHANNELS - 1).to(tl.int64)

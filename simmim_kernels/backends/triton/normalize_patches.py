@@ -85,8 +85,8 @@ def patch_normalized(
     dtype: torch.dtype,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
-    pixel is written."""
+    """The normalised image in `dtype`. With a contiguous mask `(B, gh, gw)` visible pixels are not
+    written."""
     out = empty_image(image, dtype)
     batch, channels, height, width = image.shape
     if out.numel():

@@ -20,13 +20,13 @@ from simmim_kernels.backends.triton._grid import unit_of
 from simmim_kernels.backends.triton._pixels import store
 from simmim_kernels.backends.triton._scalars import bits_of, float64
 
-_PROGRAMS = 1024  # a band is as high as this many programs allow, for each begins with a window
+_PROGRAMS = 1024  # as high bands as this many programs allow: each begins by adding up a window
 _LEAST_ROWS = 32
 
 
 @triton.jit
 def _row(image, y, i_y, i_x, lane, width, limit):
-    """A row in float64: the numbers that running sums can take, and the others, which they can't."""
+    """A row in float64, split into numbers that running sums can take and numbers that they can't."""
     x = tl.load(image + y.to(tl.int64) * i_y + lane.to(tl.int64) * i_x, mask=lane < width, other=0)
     x = x.to(tl.float64)
     bad = (tl.abs(x) <= limit) == 0
@@ -43,8 +43,7 @@ def _across(column_sums, first, last):
 
 @triton.jit
 def _directly(image, begin, end, i_y, i_x, lane, width, first, last, limit):
-    """Each lane's sums of bad numbers and of their squares, one by one: nothing of a number stays
-    in a window that it has left."""
+    """Each lane's sums of bad numbers and of their squares, computed from scratch for its window."""
     sums, squares = tl.zeros_like(lane).to(tl.float64), tl.zeros_like(lane).to(tl.float64)
     for step in range(end - begin):
         _, bad = _row(image, begin + step, i_y, i_x, lane, width, limit)
@@ -76,7 +75,7 @@ def _normalize_window(
     b, c = (plane // CHANNELS).to(tl.int64), (plane % CHANNELS).to(tl.int64)
     image += b * i_b + c * i_c
     out += b * o_b + c * o_c
-    # Numbers stay as they are stored: (x / 255 - mean) / std cancels but for its effect on eps.
+    # Stored numbers are normalised: (x / 255 - mean) / std changes nothing but the units of eps.
     unit = tl.full((), 1.0, tl.float64)
     largest = float64(limit)
     if STD:
@@ -84,7 +83,7 @@ def _normalize_window(
     if image.dtype.element_ty == tl.uint8:
         unit = unit * 255
     if image.dtype.element_ty.is_floating():
-        largest = largest * unit  # `limit` is that for a deviation of 1
+        largest = largest * unit  # `limit` is for a deviation of 1
     least = unit * unit * float64(eps)
     lane = tl.arange(0, BLOCK)
     last = tl.minimum(tl.minimum(lane + radius_x, width - 1), BLOCK - 1)
@@ -110,7 +109,8 @@ def _normalize_window(
                 image, begin, end, i_y, i_x, lane, width, first, last, largest
             )
             s, q = s + more, q + more_squares
-        # Everything times n and k = n - 1, without a division: for one pixel n q - s^2 is 0 (or NaN).
+        # Both sides of the fraction times n and k = n - 1, which avoids dividing by k = 0; for a window
+        # of one pixel n q - s^2 is 0 (or NaN).
         n = ((last - first + 1) * (end - begin)).to(tl.float64)
         k = tl.maximum(n - 1, 1.0)
         v = n * q - s * s
@@ -136,8 +136,8 @@ def window_normalized(
     dtype: torch.dtype,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The normalised image in `dtype`; where there is a mask `(B, gh, gw)`, contiguous, no visible
-    pixel is written."""
+    """The normalised image in `dtype`. With a contiguous mask `(B, gh, gw)` visible pixels are not
+    written."""
     out = empty_image(image, dtype)
     batch, channels, height, width = image.shape
     if not out.numel():

@@ -1,4 +1,4 @@
-"""Compact token rows to their places and back.
+"""Compact token rows to their positions in the grid, and back.
 
 Each way is two launches: the tokens' places among the visible ones, then one pass over tiles of rows
 by features. The sums of masked tokens and over the batch are those of `mask_tokens`.

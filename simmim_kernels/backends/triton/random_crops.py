@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._crops import CROP_ATTEMPTS, EXP_TERMS, WHOLE
-from simmim_kernels.backends._seed import CROP_STREAM, drawn
+from simmim_kernels.backends._seed import CROP_STREAM, resolve_seed
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
 from simmim_kernels.backends.triton._philox import draw, signed_words, uniform
 from simmim_kernels.backends.triton._scalars import bits_of, float64
@@ -99,7 +99,7 @@ def random_crops(
         *(least_scale, most_scale - least_scale, least_ratio, most_ratio),
         *(math.log(most_ratio / least_ratio), flip),
     )
-    seed = drawn(seed, device)
+    seed = resolve_seed(seed, device)
     if batch:
         with on_device_of(ids):
             _random_crops[(cdiv(batch, _BLOCK),)](

@@ -7,11 +7,11 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import drawn
+from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import signed_words, word
 
-_BLOCK = 1024  # scores that one program holds in registers; larger grids compute them anew
+_BLOCK = 1024  # scores that one program holds in registers; larger grids compute them several times
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def _random_mask(
         below = tl.where(fits, smaller, below)
         bit = bit >> 1
 
-    # Equal scores: the lowest positions are taken.
+    # Of equal scores the lowest positions are masked.
     ties = count - below
     taken = tl.zeros((), tl.int64)
     tied = tl.zeros((), tl.int64)
@@ -89,7 +89,7 @@ def random_mask(
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)
-    seed = drawn(seed, ids.device)
+    seed = resolve_seed(seed, ids.device)
     block = power_of_two(units, _BLOCK)
     if batch:
         with on_device_of(ids):

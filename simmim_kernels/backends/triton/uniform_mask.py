@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
-from simmim_kernels.backends._seed import UNIFORM_STREAM, drawn
+from simmim_kernels.backends._seed import UNIFORM_STREAM, resolve_seed
 from simmim_kernels.backends.triton import OPTIONS, on_device_of, power_of_two
 from simmim_kernels.backends.triton._philox import draw, signed_words
 
@@ -59,7 +59,7 @@ def uniform_mask(
     ids = ids.contiguous()
     batch, units, count = ids.shape[0], grid_h * grid_w, grid_h * grid_w // 4 * hidden
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)
-    seed = drawn(seed)
+    seed = resolve_seed(seed, ids.device)
     if batch:
         with on_device_of(ids):
             _uniform_mask[(batch,)](

@@ -1,4 +1,4 @@
-"""What ``simmim import`` and ``simmim export`` can be told.
+"""Settings of ``simmim import`` and ``simmim export``.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -15,15 +15,15 @@ Order = Literal["cyx", "yxc"]
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Make a checkpoint of another project one of ours, for probe, finetune and reconstruct."""
+    """Convert a checkpoint of another project, for probe, finetune, predict and the other commands."""
 
     source: Path
-    """The other project's file: safetensors, or a pickle, of which tensors and plain values are read
-    and nothing is run. Of a folder: model.safetensors or pytorch_model.bin, in shards or whole."""
+    """The other project's file: safetensors, or a pickle, whose code is not run. Or a folder with
+    model.safetensors or pytorch_model.bin, whole or in shards."""
 
     encoder: str
-    """The encoder that it holds, named as for simmim pretrain: simmim_vit_base for microsoft's
-    ViT-B, simmim_swin_base for its Swin-B at 192 pixels, or a name of timm's."""
+    """The encoder in the file, named as for simmim pretrain: simmim_vit_base for microsoft's ViT-B,
+    simmim_swin_base for its Swin-B at 192 pixels, or a timm name."""
 
     encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Further arguments for that encoder as pairs, for example: window_size 12."""
@@ -33,41 +33,40 @@ class ImportConfig:
     interpolated."""
 
     tables: Literal["linear", "cubic"] = "linear"
-    """How tables of relative positions are interpolated: linear, as by timm, or cubic, as by SimMIM's code
-    for fine-tuning, and by simmim finetune. Absolute ones are bicubic."""
+    """Interpolation of relative-position tables: linear, as in timm, or cubic, as in SimMIM's fine-tuning
+    code and in simmim finetune. Tables of absolute positions are interpolated bicubically."""
 
     source_img_size: int | tuple[int, int] | None = None
-    """Side of the images that the file's model was trained on, or height and width; default: what
-    the file's configuration says, else that its position tables are of square images."""
+    """Side of the images that the file's model was trained on, or height and width; default: what the
+    file's configuration says, else square images."""
 
     source_window: int | tuple[int, int] | None = None
-    """Window of the file's Swin; default: what its configuration says, else that it is square."""
+    """Window of the file's Swin; default: what its configuration says, else a square one."""
 
     channels: int = 3
     """Channels of the images."""
 
     project: Literal["auto"] | Project = "auto"
-    """Whose names the file has; auto tells by the names. mae: facebookresearch/mae."""
+    """The project whose names the file has; auto recognises it. mae: facebookresearch/mae."""
 
     encoder_only: bool = False
-    """Take the encoder alone and leave the mask token and the head newly initialised, as always for
-    timm: for classifiers and bare backbones. Otherwise MAE's decoder is taken along."""
+    """Read the encoder only; mask token and head are newly initialised. For classifiers and bare
+    backbones, and always for timm. Otherwise a head and MAE's decoder are read too."""
 
     decoder_heads: int | None = None
-    """Attention heads of MAE's decoder, which no tensor shows; default what the file's configuration
-    says, else the published 16."""
+    """Attention heads of MAE's decoder, which its tensors don't tell; default what the file's
+    configuration says, else the published 16."""
 
     classifier: bool = False
-    """Take a fine-tuned classifier with its head, whose features are the mean over the patches, for simmim
-    predict, features, probe, finetune and export."""
+    """Read a fine-tuned classifier with its head, for simmim predict, features, probe, finetune and
+    export. Its features must be the mean over the patches."""
 
     weights: str | None = None
-    """Which model of the file to take where there are several: the key under which it lies or the
-    prefix of its names; default: the only one that is no EMA copy."""
+    """Which of several models in the file to read: its key, or the prefix of its names; default: the only
+    one that is not an EMA copy."""
 
     head_order: Order = "cyx"
-    """How the head's rows follow each other in the file: cyx (channel, dy, dx), as all the listed
-    projects have them, or yxc, as MAE and heads of its kind."""
+    """Order of the head's rows in the file: cyx (channel, dy, dx), or yxc, as in MAE."""
 
     out: Path = Path("imported.safetensors")
     """The checkpoint to write."""
@@ -85,16 +84,15 @@ class ExportConfig:
     transformers one of simmim finetune."""
 
     project: Project
-    """Whose names. timm gets the encoder alone; transformers a folder for from_pretrained; mae,
-    facebookresearch/mae's code, takes a ViT of --method mae with its decoder."""
+    """The project to write for. timm: the encoder only; transformers: a folder for from_pretrained; mae:
+    a ViT of --method mae with its decoder, for facebookresearch/mae."""
 
     out: Path
-    """The file to write: a pickle where it ends in .pt, .pth or .bin, and .safetensors. For transformers
-    a folder."""
+    """The file to write: a pickle if it ends in .pt, .pth or .bin, else .safetensors. For transformers a
+    folder."""
 
     head_order: Order = "cyx"
-    """How the head's rows are to follow each other; see simmim import."""
+    """Order of the head's rows in the file; see simmim import."""
 
     overwrite: bool = False
-    """Replace the file --out, or the files of a model in the folder --out, if they are there
-    already."""
+    """Replace the file --out, or the files of a model in the folder --out, if they exist."""

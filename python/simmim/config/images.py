@@ -1,4 +1,4 @@
-"""What every command that reads images can be told about them.
+"""Settings of all commands that read images.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -17,11 +17,11 @@ from simmim.config.numbers import check_numbers, flag
 from simmim.errors import UserError, first_line
 
 PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
-#: what simmim stats measures
+#: percentiles that simmim stats measures
 PERCENTILES = (1, 2, 50, 98, 99)
-#: settings that the file of --stats brings
+#: settings that --stats sets
 MEASURED = ("channels", "bands", "layout", "pixel_type", "mean", "std", "low", "high", "nodata")
-#: settings that a checkpoint brings along for the commands that go on from it
+#: settings that commands take over from a checkpoint
 BROUGHT = (
     *("bands", "layout", "pixel_type", "mean", "std", "low", "high", "clip_percentile"),
     *("nodata", "nodata_share"),
@@ -29,15 +29,15 @@ BROUGHT = (
 
 
 class Reading(NamedTuple):
-    """What is wanted of an image file.
+    """How an image file is read.
 
     Attributes:
-        channels: how many; ``None`` takes all that there are.
-        bands: numbers from 1 of those that become channels, in that order; empty for all.
-        dtype: type of the numbers in memory; ``None`` takes any of ``PIXEL_TYPES``.
-        layout: of arrays, where the bands lie: ``"chw"``, ``"hwc"``, or ``"auto"`` by the sizes.
+        channels: number of channels; ``None`` takes all.
+        bands: bands that become the channels, counted from 1, in this order; empty for all.
+        dtype: pixel type in memory; ``None`` takes any of ``PIXEL_TYPES``.
+        layout: band axis of arrays: ``"chw"``, ``"hwc"``, or ``"auto"``, decided by the sizes.
         nodata: the value of pixels without data, as text; empty for none.
-        column: which of several arrays or columns.
+        column: name of one of several arrays or columns.
     """
 
     channels: int | None = 3
@@ -49,24 +49,24 @@ class Reading(NamedTuple):
 
     @property
     def colours(self) -> bool:
-        """Whether files are read as 8-bit gray or colour, which are converted to each other."""
+        """Whether files are read as 8-bit gray or RGB, with conversion between the two."""
         return not self.bands and self.channels in (1, 3) and self.dtype == "uint8"
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where images lie in a source, and which of their bands are used."""
+    """A source of images, and the bands of them that are used."""
 
     data: Path | None = None
     """A folder of images, searched through all its subfolders, or another source of images."""
 
     bands: tuple[int, ...] | str = ()
     """Bands that become the channels, counted from 1, in this order, for example 4,3,2; default all.
-    With bands nothing is taken for a colour or for opacity."""
+    With --bands neither colours nor transparency are converted."""
 
     layout: Literal["auto", "chw", "hwc"] = "auto"
-    """Of arrays with bands: which axis they lie on. auto takes the first or the last of the three,
-    if it is at most half as long as both others."""
+    """The band axis of arrays. auto takes the first or the last of three axes, if it is at most half as
+    long as both others."""
 
     column: str = ""
     """Which column of a table, or which array of a group or an npz file, holds the images or their
@@ -74,7 +74,7 @@ class SourceConfig:
 
     nodata: str = ""
     """Value of pixels without data, a number or nan. A crop with more than --nodata-share of them is
-    drawn anew, up to ten times; those that remain become the channel's mean and are not scored."""
+    drawn again, up to ten times; those that remain are replaced by the channel's mean and not scored."""
 
     def __post_init__(self) -> None:
         if isinstance(self.bands, str):
@@ -93,44 +93,44 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class ImageConfig(SourceConfig):
-    """What the numbers in images mean; ``simmim stats`` measures most of it."""
+    """Pixel type and statistics of images; ``simmim stats`` measures most of them."""
 
     stats: Path | None = None
-    """What simmim stats wrote about the images; needed for all that is not 8-bit gray or RGB. Brings
+    """File written by simmim stats for these images; needed unless they are 8-bit gray or RGB. Sets
     --channels, --bands, --layout, --nodata, --pixel-type, --mean, --std, --low and --high."""
 
     pixel_type: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
-    """Type of the images' numbers. Files of another type are refused, each by name."""
+    """Pixel type. Files of another type are refused, each by name."""
 
     mean: tuple[float, ...] = ()
-    """Mean of each channel in the numbers that the files hold; default ImageNet's, of 8 bits."""
+    """Mean of each channel, in the units of the files' numbers; default ImageNet's, for 8 bits."""
 
     std: tuple[float, ...] = ()
-    """Standard deviation of each channel, as --mean."""
+    """Standard deviation of each channel, in the units of --mean."""
 
     low: tuple[float, ...] = ()
-    """Values of each channel that pictures show as black; --stats brings the 2nd percentiles."""
+    """Value of each channel that pictures show as black; --stats sets it to the 2nd percentile."""
 
     high: tuple[float, ...] = ()
-    """Values of each channel that pictures show as white; --stats brings the 98th percentiles."""
+    """Value of each channel that pictures show as white; --stats sets it to the 98th percentile."""
 
     clip_percentile: tuple[float, float] | None = None
     """Clip the pixels of crops to these percentiles of --stats, each one of 1, 2, 50, 98, 99; 0 and
     100 are the smallest and the largest value."""
 
     nodata_share: float = 0.5
-    """Largest share of pixels without data with which a crop is not drawn anew."""
+    """Largest share of pixels without data in a crop; beyond it the crop is drawn again."""
 
     @property
     def reading(self) -> Reading:
-        """What is wanted of each image, once ``channels`` is known."""
+        """How each image is read, once ``channels`` is known."""
         return Reading(
             self.channels, self.bands, self.pixel_type, self.layout, self.nodata, self.column
         )
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(H, W)`` in pixels of what a model sees, once ``img_size`` is known."""
+        """``(H, W)`` of the model's input in pixels, once ``img_size`` is known."""
         return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What the commands that need labels can be told: ``simmim finetune`` and ``simmim probe``.
+"""Settings of the commands that need labels: ``simmim finetune`` and ``simmim probe``.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -16,34 +16,33 @@ from simmim.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledConfig(ImageConfig):
-    """Where an encoder comes from, and how labelled images are split."""
+    """The encoder to start from, and the split of labelled images."""
 
     checkpoint: Path | None = None
     """Start from the encoder of this checkpoint of simmim pretrain or finetune; without it, from random
     weights."""
 
     encoder: str | None = None
-    """The encoder to start without a checkpoint, named as for simmim pretrain; a checkpoint brings
-    its own."""
+    """The encoder, named as for simmim pretrain, if there is no checkpoint; a checkpoint has its own."""
 
     encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Further arguments for that encoder as pairs, for example: depth 4 embed_dim 192. With a
-    checkpoint they go on top of its own, for example: window_size 7."""
+    """Further arguments for that encoder as pairs, for example: depth 4 embed_dim 192. With a checkpoint
+    they are added to its own, for example: window_size 7."""
 
     img_size: int | tuple[int, int] | None = None
-    """Side of the images in pixels, or height and width; default that of the checkpoint, else 224. For
-    another size than the checkpoint's its position tables are interpolated."""
+    """Side of the images in pixels, or height and width; default that of the checkpoint, else 224.
+    Position tables of another size are interpolated."""
 
     channels: int | None = None
-    """3 reads 8-bit images as RGB, 1 as gray, any other number all bands as they are; default that of
-    the checkpoint or of --stats, else 3."""
+    """3 reads 8-bit images as RGB and 1 as gray; any other number takes all bands as they are. Default
+    that of the checkpoint or of --stats, else 3."""
 
     val_share: float = 0.2
-    """Without --val-data: share of each class of --data that is held out to test on; at least one
+    """Without --val-data: share of each class of --data that is held out for testing; at least one
     image."""
 
     per_class: int = 0
-    """Train on only this many images of each class, which --seed chooses; 0: on all."""
+    """Train on only this many images of each class, chosen by --seed; 0: on all."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on images in one folder per class."""
 
     preset: Literal["none", Published] = "none"
-    """Named settings that become the defaults of everything below; flags override them: how SimMIM's
-    (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet, to the letter."""
+    """A named set of defaults for everything below; flags override it. The presets follow to the letter how
+    SimMIM's (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet."""
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders; or what simmim pack made of it."""
+    each with the class folders; or a pack of such a folder."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""
@@ -68,15 +67,14 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
 
     fc_norm: bool = False
-    """Normalise the mean of the tokens instead of the tokens, by a new norm, as BEiT's and SimMIM's
-    fine-tuned ViTs do."""
+    """Average the tokens and then normalise, by a new norm, instead of normalising each token first, as
+    BEiT's and SimMIM's fine-tuned ViTs do."""
 
     head_scale: float = 1.0
-    """Multiplies the classifier's random weights before training; SimMIM's ViT: 0.001."""
+    """Factor of the classifier's initial weights; 0.001 in SimMIM's ViT recipe."""
 
     layer_decay: float = 0.65
-    """Learning rate of each layer as a share of that of the next deeper one; 1: the same for
-    all."""
+    """Learning rate of each layer relative to the next layer above it; 1: the same for all."""
 
     mixup: float = 0.8
     """Parameter of mixup's Beta distribution; 0: no mixup. With cutmix, each batch takes one of the
@@ -86,25 +84,24 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Parameter of cutmix's Beta distribution; 0: no cutmix."""
 
     auto_augment: str = ""
-    """timm's RandAugment or AutoAugment of each crop of 8-bit gray or RGB images, in timm's words; empty:
+    """timm's specification of RandAugment or AutoAugment, for crops of 8-bit gray or RGB images; empty:
     none. Published: rand-m9-mstd0.5-inc1."""
 
     erase: float = 0.0
     """Probability that a rectangle of a crop becomes noise (timm's random erasing); published 0.25."""
 
     test_crop: float = 1.0
-    """Share of the shorter side that the central crops to test on have; published 0.875, a crop of 224
+    """Side of the central test crops relative to the image's shorter side; published 0.875, a crop of 224
     from 256 pixels."""
 
     smoothing: float = 0.1
-    """Label smoothing: share of the target that is spread over all classes."""
+    """Label smoothing: share of the target distribution that is spread evenly over all classes."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of an image's area that a random crop covers."""
 
     keep_rest: bool = True
-    """Make a smaller update of what is left over at the end of an epoch; otherwise it is
-    dropped."""
+    """Train on the incomplete last batch of an epoch; otherwise it is dropped."""
 
     lr: float = 1.25e-3
     """Peak learning rate of the classifier for a global batch of 512; scaled linearly with the
@@ -120,7 +117,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Epochs of linear warm-up."""
 
     log_every: int = 0
-    """Updates between two rows of the training log; 0 writes one an epoch."""
+    """Updates between two rows of the training log; 0: one row an epoch."""
 
     def _defaults(self) -> FinetuneConfig | None:
         from simmim.presets import FINETUNE_PRESETS
@@ -135,8 +132,8 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
 @dataclass(frozen=True)
 class ProbeConfig(LabelledConfig):
-    """Measure what a frozen encoder knows: a linear classifier and nearest neighbours on its
-    features, the mean over the patch tokens of a block."""
+    """Evaluate a frozen encoder by a linear classifier and nearest neighbours on its features, the mean
+    over the patch tokens of a block."""
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
@@ -152,15 +149,15 @@ class ProbeConfig(LabelledConfig):
     """Replace the results that an earlier probe left in --out."""
 
     blocks: tuple[int, ...] = ()
-    """Blocks to probe, from 1; default the last, whose tokens pass the final norm. 0 stands for all
-    of them."""
+    """Blocks to probe, counted from 1; default the last, whose tokens pass the final norm. 0: all
+    blocks."""
 
     strength: float = 1.0
     """Inverse strength of the linear classifier's L2 penalty (scikit-learn's C)."""
 
     neighbours: int = 20
-    """Neighbours that vote, each with the inverse of its cosine distance as weight; at most as many
-    as there are images to train on."""
+    """Number of neighbours that vote, weighted by the inverse of their cosine distance; at most the
+    number of training images."""
 
     batch_size: int = 128
     """Images in one forward pass."""
@@ -169,10 +166,10 @@ class ProbeConfig(LabelledConfig):
     """Processes that read images; 0 reads them in the main process; auto: see simmim pretrain."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
-    """An image that cannot be read: skip names it and leaves it out; error stops."""
+    """What to do with an image that cannot be read. skip: name it and leave it out; error: stop."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run the encoder; auto takes a GPU where there is one."""
+    """Where to run the encoder; auto takes a GPU if there is one."""
 
     seed: int = 0
-    """Governs random weights and the choice of --per-class."""
+    """Seed of random weights and of the choice of --per-class."""

@@ -1,4 +1,4 @@
-"""What ``simmim pack`` can be told.
+"""Settings of ``simmim pack``.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -15,19 +15,18 @@ from simmim.errors import UserError
 @dataclass(frozen=True)
 class PackConfig(ScanConfig):
     """Read images once and store their pixels in a memory-mapped array, from which training reads
-    crops without decoding. Lossless: a run on the pack is that on the files, unless --shortest-side
-    is given. A pack that was interrupted goes on when the same command is given again."""
+    crops without decoding. Lossless: a run on the pack equals one on the files, unless --shortest-side
+    is given. Interrupted packing continues when the same command is given again."""
 
     out: Path = Path("pack")
-    """The folder to write. Of --data with train/ beside val/ or test/, a pack for each in it."""
+    """The folder to write. If --data holds train/ and val/ or test/, it gets one pack for each."""
 
     shortest_side: int = 0
     """Reduce images so that their shortest side has this many pixels, antialiased; smaller ones stay
     as they are. 0: keep all pixels."""
 
     verify: bool = False
-    """Pack nothing: hold every image in the pack --out to its checksum, and name those that are
-    damaged."""
+    """Pack nothing, but compare every image in the pack --out with its checksum and name damaged ones."""
 
     def check(self) -> None:
         """Refuse settings that make no sense; raises ``UserError``."""

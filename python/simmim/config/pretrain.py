@@ -1,4 +1,4 @@
-"""What ``simmim pretrain`` and ``simmim reconstruct`` can be told.
+"""Settings of ``simmim pretrain`` and ``simmim reconstruct``.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -19,17 +19,18 @@ class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
     preset: Literal["none", "demo", "tutorial", Published] = "none"
-    """Named settings that become the defaults of everything below; flags override them. demo: a
-    small model on scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's
-    CNN. vit-b, swin-b, swin-l, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048);
-    swin-b-100: its short one; mae-vit-b, mae-vit-l, mae-vit-h: MAE's (4096). They do to the letter what
-    the published code does."""
+    """A named set of defaults for everything below; flags override it. demo: a small model on
+    scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's CNN. vit-b, swin-b,
+    swin-l, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048); swin-b-100: its 100-epoch
+    recipe; mae-vit-b, mae-vit-l, mae-vit-h: MAE's recipes (global batch 4096). The published ones follow
+    the published code to the letter."""
 
     method: Literal["simmim", "mae"] = "simmim"
-    """simmim: the encoder sees all patches, hidden ones as a learnt token, and one linear layer predicts
-    (Xie et al., 2022). mae: the encoder sees the visible patches of a ViT alone, and a decoder predicts
-    (He et al., 2022); for Swin and SwinV2 with --mask uniform, whose visible units are an image of half
-    the side to them (UM-MAE, Li et al., 2022). Without --preset it brings its published recipe."""
+    """simmim: the encoder sees all patches, hidden ones replaced by a learnt token, and a linear layer
+    predicts pixels (Xie et al., 2022). mae: a ViT encoder sees visible patches only, and a decoder
+    predicts the hidden ones (He et al., 2022); Swin and SwinV2 need --mask uniform, whose visible units
+    form an image of half the side (UM-MAE, Li et al., 2022). Without --preset each method's defaults
+    are its published recipe."""
 
     # model
     encoder: str = "simmim_vit_base"
@@ -44,19 +45,19 @@ class PretrainConfig(RunConfig):
     """Side of the training images in pixels, or height and width."""
 
     channels: int = 3
-    """3 reads 8-bit images as RGB, 1 as gray, any other number all bands as they are; --stats brings
-    it."""
+    """3 reads 8-bit images as RGB and 1 as gray; any other number takes all bands as they are. Set by
+    --stats."""
 
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, growing linearly from 0 at the first."""
 
     init: Literal["timm", "published"] = "timm"
-    """How the encoder's weights are drawn: as timm draws them, or as SimMIM's code does (of a ViT cut at
-    one deviation, the patch embedding too). MAE's are always drawn as published."""
+    """Initialisation of the encoder's weights: as in timm, or as in SimMIM's code (for a ViT truncated at
+    one standard deviation, the patch embedding included). MAE is always initialised as published."""
 
     normalize: bool = True
-    """Normalise inputs and targets by --mean and --std; otherwise pixels, of 8 bits, stay in [0, 1]
-    and the head ends in a sigmoid."""
+    """Normalise inputs and targets by --mean and --std. Otherwise 8-bit pixels are scaled to [0, 1] and
+    the head ends in a sigmoid."""
 
     decoder_width: int = 512
     """Width of MAE's decoder."""
@@ -67,39 +68,39 @@ class PretrainConfig(RunConfig):
     decoder_heads: int = 16
     """Attention heads of MAE's decoder."""
 
-    # what is hidden, and how the prediction is scored
+    # masking and loss
     mask: Literal["random", "block", "inverse-block", "uniform", "box"] = "random"
-    """random: single units; block: BEiT's rectangles; inverse-block: all but such (CAPI); uniform: the
-    same number of every 2 x 2 units (UM-MAE); box: one rectangle an image."""
+    """random: single units; block: BEiT's rectangles; inverse-block: everything except such rectangles;
+    uniform: the same number in every 2 x 2 units (UM-MAE); box: one rectangle an image."""
 
     mask_unit: int = 32
-    """Pixels a side of the squares that are hidden or shown as a whole."""
+    """Side, in pixels, of the squares that are hidden or shown as a whole."""
 
     mask_ratio: float = 0.6
     """Hidden fraction of the units; for box, the hidden fraction of each side. At least one unit
     must be hidden and one visible."""
 
     second_ratio: float = 0.0
-    """UM-MAE's secondary masking: fraction of the visible units whose tokens Swin gets as learnt tokens
-    while it trains; published 0.25."""
+    """UM-MAE's secondary masking: fraction of the visible units that Swin sees as a learnt token during
+    training; published 0.25."""
 
     loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     """Distance between predicted and true pixels, over hidden pixels only."""
 
     target: Literal["pixels", "hog", "lowpass"] = "pixels"
-    """What is predicted of the hidden part. hog: histograms of oriented gradients of 8 x 8 pixels (as
-    in MaskFeat); lowpass: its pixels without their high frequencies (as in PixMIM)."""
+    """What is predicted for hidden patches: pixels; hog: histograms of oriented gradients of 8 x 8 pixels
+    (as in MaskFeat); lowpass: pixels without their high frequencies (as in PixMIM)."""
 
     target_norm: Literal["none", "window", "patch"] = "none"
-    """Normalise the target further: window, every pixel by the square around it (the SwinV2
-    recipe); patch, by the mean and deviation of each output token's pixels (as in MAE)."""
+    """Local normalisation of the target. window: each pixel by mean and deviation of the square around
+    it (the SwinV2 recipe); patch: by mean and deviation of the token's pixels (as in MAE)."""
 
     target_window: int = 47
     """Side of that square in pixels, odd."""
 
     plain: bool = False
-    """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison: the
-    losses are the same to rounding."""
+    """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison. Losses are
+    the same to rounding."""
 
     # validation
     val_count: int = 0
@@ -109,11 +110,12 @@ class PretrainConfig(RunConfig):
     """Fixed crops of each validation image: the first is central, the others random."""
 
     picture: int = 0
-    """Validation images in the reconstruction picture that is drawn at the end; 0 draws none."""
+    """Number of validation images in the reconstruction picture that is drawn at the end; 0: no
+    picture."""
 
     show_bands: tuple[int, ...] = ()
-    """Three channels, or one, counted from 1, that the picture shows as red, green and blue; default
-    the first three, or the first where there are fewer."""
+    """Three channels that the picture shows as red, green and blue, or one shown as gray, counted from
+    1; default the first three, or the first if there are fewer."""
 
     def _defaults(self) -> PretrainConfig | None:
         from simmim.presets import METHODS, PRESETS
@@ -140,7 +142,7 @@ class PretrainConfig(RunConfig):
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Draw originals, what the model sees of them, and what it puts where they were hidden."""
+    """Draw images, their visible parts, and the model's predictions of the hidden parts."""
 
     checkpoint: Path
     """A checkpoint of simmim pretrain, for example runs/demo/checkpoints/last.pt."""
@@ -155,10 +157,11 @@ class ReconstructConfig:
     """Images to show."""
 
     show_bands: tuple[int, ...] = ()
-    """Three channels, or one, counted from 1, to show as red, green and blue; default the run's."""
+    """Three channels to show as red, green and blue, or one as gray, counted from 1; default those of
+    the run."""
 
     seed: int = 0
-    """Chooses the masks."""
+    """Seed of the masks."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip passes over images that cannot be read; error stops at the first."""

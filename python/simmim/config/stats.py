@@ -1,4 +1,4 @@
-"""What ``simmim stats`` can be told, and every command that reads all images once.
+"""Settings of ``simmim stats``, and of all commands that read every image once.
 
 Each field's docstring is what ``--help`` prints.
 """
@@ -15,16 +15,16 @@ from simmim.config.numbers import check_numbers
 
 @dataclass(frozen=True)
 class ScanConfig(SourceConfig):
-    """How all images of a source are read once."""
+    """How every image of a source is read."""
 
     channels: int | None = None
-    """3 reads 8-bit images as RGB, 1 as gray; default 3 for these, and all bands of all others."""
+    """3 reads 8-bit images as RGB and 1 as gray; default 3 for these, and all bands for others."""
 
     workers: int = 2
-    """Readers at work at a time. The result is the same whatever the number."""
+    """Number of readers; the result does not depend on it."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
-    """An image that cannot be read: skip names it and leaves it out; error stops."""
+    """What to do with an image that cannot be read. skip: name it and leave it out; error: stop."""
 
     def check(self) -> None:
         """Refuse settings that make no sense; raises ``UserError``."""
@@ -32,15 +32,14 @@ class ScanConfig(SourceConfig):
         self.check_source()
 
     def reading(self, channels: int | None, dtype: str | None) -> Reading:
-        """What is wanted of each image."""
+        """How each image is read."""
         return Reading(channels, self.bands, dtype, self.layout, self.nodata, self.column)
 
 
 @dataclass(frozen=True)
 class StatsConfig(ScanConfig):
-    """Measure images, channel by channel, over all files: mean, deviation, smallest and largest value,
-    percentiles, and how many numbers hold no data. The type is that of the first image; others are
-    refused."""
+    """Measure each channel over all images: mean, standard deviation, minimum, maximum, percentiles, and
+    the number of pixels without data. Images of another type than the first one are refused."""
 
     out: Path = Path("stats.json")
     """The file to write, which --stats of the other commands takes."""

@@ -1,9 +1,10 @@
 """Which backend serves an op on a device, and why the others don't.
 
-`reference` is plain PyTorch and defines every op; `cpu` and `cuda` are C++, `triton` is Triton. The
-first backend of a device's order that is available and has the op serves it.
-`SIMMIM_KERNELS_BACKEND` or `with backend(name)` overrides the order; a backend asked for by name
-that can't serve is an error, never a silent fallback.
+`reference` is plain PyTorch and defines every op; `cpu` and `cuda` are C++, `triton` is Triton. Their
+functions take what those of `reference` take, whose signatures give the types. The first backend of a
+device's order that is available and has the op serves it. `SIMMIM_KERNELS_BACKEND` or `with
+backend(name)` overrides the order; a backend asked for by name that can't serve is an error, never a
+silent fallback.
 """
 
 from __future__ import annotations

@@ -139,7 +139,8 @@ def define(
         schema: the `torch.library` schema, without namespace and without defaults. An argument
             `LossSpec spec` stands for its fields; `check`, `fake` and backends get one LossSpec.
         module: the file that holds the op in every backend, for instance `"mask_tokens"`.
-        check: raises on bad arguments; runs before the backend and before the fake kernel.
+        check: raises on bad arguments, which are the schema's; runs before the backend and before the
+            fake kernel.
         fake: allocates outputs of the right shape, type and strides from fake tensors.
         run: what runs on every device, for an op that is made of others; without it the function of
             that name in the backend that serves.

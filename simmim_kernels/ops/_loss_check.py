@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._loss_spec import LossSpec, check_names
+from simmim_kernels.backends._loss_spec import check_names
 from simmim_kernels.grid import prediction_patch, scale_of, whole_scale
 from simmim_kernels.ops._channels import check_channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
@@ -17,16 +17,7 @@ PREDICTIONS = {2: "(R, C*p*p)", 3: "(B, L, C*p*p)", 4: "(B, C, H, W) or (B, C*p*
 SMALLEST_BETA = 1e-30  # below it smooth L1 and L1 are the same float32 numbers
 
 
-def check(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    index: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    spec: LossSpec,
-    with_grad: bool,
-) -> None:
+def check(pred, target, mask, index, mean, std, spec, with_grad) -> None:
     check_tensors(pred, target, mask)
     height, width = target.shape[2:]
     unit_h = whole_scale("image height", height, "mask grid height", mask.shape[1])

@@ -43,9 +43,7 @@ def check_sampling(ids: Tensor, grid_h: int, grid_w: int, epoch: int) -> None:
     checked_epoch(epoch)
 
 
-def check_count(
-    ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
-) -> None:
+def check_count(ids, grid_h, grid_w, count, seed, epoch) -> None:
     """The checks of an op that masks exactly `count` units of each sample."""
     check_sampling(ids, grid_h, grid_w, epoch)
     if not 0 <= count <= grid_h * grid_w:

@@ -10,16 +10,7 @@ from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._sampling import check_sampling, checked_ratio, define_mask, draw, sides
 
 
-def _check(
-    ids: Tensor,
-    grid_h: int,
-    grid_w: int,
-    box_h: int,
-    box_w: int,
-    center: bool,
-    seed: int | None,
-    epoch: int,
-) -> None:
+def _check(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch) -> None:
     check_sampling(ids, grid_h, grid_w, epoch)
     if not (0 <= box_h <= grid_h and 0 <= box_w <= grid_w):
         raise ValueError(

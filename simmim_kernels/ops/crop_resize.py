@@ -14,16 +14,7 @@ from simmim_kernels.ops._define import define, needs_grad
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-def _check(
-    boxes: Tensor,
-    images: list[Tensor],
-    flip: Tensor | None,
-    height: int,
-    width: int,
-    interpolation: str,
-    antialias: bool,
-    dtype: torch.dtype,
-) -> None:
+def _check(boxes, images, flip, height, width, interpolation, antialias, dtype) -> None:
     is_tensor("boxes", boxes, (torch.int64,))
     batch = _check_images(images)
     if boxes.shape != (batch, 4):

@@ -27,15 +27,7 @@ def _check_units(name: str, image: Tensor, mask: Tensor) -> None:
     same_device(**{name: image, "mask": mask})
 
 
-def _check_forward(
-    image: Tensor,
-    mask: Tensor,
-    fill: Tensor | None,
-    value: float,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dtype: torch.dtype,
-) -> None:
+def _check_forward(image, mask, fill, value, mean, std, dtype) -> None:
     is_tensor("image", image, PIXELS)
     _check_units("image", image, mask)
     channels = image.shape[1]
@@ -55,13 +47,7 @@ def _fake_forward(image, mask, fill, value, mean, std, dtype):
     return empty_image(image, dtype)
 
 
-def _check_backward(
-    grad: Tensor,
-    mask: Tensor,
-    std: Tensor | None,
-    image_dtype: torch.dtype | None,
-    fill_dtype: torch.dtype | None,
-) -> None:
+def _check_backward(grad, mask, std, image_dtype, fill_dtype) -> None:
     is_tensor("grad", grad, FLOATS)
     _check_units("grad", grad, mask)
     check_channels("std", std, grad.shape[1])

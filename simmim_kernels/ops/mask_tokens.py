@@ -24,14 +24,7 @@ def tokens_of(x: Tensor, mask: Tensor, prefix_tokens: int) -> tuple[int, int]:
     return token_grid(x.shape[1] - prefix_tokens, mask.shape[1], mask.shape[2])
 
 
-def check(
-    x: Tensor,
-    mask: Tensor,
-    token: Tensor,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    keep_dtype: bool,
-) -> None:
+def check(x, mask, token, pos_embed, prefix_tokens, keep_dtype) -> None:
     is_tensor("x", x, FLOATS)
     has_dims("x", x, _LAYOUTS)
     is_mask(mask, x.shape[0])
@@ -64,15 +57,7 @@ def _fake_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
     return x.new_empty(x.shape, dtype=out_dtype(x, token, keep_dtype))
 
 
-def _check_backward(
-    grad: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    x_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
-) -> None:
+def _check_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype) -> None:
     is_tensor("grad", grad, FLOATS)
     has_dims("grad", grad, _LAYOUTS)
     is_mask(mask, grad.shape[0])

@@ -34,16 +34,7 @@ def _token_grid(image: Tensor, patch_h: int, patch_w: int) -> tuple[int, int]:
     )
 
 
-def _check_gather(
-    image: Tensor,
-    mask: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    patch_h: int,
-    patch_w: int,
-    count: int,
-    dtype: torch.dtype,
-) -> None:
+def _check_gather(image, mask, mean, std, patch_h, patch_w, count, dtype) -> None:
     is_tensor("image", image, PIXELS)
     has_dims("image", image, {4: "(B, C, H, W)"})
     is_tensor("mask", mask, (torch.bool,))
@@ -58,17 +49,7 @@ def _fake_gather(image, mask, mean, std, patch_h, patch_w, count, dtype):
     return image.new_empty((count, image.shape[1] * patch_h * patch_w), dtype=dtype)
 
 
-def _check_gather_backward(
-    grad: Tensor,
-    mask: Tensor,
-    std: Tensor | None,
-    channels: int,
-    h: int,
-    w: int,
-    patch_h: int,
-    patch_w: int,
-    dtype: torch.dtype,
-) -> None:
+def _check_gather_backward(grad, mask, std, channels, h, w, patch_h, patch_w, dtype) -> None:
     is_tensor("grad", grad, FLOATS)
     has_dims("grad", grad, {2: "(n, C * patch_h * patch_w)"})
     is_tensor("mask", mask, (torch.bool,))

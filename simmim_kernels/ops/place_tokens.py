@@ -24,17 +24,7 @@ def check_grid(mask: Tensor, batch: int, h: int, w: int, count: int) -> None:
         raise ValueError(f"{count} rows came for {batch} samples of {h} x {w} tokens")
 
 
-def _check_place(
-    rows: Tensor,
-    mask: Tensor,
-    token: Tensor | None,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    dtype: torch.dtype,
-) -> None:
+def _check_place(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dtype) -> None:
     is_tensor("rows", rows, FLOATS)
     has_dims("rows", rows, {2: "(n, D)"})
     is_tensor("mask", mask, (torch.bool,))
@@ -76,17 +66,7 @@ def _fake_place(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dty
 
 
 def _check_take(
-    x: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    count: int,
-    rows_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
+    x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
 ) -> None:
     is_tensor("x", x, FLOATS)
     has_dims("x", x, {3: "(B, L, D)"})

@@ -13,17 +13,7 @@ from simmim_kernels.ops._define import define
 from simmim_kernels.ops._sampling import TAGS, checked_epoch, signed_seed
 
 
-def _check(
-    ids: Tensor,
-    sizes: Tensor,
-    least_scale: float,
-    most_scale: float,
-    least_ratio: float,
-    most_ratio: float,
-    flip: float,
-    seed: int | None,
-    epoch: int,
-) -> None:
+def _check(ids, sizes, least_scale, most_scale, least_ratio, most_ratio, flip, seed, epoch) -> None:
     is_tensor("ids", ids, (torch.int64,))
     has_dims("ids", ids, {1: "(B,)"})
     is_tensor("sizes", sizes, (torch.int64,))

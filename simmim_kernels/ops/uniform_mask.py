@@ -10,9 +10,7 @@ from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._sampling import check_sampling, checked_ratio, define_mask, draw, sides
 
 
-def _check(
-    ids: Tensor, grid_h: int, grid_w: int, hidden: int, seed: int | None, epoch: int
-) -> None:
+def _check(ids, grid_h, grid_w, hidden, seed, epoch) -> None:
     check_sampling(ids, grid_h, grid_w, epoch)
     if grid_h % 2 or grid_w % 2:
         raise ValueError(f"grid is {grid_h} x {grid_w}; allowed: even numbers of units")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from simmim_kernels.backends._block import ROOT_ASPECT, block_areas
 from simmim_kernels.backends._results import empty_lists
@@ -13,9 +12,7 @@ from simmim_kernels.backends.cpu import kernels, threads
 _ROOT_ASPECT = torch.tensor(ROOT_ASPECT, device="cpu")
 
 
-def block_mask(
-    ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def block_mask(ids, grid_h, grid_w, count, seed, epoch):
     outputs, areas = empty_lists(ids, grid_h, grid_w, count), block_areas(grid_h, grid_w)
     kernels.block_mask(
         ids.contiguous(), _ROOT_ASPECT, *areas, resolve_seed(seed), epoch, *outputs, threads()

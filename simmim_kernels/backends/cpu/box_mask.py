@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels, threads
 
 
-def box_mask(
-    ids: Tensor,
-    grid_h: int,
-    grid_w: int,
-    box_h: int,
-    box_w: int,
-    center: bool,
-    seed: int | None,
-    epoch: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def box_mask(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch):
     outputs = empty_lists(ids, grid_h, grid_w, box_h * box_w)
     seed = 0 if center else resolve_seed(seed)
     kernels.box_mask(ids.contiguous(), box_h, box_w, center, seed, epoch, *outputs, threads())

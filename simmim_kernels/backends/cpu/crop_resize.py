@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from simmim_kernels.backends._crops import check_boxes
 from simmim_kernels.backends.cpu import kernels, threads
 
 
-def crop_resize(
-    boxes: Tensor,
-    images: list[Tensor],
-    flip: Tensor | None,
-    height: int,
-    width: int,
-    interpolation: str,
-    antialias: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def crop_resize(boxes, images, flip, height, width, interpolation, antialias, dtype):
     # A copy, which nobody changes between the check and the kernel.
     boxes = boxes.clone(memory_format=torch.contiguous_format)
     check_boxes(boxes, images)

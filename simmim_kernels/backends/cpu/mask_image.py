@@ -23,26 +23,12 @@ def _write(
     return out
 
 
-def mask_image_forward(
-    image: Tensor,
-    mask: Tensor,
-    fill: Tensor | None,
-    value: float,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def mask_image_forward(image, mask, fill, value, mean, std, dtype):
     mask, fill, mean, std = contiguous(mask, fill, mean, std)
     return _write(image, mask, fill, value, mean, std, dtype)
 
 
-def mask_image_backward(
-    grad: Tensor,
-    mask: Tensor,
-    std: Tensor | None,
-    image_dtype: torch.dtype | None,
-    fill_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+def mask_image_backward(grad, mask, std, image_dtype, fill_dtype):
     mask, std = contiguous(mask, std)
     d_image, d_fill = grad.new_empty((0,)), grad.new_empty((0,))
     if image_dtype:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from simmim_kernels.backends._results import contiguous, empty_gradients
 from simmim_kernels.backends.cpu import kernels, threads
 
 
-def mask_tokens_forward(
-    x: Tensor,
-    mask: Tensor,
-    token: Tensor,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    keep_dtype: bool,
-) -> Tensor:
+def mask_tokens_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
     out = torch.empty(x.shape, dtype=dtype, device="cpu")
     mask, token, pos_embed = contiguous(mask, token, pos_embed)
@@ -24,15 +16,7 @@ def mask_tokens_forward(
     return out
 
 
-def mask_tokens_backward(
-    grad: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    x_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def mask_tokens_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype):
     width = grad.shape[-1]
     dx, dtoken, dpos = empty_gradients(
         grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)

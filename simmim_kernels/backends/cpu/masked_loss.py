@@ -5,22 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._loss_spec import LossSpec
 from simmim_kernels.backends._results import contiguous, empty_loss
 from simmim_kernels.backends.cpu import kernels, threads
 
 
-def masked_loss(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    index: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    spec: LossSpec,
-    with_grad: bool,
-    grad: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None):
     loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
     unscaled = with_grad and pred.dtype == torch.float16
     numbers, slopes = pred, grad

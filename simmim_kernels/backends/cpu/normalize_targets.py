@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from simmim_kernels.backends._results import empty_image, target_dtype
 from simmim_kernels.backends.cpu import kernels, threads
 
 
-def normalize_targets(
-    image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
-) -> Tensor:
+def normalize_targets(image, window, eps, mean, std):
     out = empty_image(image, target_dtype(image))
     if image.numel() == 0:
         return out

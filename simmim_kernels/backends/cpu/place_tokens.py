@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from simmim_kernels.backends._results import contiguous, empty_gradients
 from simmim_kernels.backends.cpu import kernels, threads
@@ -18,17 +17,7 @@ def check_found(found: int, count: int) -> None:
         )
 
 
-def place_tokens(
-    rows: Tensor,
-    mask: Tensor,
-    token: Tensor | None,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def place_tokens(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dtype):
     shape = mask.shape[0], prefix_tokens + h * w, rows.shape[1]
     out = torch.empty(shape, dtype=dtype, device="cpu")
     mask, token, pos_embed = contiguous(mask, token, pos_embed)
@@ -40,18 +29,8 @@ def place_tokens(
 
 
 def take_tokens(
-    x: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    count: int,
-    rows_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
+):
     width = x.shape[2]
     rows, token, pos = empty_gradients(
         x, ((count, width), rows_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)

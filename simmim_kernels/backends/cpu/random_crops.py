@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from simmim_kernels.backends._crops import check_sizes
 from simmim_kernels.backends._seed import resolve_seed
 from simmim_kernels.backends.cpu import kernels
 
 
-def random_crops(
-    ids: Tensor,
-    sizes: Tensor,
-    least_scale: float,
-    most_scale: float,
-    least_ratio: float,
-    most_ratio: float,
-    flip: float,
-    seed: int | None,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
+def random_crops(ids, sizes, least_scale, most_scale, least_ratio, most_ratio, flip, seed, epoch):
     check_sizes(sizes)
     boxes = torch.empty((ids.shape[0], 4), dtype=torch.int64, device="cpu")
     flips = torch.empty((ids.shape[0],), dtype=torch.bool, device="cpu")

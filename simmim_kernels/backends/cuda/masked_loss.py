@@ -34,17 +34,7 @@ def _normalized(
     return patch_normalized(target, spec.norm_side, spec.norm_eps, mean, std, dtype, mask)
 
 
-def masked_loss(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    index: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    spec: LossSpec,
-    with_grad: bool,
-    grad: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None):
     check_names(spec)
     loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
     mask, index, mean, std = contiguous(mask, index, mean, std)

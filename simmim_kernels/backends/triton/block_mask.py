@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._block import BLOCK_ATTEMPTS, ROOT_ASPECT, block_areas
 from simmim_kernels.backends._results import empty_lists
@@ -103,9 +102,7 @@ def _block_mask(
         taken += tl.sum(take.to(tl.int64), 0)
 
 
-def block_mask(
-    ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def block_mask(ids, grid_h, grid_w, count, seed, epoch):
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)

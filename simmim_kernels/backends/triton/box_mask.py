@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import BOX_STREAM, resolve_seed
@@ -43,16 +42,7 @@ def _box_mask(
         tl.store(visible + unit - place, unit.to(tl.int32), mask=exists & (take == 0))
 
 
-def box_mask(
-    ids: Tensor,
-    grid_h: int,
-    grid_w: int,
-    box_h: int,
-    box_w: int,
-    center: bool,
-    seed: int | None,
-    epoch: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def box_mask(ids, grid_h, grid_w, box_h, box_w, center, seed, epoch):
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, box_h * box_w)

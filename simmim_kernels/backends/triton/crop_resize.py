@@ -141,16 +141,7 @@ def _table(images: list[Tensor]) -> Tensor:
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
 
-def crop_resize(
-    boxes: Tensor,
-    images: list[Tensor],
-    flip: Tensor | None,
-    height: int,
-    width: int,
-    interpolation: str,
-    antialias: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def crop_resize(boxes, images, flip, height, width, interpolation, antialias, dtype):
     first, batch = images[0], boxes.shape[0]
     channels = first.shape[-3]
     out = torch.empty((batch, channels, height, width), dtype=dtype, device=boxes.device)

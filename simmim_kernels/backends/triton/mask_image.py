@@ -165,15 +165,7 @@ def _reach(image: Tensor) -> int:
     return height * by_row + width * by_column
 
 
-def mask_image_forward(
-    image: Tensor,
-    mask: Tensor,
-    fill: Tensor | None,
-    value: float,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def mask_image_forward(image, mask, fill, value, mean, std, dtype):
     out = empty_image(image, dtype)
     if not out.numel():
         return out
@@ -209,13 +201,7 @@ def mask_image_forward(
     return out
 
 
-def mask_image_backward(
-    grad: Tensor,
-    mask: Tensor,
-    std: Tensor | None,
-    image_dtype: torch.dtype | None,
-    fill_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+def mask_image_backward(grad, mask, std, image_dtype, fill_dtype):
     batch, channels, height, width = grad.shape
     d_image = torch.empty((0,), dtype=image_dtype, device=grad.device)
     if image_dtype:

@@ -176,14 +176,7 @@ def compute_type(*dtypes: torch.dtype) -> tl.dtype:
     return tl.float64 if torch.float64 in dtypes else tl.float32
 
 
-def mask_tokens_forward(
-    x: Tensor,
-    mask: Tensor,
-    token: Tensor,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    keep_dtype: bool,
-) -> Tensor:
+def mask_tokens_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     strides, h, w = _layout(x, mask, prefix_tokens)
@@ -218,15 +211,7 @@ def mask_tokens_forward(
     return out
 
 
-def mask_tokens_backward(
-    grad: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    x_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def mask_tokens_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype):
     strides, h, w = _layout(grad, mask, prefix_tokens)
     batch, width, length = grad.shape[0], grad.shape[-1], prefix_tokens + h * w
     mask, device = mask.contiguous(), grad.device

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simmim_kernels.backends._loss_spec import LossSpec, check_names
+from simmim_kernels.backends._loss_spec import check_names
 from simmim_kernels.backends._results import contiguous, empty_loss
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
 from simmim_kernels.backends.triton._loss_pass import IMAGE, LISTED, MAP, TOKENS, loss_pass
@@ -103,17 +103,7 @@ def _common_step(
     return 1 if known or any(s % vector for s in outer) else vector
 
 
-def masked_loss(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    index: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    spec: LossSpec,
-    with_grad: bool,
-    grad: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None):
     check_names(spec)
     loss, grad, scale_out = empty_loss(pred, target, index, spec, with_grad, grad)
     dtype = loss.dtype

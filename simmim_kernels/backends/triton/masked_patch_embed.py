@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._results import contiguous
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of, power_of_two
@@ -69,16 +68,7 @@ def _run(image, tokens, mean, std, rows, patch_h, patch_w, back, dtype) -> None:
         )  # fmt: skip
 
 
-def gather_patches(
-    image: Tensor,
-    mask: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    patch_h: int,
-    patch_w: int,
-    count: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def gather_patches(image, mask, mean, std, patch_h, patch_w, count, dtype):
     _, channels, height, width = image.shape
     rows = torch.empty((count, channels * patch_h * patch_w), dtype=dtype, device=image.device)
     if rows.numel():
@@ -88,17 +78,7 @@ def gather_patches(
     return rows
 
 
-def gather_patches_backward(
-    grad: Tensor,
-    mask: Tensor,
-    std: Tensor | None,
-    channels: int,
-    h: int,
-    w: int,
-    patch_h: int,
-    patch_w: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def gather_patches_backward(grad, mask, std, channels, h, w, patch_h, patch_w, dtype):
     size = mask.shape[0], channels, h * patch_h, w * patch_w
     image = torch.zeros(size, dtype=dtype, device=grad.device)
     if grad.numel():

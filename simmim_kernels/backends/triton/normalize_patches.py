@@ -104,7 +104,5 @@ def patch_normalized(
     return out
 
 
-def normalize_patches(
-    image: Tensor, patch: int, eps: float, mean: Tensor | None, std: Tensor | None
-) -> Tensor:
+def normalize_patches(image, patch, eps, mean, std):
     return patch_normalized(image, patch, eps, mean, std, target_dtype(image))

@@ -162,7 +162,5 @@ def window_normalized(
     return out
 
 
-def normalize_targets(
-    image: Tensor, window: int, eps: float, mean: Tensor | None, std: Tensor | None
-) -> Tensor:
+def normalize_targets(image, window, eps, mean, std):
     return window_normalized(image, window, eps, std, target_dtype(image))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._results import contiguous
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
@@ -84,17 +83,7 @@ def _take(
     store(rows + row[:, None] * width + column[None, :], value, inside)
 
 
-def place_tokens(
-    rows: Tensor,
-    mask: Tensor,
-    token: Tensor | None,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def place_tokens(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dtype):
     batch, (count, width), length = mask.shape[0], rows.shape, prefix_tokens + h * w
     out = torch.empty((batch, length, width), dtype=dtype, device=rows.device)
     if not out.numel():
@@ -114,18 +103,8 @@ def place_tokens(
 
 
 def take_tokens(
-    x: Tensor,
-    mask: Tensor,
-    prefix_tokens: int,
-    prefixed: bool,
-    h: int,
-    w: int,
-    count: int,
-    rows_dtype: torch.dtype | None,
-    token_dtype: torch.dtype | None,
-    pos_rows: int,
-    pos_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
+):
     batch, width = x.shape[0], x.shape[2]
     shape = (count, width) if rows_dtype else (0,)
     rows = torch.empty(shape, dtype=rows_dtype or x.dtype, device=x.device)

@@ -7,7 +7,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._crops import CROP_ATTEMPTS, EXP_TERMS, WHOLE
 from simmim_kernels.backends._seed import CROP_STREAM, resolve_seed
@@ -81,17 +80,7 @@ def _random_crops(
     tl.store(flips + lane, _part(w0) < float64(flip), mask=exists)
 
 
-def random_crops(
-    ids: Tensor,
-    sizes: Tensor,
-    least_scale: float,
-    most_scale: float,
-    least_ratio: float,
-    most_ratio: float,
-    flip: float,
-    seed: int | None,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
+def random_crops(ids, sizes, least_scale, most_scale, least_ratio, most_ratio, flip, seed, epoch):
     batch, device = ids.shape[0], ids.device
     boxes = torch.empty((batch, 4), dtype=torch.int64, device=device)
     flips = torch.empty((batch,), dtype=torch.bool, device=device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import resolve_seed
@@ -83,9 +82,7 @@ def _random_mask(
         taken += tl.sum(take.to(tl.int32), 0)
 
 
-def random_mask(
-    ids: Tensor, grid_h: int, grid_w: int, count: int, seed: int | None, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_mask(ids, grid_h, grid_w, count, seed, epoch):
     ids = ids.contiguous()
     batch, units = ids.shape[0], grid_h * grid_w
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)

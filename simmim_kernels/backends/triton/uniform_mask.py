@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.backends._seed import UNIFORM_STREAM, resolve_seed
@@ -53,9 +52,7 @@ def _uniform_mask(
         taken += tl.sum(take.to(tl.int32), 0)
 
 
-def uniform_mask(
-    ids: Tensor, grid_h: int, grid_w: int, hidden: int, seed: int | None, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def uniform_mask(ids, grid_h, grid_w, hidden, seed, epoch):
     ids = ids.contiguous()
     batch, units, count = ids.shape[0], grid_h * grid_w, grid_h * grid_w // 4 * hidden
     mask, masked, visible = empty_lists(ids, grid_h, grid_w, count)

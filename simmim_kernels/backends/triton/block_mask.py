@@ -44,18 +44,9 @@ def _take(mask, top, left, h, w, wanting, units, grid_w, BLOCK: tl.constexpr):
     return wanting
 
 
-@triton.jit(
-    do_not_specialize=[
-        "grid_h",
-        "grid_w",
-        "count",
-        "least",
-        "widest",
-        "epoch",
-        "seed_lo",
-        "seed_hi",
-    ]
-)
+@triton.jit(do_not_specialize=[
+    "grid_h", "grid_w", "count", "least", "widest", "epoch", "seed_lo", "seed_hi",
+])  # fmt: skip
 def _block_mask(
     ids, mask, masked, visible, grid_h, grid_w, count, least, widest, epoch, seed_lo, seed_hi,
     STREAM: tl.constexpr, ATTEMPTS: tl.constexpr, ROOTS: tl.constexpr, BLOCK: tl.constexpr,

@@ -46,29 +46,9 @@ def _cell_and_offset(token, prefix, w, sy, sx, grid_w, s_y, s_x):
 
 @triton.jit(do_not_specialize=["prefix", "w", "sy", "sx", "grid_w"])
 def _forward(
-    x,
-    mask,
-    token,
-    pos,
-    out,
-    s_b,
-    s_y,
-    s_x,
-    s_d,
-    cells,
-    prefix,
-    w,
-    sy,
-    sx,
-    grid_w,
-    length,
-    width,
-    pos_skip,
-    HAS_POS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, mask, token, pos, out, s_b, s_y, s_x, s_d, cells, prefix, w, sy, sx, grid_w, length, width,
+    pos_skip, HAS_POS: tl.constexpr, COMPUTE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     sample, row, column = _tile(tl.program_id(0), length, width, ROWS, BLOCK)
     sample = sample.to(tl.int64)
     cell, offset = _cell_and_offset(row, prefix, w, sy, sx, grid_w, s_y, s_x)
@@ -93,33 +73,11 @@ def _forward(
 
 @triton.jit(do_not_specialize=["prefix", "w", "sy", "sx", "grid_w", "batch", "run"])
 def _backward(
-    grad,
-    mask,
-    dx,
-    token_sums,
-    pos_sums,
-    s_b,
-    s_y,
-    s_x,
-    s_d,
-    cells,
-    prefix,
-    w,
-    sy,
-    sx,
-    grid_w,
-    length,
-    width,
-    pos_skip,
-    batch,
-    run,
-    WANTS_X: tl.constexpr,
-    WANTS_TOKEN: tl.constexpr,
-    WANTS_POS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad, mask, dx, token_sums, pos_sums, s_b, s_y, s_x, s_d, cells, prefix, w, sy, sx, grid_w,
+    length, width, pos_skip, batch, run,
+    WANTS_X: tl.constexpr, WANTS_TOKEN: tl.constexpr, WANTS_POS: tl.constexpr,
+    COMPUTE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     piece, row, column = _tile(tl.program_id(0), length, width, ROWS, BLOCK)
     cell, offset = _cell_and_offset(row, prefix, w, sy, sx, grid_w, s_y, s_x)
     exists = row < length
@@ -187,27 +145,12 @@ def mask_tokens_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
     rows, block = tile_shape(width, length)
     with on_device_of(x):
         _forward[(batch * cdiv(length, rows) * cdiv(width, block),)](
-            x,
-            mask,
-            token,
-            pos_embed,
-            out,
-            *strides,
-            mask.shape[1] * mask.shape[2],
-            prefix_tokens,
-            w,
-            *scale_of((h, w), mask.shape[1:]),
-            mask.shape[2],
-            length,
-            width,
+            x, mask, token, pos_embed, out, *strides, mask.shape[1] * mask.shape[2], prefix_tokens, w,
+            *scale_of((h, w), mask.shape[1:]), mask.shape[2], length, width,
             0 if pos_embed is None else length - pos_embed.numel() // width,
-            HAS_POS=pos_embed is not None,
-            COMPUTE=compute_type(dtype),
-            ROWS=rows,
-            BLOCK=block,
-            num_warps=4,
-            **OPTIONS,
-        )
+            HAS_POS=pos_embed is not None, COMPUTE=compute_type(dtype), ROWS=rows, BLOCK=block,
+            num_warps=4, **OPTIONS,
+        )  # fmt: skip
     return out
 
 
@@ -232,31 +175,12 @@ def mask_tokens_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_ro
     with on_device_of(grad):
         if pieces and width and (x_dtype or token_dtype or pos_dtype):
             _backward[(pieces * tiles * blocks,)](
-                grad,
-                mask,
-                dx,
-                token_sums,
-                pos_sums,
-                *strides,
-                mask.shape[1] * mask.shape[2],
-                prefix_tokens,
-                w,
-                *scale_of((h, w), mask.shape[1:]),
-                mask.shape[2],
-                length,
-                width,
-                length - pos_rows,
-                batch,
-                run,
-                WANTS_X=x_dtype is not None,
-                WANTS_TOKEN=token_dtype is not None,
-                WANTS_POS=pos_dtype is not None,
-                COMPUTE=compute,
-                ROWS=rows,
-                BLOCK=block,
-                num_warps=4,
-                **OPTIONS,
-            )
+                grad, mask, dx, token_sums, pos_sums, *strides, mask.shape[1] * mask.shape[2],
+                prefix_tokens, w, *scale_of((h, w), mask.shape[1:]), mask.shape[2], length, width,
+                length - pos_rows, batch, run, WANTS_X=x_dtype is not None,
+                WANTS_TOKEN=token_dtype is not None, WANTS_POS=pos_dtype is not None,
+                COMPUTE=compute, ROWS=rows, BLOCK=block, num_warps=4, **OPTIONS,
+            )  # fmt: skip
         if token_dtype:
             add_rows(token_sums, dtoken)
         if pos_dtype:

@@ -20,18 +20,9 @@ def _below(scores, unit, units, candidate):
 
 @triton.jit(do_not_specialize=["units", "count", "epoch", "seed_lo", "seed_hi"])
 def _random_mask(
-    ids,
-    mask,
-    masked,
-    visible,
-    units,
-    count,
-    epoch,
-    seed_lo,
-    seed_hi,
-    SINGLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ids, mask, masked, visible, units, count, epoch, seed_lo, seed_hi,
+    SINGLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     sample = tl.load(ids + row)
     units = units.to(tl.int64)
@@ -91,16 +82,7 @@ def random_mask(ids, grid_h, grid_w, count, seed, epoch):
     if batch:
         with on_device_of(ids):
             _random_mask[(batch,)](
-                ids,
-                mask,
-                masked,
-                visible,
-                units,
-                count,
-                *signed_words(epoch, seed, seed >> 32),
-                SINGLE=units <= block,
-                BLOCK=block,
-                num_warps=1 if block <= 256 else 4,
-                **OPTIONS,
-            )
+                ids, mask, masked, visible, units, count, *signed_words(epoch, seed, seed >> 32),
+                SINGLE=units <= block, BLOCK=block, num_warps=1 if block <= 256 else 4, **OPTIONS,
+            )  # fmt: skip
     return mask, masked, visible

@@ -28,13 +28,9 @@ def _uniform_mask(
         exists = unit < units
         y, x = unit // grid_w, unit % grid_w
         cell = y // 2 * (grid_w // 2) + x // 2
+        none = tl.zeros_like(cell)
         first, second, third, fourth = draw(
-            sample + tl.zeros_like(cell),
-            cell,
-            STREAM,
-            epoch + tl.zeros_like(cell),
-            seed_lo,
-            seed_hi,
+            sample + none, cell, STREAM, epoch + none, seed_lo, seed_hi
         )
         place = y % 2 * 2 + x % 2
         own = tl.where(place == 0, first, tl.where(place == 1, second, third))

@@ -58,11 +58,7 @@ METHODS: dict[str, PretrainConfig] = {
 }
 
 _MAE_800 = replace(
-    METHODS["mae"],
-    epochs=800,
-    also_decay=("cls_token", "mask_token"),
-    batch_size=64,
-    accumulate=64,
+    METHODS["mae"], epochs=800, also_decay=("cls_token", "mask_token"), batch_size=64, accumulate=64
 )
 
 PRESETS: dict[str, PretrainConfig] = {"none": PretrainConfig()} | _named(

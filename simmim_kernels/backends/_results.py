@@ -56,6 +56,11 @@ def empty_gradients(
     )
 
 
+def wanted(gradients: tuple[Tensor, ...], *dtypes: torch.dtype | None) -> list[Tensor | None]:
+    """What of `empty_gradients` is wanted, None in the place of what is not."""
+    return [t if dtype else None for t, dtype in zip(gradients, dtypes, strict=True)]
+
+
 def empty_loss(
     pred: Tensor,
     target: Tensor,
@@ -78,3 +83,13 @@ def empty_loss(
     unscaled = with_grad and pred.dtype == torch.float16
     scale = torch.empty(shape if unscaled else 0, dtype=dtype, device=device)
     return torch.empty(shape, dtype=dtype, device=device), grad, scale
+
+
+def as_rows(
+    pred: Tensor, grad: Tensor | None, index: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """A prediction and its gradient as the compiled losses take them: rows where units are listed."""
+    if index is None:
+        return pred, grad
+    rows = pred.reshape(-1, pred.shape[-1])
+    return rows, None if grad is None else grad.view(rows.shape)

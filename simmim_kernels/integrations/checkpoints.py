@@ -23,11 +23,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from simmim_kernels.integrations.checkpoint_names import (
-    TRANSFORMERS,
-    VIT_MAE_DECODER,
-    names_of,
-)
+from simmim_kernels.integrations.checkpoint_names import TRANSFORMERS, VIT_MAE_DECODER, names_of
 from simmim_kernels.integrations.checkpoint_tensors import (
     family_of_theirs,
     rename_to_ours,

@@ -23,14 +23,8 @@ NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _KEYS = ("CPU", "CUDA")
 _PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # no mode overrides them
-_PLAIN = {
-    type(None),
-    bool,
-    int,
-    float,
-    str,
-    LossSpec,
-}  # what other arguments may be without looking closer
+# What other arguments may be without looking closer.
+_PLAIN = {type(None), bool, int, float, str, LossSpec}
 
 _MOST_PASSED = 256  # descriptions that an op keeps
 

@@ -15,11 +15,7 @@ from simmim_kernels.target_norm import TargetNorm, WindowNorm
 
 
 def tokens_as_image(
-    target: Tensor,
-    mask: PatchMask | Tensor,
-    target_norm: TargetNorm,
-    mean: Channels,
-    std: Channels,
+    target: Tensor, mask: PatchMask | Tensor, target_norm: TargetNorm, mean: Channels, std: Channels
 ) -> Tensor:
     """Target tokens `(B, L, N)` as the view `(B, N, h, w)` that the kernels take: a patch of such an
     image is one pixel, so that `PatchNorm` normalises a token and the mask's sums count tokens.

@@ -20,12 +20,11 @@ def _check(mask: Tensor, unit: int) -> None:
         raise ValueError(f"unit is {unit}; allowed: 1 or more pixels, image sides below 2^30")
 
 
-def _fake(mask, unit):
-    return mask.new_empty((), dtype=torch.float64)
-
-
 _avg_dist = define(
-    "avg_dist(Tensor mask, SymInt unit) -> Tensor", module="avg_dist", check=_check, fake=_fake
+    "avg_dist(Tensor mask, SymInt unit) -> Tensor",
+    module="avg_dist",
+    check=_check,
+    fake=lambda mask, unit: mask.new_empty((), dtype=torch.float64),
 )
 
 

@@ -43,10 +43,6 @@ def _check_forward(image, mask, fill, value, mean, std, dtype) -> None:
     same_device(image=image, fill=fill, mean=mean, std=std)
 
 
-def _fake_forward(image, mask, fill, value, mean, std, dtype):
-    return empty_image(image, dtype)
-
-
 def _check_backward(grad, mask, std, image_dtype, fill_dtype) -> None:
     is_tensor("grad", grad, FLOATS)
     _check_units("grad", grad, mask)
@@ -64,7 +60,7 @@ _forward = define(
     " Tensor? std, ScalarType dtype) -> Tensor",
     module="mask_image",
     check=_check_forward,
-    fake=_fake_forward,
+    fake=lambda image, mask, fill, value, mean, std, dtype: empty_image(image, dtype),
 )
 
 # A dtype of None asks for no gradient of that input; its place is then an empty tensor.
@@ -89,19 +85,10 @@ class _MaskImage(torch.autograd.Function):
     def backward(ctx, grad):
         mask, std = ctx.saved_tensors
         wants_image, _, wants_fill, *_ = ctx.needs_input_grad
-        d_image, d_fill = _backward(
-            grad,
-            mask,
-            std,
-            ctx.image_dtype if wants_image else None,
-            ctx.fill_dtype if wants_fill else None,
-        )
-        return (
-            d_image if wants_image else None,
-            None,
-            d_fill if wants_fill else None,
-            *(None,) * 4,
-        )
+        image_dtype = ctx.image_dtype if wants_image else None
+        fill_dtype = ctx.fill_dtype if wants_fill else None
+        d_image, d_fill = _backward(grad, mask, std, image_dtype, fill_dtype)
+        return d_image if wants_image else None, None, d_fill if wants_fill else None, *(None,) * 4
 
 
 def mask_image(

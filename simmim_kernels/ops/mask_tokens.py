@@ -106,24 +106,15 @@ class _MaskTokens(torch.autograd.Function):
         (mask,) = ctx.saved_tensors
         wants_x, _, wants_token, wants_pos, *_ = ctx.needs_input_grad
         pos_dtype, pos_shape = ctx.pos if ctx.pos else (None, ())
-        rows = pos_shape[:-1].numel() if wants_pos else 0
-        dx, dtoken, dpos = _backward(
-            grad,
-            mask,
-            ctx.prefix_tokens,
+        x_dtype, token_dtype = (
             ctx.x_dtype if wants_x else None,
             ctx.token[0] if wants_token else None,
-            rows,
-            pos_dtype if wants_pos else None,
         )
-        return (
-            dx if wants_x else None,
-            None,
-            dtoken.view(ctx.token[1]) if wants_token else None,
-            dpos.view(pos_shape) if wants_pos else None,
-            None,
-            None,
-        )
+        pos = (pos_shape[:-1].numel(), pos_dtype) if wants_pos else (0, None)
+        dx, dtoken, dpos = _backward(grad, mask, ctx.prefix_tokens, x_dtype, token_dtype, *pos)
+        dtoken = dtoken.view(ctx.token[1]) if wants_token else None
+        dpos = dpos.view(pos_shape) if wants_pos else None
+        return dx if wants_x else None, None, dtoken, dpos, None, None
 
 
 def mask_tokens(

@@ -31,16 +31,12 @@ def _check_positions(mask: Tensor, h: int, w: int, count: int) -> None:
         raise ValueError(f"{mask.shape[0]} samples of {h} x {w} tokens; allowed: 2^31 - 1 tokens")
 
 
-def _fake_positions(mask, h, w, count):
-    return mask.new_empty((count,), dtype=torch.int32)
-
-
 # Positions (b * h + y) * w + x of the masked tokens, ascending; -1 where there is none left.
 _masked_positions = define(
     "masked_positions(Tensor mask, SymInt h, SymInt w, SymInt count) -> Tensor",
     module="masked_linear",
     check=_check_positions,
-    fake=_fake_positions,
+    fake=lambda mask, h, w, count: mask.new_empty((count,), dtype=torch.int32),
 )
 
 
@@ -79,17 +75,8 @@ def _check_head(tokens: Tensor, weight: Tensor, bias: Tensor | None, target: Ten
     return patch
 
 
-def _loss(
-    spec: LossSpec,
-    tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    mask: PatchMask | Tensor,
-    target_norm: TargetNorm,
-    mean: Channels,
-    std: Channels,
-) -> Tensor:
+def _loss(spec: LossSpec, tokens, weight, bias, target, mask, target_norm, mean, std) -> Tensor:
+    """The loss of `spec`; arguments are those of `masked_linear_l1`."""
     if isinstance(target, Tensor) and target.dim() == 3:
         numbers = target.shape[2]
         target = tokens_as_image(target, mask, target_norm, mean, std)

@@ -11,13 +11,7 @@ from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
-from simmim_kernels.ops._define import (
-    are_plain,
-    define,
-    differentiate,
-    first_order,
-    needs_grad,
-)
+from simmim_kernels.ops._define import are_plain, define, differentiate, first_order, needs_grad
 from simmim_kernels.ops._loss_check import PREDICTIONS, check, check_tensors
 from simmim_kernels.ops._loss_options import with_norm, with_numbers
 from simmim_kernels.ops._scaled_gradient import scaled

@@ -19,12 +19,7 @@ from simmim_kernels.ops._channels import (
 )
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
-from simmim_kernels.ops.place_tokens import (
-    check_grid,
-    check_patch_mask,
-    place_tokens,
-    take_tokens,
-)
+from simmim_kernels.ops.place_tokens import check_grid, check_patch_mask, place_tokens, take_tokens
 
 
 def _token_grid(image: Tensor, patch_h: int, patch_w: int) -> tuple[int, int]:

@@ -32,12 +32,7 @@ _normalize_patches = define(
 
 
 def normalize_patches(
-    image: Tensor,
-    patch: int,
-    eps: float = 1e-6,
-    *,
-    mean: Channels = None,
-    std: Channels = None,
+    image: Tensor, patch: int, eps: float = 1e-6, *, mean: Channels = None, std: Channels = None
 ) -> Tensor:
     """Normalise every patch by its own mean and variance, over its pixels and channels.
 

@@ -130,22 +130,13 @@ class _PlaceTokens(torch.autograd.Function):
     def backward(ctx, grad):
         (mask,) = ctx.saved_tensors
         wants_rows, _, wants_token, wants_pos, *_ = ctx.needs_input_grad
-        drows, dtoken, dpos = _take(
-            grad,
-            mask,
-            *ctx.layout,
-            ctx.rows if wants_rows else None,
-            ctx.token[0] if wants_token else None,
-            ctx.pos[1][:-1].numel() if wants_pos else 0,
-            ctx.pos[0] if wants_pos else None,
-        )
-        return (
-            drows if wants_rows else None,
-            None,
-            dtoken.view(ctx.token[1]) if wants_token else None,
-            dpos.view(ctx.pos[1]) if wants_pos else None,
-            *(None,) * 4,
-        )
+        rows_dtype = ctx.rows if wants_rows else None
+        token_dtype = ctx.token[0] if wants_token else None
+        pos = (ctx.pos[1][:-1].numel(), ctx.pos[0]) if wants_pos else (0, None)
+        drows, dtoken, dpos = _take(grad, mask, *ctx.layout, rows_dtype, token_dtype, *pos)
+        dtoken = dtoken.view(ctx.token[1]) if wants_token else None
+        dpos = dpos.view(ctx.pos[1]) if wants_pos else None
+        return drows if wants_rows else None, None, dtoken, dpos, *(None,) * 4
 
 
 class _TakeTokens(torch.autograd.Function):
@@ -196,16 +187,7 @@ def place_tokens(
     return _placed(*args, 0, *to_sides("grid", grid), dtype)
 
 
-def _placed(
-    rows: Tensor,
-    mask: Tensor,
-    token: Tensor,
-    pos_embed: Tensor | None,
-    prefix_tokens: int,
-    h: int,
-    w: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _placed(rows, mask, token, pos_embed, prefix_tokens, h, w, dtype) -> Tensor:
     """`rows` `(n, D)` in their places in `(B, prefix_tokens + h * w, D)`, with gradients."""
     if needs_grad(rows, token, pos_embed):
         return differentiate(_PlaceTokens, rows, mask, token, pos_embed, prefix_tokens, h, w, dtype)

@@ -36,10 +36,7 @@ def _check_range(name: str, least: float, most: float) -> None:
 
 
 def _fake(ids, sizes, least_scale, most_scale, least_ratio, most_ratio, flip, seed, epoch):
-    return (
-        ids.new_empty((ids.shape[0], 4)),
-        ids.new_empty((ids.shape[0],), dtype=torch.bool),
-    )
+    return (ids.new_empty((ids.shape[0], 4)), ids.new_empty((ids.shape[0],), dtype=torch.bool))
 
 
 _random_crops = define(

@@ -22,14 +22,7 @@ _PATHS = ("data", "out", "val_data", "checkpoint", "stats", "init_from")
 
 #: presets of published recipes, of pre-training and of fine-tuning
 Published = Literal[
-    "vit-b",
-    "swin-b",
-    "swin-b-100",
-    "swin-l",
-    "swinv2-b",
-    "mae-vit-b",
-    "mae-vit-l",
-    "mae-vit-h",
+    "vit-b", "swin-b", "swin-b-100", "swin-l", "swinv2-b", "mae-vit-b", "mae-vit-l", "mae-vit-h"
 ]
 
 

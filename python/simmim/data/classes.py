@@ -17,12 +17,7 @@ from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
 from simmim.data.packed import pack_classes
 from simmim.data.sources import is_pack
-from simmim.data.splits import (
-    VALIDATION_SEED,
-    check_links,
-    check_no_split_inside,
-    resolve_split,
-)
+from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
 Images = list[Path | Item]

@@ -22,16 +22,7 @@ from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, LostImageError, file_errors, read_image
 from simmim.data.item import Item, name_below
 from simmim.data.listing import PACK, Listing, summarize_bad
-from simmim.data.packed import (
-    HEADER,
-    INDEX,
-    PART,
-    PIXELS,
-    Row,
-    check_pack,
-    damaged_rows,
-    read_rows,
-)
+from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, damaged_rows, read_rows
 from simmim.data.sources import find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents

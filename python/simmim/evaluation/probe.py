@@ -128,10 +128,7 @@ def _blocks(config: ProbeConfig, count: int) -> list[int]:
 
 
 def _features(
-    encoder: TimmEncoder | ConvEncoder,
-    files: Labelled,
-    blocks: Sequence[int],
-    config: ProbeConfig,
+    encoder: TimmEncoder | ConvEncoder, files: Labelled, blocks: Sequence[int], config: ProbeConfig
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Features ``(n, width)`` of each block, and the labels ``(n,)``, of the readable files."""
     images = central_crops(config, files.paths)

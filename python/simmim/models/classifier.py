@@ -125,9 +125,7 @@ def trained_encoder(path: Path) -> tuple[PretrainConfig | FinetuneConfig, Weight
     return checkpoint.settings(path, state, kind), weights
 
 
-def load_encoder(
-    path: Path,
-) -> tuple[TimmEncoder | ConvEncoder, PretrainConfig | FinetuneConfig]:
+def load_encoder(path: Path) -> tuple[TimmEncoder | ConvEncoder, PretrainConfig | FinetuneConfig]:
     """The encoder in a checkpoint, in evaluation mode, and the settings of the run that wrote it; raises
     ``UserError`` as ``trained_encoder``."""
     trained, weights = trained_encoder(path)

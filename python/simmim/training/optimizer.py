@@ -13,10 +13,7 @@ ALWAYS_EXEMPT = ("relative_position_bias_table", "reg_token")
 
 
 def parameter_groups(
-    model: nn.Module,
-    weight_decay: float,
-    layer_decay: float = 1.0,
-    also_decay: Sequence[str] = (),
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, also_decay: Sequence[str] = ()
 ) -> list[dict]:
     """Groups for AdamW: decayed and exempt, each with the learning rate of its depth.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from simmim_kernels.backends._results import contiguous, empty_gradients
+from simmim_kernels.backends._results import contiguous, empty_gradients, wanted
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -18,18 +18,11 @@ def mask_tokens_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
 
 def mask_tokens_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype):
     width = grad.shape[-1]
-    dx, dtoken, dpos = empty_gradients(
+    results = empty_gradients(
         grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
     if not grad.shape[0]:
-        dpos.zero_()
-    kernels.mask_tokens_backward(
-        grad,
-        mask.contiguous(),
-        dx if x_dtype else None,
-        dtoken if token_dtype else None,
-        dpos if pos_dtype else None,
-        prefix_tokens,
-        threads(),
-    )
-    return dx, dtoken, dpos
+        results[2].zero_()
+    written = wanted(results, x_dtype, token_dtype, pos_dtype)
+    kernels.mask_tokens_backward(grad, mask.contiguous(), *written, prefix_tokens, threads())
+    return results

@@ -5,31 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels.backends._results import contiguous, empty_loss
+from simmim_kernels.backends._results import as_rows, contiguous, empty_loss
 from simmim_kernels.backends.cpu import kernels, threads
 
 
 def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None):
     loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
-    unscaled = with_grad and pred.dtype == torch.float16
-    numbers, slopes = pred, grad
-    if index is not None:
-        numbers = pred.reshape(-1, pred.shape[-1])
-        slopes = grad.view(numbers.shape) if with_grad else grad
-    mask, index, mean, std = contiguous(mask, index, mean, std)
-    wrong = kernels.masked_loss(
-        numbers,
-        target,
-        mask,
-        index,
-        mean,
-        std,
-        spec,
-        loss,
-        slopes if with_grad else None,
-        scale if unscaled else None,
-        threads(),
-    )
+    numbers, slopes = as_rows(pred, grad if with_grad else None, index)
+    options = (*contiguous(mask, index, mean, std), spec)
+    unscaled = scale if with_grad and pred.dtype == torch.float16 else None
+    wrong = kernels.masked_loss(numbers, target, *options, loss, slopes, unscaled, threads())
     if wrong >= 0:
         raise ValueError(f"row {wrong} of index names no mask unit, or one named before")
     return loss, grad, scale

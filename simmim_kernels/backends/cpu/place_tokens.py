@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from simmim_kernels.backends._results import contiguous, empty_gradients
+from simmim_kernels.backends._results import contiguous, empty_gradients, wanted
 from simmim_kernels.backends.cpu import kernels, threads
 
 
@@ -32,21 +32,11 @@ def take_tokens(
     x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
 ):
     width = x.shape[2]
-    rows, token, pos = empty_gradients(
+    results = empty_gradients(
         x, ((count, width), rows_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
-    found = kernels.take_tokens(
-        x,
-        mask.contiguous(),
-        rows if rows_dtype else None,
-        token if token_dtype else None,
-        pos if pos_dtype else None,
-        prefix_tokens,
-        prefixed,
-        h,
-        w,
-        count,
-        threads(),
-    )
+    written = wanted(results, rows_dtype, token_dtype, pos_dtype)
+    layout = prefix_tokens, prefixed, h, w
+    found = kernels.take_tokens(x, mask.contiguous(), *written, *layout, count, threads())
     check_found(found, count)
-    return rows, token, pos
+    return results

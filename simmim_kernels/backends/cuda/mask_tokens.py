@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from simmim_kernels.backends._results import contiguous, empty_gradients
+from simmim_kernels.backends._results import contiguous, empty_gradients, wanted
 from simmim_kernels.backends.cuda import kernels, stream
 
 
@@ -18,14 +18,11 @@ def mask_tokens_forward(x, mask, token, pos_embed, prefix_tokens, keep_dtype):
 
 def mask_tokens_backward(grad, mask, prefix_tokens, x_dtype, token_dtype, pos_rows, pos_dtype):
     mask, width = mask.contiguous(), grad.shape[-1]
-    dx, dtoken, dpos = empty_gradients(
+    results = empty_gradients(
         grad, (grad.shape, x_dtype), ((width,), token_dtype), ((pos_rows, width), pos_dtype)
     )
-    wanted_x = dx if x_dtype else None
-    wanted = dtoken if token_dtype else None, dpos if pos_dtype else None
-    size = kernels.mask_tokens_scratch(grad, mask, *wanted, prefix_tokens)
+    written = wanted(results, x_dtype, token_dtype, pos_dtype)
+    size = kernels.mask_tokens_scratch(grad, mask, *written[1:], prefix_tokens)
     scratch = torch.empty(size, dtype=torch.float64, device=grad.device)
-    kernels.mask_tokens_backward(
-        grad, mask, wanted_x, *wanted, prefix_tokens, scratch, stream(grad)
-    )
-    return dx, dtoken, dpos
+    kernels.mask_tokens_backward(grad, mask, *written, prefix_tokens, scratch, stream(grad))
+    return results

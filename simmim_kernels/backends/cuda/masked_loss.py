@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
-from simmim_kernels.backends._results import contiguous, empty_loss
+from simmim_kernels.backends._results import as_rows, contiguous, empty_loss
 from simmim_kernels.backends.cuda import kernels, stream
 from simmim_kernels.backends.cuda.normalize_patches import patch_normalized
 from simmim_kernels.backends.cuda.normalize_targets import window_normalized
@@ -42,27 +42,12 @@ def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None
         patch = prediction_patch(pred.shape, target.shape)
         target = _normalized(target, mask, index, mean, std, spec, patch, loss.dtype)
         mean = std = None
-    unscaled = with_grad and pred.dtype == torch.float16
-    numbers, slopes = pred, grad
-    if index is not None:
-        numbers = pred.reshape(-1, pred.shape[-1])
-        slopes = grad.view(numbers.shape) if with_grad else grad
-    slopes = slopes if with_grad else None
+    numbers, slopes = as_rows(pred, grad if with_grad else None, index)
     size = kernels.masked_loss_scratch(numbers, slopes, target, mask, index, std, spec)
-    kernels.masked_loss(
-        numbers,
-        target,
-        mask,
-        index,
-        mean,
-        std,
-        spec,
-        loss,
-        slopes,
-        scale if unscaled else None,
-        torch.empty(size, dtype=torch.float64, device=pred.device),
-        stream(pred),
-    )
+    scratch = torch.empty(size, dtype=torch.float64, device=pred.device)
+    written = loss, slopes, scale if with_grad and pred.dtype == torch.float16 else None
+    options = target, mask, index, mean, std, spec
+    kernels.masked_loss(numbers, *options, *written, scratch, stream(pred))
     return loss, grad, scale
 
 

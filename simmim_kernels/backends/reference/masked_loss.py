@@ -10,10 +10,7 @@ from torch import Tensor
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
 from simmim_kernels.backends._pixel_loss import PIXEL_LOSSES
 from simmim_kernels.backends.reference.normalize_patches import normalize_patches
-from simmim_kernels.backends.reference.normalize_targets import (
-    normalize_targets,
-    normalized_pixels,
-)
+from simmim_kernels.backends.reference.normalize_targets import normalize_targets, normalized_pixels
 from simmim_kernels.grid import prediction_patch, refine, scale_of
 
 

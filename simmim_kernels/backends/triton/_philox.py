@@ -28,11 +28,12 @@ def word(index, counter_bits, epoch, sample, seed_lo, seed_hi):
     epoch = epoch.to(tl.uint32)
     id_lo = (sample & 0xFFFFFFFF).to(tl.uint32)
     id_hi = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    none = tl.zeros_like(block)
     w0, w1, w2, w3 = philox(
         block,
-        epoch + tl.zeros_like(block),
-        id_lo + tl.zeros_like(block),
-        id_hi + tl.zeros_like(block),
+        epoch + none,
+        id_lo + none,
+        id_hi + none,
         seed_lo.to(tl.uint32),
         seed_hi.to(tl.uint32),
     )

@@ -23,12 +23,7 @@ from simmim_kernels.backends.triton._scalars import bits_of
 from simmim_kernels.backends.triton.mask_tokens import compute_type
 from simmim_kernels.backends.triton.normalize_patches import patch_normalized
 from simmim_kernels.backends.triton.normalize_targets import window_normalized
-from simmim_kernels.grid import (
-    PredictionStrides,
-    prediction_patch,
-    prediction_strides,
-    scale_of,
-)
+from simmim_kernels.grid import PredictionStrides, prediction_patch, prediction_strides, scale_of
 
 _TILE = 4096  # numbers of a program: 32 a thread, so several 16-byte loads of each tensor in flight
 _PROGRAMS = 1056  # eight for each of 132 multiprocessors, all at once

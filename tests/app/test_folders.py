@@ -38,7 +38,7 @@ def add_other_kinds(folder: Path) -> None:
     PICTURE.save(folder / "a.zarr" / "0" / "chunk.png")
 
 
-KINDS = ("2 PPM", "1 TGA", "2 icon", "1 zarr")
+KINDS = ("2 .ppm", "1 .tga", "1 .ico", "1 .icns", "1 .zarr")
 
 
 def test_the_log_says_what_is_used_and_left(photographs, tmp_path, capsys):
@@ -54,7 +54,7 @@ def test_the_log_says_what_is_used_and_left(photographs, tmp_path, capsys):
     arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST)
     status, out, err = run(capsys, *arguments, "--epochs", 2)
     assert status == 0
-    start = "13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 icon (not read), "
+    start = "13 images: 8 PNG, 3 TIFF, 2 JPEG; left: 2 .ppm (not read), "
     (line,) = (line for line in err.splitlines() if line.startswith(start))
     assert all(kind in line for kind in (*KINDS, "1 NumPy beside pictures"))
     assert f"1 link to nothing ({photographs / 'gone.png'})" in line
@@ -72,8 +72,8 @@ def test_a_folder_of_other_kinds_alone_names_them(command, tmp_path, capsys):
         (tmp_path / f"_{name}").rename(tmp_path / "data" / name)
     status, _, err = run(capsys, command, "--data", tmp_path / "data", "--encoder", "cnn")
     assert (status, err.count("\n")) == (2, 1)
-    assert "no images in" in err and "PPM" in err and "convert them, for example to PNG" in err
-    assert "zarr" in err and "suffix" not in err
+    assert "no images in" in err and ".ppm" in err and "convert them, for example to PNG" in err
+    assert ".zarr" in err and "suffix" not in err
 
 
 @pytest.fixture

@@ -204,16 +204,8 @@ MISTAKES = {
     "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
     "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
     "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
-    "a format": (
-        lambda at: text_at(at / "a.tar.gz", ""),
-        (),
-        "images (compressed tar archive): name",
-    ),
-    "shards": (
-        lambda at: shards_at(at / "data", "gz"),
-        (),
-        "it holds 1 compressed tar archive (not",
-    ),
+    "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
+    "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),
     "no row": (lambda at: array_at(at / "a.npy", np.zeros((0, 4, 4))), (), "a.npy: it is empty"),
     "nowhere": (lambda at: at / "nowhere.npy", (), "no such folder"),
 }
@@ -268,7 +260,7 @@ def test_what_lies_beside_shards_is_named(tmp_path):
     (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
     found = find_source(tmp_path / "data", SourceConfig())
     assert len(found.paths) == 2
-    assert found.left == {"compressed tar archive": 1, "parquet": 1}
+    assert found.left == {".tar.gz": 1, ".parquet": 1}
 
 
 @pytest.mark.parametrize(

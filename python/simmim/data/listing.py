@@ -30,50 +30,18 @@ SUFFIXES = frozenset(_KINDS)
 #: beside pictures these are something else, such as labels
 _ARRAYS = frozenset({".npy", ".npz"})
 
-#: images and arrays that are not read, so that a folder of them does not look empty
-_OTHER_KINDS = {
-    **dict.fromkeys((".jpe", ".jfif", ".jif"), "JPEG by another suffix"),
-    **dict.fromkeys((".apng", ".mng"), "animated PNG"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), "PPM"),
-    ".avifs": "AVIF sequence",
-    **dict.fromkeys((".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000 by another suffix"),
-    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
-    ".jxl": "JPEG XL",
-    ".mpo": "MPO",
-    **dict.fromkeys((".tga", ".icb", ".vda"), "TGA"),
-    **dict.fromkeys((".psd", ".psb"), "Photoshop"),
-    **dict.fromkeys((".ico", ".icns"), "icon"),
-    **dict.fromkeys((".svg", ".svgz"), "SVG"),
-    ".exr": "OpenEXR",
-    ".hdr": "HDR",
-    **dict.fromkeys(
-        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
-        "camera raw",
-    ),
-    **dict.fromkeys((".btf", ".tf8", ".tf2", ".gtiff"), "TIFF by another suffix"),
-    **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vsi"), "slide scan"),
-    **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".oib", ".oif", ".stk"), "microscope file"),
-    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
-    **dict.fromkeys((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"), "volume"),
-    **dict.fromkeys((".fits", ".fit"), "FITS"),
-    **dict.fromkeys((".h5", ".hdf5", ".he5"), "HDF5"),
-    **dict.fromkeys((".nc", ".nc4"), "netCDF"),
-    ".zarr": "zarr",
-    ".n5": "n5",
-    ".parquet": "parquet",
-    ".arrow": "Arrow",
-    ".tfrecord": "TFRecord",
-    ".tar": "tar archive",
-    **dict.fromkeys(
-        (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"), "compressed tar archive"
-    ),
-    ".zip": "zip archive",
-    ".beton": "FFCV",
-    ".mds": "MosaicML shard",
-    **dict.fromkeys((".mdb", ".lmdb"), "LMDB"),
-    ".vrt": "GDAL VRT",
-    ".safe": "SAFE",
-}
+#: endings of images and arrays that are not read, so that a folder of them does not look empty
+_OTHER = frozenset({
+    ".jpe", ".jfif", ".jif", ".apng", ".mng", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm",
+    ".avifs", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heif", ".hif", ".jxl", ".mpo", ".tga",
+    ".icb", ".vda", ".psd", ".psb", ".ico", ".icns", ".svg", ".svgz", ".exr", ".hdr", ".dng",
+    ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".btf", ".tf8",
+    ".tf2", ".gtiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vsi", ".czi", ".lif", ".nd2",
+    ".lsm", ".oib", ".oif", ".stk", ".dcm", ".dicom", ".nii", ".nii.gz", ".mha", ".mhd", ".nrrd",
+    ".fits", ".fit", ".h5", ".hdf5", ".he5", ".nc", ".nc4", ".zarr", ".n5", ".parquet", ".arrow",
+    ".tfrecord", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".beton",
+    ".mds", ".mdb", ".lmdb", ".vrt", ".safe",
+})  # fmt: skip
 #: of these a folder is one file
 _FOLDER_KINDS = {".zarr", ".n5", ".safe"}
 #: of these images are read where a folder holds no image files
@@ -106,7 +74,7 @@ class Listing:
     dangling: list[Path] = field(default_factory=list)
 
     def left_out(self) -> str:
-        """For example ``3 GIF (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
+        """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
         parts = [f"{count:,} {kind} (not read)" for kind, count in self.left.most_common()]
         if self.dangling:
             links = f"{len(self.dangling):,} link{'s' if len(self.dangling) > 1 else ''}"
@@ -116,7 +84,7 @@ class Listing:
         return ", ".join(parts)
 
     def summary(self) -> str:
-        """For example ``1,234 images: 1,200 JPEG, 34 PNG; left: 3 GIF (not read)``."""
+        """For example ``1,234 images: 1,200 JPEG, 34 PNG; left: 3 .heic (not read)``."""
         kinds = Counter(_kind(path) for path in self.paths)
         found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
@@ -137,9 +105,9 @@ def _kind(path: Path | Item) -> str:
 
 
 def other_kind(path: Path) -> str:
-    """What a file is that is not read, by its name; empty where that says nothing."""
-    two = "".join(path.suffixes[-2:]).lower()
-    return _OTHER_KINDS.get(path.suffix.lower(), "") or _OTHER_KINDS.get(two, "")
+    """The ending of an image or array that is not read; empty for any other file."""
+    endings = path.suffix.lower(), "".join(path.suffixes[-2:]).lower()
+    return next((ending for ending in endings if ending in _OTHER), "")
 
 
 def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
@@ -232,7 +200,7 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
         if entry.is_dir(follow_symlinks=False) or (linked and path.is_dir()):
             inner = path.resolve() if linked else above[-1] / entry.name
             if suffix in _FOLDER_KINDS:
-                listing.left[_OTHER_KINDS[suffix]] += 1
+                listing.left[suffix] += 1
             elif inner in without:
                 listing.without.append(path)
             elif inner not in above:

@@ -79,9 +79,8 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         return listing
     if suffix in SUFFIXES:
         return Listing(path.parent, [path])
-    kind = f" ({other_kind(path)})" if other_kind(path) else ""
     raise UserError(
-        f"{path} is no source of images{kind}: name a folder, a list (txt, csv, parquet), an array "
+        f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
         "(npy, zarr), a tar archive or an image"
     )
 

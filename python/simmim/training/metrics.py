@@ -1,12 +1,11 @@
-"""``metrics.csv``: one row a record, kept in step with the checkpoints, readable by a spreadsheet
-and again after one has saved it."""
+"""``metrics.csv``: one row a record, kept in step with the checkpoints."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
-import re
 from pathlib import Path
 from typing import TextIO
 
@@ -14,11 +13,8 @@ COLUMNS = (
     *("update", "epoch", "split", "loss", "accuracy", "lr", "grad_norm", "images_per_second"),
     *("waiting", "skipped"),
 )
-_COUNTS = ("update", "epoch")
-_WORDS = ("split",)
 #: what makes a row a record
 _NEEDED = ("update", "split", "loss")
-_GROUPED = re.compile(r"\d{1,3}([.,'\u2019\u00a0\u202f ]\d{3})+")
 
 
 class MetricsFile:
@@ -65,73 +61,35 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Complete rows of a metrics file.
-
-    Numbers come back as Python writes them, whatever a spreadsheet made of them; a cell that holds
-    no number comes back empty, a row without update, split or loss not at all.
-    """
+    """Complete rows of a metrics file, with text for every column; the update is a whole number."""
     return _parse(path.read_bytes())[0]
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, str]], bool]:
     """The records in ``content``, and whether there was something that is no record."""
-    text = _decode(content)
-    lines = io.StringIO(text, newline="")
-    first = text.splitlines()[0] if text.strip() else ""
-    delimiter = max(",;\t", key=first.count)
     try:
-        table = [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
-    except csv.Error:
+        text = content.decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        table = list(reader)
+    except (UnicodeDecodeError, csv.Error):
         return [], True
-    if not table:
-        return [], False
-    header = [name.strip() for name in table[0]]
-    while header and not header[-1]:
-        header.pop()
-    if not set(_NEEDED) <= set(header):
-        return [], True
-    rows, unclear = [], False
-    if not text.endswith(("\n", "\r")) and len(table[-1]) < len(header):
-        del table[-1]  # cut short by a crash
-    names = [*COLUMNS, *(name for name in header if name not in COLUMNS)]
-    for cells in table[1:]:
-        # a spreadsheet may leave out empty cells at the end of a row
-        row = dict(zip(header, cells, strict=False))
-        record = {name: _clean(name, row.get(name, "")) for name in names}
-        complete = all(record[name] for name in _NEEDED)
+    if table and not text.endswith(("\n", "\r")) and None in table[-1].values():
+        table.pop()  # cut short by a crash
+    unclear = bool(text.strip()) and not set(_NEEDED) <= {*reader.fieldnames}
+    rows = []
+    for cells in table:
+        surplus = cells.pop(None, ())
+        row = dict.fromkeys(COLUMNS, "") | {name: cell or "" for name, cell in cells.items()}
+        try:
+            # a spreadsheet may have written 1000 as 1.00E+03
+            row["update"] = str(int(float(row["update"])))
+            complete = bool(row["split"]) and math.isfinite(float(row["loss"]))
+        except (ValueError, OverflowError):
+            complete = False
         if complete:
-            rows.append(record)
-        unclear = unclear or not complete or any(cells[len(header) :])
+            rows.append(row)
+        unclear = unclear or any(surplus) or (not complete and any(row.values()))
     return rows, unclear
-
-
-def _decode(content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
-
-
-def _clean(name: str, cell: str) -> str:
-    if name not in COLUMNS:
-        return cell
-    cell = cell.strip()
-    if name in _WORDS:
-        return cell
-    # 1,000 and 1.000 are a thousand updates, 0,25 is a quarter
-    if name in _COUNTS and _GROUPED.fullmatch(cell):
-        cell = re.sub(r"\D", "", cell)
-    if cell.rfind(",") > cell.rfind("."):
-        cell = cell.replace(".", "")
-        cell = cell.replace(",", ".")
-    cell = cell.replace(",", "")
-    try:
-        value = float(cell)
-        return str(int(value)) if name in _COUNTS else cell
-    except (ValueError, OverflowError):
-        return ""
 
 
 def _copy_aside(path: Path, content: bytes) -> Path:

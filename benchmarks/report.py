@@ -35,23 +35,14 @@ TARGETS = {
 }
 #: ops of the table on the README's first screen
 HEADLINE = (
-    "masked_loss",
-    "mae_loss",
-    "mask_tokens",
-    "mask_image",
-    "normalize_targets",
-    "step",
+    "masked_loss", "mae_loss", "mask_tokens", "mask_image", "normalize_targets", "step",
     "transformers",
-)
+)  # fmt: skip
 EAGER = ("eager", "published", "NumPy generator", "F.l1_loss", "plain loop")
 COMPILED = (
-    "compiled",
-    "plain loop, compiled",
-    "where, compiled",
-    "banded products, compiled",
-    "cumulative sums, compiled",
-    "separable pools, compiled",
-)
+    "compiled", "plain loop, compiled", "where, compiled", "banded products, compiled",
+    "cumulative sums, compiled", "separable pools, compiled",
+)  # fmt: skip
 
 
 # Names of our own timings: of the default backend, or of a GPU's backends, the default one first.

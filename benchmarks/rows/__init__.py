@@ -10,25 +10,11 @@ from benchmarks.rows.shapes import Setting
 
 #: In the order in which a GPU with little time should run them.
 FILES = (
-    "call_overhead",
-    "random_mask",
-    "mask_strategies",
-    "masked_loss",
-    "mask_tokens",
-    "mask_image",
-    "crop_resize",
-    "normalize_targets",
-    "normalize_patches",
-    "masked_linear",
-    "masked_patch_embed",
-    "place_tokens",
-    "mae",
-    "last_block",
-    "attention",
-    "step",
-    "transformers",
-    "methods",
-)
+    "call_overhead", "random_mask", "mask_strategies", "masked_loss", "mask_tokens", "mask_image",
+    "crop_resize", "normalize_targets", "normalize_patches", "masked_linear",
+    "masked_patch_embed", "place_tokens", "mae", "last_block", "attention", "step",
+    "transformers", "methods",
+)  # fmt: skip
 
 
 def all_rows(setting: Setting) -> Iterator[Row]:

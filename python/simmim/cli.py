@@ -23,10 +23,9 @@ from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
-from simmim.config.pack import PackConfig
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.config.run import Config
-from simmim.config.stats import StatsConfig
+from simmim.config.scan import PackConfig, StatsConfig
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,

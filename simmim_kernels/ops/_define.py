@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, get_type_hints
 
@@ -34,28 +35,24 @@ _is_jit_tracing = torch._C._is_tracing
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
+@dataclass(eq=False)
 class Op:
     """A registered op. Called with tensors in plain eager mode it runs the backend at once, which
     saves the dispatcher's round trip through Python; under compilation, dispatch modes or tensor
     subclasses it goes through the dispatcher, so that those see it."""
 
-    def __init__(
-        self,
-        name: str,
-        module: str,
-        check: Callable[..., None],
-        fake: Callable[..., Any],
-        spec_at: int | None,
-        composed: Callable[..., Any] | None,
-    ) -> None:
-        self.name = name
-        self.module = module
-        self.check = check
-        self.fake = fake
-        self.composed = composed  # what runs on every device in place of a backend's function
-        self.spec_at = spec_at  # which argument is a LossSpec, whose fields the dispatcher sees
-        self.passed: set[tuple[Any, ...]] = set()  # descriptions of arguments that passed the check
-        self.overload = getattr(torch.ops.simmim_kernels, name).default
+    name: str
+    module: str
+    check: Callable[..., None]
+    fake: Callable[..., Any]
+    spec_at: int | None  # which argument is a LossSpec, whose fields the dispatcher sees
+    composed: (
+        Callable[..., Any] | None
+    )  # what runs on every device in place of a backend's function
+    passed: set[tuple[Any, ...]] = field(default_factory=set)  # arguments that passed the check
+
+    def __post_init__(self) -> None:
+        self.overload = getattr(torch.ops.simmim_kernels, self.name).default
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ import torch
 from simmim.cli import main
 from simmim.errors import UserError
 from simmim.storage import checkpoint
-from simmim.training.finite import first_not_finite
+from simmim.training.failures import first_not_finite
 from simmim.training.pretrain import Trainer
 
 from .labels import finetuning

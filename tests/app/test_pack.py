@@ -19,7 +19,7 @@ from PIL import Image
 
 from simmim.cli import main
 from simmim.config.images import SourceConfig
-from simmim.config.stats import StatsConfig
+from simmim.config.scan import StatsConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.images import read_image
 from simmim.data.sources import find_source

@@ -1,7 +1,4 @@
-"""What ``simmim predict`` and ``simmim features`` can be told.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""What ``simmim predict`` and ``simmim features`` can be told."""
 
 from __future__ import annotations
 
@@ -11,17 +8,8 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class ApplyConfig:
-    """A trained model and the images that it is applied to."""
-
-    checkpoint: Path
-    """A checkpoint of simmim; it brings how images are read and what size they get."""
-
-    data: Path
-    """Images: a folder, or another source as for simmim pretrain."""
-
-    column: str = ""
-    """Which column of a table, or which array of a group, holds the images or their paths."""
+class InferenceConfig:
+    """How a trained model is applied to images."""
 
     batch_size: int = 128
     """Images in one forward pass."""
@@ -30,17 +18,31 @@ class ApplyConfig:
     """Processes that read images; 0 reads them in the main process; auto: see simmim pretrain."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
-    """An image that cannot be read: skip names it and leaves it out; error stops."""
+    """What to do with an image that cannot be read. skip: name it and leave it out; error: stop."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run the model; auto takes a GPU where there is one."""
+    """Where to run the model; auto takes a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """A trained model and the images that it is applied to."""
+
+    checkpoint: Path
+    """A checkpoint of simmim, which also holds how images are read and their size."""
+
+    data: Path
+    """Images: a folder, or another source as for simmim pretrain."""
+
+    column: str = ""
+    """Which column of a table, or which array of a group, holds the images or their paths."""
 
     overwrite: bool = False
     """Replace the files that are written if they are there already."""
 
 
 @dataclass(frozen=True)
-class PredictConfig(ApplyConfig):
+class PredictConfig(InferenceConfig, ApplyConfig):
     """Say of each image which class a fine-tuned model takes it for. The central part of each image
     is used, as in fine-tuning's tests."""
 
@@ -52,7 +54,7 @@ class PredictConfig(ApplyConfig):
 
 
 @dataclass(frozen=True)
-class FeaturesConfig(ApplyConfig):
+class FeaturesConfig(InferenceConfig, ApplyConfig):
     """Write what a trained encoder makes of each image: the mean over the patch tokens, of a fine-tuned
     model what its classifier sees. The largest central part of each image is used."""
 

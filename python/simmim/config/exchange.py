@@ -1,7 +1,4 @@
-"""Settings of ``simmim import`` and ``simmim export``.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of ``simmim import`` and ``simmim export``."""
 
 from __future__ import annotations
 

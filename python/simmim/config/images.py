@@ -1,7 +1,4 @@
-"""Settings of all commands that read images.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of all commands that read images."""
 
 from __future__ import annotations
 

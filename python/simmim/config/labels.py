@@ -1,7 +1,4 @@
-"""Settings of the commands that need labels: ``simmim finetune`` and ``simmim probe``.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of the commands that need labels: ``simmim finetune`` and ``simmim probe``."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from simmim.config.apply import InferenceConfig
 from simmim.config.images import ImageConfig
 from simmim.config.run import Published, RunConfig
 from simmim.errors import UserError
@@ -131,7 +129,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
 
 @dataclass(frozen=True)
-class ProbeConfig(LabelledConfig):
+class ProbeConfig(InferenceConfig, LabelledConfig):
     """Evaluate a frozen encoder by a linear classifier and nearest neighbours on its features, the mean
     over the patch tokens of a block."""
 
@@ -158,18 +156,6 @@ class ProbeConfig(LabelledConfig):
     neighbours: int = 20
     """Number of neighbours that vote, weighted by the inverse of their cosine distance; at most the
     number of training images."""
-
-    batch_size: int = 128
-    """Images in one forward pass."""
-
-    workers: int | Literal["auto"] = "auto"
-    """Processes that read images; 0 reads them in the main process; auto: see simmim pretrain."""
-
-    on_bad_image: Literal["skip", "error"] = "skip"
-    """What to do with an image that cannot be read. skip: name it and leave it out; error: stop."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run the encoder; auto takes a GPU if there is one."""
 
     seed: int = 0
     """Seed of random weights and of the choice of --per-class."""

@@ -1,7 +1,4 @@
-"""Settings of ``simmim pretrain`` and ``simmim reconstruct``.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of ``simmim pretrain`` and ``simmim reconstruct``."""
 
 from __future__ import annotations
 

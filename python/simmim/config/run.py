@@ -1,7 +1,4 @@
-"""Settings of all commands that train.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of all commands that train."""
 
 from __future__ import annotations
 

@@ -7,20 +7,10 @@ from pathlib import Path
 from simmim.errors import UserError, require
 
 TRAIN = (
-    "astronaut.png",
-    "rocket.jpg",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "retina.jpg",
-    "ihc.png",
-    "hubble_deep_field.jpg",
-    "camera.png",
-    "coins.png",
-    "moon.png",
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-)
+    "astronaut.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg",
+    "ihc.png", "hubble_deep_field.jpg", "camera.png", "coins.png", "moon.png", "brick.png",
+    "grass.png", "gravel.png",
+)  # fmt: skip
 HELD_OUT = ("chelsea.png", "coffee.png")
 
 

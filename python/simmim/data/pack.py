@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from simmim.config.images import Reading
-from simmim.config.pack import PackConfig
+from simmim.config.scan import PackConfig
 from simmim.data.bands import Picture
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.image_contents import collected_notes

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim.config.images import PERCENTILES, Reading, check_nodata
-from simmim.config.stats import ScanConfig, StatsConfig
+from simmim.config.scan import ScanConfig, StatsConfig
 from simmim.data.bands import Picture
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, OtherContentsError, file_errors, read_image

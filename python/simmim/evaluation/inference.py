@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from simmim.config.apply import ApplyConfig
-from simmim.config.labels import ProbeConfig
+from simmim.config.apply import InferenceConfig
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
 from simmim.data.read_ahead import read_batches, usable_cores, ways
@@ -17,7 +16,7 @@ from simmim.errors import UnreadableImageError, printable
 
 
 def readable_batches(
-    config: ApplyConfig | ProbeConfig, images: Crops, device: torch.device
+    config: InferenceConfig, images: Crops, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels ``(B, C, H, W)`` on ``device`` and their places in ``images.paths``; images that cannot be
     read are left out and named on stderr.

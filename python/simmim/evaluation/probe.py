@@ -21,9 +21,9 @@ from simmim.models.classifier import block_features, completed, start
 from simmim.models.encoders import ConvEncoder, TimmEncoder
 from simmim.storage.files import replacing
 from simmim.storage.run_folder import RunFolder
-from simmim.training.event_files import event_writer
 from simmim.training.failures import explained
 from simmim.training.processes import chosen_device
+from simmim.training.records import event_writer
 from simmim.training.report import print_written
 
 exceptions = require("sklearn.exceptions", "probe")

@@ -20,7 +20,6 @@ from simmim.config.run import RunConfig
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
 from simmim.storage.files import replacing
-from simmim.storage.wrong_command import explain_wrong_command
 
 VERSION = 1
 LAST = "last.pt"
@@ -133,8 +132,28 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
             f"{path} is damaged: it does not hold what was written, in {some(wrong)}"
         )
     if kind not in (None, state["kind"]):
-        raise UserError(explain_wrong_command(path, state, kind))
+        raise UserError(_explain_wrong_command(path, state, kind))
     return state
+
+
+def _explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> str:
+    """Why the checkpoint at ``path`` does not serve, and what does, in one line.
+
+    Args:
+        state: what it holds.
+        wanted: the command whose checkpoint was expected.
+    """
+    if state["kind"] != "finetune":
+        return (
+            f"{path} was written by simmim {state['kind']}, whose models have no classes: train one "
+            f"with simmim {wanted} --checkpoint {path} and another --out"
+        )
+    started = json.loads(state["config"])["checkpoint"]
+    pretrained = f", for example the one it started from, {started}" if started else ""
+    return (
+        f"{path} holds a fine-tuned classifier, and what is asked for takes a checkpoint of simmim "
+        f"{wanted}{pretrained}; to train the classifier further use simmim finetune --resume"
+    )
 
 
 def _is_good(path: Path, kind: str | None) -> bool:

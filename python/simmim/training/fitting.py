@@ -16,13 +16,12 @@ from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
 from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
-from simmim.training.counters import Summary
+from simmim.training.counters import RunningSums, Summary
 from simmim.training.failures import AgreedFailure, saved_on_failure
 from simmim.training.optimizer import learning_rate
 from simmim.training.reader import Reader
 from simmim.training.recording import Recording
 from simmim.training.records import NoRecords, Records
-from simmim.training.running_sums import RunningSums
 from simmim.training.sharding import gathered
 from simmim.training.signals import caught_signals, worker_deaths_reported_when_reading
 

@@ -25,7 +25,7 @@ from simmim.storage.files import write_text
 from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
 from simmim.training.counters import Counters
-from simmim.training.finite import first_not_finite
+from simmim.training.failures import first_not_finite
 from simmim.training.fitting import Fitting
 from simmim.training.optimizer import adamw, parameter_groups
 from simmim.training.processes import Peers, launch

@@ -19,14 +19,13 @@ from simmim.data.read_ahead import usable_cores, validation_batches, way_to_vali
 from simmim.storage import checkpoint
 from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
-from simmim.training.counters import Counters
-from simmim.training.finite import NotFiniteError
+from simmim.training.counters import Counters, RunningSums
+from simmim.training.failures import NotFiniteError
 from simmim.training.mixed_precision import LEAST_SCALE
 from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
 from simmim.training.reader import Reader
 from simmim.training.records import NoRecords, Records
-from simmim.training.running_sums import RunningSums
 
 
 class Recording(ABC):

@@ -1,7 +1,4 @@
-"""Settings of ``simmim stats``, and of all commands that read every image once.
-
-Each field's docstring is what ``--help`` prints.
-"""
+"""Settings of ``simmim stats`` and ``simmim pack``, which read every image once."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Literal
 
 from simmim.config.images import Reading, SourceConfig
 from simmim.config.numbers import check_numbers
+from simmim.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,3 +44,33 @@ class StatsConfig(ScanConfig):
 
     overwrite: bool = False
     """Replace the file --out if it is there already."""
+
+
+@dataclass(frozen=True)
+class PackConfig(ScanConfig):
+    """Read images once and store their pixels in a memory-mapped array, from which training reads
+    crops without decoding. Lossless: a run on the pack equals one on the files, unless --shortest-side
+    is given. Interrupted packing continues when the same command is given again."""
+
+    out: Path = Path("pack")
+    """The folder to write. If --data holds train/ and val/ or test/, it gets one pack for each."""
+
+    shortest_side: int = 0
+    """Reduce images so that their shortest side has this many pixels, antialiased; smaller ones stay
+    as they are. 0: keep all pixels."""
+
+    verify: bool = False
+    """Pack nothing, but compare every image in the pack --out with its checksum and name damaged ones."""
+
+    def check(self) -> None:
+        """Refuse settings that make no sense; raises ``UserError``."""
+        super().check()
+        if self.shortest_side < 0:
+            raise UserError(f"--shortest-side must be at least 0, not {self.shortest_side}")
+        if self.shortest_side and self.nodata:
+            raise UserError(
+                "--shortest-side would mix pixels without data into others: leave out one of it and "
+                "--nodata"
+            )
+        if self.data is None and not self.verify:
+            raise UserError("say which images to pack: --data FOLDER")

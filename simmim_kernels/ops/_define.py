@@ -46,9 +46,8 @@ class Op:
     check: Callable[..., None]
     fake: Callable[..., Any]
     spec_at: int | None  # which argument is a LossSpec, whose fields the dispatcher sees
-    composed: (
-        Callable[..., Any] | None
-    )  # what runs on every device in place of a backend's function
+    # What runs on every device in place of a backend's function.
+    composed: Callable[..., Any] | None
     passed: set[tuple[Any, ...]] = field(default_factory=set)  # arguments that passed the check
 
     def __post_init__(self) -> None:

@@ -21,20 +21,11 @@ _compile = torch.compile
 
 # NVIDIA H100 SXM, as its data sheet says.
 PROPERTIES = SimpleNamespace(
-    name="NVIDIA H100",
-    major=9,
-    minor=0,
-    multi_processor_count=132,
-    regs_per_multiprocessor=65536,
-    max_threads_per_multi_processor=2048,
-    max_threads_per_block=1024,
-    warp_size=32,
-    total_memory=80 << 30,
-    L2_cache_size=50 << 20,
-    shared_memory_per_multiprocessor=228 << 10,
-    shared_memory_per_block=48 << 10,
-    shared_memory_per_block_optin=227 << 10,
-)
+    name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, warp_size=32,
+    max_threads_per_multi_processor=2048, max_threads_per_block=1024, regs_per_multiprocessor=65536,
+    shared_memory_per_multiprocessor=228 << 10, shared_memory_per_block=48 << 10,
+    shared_memory_per_block_optin=227 << 10, total_memory=80 << 30, L2_cache_size=50 << 20,
+)  # fmt: skip
 
 
 class _Launcher:

@@ -135,6 +135,16 @@ def rows_of(
     return decorate
 
 
+def rates(count: int) -> Callable[[dict[str, dict], dict[str, float]], None]:
+    """`finish` of a contest whose calls take `count` images each."""
+
+    def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
+        for name, median_us in medians.items():
+            notes[name]["images_per_second"] = count / median_us * 1e6
+
+    return finish
+
+
 def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

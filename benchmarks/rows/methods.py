@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_of_process
-from benchmarks.rows.common import OURS, Contest, Row
+from benchmarks.rows.common import OURS, Contest, Row, rates
 from benchmarks.rows.shapes import Setting
 
 SIZE, BATCH, PEAK_BATCH = 192, 16, 64
@@ -87,15 +87,11 @@ def build(shape: str, tiny: bool) -> Contest:
         for name in names
     }
 
-    def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
-        for name, median_us in medians.items():
-            notes[name]["images_per_second"] = count / median_us * 1e6
-
     return Contest(
         {name: make_step(shape, name) for name in names},
         partial(draw_batch, count),
         effort=0.36,
         targets=TARGETS.get(shape, {}),
         notes=notes,
-        finish=finish,
+        finish=rates(count),
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.memory import peak_of_process
-from benchmarks.rows.common import OURS, Contest, Row
+from benchmarks.rows.common import OURS, Contest, Row, rates
 from benchmarks.rows.shapes import Setting
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def build(plan: Plan) -> Contest:
 
     def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
         steps = {name: contenders[name] for name in medians}
-        for name, median_us in medians.items():
-            notes[name]["images_per_second"] = plan.batch / median_us * 1e6
+        rates(plan.batch)(notes, medians)
         if plan.device == "cpu":
             for name, parts in milliseconds(steps, batch, 1 if plan.tiny else 9).items():
                 notes[name]["milliseconds"] = parts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import simmim_kernels as sk
 from benchmarks.memory import peak_of_process
-from benchmarks.rows.common import Contest, Row
+from benchmarks.rows.common import Contest, Row, rates
 from benchmarks.rows.shapes import RATIO, Setting
 
 if TYPE_CHECKING:
@@ -123,15 +123,11 @@ def build(family: str, tiny: bool) -> Contest:
         notes[name] = {"peak_mib": peak_of_process(make_alone, family, name)} if peak else {}
         contenders[name] = make_step(model, name)
 
-    def finish(notes: dict[str, dict[str, Any]], medians: dict[str, float]) -> None:
-        for name, median_us in medians.items():
-            notes[name]["images_per_second"] = count / median_us * 1e6
-
     return Contest(
         contenders,
         lambda: draw_batch(model, count),
         effort=0.36,
         targets=TARGETS[family],
         notes=notes,
-        finish=finish,
+        finish=rates(count),
     )

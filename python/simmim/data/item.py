@@ -88,9 +88,8 @@ def items(source: Source) -> list[Item]:
 def name_below(image: Path | Item, root: Path) -> str:
     """The name of an image as it is seen from ``root``, which may be moved."""
     path = image if isinstance(image, Path) else image.source.path
-    if path is image and str(path).startswith(
-        f"{root}{os.sep}"
-    ):  # the quick way for a million files
+    # the quick way for a million files
+    if path is image and str(path).startswith(f"{root}{os.sep}"):
         return str(path)[len(str(root)) + 1 :]
     try:
         below = path.relative_to(root)

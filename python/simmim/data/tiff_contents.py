@@ -188,11 +188,8 @@ def _decode_plain(page) -> Image.Image:
     Raises:
         BadImageError: a compression that needs a package of its own.
     """
-    model, bits, bands = (
-        int(tag_values(page, 262, 0)[0]),
-        set(tag_values(page, 258, 1)),
-        page.samplesperpixel,
-    )
+    model, bands = int(tag_values(page, 262, 0)[0]), page.samplesperpixel
+    bits = set(tag_values(page, 258, 1))
     try:
         if model not in (0, 1, _RGB, _YCBCR) or bits != {8}:
             raise ValueError("not plain")

@@ -49,9 +49,7 @@ def command(config: FeaturesConfig) -> int:
     with explained():
         for pixels, sources in readable_batches(config, images, device):
             parts.append(extract(pixels).float().cpu().numpy())
-            names += [
-                name_below(listing.paths[source], listing.folder) for source in sources.tolist()
-            ]
+            names += [name_below(listing.paths[n], listing.folder) for n in sources.tolist()]
     features = np.concatenate(parts)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(config.out) as path, path.open("wb") as file:

@@ -23,14 +23,8 @@ _VIT = {
     "num_attention_heads": "num_heads",
     "layer_norm_eps": "norm_eps",
 }
-_SWIN = {
-    "embed_dim": "embed_dim",
-    "depths": "depths",
-    "num_heads": "num_heads",
-    "window_size": "window_size",
-    "mlp_ratio": "mlp_ratio",
-}
-_COMMON = {"patch_size": "patch_size", "qkv_bias": "qkv_bias"}
+_SWIN = {n: n for n in ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")}
+_COMMON = {n: n for n in ("patch_size", "qkv_bias")}
 #: what is meant where a file leaves a field out
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {"layer_norm_eps": 1e-12, "num_attention_heads": 12, "qkv_bias": True},

@@ -44,9 +44,8 @@ def channel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, .
     """
     if channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD
-    return (round(sum(IMAGENET_MEAN) / 3, 3),) * channels, (
-        round(sum(IMAGENET_STD) / 3, 3),
-    ) * channels
+    mean, std = (round(sum(values) / 3, 3) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean,) * channels, (std,) * channels
 
 
 class SimMIM(ChannelStatistics):

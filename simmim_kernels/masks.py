@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class PatchMask(NamedTuple):
     Every sample has the same number `K` of masked units, so all three shapes are known without
     looking at the data. A `NamedTuple` passes through `torch.compile`, data loaders and pytrees, and
     `torch.load` takes it from a checkpoint with `weights_only=True` where this package is imported.
+    The three parts may also come as one iterable, as data loops rebuild what they move to a device.
     """
 
     mask: Tensor
@@ -95,6 +97,20 @@ class PatchMask(NamedTuple):
         fine = self.mask.repeat_interleave(scale_y, 1).repeat_interleave(scale_x, 2)
         count = self.masked.shape[1] * scale_y * scale_x
         return PatchMask._listed(fine, count)
+
+
+_from_parts = PatchMask.__new__
+
+
+@wraps(_from_parts)
+def _new(cls, *parts, **named):
+    # Data loops rebuild containers as `type(data)(part for part in data)`, transformers' Trainer too.
+    if len(parts) == 1 and not named and not isinstance(parts[0], Tensor):
+        parts = tuple(parts[0])
+    return _from_parts(cls, *parts, **named)
+
+
+PatchMask.__new__ = _new  # which the body of a NamedTuple can't define
 
 
 def mask_grid(mask: PatchMask | Tensor) -> Tensor:

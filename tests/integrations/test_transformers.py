@@ -211,8 +211,8 @@ class Recording(transformers.Trainer):
         return found
 
 
-def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32):
-    """Losses `(4,)` of four updates under transformers' Trainer."""
+def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32, units=False):
+    """Losses `(4,)` of four updates under transformers' Trainer, with a PatchMask by `units`."""
     torch.manual_seed(0)
     model = build("ViT")
     images, mask, side = problem("ViT", batch=8)
@@ -220,9 +220,15 @@ def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32):
     if kernels:
         report = sk.apply_kernels(model)
     rows = [
-        {"pixel_values": image.to(dtype), "bool_masked_pos": row}
-        for image, row in zip(images, flat(mask, side), strict=True)
+        {"pixel_values": image.to(dtype), "bool_masked_pos": row, "ids": i}
+        for i, (image, row) in enumerate(zip(images, flat(mask, side), strict=True))
     ]
+
+    def with_units(rows):
+        chosen = sk.PatchMask(*(part[[row["ids"] for row in rows]] for part in mask))
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        return {"pixel_values": pixels, "bool_masked_pos": chosen}
+
     arguments = transformers.TrainingArguments(
         folder,
         per_device_train_batch_size=4,
@@ -231,8 +237,10 @@ def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32):
         use_cpu=True,
         bf16=bf16,
         save_strategy="no",
+        remove_unused_columns=not units,
     )
-    trainer = Recording(model, arguments, train_dataset=rows, eval_dataset=rows)
+    collator = with_units if units else None
+    trainer = Recording(model, arguments, collator, train_dataset=rows, eval_dataset=rows)
     trainer.losses = []
     trainer.train()
     predicted = trainer.predict(rows)
@@ -243,10 +251,10 @@ def trained_losses(folder, kernels=False, bf16=False, dtype=torch.float32):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bf16", [False, True])
-def test_trainer(bf16, tmp_path):
+@pytest.mark.parametrize(("bf16", "units"), [(False, False), (True, False), (False, True)])
+def test_trainer(bf16, units, tmp_path):
     pytest.importorskip("accelerate")
-    ours = trained_losses(tmp_path / "ours", kernels=True, bf16=bf16)
+    ours = trained_losses(tmp_path / "ours", kernels=True, bf16=bf16, units=units)
     plain = trained_losses(tmp_path / "plain", bf16=bf16)
     exact = trained_losses(tmp_path / "exact", dtype=torch.float64)
     assert ours.dtype == plain.dtype == torch.float32 and ours.shape == (4,)

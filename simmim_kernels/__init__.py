@@ -2,6 +2,7 @@
 
 import torch
 
+from simmim_kernels import nn as nn
 from simmim_kernels.backends import backend
 from simmim_kernels.integrations.last_block import MaskedLastBlock
 from simmim_kernels.integrations.transformers import apply_kernels

@@ -139,20 +139,29 @@ def _apply_to_mae(
     return report
 
 
-def _model_of(model: nn.Module) -> tuple[str, type]:
-    """The name of the model's encoder, and the class of its output."""
+def _base_of(model: nn.Module) -> type | None:
+    """transformers' class of a supported model; None for any other."""
     for base in type(model).__mro__:
         if base.__name__ in _MODELS and base.__module__.startswith("transformers."):
-            if type(model).forward is not base.forward:
-                raise TypeError(
-                    f"apply_kernels: {type(model).__name__} has a forward of its own, which the "
-                    f"kernels would bypass; allowed: {base.__name__} itself"
-                )
-            encoder, output = _MODELS[base.__name__]
-            return encoder, getattr(sys.modules[base.__module__], output)
-    inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module):
-        advice = "apply it to the model before wrapping it"
+            return base
+    return None
+
+
+def _model_of(model: nn.Module) -> tuple[str, type]:
+    """The name of the model's encoder, and the class of its output."""
+    base = _base_of(model)
+    if base is not None:
+        if type(model).forward is not base.forward:
+            raise TypeError(
+                f"apply_kernels: {type(model).__name__} has a forward of its own, which the "
+                f"kernels would bypass; allowed: {base.__name__} itself"
+            )
+        encoder, output = _MODELS[base.__name__]
+        return encoder, getattr(sys.modules[base.__module__], output)
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    inner = next(((name, part) for name, part in parts if _base_of(part)), None)
+    if inner is not None:
+        advice = f"apply it to its {inner[0]}, the {type(inner[1]).__name__}, before wrapping"
     elif type(model).__module__.startswith("timm."):
         advice = "for timm's models there is simmim_kernels.integrations.timm.MaskedEncoder"
     else:

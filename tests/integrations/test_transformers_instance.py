@@ -103,8 +103,12 @@ class Subclass(transformers.ViTForMaskedImageModeling):
     [
         (lambda: torch.nn.Linear(2, 2), "Linear is not supported; allowed: transformers' ViTFor"),
         (lambda: transformers.ViTModel(transformers.ViTConfig(**VIT)), "ViTModel is not supported"),
-        (lambda: torch.nn.DataParallel(build("ViT")), "before wrapping"),
-        (lambda: torch.compile(build("ViT")), "before wrapping"),
+        (
+            lambda: torch.nn.DataParallel(build("ViT")),
+            "its module, the ViTForMasked.* before wrapping",
+        ),
+        (lambda: torch.compile(build("ViT")), "its _orig_mod, the ViTForMasked.* before wrapping"),
+        (lambda: torch.nn.Sequential(torch.nn.ReLU(), build("ViT")), "its 1, the ViTForMasked"),
         (lambda: pytest.importorskip("timm").create_model("resnet10t"), "timm.MaskedEncoder"),
         (lambda: Subclass(transformers.ViTConfig(**VIT)), "Subclass has a forward of its own"),
     ],
@@ -142,8 +146,8 @@ def test_calls_that_transformers_refuses_are_refused_with_its_words():
 
 
 @pytest.mark.slow
-def test_importing_the_library_does_not_import_transformers():
-    code = "import sys, simmim_kernels; print('transformers' in sys.modules)"
+def test_importing_the_library_brings_its_modules_and_not_transformers():
+    code = "import sys, simmim_kernels as sk; sk.nn.MaskToken; print('transformers' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -72,33 +72,26 @@ def test_parts_of_vit_that_were_changed(change, where):
     assert_same_step(model, change, where, images, bool_masked_pos=flat(mask, side))
 
 
-class Adapter(nn.Module):
-    """A module of another class in the place of a layer, as PEFT's."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.base_layer, self.weight = layer, layer.weight
-
-    def forward(self, x):
-        return sine(self.base_layer(x))
-
-
-def adapt(embedding):
-    embedding.projection = Adapter(embedding.projection)
+def adapt(model):
+    """LoRA on every kind of layer that the kernels look into, and PEFT's copy of one that is trained."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    layers = ["projection", "decoder.0", "q_proj", "query", "decoder_embed"]
+    config = peft.LoraConfig(
+        target_modules=layers, modules_to_save=["decoder_pred"], init_lora_weights=False
+    )
+    peft.get_peft_model(model, config)
 
 
 @pytest.mark.parametrize("case", ["ViT", "MAE"])
-def test_a_projection_within_an_adapter(case):
+def test_adapters_of_peft(case):
     model, (images, mask, side) = build("ViT"), problem("ViT")
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     call = {"bool_masked_pos": flat(mask, side)}
     if case == "MAE":
         model, images, call = mae.build(), mae.IMAGES, {"noise": mae.NOISE}
-    assert_same_step(model, adapt, PARTS[0], images, **call)
-    adapt(model.get_submodule(PARTS[0]))
-    assert f"a {__name__}.Adapter, not torch's Conv2d" in str(sk.apply_kernels(model))
+    assert_same_step(model, adapt, "", images, **call)
+    adapt(model)
+    assert "a peft.tuners.lora.layer.Conv2d, not torch's Conv2d" in str(sk.apply_kernels(model))
 
 
 DECODER = ["decoder", "decoder.decoder_embed", "decoder.decoder_pred", "decoder.decoder_layers.1"]

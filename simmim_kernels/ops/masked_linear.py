@@ -124,7 +124,8 @@ def masked_linear_l1(
     Args:
         tokens: `(B, h*w, D)`, row-major, without class or register tokens.
         weight: `(C*p*p, D)`, rows in `order`; that of SimMIM's 1x1 convolution is
-            `conv.weight.flatten(1)`.
+            `conv.weight.flatten(1)`. The layer itself is not called: of one that does more than a
+            product (LoRA, float8, a fake quantisation, hooks) give `masked_l1` the output.
         bias: `(C*p*p,)` or None.
         target: `(B, C, h*p, w*p)`, or tokens `(B, h*w, N)` beside a `weight` of `(N, D)`, as in
             `masked_l1`.

@@ -40,6 +40,16 @@ def test_lists_in_the_utf_16_of_powershell_and_excel(tmp_path, encoding):
         assert find_source(tmp_path / name, SourceConfig()).paths == paths
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_that_spreadsheets_write(tmp_path, separator):
+    path = tmp_path / "a, b; c.png"
+    path.write_bytes(png(PICTURES[0]))
+    rows = (("Label", "Path"), ("0,5", path.name))
+    text = "".join(separator.join(f'"{cell}"' for cell in row) + "\r\n" for row in rows)
+    (tmp_path / "list.csv").write_text(text)
+    assert find_source(tmp_path / "list.csv", SourceConfig()).paths == [path]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -47,11 +57,15 @@ def test_lists_in_the_utf_16_of_powershell_and_excel(tmp_path, encoding):
         ("a.png,1\nb.png,0\n", "list.csv begins with a.png: its first line must name the columns"),
         ("", "list.csv is empty: its first line must name the columns"),
         ("path\n", "list.csv: it names no image"),
-        ("label,path\n1,a.png\n0\n", "is no image that is read"),
+        ("a.png;1\nb.png;0\n", "list.csv begins with a.png: its first line must name the columns"),
+        ("label,path\n1,a.png\n0\n", "its path number 2, '', is no image that is read"),
+        (",a,b\n0,a.png,b.png\n", "list.csv has the columns , a, b: say with --column"),
+        ("path\na.png\0\n", "is no text in UTF-8, nor in UTF-16 that begins with its mark"),
     ],
 )
 def test_tables_with_parts_missing(text, words, tmp_path, capsys):
-    """No header, of which the first image would be gone; no rows; a row without a path."""
+    """No header, of which the first image would be gone; no rows; a row without a path; pandas' index
+    without a name; another encoding."""
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(png(PICTURES[0]))
     (tmp_path / "list.csv").write_text(text)
@@ -67,7 +81,7 @@ def test_tables_of_paths_with_a_row_without_one(tmp_path, capsys):
     pandas.DataFrame({"path": ["a.png", None]}).to_parquet(path)
     assert main(["stats", "--data", str(path), "--out", str(tmp_path / "a.json")]) == 2
     error = capsys.readouterr().err
-    assert f"{path}: {tmp_path} is no image that is read" in error and error.count("\n") == 1
+    assert f"{path}: its path number 2, '', is no image" in error and error.count("\n") == 1
 
 
 def test_paths_in_a_folder_of_tables_are_seen_from_it(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tifffile
 import torch
@@ -198,9 +199,23 @@ def test_an_index_is_made_once_and_anew_for_another_archive(tmp_path, monkeypatc
 
 MISTAKES = {
     "two columns": (write_csv, ("--column", "nothing"), "say with --column which one holds paths"),
-    "no column": (write_image_parquet, ("--column", "x"), "has the columns image, label: say with"),
+    "no column": (write_image_parquet, ("--column", "x"), "say with --column which of image holds"),
+    "a number": (
+        write_image_parquet,
+        ("--column", "label"),
+        "image, label: say with --column which",
+    ),
+    "nested images": (
+        lambda at: table_at(at / "a.parquet", [[png(PICTURES[0])]]),
+        ("--column", "images"),
+        "has the columns images: none of them holds images",
+    ),
     "no source": (lambda at: png_at(at / "a.doc"), (), "is no source of images"),
-    "no image": (lambda at: text_at(at / "a.txt", "b.doc"), (), "b.doc is no image that is read"),
+    "no image": (
+        lambda at: text_at(at / "a.txt", "b.doc"),
+        (),
+        "'b.doc', is no image that is read",
+    ),
     "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
     "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
     "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
@@ -221,6 +236,11 @@ def text_at(path: Path, text: str) -> Path:
     return path
 
 
+def table_at(path: Path, values: list) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table({"images": values}), path)
+    return path
+
+
 def array_at(path: Path, array: np.ndarray) -> Path:
     np.save(path, array)
     return path
@@ -238,6 +258,7 @@ def shards_at(folder: Path, compression: str) -> Path:
 def test_mistakes_cost_one_line(name, tmp_path, capsys):
     make, more, words = MISTAKES[name]
     data = make(tmp_path)
+    capsys.readouterr()
     assert main(["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), *more]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error

@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from simmim.config.images import SourceConfig
@@ -139,18 +139,23 @@ def read_paths(path: Path, column: str = "") -> list[str]:
         UserError: no header, no such column, or which one is meant cannot be told.
     """
     text = _decode(path.read_bytes())
+    if "\0" in text:
+        raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
     if path.suffix.lower() == ".txt":
         return [line for line in text.splitlines() if line.strip()]
-    table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    table = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
     names = list(table.fieldnames or ())
     # its first image would be taken for the name of a column, and be missing
     first = next((name for name in names if Path(name).suffix.lower() in SUFFIXES), None)
     if first is not None or not names:
         begins = f"begins with {printable(first)}" if first else "is empty"
         raise UserError(f"{path} {begins}: its first line must name the columns, for example path")
-    likely = [name for name in names if name in _PATH_COLUMNS] or names
+    likely = [name for name in names if name.lower() in _PATH_COLUMNS] or names
     name = column or (likely[0] if len(likely) == 1 else "")
-    if name not in names:
+    if not name or name not in names:
         raise UserError(
             f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
         )
@@ -167,11 +172,12 @@ def _decode(content: bytes) -> str:
     ).read()
 
 
-def _listed(path: Path, lines: Iterable[str]) -> Listing:
+def _listed(path: Path, lines: Sequence[str]) -> Listing:
     """Files that a list names, as seen from the list's own folder."""
     paths = [path.parent / line for line in lines]
-    other = next((p for p in paths if p.suffix.lower() not in SUFFIXES), None)
-    if not paths or other is not None:
-        what = printable(f"{other} is no image that is read") if paths else "it names no image"
-        raise UserError(f"{path}: {what}")
+    if not paths:
+        raise UserError(f"{path}: it names no image")
+    for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
+        if image.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
     return Listing(path.parent, paths)

@@ -45,11 +45,15 @@ class TableSource:
         ranks = {name: _rank(feature) for name, feature in table.features.items()}
         likely = [name for name in ranks if 0 < ranks[name] == max(ranks.values())]
         name = column or (likely[0] if len(likely) == 1 else "")
-        if name not in ranks:
-            raise UserError(
-                f"{path} has the columns {', '.join(ranks)}: say with --column which one holds "
-                "the images"
+        if not ranks.get(name):
+            held = ", ".join(map(str, ranks))
+            able = [column for column in ranks if ranks[column]]
+            advice = (
+                f"say with --column which of {', '.join(able)} holds the images"
+                if able
+                else "none of them holds images, files' contents, arrays or paths"
             )
+            raise UserError(f"{path} has the columns {held}: {advice}")
         feature = table.features[name]
         if ranks[name] == 1:
             self.texts = [text or "" for text in table[name]]
@@ -80,13 +84,13 @@ class TableSource:
 def _rank(feature: Any) -> int:
     """4 for pictures and files' contents, 3 for arrays, 1 for text, 0 for what cannot be an image."""
     inner = getattr(_inner(feature), "dtype", "")
-    if type(feature).__name__ == "Image" or inner in ("binary", "large_binary"):
-        return 4
     if isinstance(feature, dict):
         return 4 if "bytes" in feature else 0
     if feature is not _inner(feature) or hasattr(feature, "shape"):
         return 3 if inner.startswith(("int", "uint", "float")) else 0
-    return 1 if inner in ("string", "large_string") else 0
+    if type(feature).__name__ == "Image" or inner in ("binary", "large_binary", "binary_view"):
+        return 4
+    return 1 if inner in ("string", "large_string", "string_view") else 0
 
 
 def _inner(feature: Any) -> Any:

@@ -295,3 +295,11 @@ def test_a_file_that_is_cut_short_is_refused(planar, blocks, tmp_path):
                 tag.overwrite(tag.value[:-2])
     with pytest.raises(BadImageError, match="damaged"), file_errors(path):
         read(path, 5, "uint16")
+
+
+def test_lab_is_no_bands(tmp_path):
+    """Two of its bands are signed, which no tag says."""
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(numbers("uint8", 3), 0, -1), photometric="cielab"
+    )
+    assert refused(tmp_path / "a.tif", 3, None, bands=(1, 2, 3)).startswith("CIELAB colours")

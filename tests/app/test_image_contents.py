@@ -132,3 +132,23 @@ def test_kinds_by_content_not_by_suffix(tmp_path):
         assert far == 0 if kind in ("BMP", "JPEG2000") else far < 20, kind
     image.save(tmp_path / "a.jpg", format="PNG")
     assert np.array_equal(read(tmp_path / "a.jpg"), RGB)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (imagecodecs.jpegxl_encode(RGB), "JPEG XL inside, a kind that is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC inside, a kind that is not read"),
+        (bytes(128) + b"DICM\2\0\0\0UL", "DICOM inside, a kind that is not read"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer without its file inside, a kind that is not read",
+        ),
+        (b"<!DOCTYPE html>", "a web page inside, a kind that is not read"),
+        (b"", "an empty file"),
+        (b"text", "not an image"),
+    ],
+)
+def test_what_is_often_named_as_a_picture_is_told(tmp_path, content, words):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert refusal(tmp_path / "a.jpg") == words

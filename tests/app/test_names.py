@@ -28,9 +28,9 @@ def test_names_of_any_bytes(photographs, tmp_path, capsys):
     settings = ("--data", data, "--out", out / "run", *FAST, "--epochs", 1, "--val-count", 2)
     arguments = ("pretrain", *settings, "--keep-rest", "--picture", 1)
     assert main([str(a) for a in arguments]) == 0
-    assert r"caf\udce9 \udcff\n\x1b[31m.png: not an image" in capsys.readouterr().err
+    assert r"caf\udce9 \udcff\n\x1b[31m.png: an empty file" in capsys.readouterr().err
     path = out / "run" / "checkpoints" / "last.pt"
-    assert checkpoint.load(path)["counters"]["bad"] == {str(broken): "not an image"}
+    assert checkpoint.load(path)["counters"]["bad"] == {str(broken): "an empty file"}
     assert list((out / "run" / "tensorboard").glob("events.*"))
     small = ("--workers", 0, "--device", "cpu", "--checkpoint", path)
     for arguments in (

@@ -211,8 +211,10 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
         bits = tag_values(page, 258, 1)
         if set(bits) & {1, 2, 4} or len(set(bits)) > 1 or page.dtype is None:
             reasons.append(f"{' and '.join(map(str, sorted(set(bits))))} bits a channel")
-        if page.photometric == 3:
-            reasons.append("a palette, which holds no bands")
+        # of Lab two bands are signed, which no tag says
+        kinds = {3: "a palette, which holds no bands", 8: "CIELAB colours, which are no bands"}
+        if page.photometric in kinds:
+            reasons.append(kinds[page.photometric])
         if reasons:
             raise OtherContentsError(", ".join(reasons))
         count = page.samplesperpixel * len(pages)

@@ -68,6 +68,16 @@ _SIGNATURES = {
     "NPZ": (b"PK\x03\x04",),
 }
 
+#: what lies in data sets under the names of pictures and is none that Pillow knows: where it is told
+#: from others, by what
+_UNREAD = (
+    *((4, brand, "HEIC") for brand in (b"ftypheic", b"ftypheix", b"ftypmif1")),
+    *((0, start, "JPEG XL") for start in (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    (128, b"DICM", "DICOM"),
+    (0, b"version https://git-lfs", "a Git LFS pointer without its file"),
+    *((0, start, "a web page") for start in (b"<!DOCTYPE", b"<!doctype", b"<html")),
+)
+
 
 def kind_of(file: BinaryIO) -> str:
     """What kind of file this is, by how it begins; ``file`` is left at its beginning.
@@ -140,6 +150,13 @@ def open_image(file: BinaryIO, kind: str, depth: int) -> Image.Image:
 
 def _describe_other(file: BinaryIO) -> str:
     """What a file that begins as none of the kinds we read is."""
+    start = file.read(160)
+    file.seek(0)
+    if not start:
+        return "an empty file"
+    name = next((name for at, mark, name in _UNREAD if start[at:].startswith(mark)), None)
+    if name is not None:
+        return f"{name} inside, a kind that is not read"
     try:
         with warnings.catch_warnings(), Image.open(file) as image:
             return f"{image.format} inside, a kind that is not read"

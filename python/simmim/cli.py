@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 0 after ``--help``, with 2 for a command line that cannot be read.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # one that the parent closed: the next file that is opened would take its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # names of files may hold any bytes, and those that are no text are printed as \udc.., not
         # refused
@@ -116,8 +120,7 @@ def _give_up_broken_output() -> None:
     """Send what cannot be written nowhere, or Python complains once more when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except (OSError, ValueError):
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

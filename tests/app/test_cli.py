@@ -110,6 +110,15 @@ def test_a_mistake_ends_the_process_with_status_2(simmim, tmp_path):
     assert last.startswith("simmim: no images in")
 
 
+@pytest.mark.parametrize("command", ["stats", "pack"])
+def test_streams_may_be_closed(command, photographs, tmp_path, monkeypatch):
+    """As by a shell's ``>&-``: Python puts None in their places."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    out = tmp_path / "out"
+    assert main([command, "--data", str(photographs), "--out", str(out)]) == 0 and out.exists()
+
+
 def test_no_command_at_all_names_them(capsys):
     with pytest.raises(SystemExit) as caught:
         main([])

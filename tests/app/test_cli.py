@@ -259,6 +259,17 @@ def test_an_extra_that_is_missing_is_named(package, extra, command, tmp_path, mo
     assert f'{package}, which is not installed: pip install "simmim-kernels[{extra}]"' in err
 
 
+def test_ends_of_names_that_no_parameter_has_are_refused(photographs, tmp_path, capsys):
+    """But for a preset's own, whose encoder may have been replaced."""
+    given = ("--data", photographs, *FAST, "--epochs", 1, "--out")
+    also = ("--also-decay", "mask_token", "nonsense")
+    status, _, error = run(capsys, "pretrain", *given, tmp_path / "a", *also)
+    words = "simmim: --also-decay nonsense: no parameter of vit_tiny_patch16_224 ends so\n"
+    assert status == 2 and error.endswith(words)
+    preset = ("--preset", "swin-b", "--accumulate", 1)
+    assert run(capsys, "pretrain", *given, tmp_path / "b", *preset)[0] == 0
+
+
 def test_resuming_takes_the_settings_of_the_run(photographs, labelled, tmp_path, capsys):
     out = tmp_path / "out"
     begin = ("pretrain", "--data", photographs, "--out", out, *FAST, "--lr", 0.5, "--overwrite")

@@ -210,7 +210,12 @@ def test_what_is_only_said():
     assert remarks(steps) == ["--milestones 100 is never reached: the run ends after 100 epochs"]
     idle = dataclasses.replace(steps, schedule="step")
     idle.check()
-    assert remarks(idle) == ["--milestones have no effect with --schedule step"]
+    assert remarks(idle) == ["--milestones has no effect with --schedule step"]
+    more = {"nodata_share": 0.1, "min_lr": 0.0, "gamma": 0.2, "warmup_lr": 0.0, "warmup_epochs": 0}
+    idle = dataclasses.replace(idle, **more, fixed_ends=True, show_bands=(1,))
+    for name in ("milestones", "gamma", "min_lr", "warmup_lr", "fixed_ends", "nodata_share"):
+        assert any(line.startswith(f"{flag(name)} has no effect with") for line in remarks(idle))
+    assert "--show-bands has no effect without --picture" in remarks(idle)
     demo = dataclasses.replace(PRESETS["demo"], data=Path("a"))
     assert remarks(demo) == ["no picture is drawn at the end: there are no validation images"]
     check_conflicts(demo, PRESETS["demo"])

@@ -264,6 +264,15 @@ def test_mistakes_cost_one_line(name, tmp_path, capsys):
     assert words in error and error.count("\n") == 1, error
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys):
+    data = table_at(tmp_path / "a.parquet", [png(PICTURES[0])])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file/cache")
+    assert main(["stats", "--data", str(data), "--out", str(tmp_path / "out.json")]) == 2
+    error = capsys.readouterr().err
+    assert "HF_DATASETS_CACHE names the folder that it writes to" in error, error
+
+
 @pytest.mark.parametrize("command", ["stats", "pack"])
 def test_an_array_without_images_is_refused(command, tmp_path, capsys):
     data = array_at(tmp_path / "a.npy", np.zeros((0, 3, 8, 8), np.uint8))

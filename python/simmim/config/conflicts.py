@@ -40,8 +40,8 @@ def remarks(config: object) -> list[str]:
             f"{config.epochs} or longer: the learning rate never comes down from --lr, or never "
             "reaches it"
         )
-    if has("milestones") and has("schedule") != "multistep":
-        lines.append(f"--milestones have no effect with --schedule {config.schedule}")
+    given = _given(config, None)
+    lines += [f"{flag(name)} has no effect {why}" for name, why in _idle(has) if given(name)]
     late = [m for m in has("milestones", ()) if m >= has("epochs")]
     if late and has("schedule") == "multistep":
         lines.append(
@@ -57,6 +57,23 @@ def remarks(config: object) -> list[str]:
             f"--cache with --workers {config.workers}: each worker comes to hold all decoded images"
         )
     return lines
+
+
+def _idle(has: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Settings that others make idle, and which."""
+    schedule = has("schedule")
+    if schedule != "multistep":
+        yield from ((name, f"with --schedule {schedule}") for name in ("milestones", "gamma"))
+    if schedule in ("step", "multistep"):
+        yield "min_lr", f"with --schedule {schedule}"
+    if has("warmup_epochs") == 0:
+        yield "warmup_lr", "without --warmup-epochs"
+    if has("layer_decay", 1) == 1:
+        yield "fixed_ends", "without a --layer-decay"
+    if not has("nodata"):
+        yield "nodata_share", "without --nodata"
+    if not has("picture", 1):
+        yield "show_bands", "without --picture"
 
 
 def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any]) -> Iterator[str]:

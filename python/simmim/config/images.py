@@ -137,10 +137,10 @@ class ImageConfig(SourceConfig):
             UserError: one of them.
         """
         check_numbers(self)
-        check_conflicts(self, self._defaults())
+        check_conflicts(self, self.defaults())
         self.check_images()
 
-    def _defaults(self) -> ImageConfig | None:
+    def defaults(self) -> ImageConfig | None:
         """What the settings were before the command line, where that is not the class's defaults."""
         return None
 

@@ -117,7 +117,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     log_every: int = 0
     """Updates between two rows of the training log; 0: one row an epoch."""
 
-    def _defaults(self) -> FinetuneConfig | None:
+    def defaults(self) -> FinetuneConfig | None:
         from simmim.presets import FINETUNE_PRESETS
 
         return FINETUNE_PRESETS.get(self.preset)

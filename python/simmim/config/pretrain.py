@@ -114,7 +114,7 @@ class PretrainConfig(RunConfig):
     """Three channels that the picture shows as red, green and blue, or one shown as gray, counted from
     1; default the first three, or the first if there are fewer."""
 
-    def _defaults(self) -> PretrainConfig | None:
+    def defaults(self) -> PretrainConfig | None:
         from simmim.presets import METHODS, PRESETS
 
         return METHODS[self.method] if self.preset == "none" else PRESETS.get(self.preset)

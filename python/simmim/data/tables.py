@@ -39,8 +39,11 @@ class TableSource:
             else:
                 table = datasets.load_from_disk(str(path))
         except Exception as error:
+            # read-only homes, full disks
+            cache = isinstance(error, OSError) and files
             raise UserError(
                 f"{path} is no table that datasets reads: {first_line(error)}"
+                + "; HF_DATASETS_CACHE names the folder that it writes to" * bool(cache)
             ) from error
         ranks = {name: _rank(feature) for name, feature in table.features.items()}
         likely = [name for name in ranks if 0 < ranks[name] == max(ranks.values())]

@@ -92,6 +92,7 @@ class Loop(Fitting):
         torch.manual_seed(config.seed)
         with named_if_slow(f"building {config.encoder}"):
             model = self.build_model()
+        self._check_also_decay(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.attention = choose_attention(
             model, config.attention, self.fabric.device.type, config.precision
@@ -114,6 +115,14 @@ class Loop(Fitting):
     def groups(self, model: nn.Module) -> list[dict]:
         """The optimiser's parameter groups."""
         return parameter_groups(model, self.config.weight_decay, also_decay=self.config.also_decay)
+
+    def _check_also_decay(self, model: nn.Module) -> None:
+        """Refuse ends of names that no parameter has; a preset's may be of another encoder's."""
+        names = [name for name, _ in model.named_parameters()]
+        preset = (self.config.defaults() or self.config).also_decay
+        for end in set(self.config.also_decay) - set(preset):
+            if not any(name.endswith(end) for name in names):
+                raise UserError(f"--also-decay {end}: no parameter of {self.config.encoder} ends so")
 
     def _adamw(self) -> torch.optim.AdamW:
         return adamw(self.groups(self.model.module), self.config.betas)

@@ -154,6 +154,18 @@ def test_a_failure_in_the_middle_of_the_step_saves_nothing(photographs, tmp_path
     assert step_of(tmp_path / "run") == 2
 
 
+def test_too_many_open_files_are_explained(photographs, tmp_path):
+    """In PyTorch's words, which ask for a call that a command line cannot make."""
+    trainer = Trainer(config_of(photographs, tmp_path / "run"))
+
+    def fail(batch, epoch):
+        raise RuntimeError("Too many open files. Communication with the workers is no longer")
+
+    trainer.pass_loss = fail
+    with pytest.raises(UserError, match="ulimit -n 4096, or lower --workers; no checkpoint"):
+        trainer.fit()
+
+
 def test_an_unknown_failure_keeps_its_type_and_saves(photographs, tmp_path):
     trainer = Trainer(config_of(photographs, tmp_path / "run"))
     genuine = trainer.pass_loss

@@ -107,6 +107,11 @@ def _explain(error: RuntimeError | MemoryError) -> UserError | None:
             "out of memory: lower --batch-size (for pretrain and finetune raise --accumulate by as "
             "much, and the run stays the same)"
         )
+    if text.startswith("Too many open files"):
+        return ProcessError(
+            "too many open files: each batch that is handed over takes some, so raise their number, for "
+            "example by ulimit -n 4096, or lower --workers"
+        )
     if text.startswith("DataLoader worker"):
         return ProcessError(
             "a process that reads images was killed, as systems do that run out of memory: lower "

@@ -218,6 +218,11 @@ MISTAKES = {
     ),
     "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
     "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
+    "one image": (
+        lambda at: array_at(at / "a.npy", np.zeros((40, 44, 3), np.uint8)),
+        (),
+        "an array of 40 x 44 x 3: one image (H, W, C), it seems",
+    ),
     "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
     "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
     "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),

@@ -31,6 +31,12 @@ class ArraySource:
                 f"{path} is an array of {array.ndim} dimensions: many images are (N, H, W), "
                 "(N, C, H, W) or (N, H, W, C)"
             )
+        if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
+            size = " x ".join(map(str, array.shape))
+            raise UserError(
+                f"{path} is an array of {size}: one image (H, W, C), it seems. Many are (N, H, W), "
+                "(N, C, H, W) or (N, H, W, C): put it into an array with array[None]"
+            )
         self._count = len(array) if hasattr(array, "__len__") else array.shape[0]
         self._bytes = int(np.prod(array.shape[1:])) * array.dtype.itemsize
 

@@ -122,7 +122,9 @@ class Loop(Fitting):
         preset = (self.config.defaults() or self.config).also_decay
         for end in set(self.config.also_decay) - set(preset):
             if not any(name.endswith(end) for name in names):
-                raise UserError(f"--also-decay {end}: no parameter of {self.config.encoder} ends so")
+                raise UserError(
+                    f"--also-decay {end}: no parameter of {self.config.encoder} ends so"
+                )
 
     def _adamw(self) -> torch.optim.AdamW:
         return adamw(self.groups(self.model.module), self.config.betas)

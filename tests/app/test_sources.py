@@ -226,6 +226,11 @@ MISTAKES = {
     "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
     "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
     "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),
+    "several parts": (
+        lambda at: parts_at(at / "data"),
+        (),
+        "data holds shards of several parts, such as test-0.parquet and train-0.parquet",
+    ),
     "no row": (lambda at: array_at(at / "a.npy", np.zeros((0, 4, 4))), (), "a.npy: it is empty"),
     "nowhere": (lambda at: at / "nowhere.npy", (), "no such folder"),
 }
@@ -244,6 +249,14 @@ def text_at(path: Path, text: str) -> Path:
 def table_at(path: Path, values: list) -> Path:
     pyarrow.parquet.write_table(pyarrow.table({"images": values}), path)
     return path
+
+
+def parts_at(folder: Path) -> Path:
+    """Files as a data set on the Hub has them."""
+    folder.mkdir()
+    for part in ("train", "test"):
+        table_at(folder / f"{part}-0.parquet", [png(PICTURES[0])])
+    return folder
 
 
 def array_at(path: Path, array: np.ndarray) -> Path:

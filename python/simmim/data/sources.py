@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ from simmim.errors import UserError, printable
 
 #: names of columns that hold paths, where several columns hold text
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
+
+#: names of folders and shards that are parts of a data set and never classes, in any letter case
+ROLES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 def is_folder_of_files(path: Path) -> bool:
@@ -102,6 +110,7 @@ def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
     folder, shards = found.folder, sorted(found.shards)
     archives = [path for path in shards if path.suffix.lower() == ".tar"]
     tables = [path for path in shards if path not in archives]
+    _check_one_part(folder, archives or tables)
     if archives:
         used, listing = archives, _archives(folder, archives)
     elif tables:
@@ -114,6 +123,23 @@ def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
         return listing if parts else None
     listing.left += found.left - Counter(map(other_kind, used))
     return listing
+
+
+def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
+    """Raise ``UserError`` where shards say by their names that they are several parts of a data set."""
+    roles = {name: role for role, names in ROLES.items() for name in names}
+    found = {
+        roles[word]: path
+        for path in reversed(shards)
+        for word in re.split(r"[\W_]", path.name.lower())
+        if word in roles
+    }
+    if len(found) > 1:
+        first, second, *_ = sorted(found.values())
+        raise UserError(
+            f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
+            "those of each part, or links to them, into a folder of its own, train/ and val/ or test/"
+        )
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:

@@ -12,18 +12,11 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.demo import demo_photographs
 from simmim.data.item import Item
 from simmim.data.listing import Listing
-from simmim.data.sources import find_source, is_folder_of_files
+from simmim.data.sources import ROLES, find_source, is_folder_of_files
 from simmim.errors import UnreadableImageError, UserError
 
 #: crops and masks of validation images are the same whatever the run's own seed
 VALIDATION_SEED = 0
-
-#: names of folders that are parts of a data set and never classes, in any letter case
-_ROLES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ def find_roles(folder: Path) -> dict[str, Path]:
         raise UserError(
             f"the folder {folder} may not be read: change its permissions, or name another folder"
         ) from None
-    for role, names in _ROLES.items():
+    for role, names in ROLES.items():
         folders = [folder / name for name in inside if name.lower() in names]
         folders = [path for path in folders if path.is_dir()]
         if len(folders) > 1:

@@ -18,31 +18,37 @@ BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
 
 def published(x, window, eps=1e-6):
-    """The published arithmetic, three `avg_pool2d`, in the type of `x`."""
-    n = F.avg_pool2d(
-        torch.ones_like(x), window, 1, window // 2, count_include_pad=True, divisor_override=1
-    )
-    m, square = (
-        F.avg_pool2d(t, window, 1, window // 2, count_include_pad=False) for t in (x, x**2)
-    )
+    """The published arithmetic, three `avg_pool2d`, in the type of `x`; in float64, and to count the
+    pixels, over columns and then over rows, which is far quicker."""
+    lines = ((window, 1), (1, window))
+
+    def pool(x, kernels, **options):
+        for kernel in kernels:
+            x = F.avg_pool2d(x, kernel, 1, [size // 2 for size in kernel], **options)
+        return x
+
+    n = pool(torch.ones_like(x[:1, :1]), lines, divisor_override=1)
+    kernels = lines if x.dtype == torch.float64 else ((window, window),)
+    m, square = (pool(t, kernels, count_include_pad=False) for t in (x, x**2))
     v = ((square - m**2) * (n / (n - 1))).clamp(min=0)
     return (x - m) / (v + eps) ** 0.5
 
 
 def exact(x, window, eps=1e-6):
-    """The definition, pixel by pixel in float64: the square cut out, its mean subtracted before it
-    is squared, so that nothing cancels."""
+    """The definition, square by square in float64: each one's mean is subtracted before it is
+    squared, so that nothing cancels."""
     x = x.double()
     out = torch.empty_like(x)
-    r = window // 2
+    r = min(window // 2, max(x.shape[2:]))
+    inside = F.pad(torch.ones(x.shape[3], dtype=torch.bool), (r, r)).unfold(0, 2 * r + 1, 1)
+    columns = F.pad(x, (r, r)).unfold(3, 2 * r + 1, 1)
     for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            square = x[:, :, max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1].flatten(2)
-            m = square.mean(2)
-            d = square - m[..., None]
-            n = square.shape[2]
-            v = (d * d).sum(2) / (n - 1) if n > 1 else torch.zeros_like(m)
-            out[:, :, i, j] = (x[:, :, i, j] - m) / (v + eps).sqrt()
+        squares = columns[:, :, max(i - r, 0) : i + r + 1]  # (B, C, rows, W, window)
+        n = squares.shape[2] * inside.sum(1)
+        m = squares.sum((2, 4)) / n
+        d = torch.where(inside, squares - m[:, :, None, :, None], 0.0)
+        v = d.square().sum((2, 4)) / (n - 1).clamp(min=1)
+        out[:, :, i] = (x[:, :, i] - m) / (v + eps).sqrt()
     return out
 
 

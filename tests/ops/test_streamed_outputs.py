@@ -69,8 +69,10 @@ def test_mask_image(layout, dtype, unit):
     ],
 )
 def test_gradient_of_a_loss(kind, layout, dtype, unit, patch):
+    per_sample = 3 * (7 * unit) ** 2 * dtype.itemsize // (2 if layout == "units" else 1)
+    batch = STREAMED // per_sample + 1
     pred, target, mask, _ = problem(
-        48, 3, (7, 7), unit, patch, layout, dtype, torch.float32, seed=3
+        batch, 3, (7, 7), unit, patch, layout, dtype, torch.float32, seed=3
     )
     assert pred.numel() * pred.element_size() >= STREAMED
     pred.requires_grad_()

@@ -10,10 +10,9 @@ import sys
 
 import hypothesis
 import pytest
-import torch
 
+# PyTorch is imported where it is needed: the process that starts pytest's workers has no use for it.
 from tests.backends import BACKENDS, CASES, DEVICE, EXAMPLES
-from tests.poison import poison_memory
 
 # The same cases in every clone; `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES)
@@ -32,6 +31,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if DEVICE != "cpu":
+    import torch
+
     torch.set_default_device(DEVICE)
 if "SIMMIM_TEST_CUDA_MODULE" in os.environ:  # the CUDA sources, compiled for the host
     _spec = importlib.util.spec_from_file_location(
@@ -66,11 +67,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
+    from tests.poison import poison_memory
+
     for name in BACKENDS:
         if name != "reference":
             poison_memory(monkeypatch, name)

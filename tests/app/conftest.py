@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("timm", reason="the application needs the extra [train]")
 pytest.importorskip("lightning_fabric", reason="the application needs the extra [train]")
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from simmim.config.pretrain import PretrainConfig
@@ -23,6 +24,8 @@ from .runs import kill_started
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: the files whose tests look at pictures
+DRAWN = {"test_labels", "test_learn", "test_mae", "test_names", "test_reconstruct", "test_stats"}
 #: a transformer that trains in milliseconds, with every kind of randomness that a run can have
 TINY = {
     "encoder": "vit_tiny_patch16_224",
@@ -129,6 +132,20 @@ def start_simmim():
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Saves every picture without its axes and texts, which take longer to draw than a small run to
+    train; but for the files that test pictures."""
+    if request.path.stem in DRAWN:
+        return
+    genuine = Figure.savefig
+
+    def save(figure: Figure, *arguments: object, **options: object) -> None:
+        genuine(figure.clear() or figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(autouse=True)

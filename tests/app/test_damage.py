@@ -21,18 +21,30 @@ from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.failures import explained
 
+from .conftest import write_photographs
 from .pictures import find_images
 from .runs import run_command
 from .test_cli import FAST
 
 
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory) -> Path:
+    """The folder of images and of a finished run of two updates on them."""
+    place = tmp_path_factory.mktemp("trained")
+    photographs = write_photographs(place / "photographs")
+    assert main(pretrain(photographs, place / "run")) == 0
+    return place
+
+
 @pytest.fixture
-def trained(photographs, tmp_path, capsys) -> Path:
-    """The folder of a finished run of two updates."""
-    out = tmp_path / "run"
-    assert main(pretrain(photographs, out)) == 0
-    capsys.readouterr()
-    return out
+def photographs(run_of_two, tmp_path) -> Path:
+    return shutil.copytree(run_of_two / "photographs", tmp_path / "photographs")
+
+
+@pytest.fixture
+def trained(run_of_two, tmp_path) -> Path:
+    """A copy of the run, which a test may damage."""
+    return shutil.copytree(run_of_two / "run", tmp_path / "run", symlinks=True)
 
 
 def pretrain(data: Path, out: Path, *more: object) -> list[str]:

@@ -40,10 +40,10 @@ wheels: install ## build the wheels and the source distribution into dist, and t
 		tests/gpu/test_nvcc.py tests/gpu/test_machine_code.py -rs
 
 check: ## run the quick tests on what is built, before every commit (2 minutes on two cores)
-	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 -m "not slow"
+	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist worksteal -m "not slow"
 
 test: install ## install and run every test
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist worksteal
 
 test-lowest: ## run the quick tests with the lowest versions that pyproject.toml admits (3 GB)
 	rm -rf $(LOWEST)/source && mkdir -p $(LOWEST)/source

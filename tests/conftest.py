@@ -48,12 +48,15 @@ SLOW_FIXTURES = {"simmim", "start_simmim", "wheel", "bare"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Marks what is slow, and puts it first: pytest's workers then end with what is quick, together.
-    Emulation is slower still: of each test's cases it runs CASES, the same ones every time."""
+    """Marks what is slow, and puts it first, what compiles or builds before the application: pytest's
+    workers then end with what is quick, together. Emulation is slower still: of each test's cases it
+    runs CASES, the same ones every time."""
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(
+        key=lambda item: (item.get_closest_marker("slow") is None, item.path.parent.name == "app")
+    )
     if not CASES:
         return
     tests = {}

@@ -50,7 +50,7 @@ def test_cuda_sources_do_not_ask_which_gpu_they_are_compiled_for():
     assert not re.findall(r"__CUDA_ARCH__ *[<>=!].*", "\n".join(sources))
 
 
-@pytest.mark.parametrize(("backend", "target", "name", "orders"), cases())
+@pytest.mark.parametrize(("backend", "target", "name", "orders"), list(cases()))
 def test_compiled_kernels_have_no_fault_and_the_reference_result(
     backend, target, name, orders, monkeypatch
 ):

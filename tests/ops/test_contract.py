@@ -74,14 +74,15 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
     """Each tensor alone: a kernel may have one path for a strided prediction, another for a target."""
     change, arguments = LAYOUTS[layout], arguments_of(name)
     with served(backend, name):
+        given = results(name, arguments)
         for key, value in arguments.items():
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             strided = change(value)
-            found = results(name, arguments | {key: strided})
-            expected = results(
-                name, arguments | {key: strided.clone(memory_format=torch.contiguous_format)}
-            )
+            found, expected = results(name, arguments | {key: strided}), given
+            if layout == "expanded" or not value.is_contiguous():
+                plain = strided.clone(memory_format=torch.contiguous_format)
+                expected = results(name, arguments | {key: plain})
             if backend == "cuda":
                 # what cannot be read in packs has a kernel of its own, which rounds a product elsewhere
                 assert_close_to_rounding(found, expected)

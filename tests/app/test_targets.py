@@ -139,6 +139,10 @@ def test_kernels_and_plain_pytorch_agree(family, target, loss, target_norm):
         encoder_of(family), loss=loss, mean=mean, std=std, target=target, target_norm=target_norm
     )
     torch.nn.init.normal_(start.head.weight, std=0.05)
+    if loss == "l1":
+        # The sign of a difference that rounds to 0 or beside it would depend on the processor.
+        with torch.no_grad():
+            start.head.bias.copy_(8.0 - 16.0 * (torch.arange(len(start.head.bias)) % 2))
     names = ["loss", "baseline", *(name for name, _ in start.named_parameters())]
     for unit in (32, 16):
         results = {"ours": [], "plain": [], "exact": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from simmim.errors import UserError
 from simmim.storage import folder_lock
-from simmim.storage.folder_lock import LEASE, FolderLock
+from simmim.storage.folder_lock import STALE, FolderLock
+from simmim.storage.lock_holder import Holder, start_time
 
 from .conftest import environment
 
@@ -72,26 +74,12 @@ def locks(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.lock"))
 
 
-def put(folder: Path, age: float = 0.0, **changes: object) -> Path:
-    """The lock file of another process, this one's parent, with some lines changed, last renewed ``age``
-    seconds ago."""
-    lock = FolderLock(folder, "other", folder)
-    lock.acquire()
-    path = folder / "run.lock"
-    lines = dict(line.split("=", 1) for line in lock.path.read_text().splitlines()[1:])
-    lock.release()
-    lines |= {"pid": os.getppid(), "start": start_token(os.getppid()), "token": "0" * 32} | changes
-    text = "".join(f"{name}={value}\n" for name, value in lines.items())
-    path.write_text(f"filelock/2\n{text}")
+def put(folder: Path, number: int = 1, age: float = 0.0, **changes: object) -> Path:
+    """A lock file that another process left, last renewed ``age`` seconds ago."""
+    path = folder / f"run.{number}.lock"
+    path.write_text(dataclasses.replace(Holder(), **changes).to_json())
     os.utime(path, (time.time() - age, time.time() - age))
     return path
-
-
-def start_token(pid: int) -> int:
-    """What filelock notes of a process's start."""
-    from filelock import _identity
-
-    return _identity.process_start_token(pid)
 
 
 def ended_process() -> int:
@@ -115,7 +103,9 @@ def test_a_killed_process_is_followed_at_once(tmp_path, holding, capsys):
     (holder,) = holding()
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    # its exit status has not been read: the process number is still taken
+    while start_time(holder.pid) is not None:
+        time.sleep(0.001)
     lock_of(tmp_path).acquire()
     error = capsys.readouterr().err
     assert f"took over {tmp_path} from process {holder.pid} on " in error
@@ -124,59 +114,81 @@ def test_a_killed_process_is_followed_at_once(tmp_path, holding, capsys):
 
 @pytest.mark.slow
 def test_of_many_that_take_over_a_stale_lock_one_succeeds(tmp_path, holding):
-    put(tmp_path, pid=ended_process())
+    put(tmp_path, number=4, pid=ended_process(), token="x")
     processes = holding(8)
     time.sleep(2)
     (tmp_path / "go").touch()
     answers = [process.stdout.readline() for process in processes]
     assert sorted(answer.split()[0] for answer in answers) == ["held"] + ["refused"] * 7
-    assert [path.name for path in locks(tmp_path)] == ["run.lock"]
+    assert [path.name for path in locks(tmp_path)] == ["run.5.lock"]
 
 
-def test_elsewhere_counts_until_it_falls_silent(tmp_path, monkeypatch, capsys):
-    path = put(tmp_path, age=LEASE - 20, host="elsewhere")
-    with pytest.raises(UserError, match=f"in use by process .* on elsewhere: .* delete {path}"):
+def test_takeovers_interleaved_at_every_step(tmp_path, monkeypatch):
+    """A second process takes the lock over while a first one is between two steps of doing so."""
+    genuine = folder_lock._create
+    rival = lock_of(tmp_path)
+
+    def create(path: Path, text: str) -> bool:
+        monkeypatch.setattr(folder_lock, "_create", genuine)
+        rival.acquire()
+        # as if the rival were another process that runs
+        rival._path.write_text(put_by_another.to_json())
+        return genuine(path, text)
+
+    put_by_another = dataclasses.replace(
+        Holder(), pid=os.getppid(), started=start_time(os.getppid())
+    )
+    put(tmp_path, pid=ended_process())
+    monkeypatch.setattr(folder_lock, "_create", create)
+    with pytest.raises(UserError, match=f"in use by process {os.getppid()}"):
         lock_of(tmp_path).acquire()
-    monkeypatch.setattr(folder_lock, "LEASE", 1.0)
-    monkeypatch.setattr(folder_lock, "RENEWAL", 0.2)
-    put(tmp_path, age=20, host="elsewhere")
+    assert [path.name for path in locks(tmp_path)] == [rival._path.name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"host": "elsewhere"}, {"boot": "another"}, {"space": "pid:[1]"}],
+    ids=["host", "boot", "container"],
+)
+def test_elsewhere_counts_until_it_falls_silent(changes, tmp_path, capsys):
+    path = put(tmp_path, age=STALE - 20, **changes)
+    with pytest.raises(UserError, match=f"in use by process .* delete {path}"):
+        lock_of(tmp_path).acquire()
+    put(tmp_path, age=STALE + 20, **changes)
     lock = lock_of(tmp_path)
     lock.acquire()
     lock.check_held()
-    assert "on elsewhere, which has been silent" in capsys.readouterr().err
-
-
-def test_a_stopped_process_keeps_it(tmp_path):
-    put(tmp_path, age=LEASE + 20)
-    with pytest.raises(UserError, match=f"in use by process {os.getppid()}"):
-        lock_of(tmp_path).acquire()
+    assert "has been silent for 3" in capsys.readouterr().err
+    assert [p.name for p in locks(tmp_path)] == ["run.2.lock"]
 
 
 def test_a_process_number_that_is_used_again(tmp_path):
-    put(tmp_path)
+    put(tmp_path, pid=os.getppid(), started=start_time(os.getppid()))
     with pytest.raises(UserError, match="in use"):
         lock_of(tmp_path).acquire()
-    put(tmp_path, start=1)
+    put(tmp_path, pid=os.getppid(), started="1")
     lock_of(tmp_path).acquire()
 
 
-@pytest.mark.parametrize("content", ["", "{", "\0" * 100])
+def test_without_start_times(tmp_path, monkeypatch):
+    """As on systems without /proc: what cannot be seen to have ended counts until it is silent."""
+    monkeypatch.setattr("simmim.storage.lock_holder._read", lambda path: "")
+    assert start_time(os.getpid()) == "" and start_time(ended_process()) is None
+    put(tmp_path, pid=os.getppid())
+    with pytest.raises(UserError, match="in use"):
+        lock_of(tmp_path).acquire()
+    put(tmp_path, pid=ended_process())
+    lock_of(tmp_path).acquire()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}', "\0" * 100])
 def test_a_lock_file_that_was_not_completed(content, tmp_path):
-    path = tmp_path / "run.lock"
+    path = tmp_path / "run.1.lock"
     path.write_text(content)
     with pytest.raises(UserError, match="in use by another process"):
         lock_of(tmp_path).acquire()
-    os.utime(path, (time.time() - 600, time.time() - 600))
+    os.utime(path, (time.time() - 60, time.time() - 60))
     lock_of(tmp_path).acquire()
-
-
-def test_of_one_process_the_last_to_ask_has_it(tmp_path):
-    first, second = lock_of(tmp_path), lock_of(tmp_path)
-    first.acquire()
-    second.acquire()
-    second.check_held()
-    with pytest.raises(UserError, match="has taken over"):
-        first.check_held()
 
 
 def test_it_is_given_back(tmp_path, holding):
@@ -210,9 +222,10 @@ def test_it_is_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "RENEWAL", 0.01)
     lock = lock_of(tmp_path)
     lock.acquire()
-    os.utime(lock.path, (0, 0))
+    (path,) = locks(tmp_path)
+    os.utime(path, (0, 0))
     deadline = time.monotonic() + 30
-    while lock.path.stat().st_mtime == 0:
+    while path.stat().st_mtime == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -221,16 +234,26 @@ def test_who_lost_it_notices(tmp_path):
     lock = lock_of(tmp_path)
     lock.acquire()
     lock.check_held()
-    lock.path.unlink()
-    lock.check_held()
-    lock.path.unlink()
-    other = put(tmp_path)
+    parent = {"pid": os.getppid(), "started": start_time(os.getppid())}
+    other = put(tmp_path, number=2, **parent)
     with pytest.raises(UserError, match=f"process {os.getppid()} on .* has taken over"):
         lock.check_held()
     lock.release()
     assert locks(tmp_path) == [other]
 
 
+def test_who_tried_and_died_takes_nothing(tmp_path):
+    lock = lock_of(tmp_path)
+    lock.acquire()
+    put(tmp_path, number=2, pid=ended_process())
+    lock.check_held()
+    assert len(locks(tmp_path)) == 1
+    put(tmp_path, number=2, pid=ended_process())
+    put(tmp_path, number=1, pid=os.getppid(), started=start_time(os.getppid()))
+    with pytest.raises(UserError, match=f"in use by process {os.getppid()}"):
+        lock_of(tmp_path).acquire()
+
+
 def test_names_are_independent(tmp_path):
-    put(tmp_path)
+    put(tmp_path, pid=os.getppid(), started=start_time(os.getppid()))
     FolderLock(tmp_path, "probe", tmp_path).acquire()

@@ -25,7 +25,10 @@ from .runs import kill_started
 ROOT = Path(__file__).resolve().parents[2]
 
 #: the files whose tests look at pictures
-DRAWN = {"test_labels", "test_learn", "test_mae", "test_names", "test_reconstruct", "test_stats"}
+DRAWN = {
+    *("test_labels", "test_learn", "test_mae", "test_names", "test_reconstruct", "test_run_folder"),
+    "test_stats",
+}
 #: a transformer that trains in milliseconds, with every kind of randomness that a run can have
 TINY = {
     "encoder": "vit_tiny_patch16_224",

@@ -83,7 +83,13 @@ MAY_IMPORT = {
     "simmim_kernels/backends": SHARED,
     "simmim_kernels/ops": OPS,
     "simmim_kernels/integrations": (*INTEGRATIONS, *OPS),
-    "simmim_kernels": ("simmim_kernels", "simmim_kernels.memory", *INTEGRATIONS, *OPS),
+    "simmim_kernels": (
+        "simmim_kernels",
+        "simmim_kernels.memory",
+        "simmim_kernels.nn",
+        *INTEGRATIONS,
+        *OPS,
+    ),
     "python/simmim": ("simmim", "simmim.*", "simmim_kernels", "simmim_kernels.[!_bo]*"),
 }
 

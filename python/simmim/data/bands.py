@@ -1,4 +1,4 @@
-"""Images as the numbers that their files hold: any number of bands, of the types in ``KEPT``.
+"""Images of any number of bands, with the numbers of their files, of the types in ``KEPT``.
 
 A large image is not decoded whole for one crop: of a TIFF file the tiles or strips are read that the
 crop touches, of an array on disk its part.
@@ -43,7 +43,7 @@ _EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 class Window:
-    """An image ``(C, H, W)`` of which only the part that is asked for is read.
+    """An image ``(C, H, W)`` that reads only the parts it is indexed with.
 
     Args:
         shape: ``(C, H, W)``.

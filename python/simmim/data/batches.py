@@ -1,4 +1,4 @@
-"""Samples on their way from the processes that read them to the model."""
+"""Samples and batches, from the processes that read them to the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One crop on its way to a batch.
+    """One crop, before batches are made.
 
     A worker reports what it could not read, it does not raise, since the loader would bury the
     reason in a traceback.

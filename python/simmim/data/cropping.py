@@ -1,4 +1,4 @@
-"""Which part of an image a sample is: a pure function of (seed, epoch, sample id)."""
+"""The crop of an image for each sample: a pure function of (seed, epoch, sample id)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the images of a resumed run are those that it began with.
+"""A fingerprint of a run's images, to tell whether a resumed run has the same ones.
 
 Seen are another number of files, other paths below the folder of the data, other sizes and other
 class names. Not seen is a file that was changed and kept its size, and any change of the images
@@ -22,7 +22,7 @@ _THREADS = 32
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of the images of a run; hashes are SHA-256 in hexadecimal.
+    """A fingerprint of the images of a run; hashes are SHA-256 in hexadecimal.
 
     Attributes:
         images: how many files.
@@ -37,7 +37,7 @@ class Fingerprint:
     classes: str
 
     def state(self) -> dict[str, int | str]:
-        """What a checkpoint keeps."""
+        """The fingerprint as a checkpoint stores it."""
         return asdict(self)
 
     def difference(self, kept: dict[str, int | str]) -> str:

@@ -1,4 +1,4 @@
-"""What a picture file says that it holds, and whether that is what simmim reads.
+"""The contents of a picture file by its own headers, and whether simmim reads them.
 
 Pillow's mode does not tell: it opens files of 16 bits a channel as ``RGB`` and drops bands without
 a word. So bit depth, bands, pages and opacity are read from the file: PNG's header, TIFF's tags

@@ -1,4 +1,4 @@
-"""How an image, a file or a part of one, becomes pixels ``(C, H, W)``."""
+"""Reading of images, from files or parts of them, as pixels ``(C, H, W)``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _OF_ONE_FILE = {
 
 
 class LostImageError(BadImageError):
-    """The system does not give us the file: it is gone, or the disk or the network is."""
+    """A file that the system cannot open: it, its disk or its network is gone."""
 
 
 @contextmanager

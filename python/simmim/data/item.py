@@ -1,4 +1,4 @@
-"""Images that are no files of their own: members of archives, rows of tables, parts of arrays."""
+"""Images that are not files: members of archives, rows of tables, parts of arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are images that can be read, and what else it holds."""
+"""Listing of a folder's image files, and of what else it holds."""
 
 from __future__ import annotations
 

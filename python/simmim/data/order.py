@@ -1,4 +1,4 @@
-"""In which order a run sees its samples: a pure function of (seed, epoch)."""
+"""The order of a run's samples: a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 

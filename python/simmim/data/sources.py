@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists of files, arrays, archives, tables."""
+"""Sources of images: folders, lists of files, arrays, archives, tables."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
-    """What a folder without images holds instead: tar archives, parquet files, or saved datasets.
+    """The images of a folder that holds tar archives, parquet files or saved datasets.
 
     Args:
         found: the folder, searched.

@@ -36,7 +36,7 @@ FLOAT_ERROR = 2.0**-8
 
 @dataclass
 class Tally:
-    """What is known of the images so far; of no image all numbers are those of no value.
+    """Counts and sums over the images so far.
 
     Attributes:
         counts: ``int64 (C, levels)``, how often each value came.

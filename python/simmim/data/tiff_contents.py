@@ -1,4 +1,4 @@
-"""What the tags of a TIFF file say that it holds, and whether that is a picture of 8 bits."""
+"""The contents of a TIFF file by its tags, and whether they are an 8-bit picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a checkpoint: written whole, read back, and checked before anything is made of it.
+"""Checkpoint files: written atomically, read back, and checked before they are used.
 
 A checkpoint is a dictionary in a file of ``torch.save``, or a model alone in a safetensors file. It
 holds a checksum of each of its parts, so that what is read is what a run wrote.
@@ -137,7 +137,7 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
 
 
 def _explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> str:
-    """Why the checkpoint at ``path`` does not serve, and what does, in one line.
+    """Why the checkpoint at ``path`` can't be used here, and what can, in one line.
 
     Args:
         state: what it holds.

@@ -34,7 +34,7 @@ _ATTEMPTS = 50
 
 
 class FolderLock:
-    """The right to write to a folder, for one process at a time.
+    """A lock on a folder: one process at a time may write to it.
 
     Args:
         folder: where the lock files lie; exists.
@@ -105,7 +105,7 @@ class FolderLock:
         )
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if it is not held."""
+        """Release the lock; does nothing if it is not held."""
         self._release()
         self._release = lambda: None
         self._path = None

@@ -1,4 +1,4 @@
-"""The process that holds a lock: who it is, and whether it still runs."""
+"""The process that holds a lock: its identity, and whether it still runs."""
 
 from __future__ import annotations
 

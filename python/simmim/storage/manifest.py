@@ -1,4 +1,4 @@
-"""The record of which files in a folder a command has written."""
+"""The record of the files that a command has written into a folder."""
 
 from __future__ import annotations
 

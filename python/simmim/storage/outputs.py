@@ -1,4 +1,4 @@
-"""Whether a command may write where it is told to."""
+"""Checks of a command's output paths."""
 
 from __future__ import annotations
 

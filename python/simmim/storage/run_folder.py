@@ -1,4 +1,4 @@
-"""The folder of a run: locked while it is written to, and only what the run wrote is replaced."""
+"""The folder of a run: locked while it is written to; only the run's own files are replaced."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RunFolder:
             raise
 
     def release(self) -> None:
-        """Give the lock back, and leave no empty folder behind."""
+        """Release the lock, and delete the folder if it is empty."""
         if self._lock is None:
             return
         self._lock.release()
@@ -156,7 +156,7 @@ class RunFolder:
         return "a run" if self.kind in TRAINING else f"the results of a {self.kind}"
 
     def _results(self) -> list[Path]:
-        """What would be lost if the earlier run were deleted."""
+        """The results that deleting the earlier run would lose."""
         found = [
             path for path in self.manifest.existing() if path.suffix in (".csv", ".png", ".pt")
         ]
@@ -221,7 +221,7 @@ class RunFolder:
         return [path for path in checkpoint.numbered(self.checkpoints) if self._is_own(path)]
 
     def _leftovers(self) -> list[Path]:
-        """What writing checkpoints left in processes that were killed."""
+        """Temporary files of checkpoints, left by processes that were killed."""
         return [p for p in self.checkpoints.glob("*.tmp") if _LEFTOVER.fullmatch(p.name)]
 
     def claim(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a user did wrong, and which package is missing: one line each, never a traceback."""
+"""Errors that are shown to users as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for: the command line prints it alone and exits with status 2."""
+    """A mistake in the settings or data: the command line prints this line and exits with 2."""
 
 
 class ProcessError(UserError):

@@ -1,4 +1,4 @@
-"""What ``simmim predict`` and ``simmim features`` can be told."""
+"""Settings of ``simmim predict`` and ``simmim features``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers of a command's settings make sense.
+"""Ranges of the numbers in a command's settings.
 
 A NaN fails every comparison, so none of these conditions holds for it; numbers without a rule must
 be finite.

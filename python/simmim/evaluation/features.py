@@ -1,4 +1,4 @@
-"""``simmim features``: what an encoder makes of images, as numbers for other tools."""
+"""``simmim features``: an encoder's features of images, for other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model on all images of a source that can be read."""
+"""Running a trained model on all readable images of a source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what was hidden and what the model puts there; how the loss went."""
+"""Pictures: reconstructions, the loss curve, the confusion matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``simmim predict``: the classes that a fine-tuned model takes images for."""
+"""``simmim predict``: a fine-tuned model's classes for images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``simmim probe``: what a frozen encoder's features are worth, without training it."""
+"""``simmim probe``: evaluation of a frozen encoder's features."""
 
 from __future__ import annotations
 

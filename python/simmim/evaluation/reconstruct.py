@@ -1,4 +1,4 @@
-"""``simmim reconstruct``: a picture of what a trained model puts where pixels are hidden."""
+"""``simmim reconstruct``: a picture of a trained model's predictions for hidden pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the model in a checkpoint file or folder of another project, whatever was saved around it."""
+"""Finding the model in a checkpoint file or folder of another project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of PyTorch's two attention paths an encoder takes: chosen from measurements, and logged.
+"""Choice of PyTorch's attention path for an encoder, from measurements.
 
 timm's attention layers run either ``scaled_dot_product_attention`` ("sdpa") or plain products,
 softmax, products ("products"). Both compute the same; which is faster depends on the device, the

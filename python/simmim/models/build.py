@@ -1,4 +1,4 @@
-"""From a configuration to the model and the masks that it describes."""
+"""Building the model and the masks of a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run compiles its model with ``torch.compile``, and how that begins."""
+"""The decision to compile a run's model with ``torch.compile``, and its start."""
 
 from __future__ import annotations
 

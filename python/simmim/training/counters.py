@@ -1,4 +1,4 @@
-"""What a training run has found out, and how it ended."""
+"""Counters and sums of a training run, and its summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class Counters:
-    """What a run has found out so far; travels with the checkpoint.
+    """Counters of a run, saved in its checkpoints.
 
     Attributes:
         first_validation, last_validation: validation losses.
@@ -91,7 +91,7 @@ class RunningSums:
         return torch.stack([self.loss, self.norm, self.skipped])
 
     def take_out(self, skipped: int) -> None:
-        """Count these updates no longer: those that ``stack`` said were skipped."""
+        """Remove the skipped updates that ``stack`` reported from the counts."""
         self.count -= skipped
         self.skipped.zero_()
 

@@ -1,4 +1,4 @@
-"""What ends a run early, in one line that says what to do and what was saved."""
+"""Failures that end a run early, in one line that says what to do and what was saved."""
 
 from __future__ import annotations
 

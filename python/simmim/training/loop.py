@@ -1,4 +1,4 @@
-"""What every training run consists of, and how it is saved and restored."""
+"""The parts of every training run, and how a run is saved and restored."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Loop(Fitting):
         return adamw(self.groups(self.model.module), self.config.betas)
 
     def more_state(self) -> dict[str, Any]:
-        """What else checkpoints are to hold."""
+        """Further entries of checkpoints."""
         return {}
 
     def _what_remains(self) -> str:

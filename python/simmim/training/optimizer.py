@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rate of every update."""
+"""AdamW's parameter groups, and the learning rate of every update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``simmim pretrain``: the loss on what was hidden, on training and on held-out images."""
+"""``simmim pretrain``: training with the masked loss, and validation on held-out images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def command(config: PretrainConfig) -> int:
 
 @dataclass
 class PretrainCounters(Counters):
-    """Validation losses, and that of the guess that a model must beat."""
+    """Validation losses, of the model and of the baseline, the mean of the visible pixels."""
 
     baseline: float | None = None
 

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, as one run: Lightning Fabric, and what it leaves open."""
+"""Runs of several processes started by torchrun: Lightning Fabric, and what it does not cover."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _strategy(world: int, sharded: bool) -> object:
 
 
 class Peers:
-    """What the processes of a run tell each other besides gradients, always on the CPU.
+    """Communication between a run's processes other than gradients, always on the CPU.
 
     Args:
         rank, world: number of this process, and of all.

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar that moves with every update, or plain lines."""
+"""A run's output on the terminal: a progress bar, or plain lines."""
 
 from __future__ import annotations
 

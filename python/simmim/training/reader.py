@@ -1,4 +1,4 @@
-"""Batches for a run: read ahead, on the model's device, and how long the run waits for them."""
+"""Reads a run's batches onto the model's device, and measures how long the run waits for them."""
 
 from __future__ import annotations
 

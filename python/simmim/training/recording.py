@@ -1,4 +1,4 @@
-"""What a training run says and logs: rows, validations, files that were passed over."""
+"""What a training run logs: rows, validations, unreadable files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Recording(ABC):
 
     @abstractmethod
     def _what_remains(self) -> str:
-        """Which checkpoint there is, in words."""
+        """The available checkpoint, in words."""
 
     @property
     def precision(self) -> Any:

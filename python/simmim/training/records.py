@@ -1,4 +1,4 @@
-"""Where numbers go: a CSV file, TensorBoard, and the terminal."""
+"""Records of a run: a CSV file, TensorBoard, and the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training command prints when it ends."""
+"""The closing lines of a training command."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def print_trained(trainer: Loop, summary: Summary) -> None:
 
 
 def run_files(out: Path) -> list[tuple[str, Path]]:
-    """What every training run leaves in ``out``."""
+    """The files that every training run writes to ``out``."""
     return [
         ("configuration", out / "config.json"),
         ("numbers", out / "metrics.csv"),

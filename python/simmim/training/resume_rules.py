@@ -1,4 +1,4 @@
-"""Which settings may change when a run is resumed, and how a change is worded."""
+"""Rules for changed settings of a resumed run, and the lines that report them."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ wheels: install ## build the wheels and the source distribution into dist, and t
 	SIMMIM_TEST_DIST=dist $(PY) -m pytest tests/repo/test_wheels.py tests/repo/test_aarch64.py \
 		tests/gpu/test_nvcc.py tests/gpu/test_machine_code.py -rs
 
-check: ## run the quick tests on what is built, before every commit (2 minutes on two cores)
+check: ## run the quick tests on what is built, before every commit
 	SIMMIM_TEST_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist worksteal -m "not slow"
 
 test: install ## install and run every test

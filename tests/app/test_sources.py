@@ -259,6 +259,12 @@ def parts_at(folder: Path) -> Path:
     return folder
 
 
+def test_shards_of_one_part_with_two_words_in_their_names_are_read(tmp_path):
+    for number in range(2):
+        table_at(tmp_path / f"train-val-{number}.parquet", [png(PICTURES[0])])
+    assert len(find_source(tmp_path, SourceConfig()).paths) == 2
+
+
 def array_at(path: Path, array: np.ndarray) -> Path:
     np.save(path, array)
     return path

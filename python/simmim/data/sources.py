@@ -127,19 +127,21 @@ def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
 
 def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
     """Raise ``UserError`` where shards say by their names that they are several parts of a data set."""
-    roles = {name: role for role, names in ROLES.items() for name in names}
-    found = {
-        roles[word]: path
-        for path in reversed(shards)
-        for word in re.split(r"[\W_]", path.name.lower())
-        if word in roles
-    }
+    found = {_part_of(path): path for path in reversed(shards)}
+    found.pop("", None)
     if len(found) > 1:
         first, second, *_ = sorted(found.values())
         raise UserError(
             f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
             "those of each part, or links to them, into a folder of its own, train/ and val/ or test/"
         )
+
+
+def _part_of(path: Path) -> str:
+    """The part of a data set that the first word of its kind in a shard's name says, empty if none does."""
+    roles = {name: role for role, names in ROLES.items() for name in names}
+    words = re.split(r"[\W_]", path.name.lower())
+    return next((roles[word] for word in words if word in roles), "")
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:

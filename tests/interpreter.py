@@ -1,8 +1,4 @@
-"""Triton's interpreter with a GPU's bfloat16: rounded to nearest even, subnormal numbers kept.
-
-Its own conversion (Triton 3.9) cuts the lower half of a float32 off, so a kernel that is right on
-every device would miss the last bit here, in a quarter to half of all values.
-"""
+"""Triton's interpreter with a GPU's bfloat16, and without work that it does again and again."""
 
 import numpy
 import torch
@@ -11,7 +7,11 @@ from triton.runtime import interpreter
 
 
 def round_bfloat16():
-    """Puts torch's conversions in the place of the interpreter's."""
+    """Round to nearest even and keep subnormal numbers, by PyTorch's conversions.
+
+    The interpreter's own (Triton 3.9) cuts the lower half of a float32 off, so a kernel that is right
+    on every device would miss the last bit here, in a quarter to half of all values.
+    """
     builder = interpreter.InterpreterBuilder
     convert = builder.cast_impl
 
@@ -30,3 +30,26 @@ def round_bfloat16():
 
 def _tensor(array):
     return torch.from_numpy(numpy.array(array, copy=True))
+
+
+def patch_once_a_launch():
+    """Replace the functions of `triton.language` once a launch, not at every call of a helper of the
+    kernel, which takes a quarter of the time."""
+    patch, patched = interpreter._patch_lang, set()
+    launch = interpreter.GridExecutor.__call__
+
+    def patch_first(function):
+        modules = frozenset(
+            v.__name__ for v in function.__globals__.values() if v is tl or v is tl.core
+        )
+        if modules in patched:
+            return None  # asked for by a launch alone, which comes first
+        patched.add(modules)
+        return patch(function)
+
+    def launch_anew(self, *args, **options):
+        patched.clear()
+        return launch(self, *args, **options)
+
+    interpreter._patch_lang = patch_first
+    interpreter.GridExecutor.__call__ = launch_anew

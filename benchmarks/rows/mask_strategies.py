@@ -19,7 +19,7 @@ STRATEGIES: dict[str, tuple[Callable, Callable]] = {
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    for batch in setting.batches if setting.on_gpu else (256,):
+    for batch in setting.batches if setting.on_gpu or setting.tiny else (256,):
         for grid in (6,) if setting.tiny else (14, 48):
             name = f"{batch} masks of {grid}x{grid}"
             for op in STRATEGIES:

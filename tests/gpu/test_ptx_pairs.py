@@ -1,5 +1,7 @@
 """Patches whose lines hold whole pairs of pixels and no whole fours, as those of ViT-L/14 and ViT-H/14."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,7 +10,19 @@ from tests.gpu.ptx import counts
 from tests.gpu.ptx.launches import TARGETS, running, why_not
 
 pytestmark = pytest.mark.slow
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
+PLANAR, INTERLEAVED = LAYOUTS = (torch.contiguous_format, torch.channels_last)
+FLOAT, BFLOAT, BYTE = torch.float32, torch.bfloat16, torch.uint8
+# of the prediction, of the image, its layout, the order: every combination, and every pair of two, as
+# Triton compiles each one anew
+ALL = list(product((FLOAT, BFLOAT), (BYTE, FLOAT, BFLOAT), LAYOUTS, ("cyx", "yxc")))
+PAIRS = [
+    (FLOAT, BYTE, PLANAR, "cyx"),
+    (FLOAT, FLOAT, INTERLEAVED, "yxc"),
+    (FLOAT, BFLOAT, PLANAR, "yxc"),
+    (BFLOAT, BYTE, INTERLEAVED, "yxc"),
+    (BFLOAT, FLOAT, PLANAR, "cyx"),
+    (BFLOAT, BFLOAT, INTERLEAVED, "cyx"),
+]
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -25,10 +39,11 @@ def loss_and_gradient(pred, image, mask, **options):
     return loss.detach(), x.grad.float()
 
 
-@pytest.mark.parametrize("order", ["cyx", "yxc"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("element", [torch.uint8, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "element", "layout", "order"),
+    [("cuda", *case) for case in ALL] + [("triton", *case) for case in PAIRS],
+    indirect=["backend"],
+)
 def test_losses(backend, dtype, element, layout, order):
     for patch, channels in ((14, 3), (6, 2)):
         size = 4 * patch

@@ -152,11 +152,12 @@ def test_torchvisions_resized_crop_gives_the_same(dtype, interpolation):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_box_of_the_results_size_is_copied(backend, dtype):
-    images = integers((2, 2, 30, 80), torch.uint8).to(dtype)
-    boxes = torch.tensor([[3, 4, 20, 66], [10, 14, 20, 66]])
+    height = 9 if CASES else 20  # emulation is slow
+    images = integers((2, 2, height + 10, 80), torch.uint8).to(dtype)
+    boxes = torch.tensor([[3, 4, height, 66], [10, 14, height, 66]])
     for interpolation in MODES:
         with sk.backend(backend):
-            found = sk.crop_resize(images, boxes, (20, 66), interpolation=interpolation)
+            found = sk.crop_resize(images, boxes, (height, 66), interpolation=interpolation)
         for sample, (top, left, h, w) in enumerate(boxes.tolist()):
             assert torch.equal(found[sample], images[sample, :, top : top + h, left : left + w])
 
@@ -165,7 +166,7 @@ def test_a_box_of_the_results_size_is_copied(backend, dtype):
 @pytest.mark.parametrize("level", [0, 1, 77, 254, 255])
 def test_flat_areas_keep_their_level(backend, level):
     images = torch.full((1, 1, 20, 170), level, dtype=torch.uint8)
-    for size in ((13, 70), (18, 169), (21, 200)):
+    for size in ((13, 70), (18, 169), (21, 200))[: 1 if CASES else 3]:  # emulation is slow
         for interpolation in MODES:
             with sk.backend(backend):
                 found = sk.crop_resize(

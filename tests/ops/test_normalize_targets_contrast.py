@@ -92,3 +92,16 @@ def test_the_loss_normalises_alike(backend):
     hidden = mask.on_grid(SHAPE[2:]).mask[:, None]
     expected = (pred - exact(image, WINDOW))[hidden].square().mean()
     assert abs(loss.item() / expected.item() - 1) < 1e-5
+
+
+FLAT = {torch.float32: 1e4 / 3, torch.float16: 0.1, torch.uint16: 65503, torch.uint8: 200}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_variance_of_a_flat_area_is_negative(backend):
+    """Rounding may leave E[x^2] - m^2 below 0 there, by more than such an eps."""
+    for dtype, value in FLAT.items():
+        image = torch.full((1, 1, 30, 40), value).to(dtype)
+        with sk.backend(backend):
+            out = sk.normalize_targets(image, WINDOW, 1e-30, mean=(0.3,), std=(0.7,))
+        assert out.isfinite().all(), dtype

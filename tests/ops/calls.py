@@ -114,9 +114,10 @@ CALLS: dict[str, Call] = {
     "masked_patch_embed plain": Call(
         sk.masked_patch_embed,
         lambda b, g: (
-            make.embedding(b, g) | {"mask": mask(b, g).mask, "bias": None, "pos_embed": None}
+            make.embedding(b, g)
+            | {"image": image(b, g), "mask": mask(b, g).mask, "bias": None, "pos_embed": None}
         ),
-        ("weight", "token"),
+        ("image", "weight", "token"),
         ("masked_patch_embed", "place_tokens"),
         products=True,
     ),

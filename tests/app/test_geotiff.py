@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,31 @@ def test_planes_of_jpeg(tmp_path):
 def test_a_value_without_data_of_colours_is_named(tmp_path):
     path = tmp_path / "a.tif"
     write(path, RGB, photometric="RGB", nodata=255)
-    with pytest.warns(UserWarning, match="its value without data, 255, counts as a number"):
-        read(path)
-    read(path, nodata="255")
+    for other in ("", "0", "nan"):
+        with pytest.warns(UserWarning, match="its value without data, 255, counts as a number"):
+            read(path, nodata=other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(path, nodata="255.0")
+
+
+def test_a_value_without_data_is_compared_as_float32(tmp_path):
+    for value, same in (("-3.4028234663852886e+38", "-3.4028235e38"), ("nan", "NaN")):
+        path = tmp_path / "a.tif"
+        write(path, RGB.astype(np.float32), nodata=float(value))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read(path, channels=None, dtype=None, nodata=same)
+
+
+def test_scale_and_offset_are_named_and_not_applied(tmp_path):
+    path = tmp_path / "a.tif"
+    written = write(path, RGB, photometric="RGB")
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (0.1, 0.2, 0.3), (-5, 1, 2)
+    for bands in ((), (1, 2, 3)):
+        with pytest.warns(UserWarning, match="its scale and offset are not applied"):
+            assert np.array_equal(read(path, bands=bands), written)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("uint16", "70000"), ("uint8", "-1")])

@@ -1,4 +1,4 @@
-"""PNG, JPEG and WebP: bit depth, bands, frames and opacity are what the file says; what is not read is
+"""PNG, JPEG, JPEG 2000 and WebP: bit depth, bands, frames and opacity are what the file says; what is not read is
 refused by name."""
 
 from __future__ import annotations
@@ -7,11 +7,15 @@ import warnings
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 import png
+import pydicom
 import pytest
 from PIL import Image
 
-from .pictures import GRAY, HEIGHT, RGB, WIDTH, as_rgb, read, refusal
+from simmim.config.images import Reading
+
+from .pictures import GRAY, HEIGHT, RGB, RGBA, WIDTH, as_rgb, read, read_picture, refusal
 
 KINDS = {"BMP": {}, "GIF": {}, "JPEG2000": {"irreversible": False}, "AVIF": {"quality": 95}}
 
@@ -138,8 +142,8 @@ def test_kinds_by_content_not_by_suffix(tmp_path):
     ("content", "words"),
     [
         (imagecodecs.jpegxl_encode(RGB), "JPEG XL inside, a kind that is not read"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC inside, a kind that is not read"),
-        (bytes(128) + b"DICM\2\0\0\0UL", "DICOM inside, a kind that is not read"),
+        (imagecodecs.jpegxr_encode(RGB), "JPEG XR inside, a kind that is not read"),
+        (imagecodecs.jpegls_encode(GRAY), "JPEG-LS inside, a kind that is not read"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
             "a Git LFS pointer without its file inside, a kind that is not read",
@@ -152,3 +156,61 @@ def test_kinds_by_content_not_by_suffix(tmp_path):
 def test_what_is_often_named_as_a_picture_is_told(tmp_path, content, words):
     (tmp_path / "a.jpg").write_bytes(content)
     assert refusal(tmp_path / "a.jpg") == words
+
+
+def test_dicom_and_heic_are_told(tmp_path):
+    """As pydicom and pillow-heif write them; HEIC also of 10 bits, which has another brand."""
+    path = tmp_path / "a.jpg"
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    file.save_as(path, enforce_file_format=True)
+    assert refusal(path) == "DICOM inside, a kind that is not read"
+    for mode, pixels in (("RGB", RGB), ("RGB;16", RGB.astype(np.uint16) * 257)):
+        file = pillow_heif.from_bytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
+        file.save(path, format="HEIF")
+        assert refusal(path) == "HEIC inside, a kind that is not read"
+
+
+@pytest.mark.parametrize("codec", ["jp2", "j2k"])
+@pytest.mark.parametrize(
+    ("pixels", "bits", "reason"),
+    [
+        (GRAY, 8, ""),
+        (RGB, 8, ""),
+        (np.dstack([GRAY, GRAY]), 8, "2 bands"),
+        (np.dstack([RGB, GRAY]), 8, "4 bands, the last not marked as opacity"),
+        (np.dstack([RGB, GRAY, GRAY]), 8, "5 bands"),
+        (GRAY >> 4, 4, "4 bits a channel"),
+        (RGB.astype(np.uint16) << 4, 12, "12 bits a channel"),
+        ((GRAY.astype(np.int16) - 128).astype(np.int8), 8, "signed numbers of 8 bits"),
+        (GRAY.astype(np.int16) - 200, 16, "signed numbers of 16 bits"),
+    ],
+)
+def test_jpeg_2000(tmp_path, codec, pixels, bits, reason):
+    """Without colours its numbers are the file's, of any depth and number of bands."""
+    path = tmp_path / "a.jp2"
+    path.write_bytes(
+        imagecodecs.jpeg2k_encode(
+            pixels, codecformat=codec, reversible=True, level=0, bitspersample=bits
+        )
+    )
+    if reason:
+        assert refusal(path) == reason
+    else:
+        assert np.array_equal(read(path), pixels if pixels.ndim == 3 else as_rgb(pixels))
+    bands = read_picture(path, Reading(None, dtype=None)).numpy()
+    assert np.array_equal(bands, np.atleast_3d(pixels).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "CMYK"])
+def test_opacity_and_cmyk_in_jpeg_2000(tmp_path, mode):
+    path = tmp_path / "a.jp2"
+    Image.fromarray(RGBA).convert(mode).save(path)
+    with Image.open(path) as image:
+        white = Image.new("RGBA", image.size, "white")
+        colours = image.convert("RGB") if mode == "CMYK" else image.convert("RGBA")
+        expected = colours if mode == "CMYK" else Image.alpha_composite(white, colours)
+        assert np.array_equal(read(path), np.asarray(expected.convert("RGB")))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simmim.config.images import Reading
 from simmim.data.image_contents import BadImageError, OtherContentsError, note_unused
-from simmim.data.tiff_contents import note_nodata, page_reasons, tag_values, tifffile
+from simmim.data.tiff_contents import note_unused_tags, page_reasons, tag_values, tifffile
 from simmim.errors import first_line, require
 
 #: types that are read, with those that they become, exactly but for float64
@@ -220,7 +220,7 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
         count = page.samplesperpixel * len(pages)
         chosen = choose_bands(page.dtype, count, wanted)
         shape, dtype = (len(chosen), page.imagelength, page.imagewidth), page.dtype
-        note_nodata(page, wanted.nodata)
+        note_unused_tags(page, wanted.nodata)
         turn = UPRIGHT.get(int(tag_values(page, 274, 1)[0]))
 
     def load(top: int, bottom: int, left: int, right: int) -> np.ndarray:

@@ -71,8 +71,9 @@ _SIGNATURES = {
 #: what lies in data sets under the names of pictures and is none that Pillow knows: where it is told
 #: from others, by what
 _UNREAD = (
-    *((4, brand, "HEIC") for brand in (b"ftypheic", b"ftypheix", b"ftypmif1")),
+    *((4, brand, "HEIC") for brand in (b"ftyphe", b"ftypmif1", b"ftypmsf1")),
     *((0, start, "JPEG XL") for start in (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    (0, b"II\xbc", "JPEG XR"),
     (128, b"DICM", "DICOM"),
     (0, b"version https://git-lfs", "a Git LFS pointer without its file"),
     *((0, start, "a web page") for start in (b"<!DOCTYPE", b"<!doctype", b"<html")),
@@ -97,25 +98,53 @@ def kind_of(file: BinaryIO) -> str:
     return kind
 
 
-def depth_of(file: BinaryIO, kind: str) -> int:
-    """Bits a channel that a PNG, JPEG 2000 or AVIF file says it has; 8 for other kinds."""
+def contents_of(file: BinaryIO, kind: str) -> tuple[int, str]:
+    """Bits a channel that a PNG, JPEG 2000 or AVIF file says it has, 8 for other kinds, and why it is no
+    picture of 8 bits in gray, colours and opacity; empty if it is one."""
     if kind not in ("PNG", "JPEG2000", "AVIF"):
-        return 8
+        return 8, ""
     start = file.read(1 << 20)
     file.seek(0)
     if kind == "PNG":
         if start[12:16] != b"IHDR":
             raise BadImageError("not a PNG file: it does not begin with a header")
-        return start[24]
+        return start[24], f"{start[24]} bits a channel" if start[24] > 8 else ""
     # ISO/IEC 15444-1, A.5.1: marker, then 36 bytes of sizes, the number of components, their depths
     mark, offset = (b"\xff\x4f\xff\x51", 42) if kind == "JPEG2000" else (b"av1C", 6)
     at = start.find(mark) + offset
     if at < offset or at >= len(start):
         raise BadImageError("damaged: it does not say how many bits a channel has")
     if kind == "JPEG2000":
-        return (start[at] & 0x7F) + 1
+        reasons = _jpeg2000_reasons(start[: at - offset], start[at - 2 :])
+        return (start[at] & 0x7F) + 1, ", ".join(reasons)
     # AV1-ISOBMFF, 2.3.3
-    return 8 if not start[at] & 0x40 else 12 if start[at] & 0x20 else 10
+    depth = 8 if not start[at] & 0x40 else 12 if start[at] & 0x20 else 10
+    return depth, f"{depth} bits a channel" if depth > 8 else ""
+
+
+def _jpeg2000_reasons(boxes: bytes, components: bytes) -> list[str]:
+    """Why a JPEG 2000 file is no picture of 8 bits in gray, colours and opacity.
+
+    Args:
+        boxes: what lies before its codestream.
+        components: their number, and three bytes of each.
+    """
+    bands = int.from_bytes(components[:2], "big")
+    sizes = components[2 : 2 + 3 * bands : 3]
+    bits = " and ".join(map(str, sorted({(size & 0x7F) + 1 for size in sizes})))
+    reasons = []
+    if any(size & 0x80 for size in sizes):
+        reasons.append(f"signed numbers of {bits} bits")
+    elif bits != "8":
+        # those of fewer bits Pillow shifts to the left
+        reasons.append(f"{bits} bits a channel")
+    # ISO/IEC 15444-1, I.5.3.6: the number of channels, then six bytes each, of which two say the type
+    _, _, channels = boxes.partition(b"cdef")
+    opacity = {1, 2} & {*channels[5 : 2 + 6 * int.from_bytes(channels[:2], "big") : 6]}
+    cmyk = b"colr\1\0\0\0\0\0\x0c" in boxes
+    if bands > 4 or (bands in (2, 4) and not opacity and not (cmyk and bands == 4)):
+        reasons.append(f"{bands} bands" + ", the last not marked as opacity" * (bands == 4))
+    return reasons
 
 
 def open_image(file: BinaryIO, kind: str, depth: int) -> Image.Image:
@@ -123,7 +152,7 @@ def open_image(file: BinaryIO, kind: str, depth: int) -> Image.Image:
 
     Args:
         file: opened for reading, at its beginning.
-        kind, depth: what ``kind_of`` and ``depth_of`` say.
+        kind, depth: what ``kind_of`` and ``contents_of`` say.
 
     Warns:
         UnusedContentWarning: the file holds something else besides its picture.
@@ -175,6 +204,10 @@ def _reason_of_refusal(file: BinaryIO, kind: str) -> str:
         refused = re.search(r"(\d+)-(bit|layer)", str(error))
         if refused:
             return f"{refused[1]} {'bits a channel' if refused[2] == 'bit' else 'bands'}"
+        file.seek(0)
+        # ISO/IEC 14495-1, C.1.1: its frame's marker
+        if b"\xff\xf7" in file.read(1 << 16):
+            return "JPEG-LS inside, a kind that is not read"
         return f"damaged: {first_line(error)}"
     return "damaged or cut short"
 

@@ -30,7 +30,7 @@ from simmim.data.bands import (
 from simmim.data.image_contents import (
     BadImageError,
     OtherContentsError,
-    depth_of,
+    contents_of,
     kind_of,
     open_image,
 )
@@ -136,10 +136,10 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
             return open_array(file, path, wanted)
         if kind == "TIFF" and not wanted.colours:
             return open_tiff(file, opener, wanted)
-        depth = depth_of(file, kind)
-        if depth > 8:
+        depth, reason = contents_of(file, kind)
+        if reason:
             if wanted.colours or kind == "AVIF":
-                raise OtherContentsError(f"{depth} bits a channel")
+                raise OtherContentsError(reason)
             return open_deep(file, kind, wanted)
         if kind == "TIFF":
             image = open_tiff_picture(file, wanted.channels, wanted.nodata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -56,7 +57,7 @@ def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.
             page = tiff.pages.first
             if _is_scene(page, channels):
                 return None
-            note_nodata(page, nodata)
+            note_unused_tags(page, nodata)
             apart = page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,)
             if apart or (page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)):
                 # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
@@ -80,11 +81,23 @@ def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.
         raise BadImageError(f"damaged: {first_line(error)}") from error
 
 
-def note_nodata(page, nodata: str) -> None:
-    """Name the value without data of a GeoTIFF that ``nodata`` does not take for one."""
-    unused = tag_values(page, 42113, "")[0]
-    if unused and not nodata:
+def note_unused_tags(page, nodata: str) -> None:
+    """Name what a GeoTIFF says of its numbers that is not used: the value without data, unless
+    ``nodata`` is the same, and what GDAL's users multiply by and add."""
+    unused = tag_values(page, 42113, "")[0].strip("\0 ")
+    if unused and not _is_same_number(unused, nodata):
         note_unused(f"its value without data, {unused}, counts as a number: see --nodata")
+    if re.search(r'role="(scale|offset)"', tag_values(page, 42112, "")[0]):
+        note_unused("its numbers are read as stored: its scale and offset are not applied")
+
+
+def _is_same_number(one: str, other: str) -> bool:
+    try:
+        with np.errstate(over="ignore"):
+            return np.array_equal(np.float32(one), np.float32(other), equal_nan=True)
+    # none, or whatever a writer puts there
+    except ValueError:
+        return False
 
 
 def tag_values(page, code: int, default: int | str) -> tuple:

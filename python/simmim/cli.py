@@ -132,6 +132,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     tyro = require("tyro")
     _check_paths(arguments)
+    for name in ("--data", "--val-data"):
+        _given(arguments, name, ())
     preset = _given(arguments, "--preset", {**PRESETS, **FINETUNE_PRESETS}) or "none"
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]

@@ -24,7 +24,7 @@ FAST = (
 PRETRAIN = ("pretrain", "--data", "DATA", "--out", "OUT", *FAST)
 MISTAKES = {
     "empty folder": (("pretrain", "--data", "EMPTY"), "no images in"),
-    "no folder": (("pretrain", "--data", "NOWHERE"), "no such folder"),
+    "no folder": (("pretrain", "--data", "NOWHERE"), "no such file or folder"),
     "no data": (("pretrain",), "--data FOLDER"),
     "encoder": ((*PRETRAIN, "--encoder", "swin_bse_patch4_window7_224"), "did you mean swin_base"),
     "size": ((*PRETRAIN, "--img-size", 36, 40), "not a multiple of the mask unit, 8 pixels"),

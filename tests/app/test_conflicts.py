@@ -25,6 +25,10 @@ PRETRAIN = ("pretrain", *DATA)
 FINETUNE = ("finetune", *DATA, "--encoder", "cnn")
 CONFLICTS = {
     "resume": ((*PRETRAIN, "--resume", "--overwrite"), "give one of them"),
+    "two folders": (
+        (*PRETRAIN, "--data", "there"),
+        "--data is given more than once: nowhere, there",
+    ),
     "resume finetune": ((*FINETUNE, "--resume", "--overwrite"), "give one of them"),
     "held out twice": (
         (*PRETRAIN, "--val-data", "there", "--val-count", 2),
@@ -235,3 +239,14 @@ def test_help_lists_the_exit_statuses(capsys):
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Exit status: 0 done" in text and "143" in text and "--version" in text
+
+
+@pytest.mark.parametrize("command", ["pretrain", "stats", "pack", "finetune"])
+@pytest.mark.parametrize("name", ["column", "layout"])
+def test_what_says_nothing_of_the_images_is_refused(command, name, labelled, tmp_path, capsys):
+    """``--column`` and ``--layout`` for pictures, which have neither columns nor axes."""
+    more = ("--encoder", "cnn") if command == "finetune" else ()
+    arguments = [command, "--data", labelled, "--out", tmp_path / "out", f"--{name}", "chw", *more]
+    assert main(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"and {labelled} holds none: leave it out"), error

@@ -104,7 +104,8 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
     places["LIST"] = tmp_path / "list.csv"
     places["LIST"].touch()
     capsys.readouterr()
-    arguments = [command, "--data", labelled, *SMALL, *arguments]
+    data = () if "--data" in arguments else ("--data", labelled)
+    arguments = [command, *data, *SMALL, *arguments]
     status = main([str(places.get(a, a)) for a in arguments])
     err = capsys.readouterr().err
     assert (status, err.count("\n")) == (2, 1), err

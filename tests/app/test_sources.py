@@ -23,10 +23,10 @@ import webdataset
 from PIL import Image
 
 from simmim.cli import main
-from simmim.config.images import SourceConfig
+from simmim.config.images import Reading, SourceConfig
 from simmim.data.crops import training_crops
 from simmim.data.fingerprint import data_fingerprint
-from simmim.data.images import read_image
+from simmim.data.images import BadImageError, read_image
 from simmim.data.order import Order, Remaining
 from simmim.data.read_ahead import Way, end_reading, read_batches
 from simmim.data.sources import find_source
@@ -223,7 +223,11 @@ MISTAKES = {
         (),
         "an array of 40 x 44 x 3: one image (H, W, C), it seems",
     ),
-    "compressed": (lambda at: text_at(at / "a.tar", "x" * 999), (), "is no plain tar archive"),
+    "compressed": (
+        lambda at: text_at(at / "a.tar", "x" * 999),
+        (),
+        "is no tar archive, or a compressed one",
+    ),
     "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
     "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),
     "several parts": (
@@ -232,7 +236,11 @@ MISTAKES = {
         "data holds shards of several parts, such as test-0.parquet and train-0.parquet",
     ),
     "no row": (lambda at: array_at(at / "a.npy", np.zeros((0, 4, 4))), (), "a.npy: it is empty"),
-    "nowhere": (lambda at: at / "nowhere.npy", (), "no such folder"),
+    "nowhere": (lambda at: at / "nowhere.npy", (), "no such file or folder"),
+    "an address": (lambda at: "s3://a/b", (), "it is an address, and only files of this machine"),
+    "a home": (lambda at: "~/none", (), "the shell left ~ as it is"),
+    "a pattern": (lambda at: at / "*.png", (), "patterns are not expanded"),
+    "text": (lambda at: text_at(at / "a.npy", "some text"), (), "the magic string is not"),
 }
 
 
@@ -257,6 +265,12 @@ def parts_at(folder: Path) -> Path:
     for part in ("train", "test"):
         table_at(folder / f"{part}-0.parquet", [png(PICTURES[0])])
     return folder
+
+
+def test_a_row_without_a_file_is_an_empty_file(tmp_path):
+    path = table_at(tmp_path / "a.parquet", [{"bytes": b"", "path": None}])
+    with pytest.raises(BadImageError, match="an empty file"):
+        read_image(find_source(path, SourceConfig()).paths[0], Reading())
 
 
 def test_shards_of_one_part_with_two_words_in_their_names_are_read(tmp_path):

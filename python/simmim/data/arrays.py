@@ -17,6 +17,9 @@ class ArraySource:
         path: the file, or the folder of a store.
         column: the array's name in a zarr group.
 
+    Attributes:
+        in_group: whether it is one of a zarr group.
+
     Raises:
         UserError: it cannot be opened, or holds no such array.
     """
@@ -26,6 +29,7 @@ class ArraySource:
         self.kind = "images of a zarr array" if path.is_dir() else "images of a NumPy array"
         self._process, self._array = -1, None
         array = self._open()
+        self.in_group = bool(getattr(array, "path", ""))
         if array.ndim not in (3, 4):
             raise UserError(
                 f"{path} is an array of {array.ndim} dimensions: many images are (N, H, W), "
@@ -62,7 +66,8 @@ class ArraySource:
 def _open(path: Path, column: str):
     try:
         if not path.is_dir():
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            # np.load takes whatever is no npy file for a pickle and advises to run it
+            return np.lib.format.open_memmap(path, mode="r")
         found = require("zarr", "data").open(str(path), mode="r")
     except (OSError, ValueError, EOFError, FileNotFoundError) as error:
         raise UserError(f"{path} cannot be opened: {first_line(error)}") from error

@@ -110,7 +110,8 @@ def from_array(array: np.ndarray, wanted: Reading) -> Picture:
     if array.ndim == 2:
         array = array[None]
     elif array.ndim != 3:
-        raise OtherContentsError(f"an array of {array.ndim} dimensions, which is no image")
+        many = ": many images are an npy file or a zarr array that --data names" * (array.ndim == 4)
+        raise OtherContentsError(f"an array of {array.ndim} dimensions, which is no image{many}")
     elif _layout(array.shape, wanted.layout) == "hwc":
         array = array.transpose(2, 0, 1)
     chosen = choose_bands(array.dtype, array.shape[0], wanted)
@@ -162,8 +163,14 @@ def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
         found = np.load(path or file, mmap_mode="r" if path else None, allow_pickle=False)
         if zipped:
             names = found.files
+            held = ", ".join(names)
             if wanted.column not in names and len(names) != 1:
-                raise OtherContentsError(f"{len(names)} arrays, of which --column names one")
+                raise OtherContentsError(
+                    f"{len(names)} arrays, of which --column names one: {held}"
+                )
+            # of what lies in a table --column names the column
+            if path and wanted.column and wanted.column not in names:
+                raise OtherContentsError(f"no array {wanted.column}: it holds {held}")
             found = found[wanted.column if wanted.column in names else names[0]]
     except (ValueError, EOFError) as error:
         raise BadImageError(f"damaged or of Python objects: {first_line(error)}") from error

@@ -28,7 +28,7 @@ _KINDS = {
 }
 SUFFIXES = frozenset(_KINDS)
 #: beside pictures these are something else, such as labels
-_ARRAYS = frozenset({".npy", ".npz"})
+ARRAYS = frozenset({".npy", ".npz"})
 
 #: endings of images and arrays that are not read, so that a folder of them does not look empty
 _OTHER = frozenset({
@@ -62,6 +62,7 @@ class Listing:
         shards: those of them that may hold images themselves.
         runs: folders of runs, in which no images were looked for.
         without: folders that were to be left out.
+        by_column: whether ``--column`` says which of several columns or arrays they are.
         dangling: links that lead nowhere.
     """
 
@@ -71,6 +72,7 @@ class Listing:
     shards: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
     without: list[Path] = field(default_factory=list)
+    by_column: bool = False
     dangling: list[Path] = field(default_factory=list)
 
     def left_out(self) -> str:
@@ -97,6 +99,7 @@ class Listing:
         self.left += other.left
         self.runs += other.runs
         self.without += other.without
+        self.by_column |= other.by_column
         self.dangling += other.dangling
 
 
@@ -153,13 +156,13 @@ def list_images(
 
 def leave_arrays(listing: Listing) -> None:
     """Leave out the arrays beside pictures, which are labels, masks or features of them."""
-    pictures = [path for path in listing.paths if _suffix(path) not in _ARRAYS]
+    pictures = [path for path in listing.paths if suffix_of(path) not in ARRAYS]
     if pictures and len(pictures) < len(listing.paths):
         listing.left["NumPy beside pictures"] += len(listing.paths) - len(pictures)
         listing.paths = pictures
 
 
-def _suffix(image: Path | Item) -> str:
+def suffix_of(image: Path | Item) -> str:
     return os.path.splitext(str(image))[1].lower()
 
 

@@ -67,4 +67,6 @@ def _members(path: Path, suffixes: Collection[str]) -> list[tuple[str, int, int]
                 if member.isfile() and Path(member.name).suffix.lower() in suffixes
             ]
     except tarfile.TarError as error:
-        raise UserError(f"{path} is no plain tar archive: {first_line(error)}") from error
+        raise UserError(
+            f"{path} is no tar archive, or a compressed one: unpack it ({first_line(error)})"
+        ) from error

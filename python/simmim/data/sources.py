@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from simmim.config.apply import ApplyConfig
 from simmim.config.images import SourceConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.item import items
 from simmim.data.listing import (
+    ARRAYS,
     PACK,
     SUFFIXES,
     Listing,
@@ -21,6 +23,7 @@ from simmim.data.listing import (
     leave_arrays,
     list_images,
     other_kind,
+    suffix_of,
 )
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
@@ -68,17 +71,20 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         check_any(listing)
         return listing
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        raise no_such_source(path)
     if is_pack(path):
         return list_pack(path)
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
-        return _listed(path, read_paths(path, config.column))
+        listing = _listed(path, read_paths(path, config.column))
+        listing.by_column = suffix == ".csv"
+        return listing
     if suffix == ".tar":
         return _archives(path, [path])
     listing = None
     if suffix == ".npy" or _is_zarr(path):
-        listing = Listing(path.parent, items(ArraySource(path, config.column)))
+        array = ArraySource(path, config.column)
+        listing = Listing(path.parent, items(array), by_column=array.in_group)
     elif suffix == ".parquet" or _is_saved_dataset(path):
         listing = _table(path, [path] if suffix == ".parquet" else [], config)
     if listing is not None:
@@ -91,6 +97,38 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
         "(npy, zarr), a tar archive or an image"
     )
+
+
+def no_such_source(path: Path) -> UserError:
+    """What to say of a path that leads nowhere."""
+    text, advice = str(path), ""
+    if re.match(r"\w+:/", text):
+        advice = ": it is an address, and only files of this machine are read"
+    elif text.startswith("~"):
+        advice = ": the shell left ~ as it is, write the path out"
+    elif any(letter in text for letter in "*?["):
+        advice = ": patterns are not expanded, name a folder or a list of files (txt)"
+    return UserError(f"no such file or folder: {text}{advice}")
+
+
+def check_used(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
+    """Raise ``UserError`` where ``--column`` or ``--layout`` is given and says nothing of the images.
+
+    A layout that ``--stats`` or a checkpoint brings may be that of other images.
+    """
+    layout = getattr(config, "layout", "auto")
+    suffixes = set(map(suffix_of, listing.paths)) if config.column or layout != "auto" else ()
+    if config.column and not listing.by_column and ".npz" not in suffixes:
+        raise UserError(
+            f"--column {config.column} is for tables, zarr groups and npz files, and "
+            f"{config.data} holds none: leave it out"
+        )
+    files = all(isinstance(i, Path) or isinstance(i.source, ShardSource) for i in listing.paths)
+    brought = getattr(config, "stats", None) or getattr(config, "checkpoint", None)
+    if layout != "auto" and not brought and files and not ARRAYS & set(suffixes):
+        raise UserError(
+            f"--layout {layout} is for arrays, and {config.data} holds none: leave it out"
+        )
 
 
 def _is_zarr(path: Path) -> bool:
@@ -155,9 +193,11 @@ def _archives(path: Path, archives: list[Path]) -> Listing:
 
 def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
     table = TableSource(path, files, config.column)
-    if table.texts is not None:
-        return _listed(files[0] if files else path, table.texts)
-    return Listing(path if path.is_dir() else path.parent, items(table))
+    if table.texts is None:
+        return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
+    listing = _listed(files[0] if files else path, table.texts)
+    listing.by_column = True
+    return listing
 
 
 def read_paths(path: Path, column: str = "") -> list[str]:

@@ -12,7 +12,13 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.demo import demo_photographs
 from simmim.data.item import Item
 from simmim.data.listing import Listing
-from simmim.data.sources import ROLES, find_source, is_folder_of_files
+from simmim.data.sources import (
+    ROLES,
+    check_used,
+    find_source,
+    is_folder_of_files,
+    no_such_source,
+)
 from simmim.errors import UnreadableImageError, UserError
 
 #: crops and masks of validation images are the same whatever the run's own seed
@@ -77,7 +83,7 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
     sources = [source for source in (data, val_data) if source is not None]
     for source in sources:
         if not source.exists():
-            raise UserError(f"no such folder: {source}")
+            raise no_such_source(source)
         if classes and not source.is_dir():
             raise UserError(
                 f"{source} is a file: classes are folders, one per class, or a pack of such folders"
@@ -191,6 +197,7 @@ def split_files(config: PretrainConfig) -> Files:
     split = resolve_split(config.data, config.val_data, config.out)
     held_out = [] if split.held_out is None else [split.held_out]
     listing = find_source(split.train, config, [config.out, *held_out])
+    check_used(config, listing)
     check_links(listing, config.on_bad_image)
     train, summary = listing.paths, [*split.notes, listing.summary()]
     if split.held_out is not None:

@@ -80,7 +80,7 @@ class TableSource:
     def read(self, number: int) -> bytes | np.ndarray:
         value = self._table[number][self._column]
         if isinstance(value, dict):
-            value = value["bytes"] or Path(value["path"]).read_bytes()
+            value = value["bytes"] or (Path(value["path"]).read_bytes() if value["path"] else b"")
         return value
 
 

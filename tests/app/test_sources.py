@@ -228,6 +228,21 @@ MISTAKES = {
         (),
         "is no tar archive, or a compressed one",
     ),
+    "an archive cut off": (
+        lambda at: tar_at(at, lambda c, end: c[:end]),
+        (),
+        "tar is cut off: it has",
+    ),
+    "a damaged header": (
+        lambda at: tar_at(at, lambda c, end: c[:end] + b"x" * 512 + c[end:]),
+        (),
+        "images.tar is damaged: what should be a member at byte",
+    ),
+    "two archives in one": (
+        lambda at: tar_at(at, lambda c, _: c + c),
+        (),
+        "images.tar goes on after its end mark",
+    ),
     "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
     "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),
     "several parts": (
@@ -251,6 +266,15 @@ def png_at(path: Path) -> Path:
 
 def text_at(path: Path, text: str) -> Path:
     path.write_text(text)
+    return path
+
+
+def tar_at(at: Path, edit) -> Path:
+    """An archive whose bytes ``edit`` makes of those of a whole one and where that one's members end."""
+    path = write("tar of TIFF", at)
+    with tarfile.open(path) as archive:
+        archive.getmembers()
+        path.write_bytes(edit(path.read_bytes(), archive.offset))
     return path
 
 

@@ -61,12 +61,31 @@ def _members(path: Path, suffixes: Collection[str]) -> list[tuple[str, int, int]
     """Name, offset and size of each image, in the order of the archive."""
     try:
         with tarfile.open(path, "r:") as archive:
-            return [
+            found = [
                 (member.name, member.offset_data, member.size)
                 for member in archive
                 if member.isfile() and Path(member.name).suffix.lower() in suffixes
             ]
+            _check_end(path, archive.offset)
+            return found
     except tarfile.TarError as error:
         raise UserError(
             f"{path} is no tar archive, or a compressed one: unpack it ({first_line(error)})"
         ) from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raise ``UserError`` where tarfile stopped reading at ``offset`` and no archive ends: it says nothing
+    of a missing end mark, a damaged header or another archive behind."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(1 << 20)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise UserError(f"{path} is cut off: it has no end mark, and members may be missing")
+    if any(rest[: tarfile.BLOCKSIZE]):
+        raise UserError(f"{path} is damaged: what should be a member at byte {offset:,} is none")
+    if any(rest):
+        raise UserError(
+            f"{path} goes on after its end mark, at byte {offset:,}: give archives that were put one "
+            "after the other as files of their own"
+        )

@@ -34,7 +34,7 @@ build: ## compile the kernels in place, for this machine
 	@mkdir -p build
 	flock build/.lock env PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) setup.py -q build_ext --inplace
 
-wheels: install ## build the wheels and the source distribution into dist, and test them (45 minutes)
+wheels: install ## build the wheels and the source distribution into dist, and test them (20 to 45 minutes)
 	$(PY) -m tools.wheels
 	SIMMIM_TEST_DIST=dist $(PY) -m pytest tests/repo/test_wheels.py tests/repo/test_aarch64.py \
 		tests/gpu/test_nvcc.py tests/gpu/test_machine_code.py -rs

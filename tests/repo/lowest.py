@@ -1,7 +1,7 @@
 """`python -m tests.repo.lowest`: every lower bound in pyproject.toml as a constraint for pip.
 
-`make test-lowest` installs exactly these versions, so what is declared is what was tested. Needs
-Python 3.11 (`tomllib`) and the package `packaging`, which pip brings where it is not installed.
+`make test-lowest` installs exactly these versions, so what is declared is what was tested. pip brings
+the packages `packaging` and, where Python is older than 3.11, `tomllib`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import tomllib
-
+try:
+    import tomllib
+except ModuleNotFoundError:
+    from pip._vendor import tomli as tomllib
 try:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

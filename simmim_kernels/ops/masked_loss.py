@@ -133,6 +133,10 @@ def loss_of(
         check_tensors(pred, target, grid)
         has_dims("pred", pred, PREDICTIONS)
         spec = with_norm(spec, target_norm, pred, target, grid)
+    if torch.compiler.is_compiling():
+        # With `dynamic=True` Dynamo makes an input of a number that it first looks at in a Function's
+        # graph, and in the next Function's fails to find it: it looks at each of them here.
+        any(number is None for number in spec)
     args = (pred, target, grid, index, mean, std, spec)
     if needs_grad(pred):
         # Compiled code reuses memory on its own. A dispatch mode may have kept the prediction, as

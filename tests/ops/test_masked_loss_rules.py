@@ -180,6 +180,21 @@ def test_bad_beta_and_index_are_named():
                 )
 
 
+@pytest.mark.parametrize("target_norm", [None, sk.WindowNorm(5)], ids=["none", "window"])
+def test_two_losses_in_one_graph_of_any_size(target_norm):
+    """Numbers that the first loss has looked at are the second's, too."""
+    pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.uint8)
+
+    def step(pred):
+        rows = partial(sk.masked_linear_mse, weight=pred.new_ones(48, 48), bias=None)
+        loss = sk.masked_l1(pred, target, mask, target_norm=target_norm)
+        return loss + rows(pred, target=target, mask=mask, target_norm=target_norm)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(pred.requires_grad_()), step(pred))
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_modules(kind):
     module = {

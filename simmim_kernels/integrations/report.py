@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import signature, unwrap
 from types import MethodType
 from typing import Any
 
@@ -105,6 +105,8 @@ class _Forward:
         self.ours = self.make(self.theirs)
         # That of the original: transformers' Trainer reads it to choose the columns.
         self.__signature__ = signature(MethodType(self.theirs, self.module))
+        # torch.export names the place of the code; a partial has none.
+        self.__code__ = getattr(unwrap(self.theirs), "__code__", None)
 
     def __func__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As a method has it, from which accelerate makes its own method of `module`."""

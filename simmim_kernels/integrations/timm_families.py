@@ -157,7 +157,7 @@ class ViT(Family):
             first = torch.cat(prefix, 1)
             if b.pos_embed is not None and self._embeds_prefix():
                 first = first + b.pos_embed[:, : b.num_prefix_tokens]
-            x = torch.cat([first.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([first.expand(x.shape[0], -1, -1), x], 1)
         if b.pos_embed is not None:
             x = b.pos_drop(x)
         x = b.norm_pre(x)
@@ -177,7 +177,7 @@ class Beit(Family):
     ) -> Tensor:
         b = self.backbone
         first = b.cls_token if b.pos_embed is None else b.cls_token + b.pos_embed[:, :1]
-        x = b.pos_drop(torch.cat([first.expand(len(patches), -1, -1), patches], 1))
+        x = b.pos_drop(torch.cat([first.expand(patches.shape[0], -1, -1), patches], 1))
         bias = None if b.rel_pos_bias is None else b.rel_pos_bias()
         *body, block = b.blocks
         for other in body:

@@ -115,7 +115,7 @@ def _embed(
     if prefix:
         first = torch.cat(prefix, 1)
         first = first if pos is None else first + pos[:, : len(prefix)]
-        x = torch.cat((first.expand(len(x), -1, -1), x), 1)
+        x = torch.cat((first.expand(x.shape[0], -1, -1), x), 1)
         return self.dropout(x)
     return self.dropout(x), grid
 

@@ -51,7 +51,7 @@ def embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
         x = visible_patch_embed(
             pixel_values.to(conv.weight.dtype), conv.weight, conv.bias, mask, pos_embed=pos[:, 1:]
         )
-        first = (self.cls_token + pos[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + pos[:, :1]).expand(x.shape[0], -1, -1)
         hidden = mask.mask.flatten(1).to(torch.get_default_dtype())
         restore = torch.cat((mask.visible, mask.masked), 1).argsort(1)
         return torch.cat((first, x), 1), hidden, restore
@@ -199,7 +199,7 @@ def _hidden_rows(decoder: nn.Module, x: Tensor, mask: PatchMask) -> Tensor:
     if not hasattr(attention, "q_proj") or _drops_out(layer):
         return decoder.decoder_norm(take_masked_tokens(_first(layer(x)), mask, prefix_tokens=1))
     normed = layer.layernorm_before(x)
-    heads = (len(x), -1, attention.num_attention_heads, attention.head_dim)
+    heads = (x.shape[0], -1, attention.num_attention_heads, attention.head_dim)
     query = attention.q_proj(take_masked_tokens(normed, mask, prefix_tokens=1))
     query, key, value = (
         t.view(heads).transpose(1, 2)

@@ -316,3 +316,14 @@ def test_visible_tokens_alone_are_those_of_a_model_that_gets_no_others(case, hoo
 def test_visible_tokens_are_refused_where_a_grid_is_needed(name):
     with pytest.raises(TypeError, match="needs its patches on a whole grid; allowed: a ViT"):
         MaskedEncoder(model(name)).visible_tokens(images(), sk.random_mask(2, (4, 4), 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "beit"])
+def test_exports_for_batches_of_any_size(name):
+    encoder, more = MaskedEncoder(model(name)).eval(), images(batch=5)
+    masks = [sk.random_mask(n, (2, 2), 0.5, seed=3).mask for n in (2, 5)]
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    shapes = {"dynamic_shapes": (batch, batch), "strict": False}
+    exported = torch.export.export(encoder, (images(), masks[0]), **shapes).module()
+    same(exported(more, masks[1]), encoder(more, masks[1]))

@@ -201,6 +201,18 @@ def test_compile(case, reconstruction):
     assert_equal_by_budget(got, {n: expected[n] for n in got}, exact)
 
 
+@pytest.mark.slow
+def test_exports_for_batches_of_any_size():
+    model, (images, mask, side) = build("ViT").eval(), problem("ViT")
+    more, other, _ = problem("ViT", 5)
+    expected = model(more, flat(other, side)).loss
+    sk.apply_kernels(model)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    shapes = {"dynamic_shapes": (batch, batch), "strict": False}
+    exported = torch.export.export(model, (images, flat(mask, side)), **shapes).module()
+    torch.testing.assert_close(exported(more, flat(other, side)).loss, expected)
+
+
 class Recording(transformers.Trainer):
     """Keeps the loss of every training step, which its log rounds."""
 

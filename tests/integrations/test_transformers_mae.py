@@ -231,6 +231,18 @@ def test_compiles(autocast):
     ours.loss.backward()
 
 
+@pytest.mark.slow
+def test_exports_for_batches_of_any_size():
+    model, more, noise = build(), torch.randn(5, 3, 32, 32), torch.rand(5, 16)
+    expected = model(more, noise=noise).loss
+    sk.apply_kernels(model)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    shapes = {"dynamic_shapes": {"pixel_values": batch, "noise": batch}, "strict": False}
+    arguments = {"pixel_values": IMAGES, "noise": NOISE}
+    exported = torch.export.export(model, (), arguments, **shapes).module()
+    torch.testing.assert_close(exported(pixel_values=more, noise=noise).loss, expected)
+
+
 def test_copies_and_pickles_run_on_the_kernels():
     model = build()
     sk.apply_kernels(model)

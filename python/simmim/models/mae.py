@@ -163,7 +163,7 @@ class MAE(SimMIM):
         units = images.unflatten(3, (-1, self.stride)).unflatten(2, (-1, self.stride))
         units = units.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         chosen = visible.gather(1, place.argsort(1))
-        units = units[torch.arange(len(units), device=units.device)[:, None], chosen]
+        units = units[torch.arange(units.shape[0], device=units.device)[:, None], chosen]
         small = units.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5)
         small = small.flatten(4).flatten(2, 3)
         x = self.encoder(small, nothing_hidden(small) if second is None else second)

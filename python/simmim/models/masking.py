@@ -106,4 +106,4 @@ class Masking:
 
 def nothing_hidden(images: Tensor) -> PatchMask:
     """The mask under which an encoder sees all of ``images``."""
-    return random_mask(len(images), (1, 1), 0.0, seed=0, device=images.device)
+    return random_mask(images.shape[0], (1, 1), 0.0, seed=0, device=images.device)

@@ -195,7 +195,7 @@ class SimMIM(ChannelStatistics):
         if prediction.dim() == 4 or prediction.shape[1] == tokens:
             return prediction
         places = mask.masked.long()[..., None].expand_as(prediction)
-        whole = prediction.new_zeros(len(prediction), tokens, prediction.shape[2])
+        whole = prediction.new_zeros(prediction.shape[0], tokens, prediction.shape[2])
         return whole.scatter(1, places, prediction)
 
     def predict_tokens(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def visible_mean(
     if model.target_norm is not None:
         tokens = images[0, 0].numel() // model.stride**2
         zero = torch.zeros((), device=images.device)
-        return zero.expand(len(images), tokens, model.head.out_features)
+        return zero.expand(images.shape[0], tokens, model.head.out_features)
     target, statistics = images, {"mean": model.mean, "std": model.std}
     if not model.of_pixels:
         target, statistics = as_image(model.make_target(images), model._grid(images)), {}

@@ -281,6 +281,7 @@ def main() -> int:
         for row, compile in passes(setting)
         if (not options.ops or row.op in options.ops) and row.op not in options.skip
     ]
+    print(f"{len(rows)} rows; Ctrl-C stores those that have run", flush=True)
     if options.trial:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), setting.device)

@@ -186,7 +186,7 @@ def test_precision(backend, image, allowed, cancels):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_image_is_zero(backend):
     shape = (1, 1, 50, 30) if CASES else (1, 2, 60, 50)  # emulation is slow
-    for value in (0.0, 0.1, 255.0, -1e4):
+    for value in (0.1, -1e4) if CASES else (0.0, 0.1, 255.0, -1e4):
         with sk.backend(backend):
             out = sk.normalize_targets(torch.full(shape, value))
         assert torch.equal(out, torch.zeros_like(out))

@@ -281,13 +281,13 @@ def main() -> int:
         for row, compile in passes(setting)
         if (not options.ops or row.op in options.ops) and row.op not in options.skip
     ]
-    print(f"{len(rows)} rows; Ctrl-C stores those that have run", flush=True)
     if options.trial:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), setting.device)
             run_rows(rows, setting, store, options.seconds, options.rounds)
         print(f"trial: {len(store.results)} rows ran; their times mean nothing")
     else:
+        print(f"{len(rows)} rows; Ctrl-C stores those that have run", flush=True)
         store = Store(options.out, setting.device)
         run_rows(rows, setting, store, options.seconds, options.rounds)
     failed = {str(key): r.errors for key, r in store.results.items() if r.errors}

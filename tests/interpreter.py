@@ -33,8 +33,8 @@ def _tensor(array):
 
 
 def remember_types_and_patches():
-    """Replace the functions of `triton.language` once a launch, not at every call of a helper of the
-    kernel, and make the table of types once: a third of the time."""
+    """Replace the functions of `triton.language` once a launch, and look a type up once; the interpreter
+    (Triton 3.9) does both at every call of a kernel's helper."""
     patch, patched = interpreter._patch_lang, set()
     launch = interpreter.GridExecutor.__call__
     look_up, found = interpreter._get_np_dtype, {}
@@ -50,7 +50,7 @@ def remember_types_and_patches():
             v.__name__ for v in function.__globals__.values() if v is tl or v is tl.core
         )
         if modules in patched:
-            return None  # asked for by a launch alone, which comes first
+            return None  # only a launch, whose call is the first, uses what is returned
         patched.add(modules)
         return patch(function)
 

@@ -134,8 +134,8 @@ def loss_of(
         has_dims("pred", pred, PREDICTIONS)
         spec = with_norm(spec, target_norm, pred, target, grid)
     if torch.compiler.is_compiling():
-        # With `dynamic=True` Dynamo makes an input of a number that it first looks at in a Function's
-        # graph, and in the next Function's fails to find it: it looks at each of them here.
+        # With `dynamic=True` Dynamo makes a number an input of the graph in which it is first compared.
+        # If that is an autograd Function's, the next Function can't find it: compare each one before.
         any(number is None for number in spec)
     args = (pred, target, grid, index, mean, std, spec)
     if needs_grad(pred):

@@ -164,3 +164,14 @@ def command(*arguments: object) -> list[str]:
 def environment() -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@pytest.fixture(scope="module")
+def no_cache_of_the_users(tmp_path_factory):
+    """datasets keeps an Arrow copy of parquet files."""
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before

@@ -216,3 +216,16 @@ def settings(name: str, at: Path, **changes) -> PretrainConfig:
         bands = {"channels": 4, "pixel_type": "uint16", "mean": tuple(mean), "std": tuple(std)}
     settings = {"data": write(name, at), "batch_size": 4, "epochs": 2, **TINY, **bands, **changes}
     return PretrainConfig(**settings)
+
+
+def table_at(path: Path, values: list) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table({"images": values}), path)
+    return path
+
+
+def shards_at(folder: Path, compression: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    suffix = f"tar.{compression}".rstrip(".")
+    with webdataset.TarWriter(str(folder / f"{len(list(folder.iterdir()))}.{suffix}")) as writer:
+        writer.write({"__key__": "0", "png": png(PICTURES[0])})
+    return folder

@@ -9,20 +9,15 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import tarfile
-from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.parquet
 import pytest
 import tifffile
 import torch
-import webdataset
 from PIL import Image
 
-from simmim.cli import main
 from simmim.config.images import Reading, SourceConfig
 from simmim.data.crops import training_crops
 from simmim.data.fingerprint import data_fingerprint
@@ -42,25 +37,17 @@ from .sources import (
     PICTURES,
     png,
     settings,
+    shards_at,
+    table_at,
     wanted,
     write,
-    write_csv,
-    write_image_parquet,
     write_scene,
 )
 from .test_resume import assert_same_run
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_the_users")
 LAYOUTS = [*COLOURS, *MULTISPECTRAL]
 EVERY = pytest.mark.parametrize("name", LAYOUTS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_cache_of_the_users(tmp_path_factory):
-    """datasets keeps an Arrow copy of parquet files."""
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
 
 
 @EVERY
@@ -197,100 +184,6 @@ def test_an_index_is_made_once_and_anew_for_another_archive(tmp_path, monkeypatc
     assert len(find_source(path, SourceConfig()).paths) == COUNT + 1
 
 
-MISTAKES = {
-    "two columns": (write_csv, ("--column", "nothing"), "say with --column which one holds paths"),
-    "no column": (write_image_parquet, ("--column", "x"), "say with --column which of image holds"),
-    "a number": (
-        write_image_parquet,
-        ("--column", "label"),
-        "image, label: say with --column which",
-    ),
-    "nested images": (
-        lambda at: table_at(at / "a.parquet", [[png(PICTURES[0])]]),
-        ("--column", "images"),
-        "has the columns images: none of them holds images",
-    ),
-    "no source": (lambda at: png_at(at / "a.doc"), (), "is no source of images"),
-    "no image": (
-        lambda at: text_at(at / "a.txt", "b.doc"),
-        (),
-        "'b.doc', is no image that is read",
-    ),
-    "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
-    "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
-    "one image": (
-        lambda at: array_at(at / "a.npy", np.zeros((40, 44, 3), np.uint8)),
-        (),
-        "an array of 40 x 44 x 3: one image (H, W, C), it seems",
-    ),
-    "compressed": (
-        lambda at: text_at(at / "a.tar", "x" * 999),
-        (),
-        "is no tar archive, or a compressed one",
-    ),
-    "an archive cut off": (
-        lambda at: tar_at(at, lambda c, end: c[:end]),
-        (),
-        "tar is cut off: it has",
-    ),
-    "a damaged header": (
-        lambda at: tar_at(at, lambda c, end: c[:end] + b"x" * 512 + c[end:]),
-        (),
-        "images.tar is damaged: what should be a member at byte",
-    ),
-    "two archives in one": (
-        lambda at: tar_at(at, lambda c, _: c + c),
-        (),
-        "images.tar goes on after its end mark",
-    ),
-    "a format": (lambda at: text_at(at / "a.tar.gz", ""), (), "a.tar.gz is no source of images"),
-    "shards": (lambda at: shards_at(at / "data", "gz"), (), "it holds 1 .tar.gz (not read)"),
-    "several parts": (
-        lambda at: parts_at(at / "data"),
-        (),
-        "data holds shards of several parts, such as test-0.parquet and train-0.parquet",
-    ),
-    "no row": (lambda at: array_at(at / "a.npy", np.zeros((0, 4, 4))), (), "a.npy: it is empty"),
-    "nowhere": (lambda at: at / "nowhere.npy", (), "no such file or folder"),
-    "an address": (lambda at: "s3://a/b", (), "it is an address, and only files of this machine"),
-    "a home": (lambda at: "~/none", (), "the shell left ~ as it is"),
-    "a pattern": (lambda at: at / "*.png", (), "patterns are not expanded"),
-    "text": (lambda at: text_at(at / "a.npy", "some text"), (), "the magic string is not"),
-}
-
-
-def png_at(path: Path) -> Path:
-    path.write_bytes(png(PICTURES[0]))
-    return path
-
-
-def text_at(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def tar_at(at: Path, edit) -> Path:
-    """An archive whose bytes ``edit`` makes of those of a whole one and where that one's members end."""
-    path = write("tar of TIFF", at)
-    with tarfile.open(path) as archive:
-        archive.getmembers()
-        path.write_bytes(edit(path.read_bytes(), archive.offset))
-    return path
-
-
-def table_at(path: Path, values: list) -> Path:
-    pyarrow.parquet.write_table(pyarrow.table({"images": values}), path)
-    return path
-
-
-def parts_at(folder: Path) -> Path:
-    """Files as a data set on the Hub has them."""
-    folder.mkdir()
-    for part in ("train", "test"):
-        table_at(folder / f"{part}-0.parquet", [png(PICTURES[0])])
-    return folder
-
-
 def test_a_row_without_a_file_is_an_empty_file(tmp_path):
     path = table_at(tmp_path / "a.parquet", [{"bytes": b"", "path": None}])
     with pytest.raises(BadImageError, match="an empty file"):
@@ -301,45 +194,6 @@ def test_shards_of_one_part_with_two_words_in_their_names_are_read(tmp_path):
     for number in range(2):
         table_at(tmp_path / f"train-val-{number}.parquet", [png(PICTURES[0])])
     assert len(find_source(tmp_path, SourceConfig()).paths) == 2
-
-
-def array_at(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array)
-    return path
-
-
-def shards_at(folder: Path, compression: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    suffix = f"tar.{compression}".rstrip(".")
-    with webdataset.TarWriter(str(folder / f"{len(list(folder.iterdir()))}.{suffix}")) as writer:
-        writer.write({"__key__": "0", "png": png(PICTURES[0])})
-    return folder
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_cost_one_line(name, tmp_path, capsys):
-    make, more, words = MISTAKES[name]
-    data = make(tmp_path)
-    capsys.readouterr()
-    assert main(["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), *more]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1, error
-
-
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys):
-    data = table_at(tmp_path / "a.parquet", [png(PICTURES[0])])
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file/cache")
-    assert main(["stats", "--data", str(data), "--out", str(tmp_path / "out.json")]) == 2
-    error = capsys.readouterr().err
-    assert "HF_DATASETS_CACHE names the folder that it writes to" in error, error
-
-
-@pytest.mark.parametrize("command", ["stats", "pack"])
-def test_an_array_without_images_is_refused(command, tmp_path, capsys):
-    data = array_at(tmp_path / "a.npy", np.zeros((0, 3, 8, 8), np.uint8))
-    assert main([command, "--data", str(data), "--out", str(tmp_path / "out.json")]) == 2
-    assert capsys.readouterr().err == f"simmim: no images in {data}: it is empty\n"
 
 
 def test_what_lies_beside_shards_is_named(tmp_path):
@@ -353,46 +207,6 @@ def test_what_lies_beside_shards_is_named(tmp_path):
     found = find_source(tmp_path / "data", SourceConfig())
     assert len(found.paths) == 2
     assert found.left == {".tar.gz": 1, ".parquet": 1}
-
-
-@pytest.mark.parametrize(
-    ("package", "name"),
-    [
-        ("zarr", "zarr"),
-        ("datasets", "parquet of images"),
-        ("imagecodecs", "jpeg 2000"),
-        ("imagecodecs", "png"),
-    ],
-)
-def test_a_missing_package_is_one_line(package, name, tmp_path, capsys, monkeypatch):
-    data, more = tmp_path / "data", ()
-    if package == "imagecodecs":
-        data.mkdir()
-        import imagecodecs
-
-        encode = {"jpeg 2000": imagecodecs.jpeg2k_encode, "png": imagecodecs.png_encode}[name]
-        suffix = {"jpeg 2000": "jp2", "png": "png"}[name]
-        (data / f"a.{suffix}").write_bytes(encode(BANDS[0, 0]))
-        more = ("--pixel-type", "uint16", "--mean", "1", "--std", "1", "--channels", "1")
-    else:
-        data = write(name, tmp_path / "a")
-    monkeypatch.setitem(sys.modules, package, None)
-    assert main(["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), *more,
-                 "--batch-size", "1", "--encoder", "cnn", "--device", "cpu"]) == 2  # fmt: skip
-    assert 'pip install "simmim-kernels[data]"' in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_codecs_that_tifffile_misses(tmp_path, simmim, monkeypatch):
-    """As where imagecodecs is not installed."""
-    (tmp_path / "data").mkdir()
-    tifffile.imwrite(tmp_path / "data/a.tif", BANDS[0, 0], compression="lzw")
-    package = tmp_path / "stub/imagecodecs/__init__.py"
-    package.parent.mkdir(parents=True)
-    package.write_text("raise ModuleNotFoundError(name='imagecodecs')")
-    monkeypatch.setenv("PYTHONPATH", str(package.parents[1]))
-    run = simmim("stats", "--data", tmp_path / "data", "--out", tmp_path / "a.json")
-    last = run.stderr.splitlines()[-1]
-    assert run.returncode == 2 and 'pip install "simmim-kernels[data]"' in last, last
 
 
 def test_crops_of_a_scene_are_as_many_as_it_has_areas(tmp_path):

@@ -12,8 +12,8 @@ from tests.gpu.ptx.launches import TARGETS, running, why_not
 pytestmark = pytest.mark.slow
 PLANAR, INTERLEAVED = LAYOUTS = (torch.contiguous_format, torch.channels_last)
 FLOAT, BFLOAT, BYTE = torch.float32, torch.bfloat16, torch.uint8
-# of the prediction, of the image, its layout, the order: every combination, and every pair of two, as
-# Triton compiles each one anew
+# Types of prediction and image, layout of the image, order of a token's numbers. CUDA runs all
+# combinations; Triton, which compiles each of them, six in which any two values meet.
 ALL = list(product((FLOAT, BFLOAT), (BYTE, FLOAT, BFLOAT), LAYOUTS, ("cyx", "yxc")))
 PAIRS = [
     (FLOAT, BYTE, PLANAR, "cyx"),

@@ -101,7 +101,9 @@ FLAT = {torch.float32: 1e4 / 3, torch.float16: 0.1, torch.uint16: 65503, torch.u
 def test_no_variance_of_a_flat_area_is_negative(backend):
     """Rounding may leave E[x^2] - m^2 below 0 there, by more than such an eps."""
     for dtype, value in FLAT.items():
-        image = torch.full((1, 1, 30, 40), value).to(dtype)
+        image = torch.full((2, 1, 30, 40), value).to(dtype)
+        image[1] = (torch.rand(1, 30, 40) * 255).to(dtype)
         with sk.backend(backend):
             out = sk.normalize_targets(image, WINDOW, 1e-30, mean=(0.3,), std=(0.7,))
         assert out.isfinite().all(), dtype
+        torch.testing.assert_close(out[1:], exact(image[1:], WINDOW, 0.0).to(out.dtype))

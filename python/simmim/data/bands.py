@@ -168,7 +168,7 @@ def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
                 raise OtherContentsError(
                     f"{len(names)} arrays, of which --column names one: {held}"
                 )
-            # of what lies in a table --column names the column
+            # for an npz file inside a table, --column names the column of the table
             if path and wanted.column and wanted.column not in names:
                 raise OtherContentsError(f"no array {wanted.column}: it holds {held}")
             found = found[wanted.column if wanted.column in names else names[0]]

@@ -16,7 +16,7 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
 from simmim.data.packed import pack_classes
-from simmim.data.sources import check_used, is_pack
+from simmim.data.sources import check_column_and_layout, is_pack
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
@@ -112,7 +112,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
     split = resolve_split(config.data, config.val_data, config.out, classes=True)
     held_out = [] if split.held_out is None else [split.held_out]
     found, listing = find_classes(split.train, [config.out, *held_out])
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
     summary = [*split.notes, f"{len(found)} classes, {listing.summary()}"]
     if split.held_out is None:

@@ -98,7 +98,7 @@ def kind_of(file: BinaryIO) -> str:
     return kind
 
 
-def contents_of(file: BinaryIO, kind: str) -> tuple[int, str]:
+def inspect_channels(file: BinaryIO, kind: str) -> tuple[int, str]:
     """Bits a channel that a PNG, JPEG 2000 or AVIF file says it has, 8 for other kinds, and why it is no
     picture of 8 bits in gray, colours and opacity; empty if it is one."""
     if kind not in ("PNG", "JPEG2000", "AVIF"):
@@ -152,7 +152,7 @@ def open_image(file: BinaryIO, kind: str, depth: int) -> Image.Image:
 
     Args:
         file: opened for reading, at its beginning.
-        kind, depth: what ``kind_of`` and ``contents_of`` say.
+        kind, depth: what ``kind_of`` and ``inspect_channels`` say.
 
     Warns:
         UnusedContentWarning: the file holds something else besides its picture.

@@ -30,7 +30,7 @@ from simmim.data.bands import (
 from simmim.data.image_contents import (
     BadImageError,
     OtherContentsError,
-    contents_of,
+    inspect_channels,
     kind_of,
     open_image,
 )
@@ -136,7 +136,7 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
             return open_array(file, path, wanted)
         if kind == "TIFF" and not wanted.colours:
             return open_tiff(file, opener, wanted)
-        depth, reason = contents_of(file, kind)
+        depth, reason = inspect_channels(file, kind)
         if reason:
             if wanted.colours or kind == "AVIF":
                 raise OtherContentsError(reason)

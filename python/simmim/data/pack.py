@@ -23,7 +23,7 @@ from simmim.data.images import BadImageError, LostImageError, file_errors, read_
 from simmim.data.item import Item, name_below
 from simmim.data.listing import PACK, Listing, summarize_bad
 from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, damaged_rows, read_rows
-from simmim.data.sources import check_used, find_source, is_folder_of_files, is_pack
+from simmim.data.sources import check_column_and_layout, find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
 from simmim.errors import UnreadableImageError, UserError, printable, require
@@ -71,7 +71,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     if there - {".lock", ".tmp"} and not (out / PACK).exists():
         raise UserError(f"{out} is not empty and holds no pack: choose another --out")
     listing = find_source(data, config, [config.out])
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
     print(printable(listing.summary()), file=sys.stderr)
     wanted = first_contents(config, listing.paths)

@@ -111,7 +111,7 @@ def no_such_source(path: Path) -> UserError:
     return UserError(f"no such file or folder: {text}{advice}")
 
 
-def check_used(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
+def check_column_and_layout(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
     """Raise ``UserError`` where ``--column`` or ``--layout`` is given and says nothing of the images.
 
     A layout that ``--stats`` or a checkpoint brings may be that of other images.

@@ -14,7 +14,7 @@ from simmim.data.item import Item
 from simmim.data.listing import Listing
 from simmim.data.sources import (
     ROLES,
-    check_used,
+    check_column_and_layout,
     find_source,
     is_folder_of_files,
     no_such_source,
@@ -197,7 +197,7 @@ def split_files(config: PretrainConfig) -> Files:
     split = resolve_split(config.data, config.val_data, config.out)
     held_out = [] if split.held_out is None else [split.held_out]
     listing = find_source(split.train, config, [config.out, *held_out])
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
     train, summary = listing.paths, [*split.notes, listing.summary()]
     if split.held_out is not None:

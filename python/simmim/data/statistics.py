@@ -21,7 +21,7 @@ from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, OtherContentsError, file_errors, read_image
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
-from simmim.data.sources import check_used, find_source
+from simmim.data.sources import check_column_and_layout, find_source
 from simmim.errors import UnreadableImageError, UserError, printable
 from simmim.storage.files import write_text
 from simmim.storage.outputs import check_replaceable
@@ -79,7 +79,7 @@ def command(config: StatsConfig) -> int:
         raise UserError("say which images to measure: --data FOLDER")
     check_replaceable(config.out, config.overwrite)
     listing = find_source(config.data, config)
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     print(printable(listing.summary()), file=sys.stderr)
     wanted = first_contents(config, listing.paths)
     tally = measure(config, listing.paths, wanted)

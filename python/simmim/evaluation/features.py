@@ -16,7 +16,7 @@ from simmim.config.apply import FeaturesConfig
 from simmim.config.images import ImageConfig
 from simmim.data.crops import central_crops
 from simmim.data.item import name_below
-from simmim.data.sources import check_used, find_source
+from simmim.data.sources import check_column_and_layout, find_source
 from simmim.errors import UserError, printable, require
 from simmim.evaluation.inference import readable_batches
 from simmim.models.classifier import block_features, load_classifier, load_encoder
@@ -43,7 +43,7 @@ def command(config: FeaturesConfig) -> int:
     extract, trained = _extractor(config, device)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     print(printable(listing.summary()), file=sys.stderr)
     images = central_crops(trained, listing.paths)
     names, parts = [], []

@@ -11,7 +11,7 @@ import torch
 from simmim.config.apply import PredictConfig
 from simmim.data.crops import central_crops
 from simmim.data.item import name_below
-from simmim.data.sources import check_used, find_source
+from simmim.data.sources import check_column_and_layout, find_source
 from simmim.errors import UserError, printable
 from simmim.evaluation.inference import readable_batches
 from simmim.models.classifier import load_classifier
@@ -40,7 +40,7 @@ def command(config: PredictConfig) -> int:
     model, trained = load_classifier(config.checkpoint)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
-    check_used(config, listing)
+    check_column_and_layout(config, listing)
     print(printable(listing.summary()), file=sys.stderr)
     device = torch.device(chosen_device(config.device))
     model.to(device)

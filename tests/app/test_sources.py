@@ -22,7 +22,7 @@ from simmim.config.images import Reading, SourceConfig
 from simmim.data.crops import training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.images import BadImageError, read_image
-from simmim.data.order import Order, Remaining
+from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches
 from simmim.data.sources import find_source
 from simmim.data.splits import split_files
@@ -81,7 +81,7 @@ def test_who_reads_does_not_matter(name, tmp_path):
     found = []
     for way in (Way("processes", 0), Way("processes", 2), Way("threads", 2)):
         order = Order(samples=COUNT, batch=3, accumulate=1, seed=3, epochs=2, keep_rest=True)
-        batches = read_batches(training_crops(config, listing.paths), Remaining(order, 0), way)
+        batches = read_batches(training_crops(config, listing.paths), order.batches(0), way)
         found.append([batch.images for batch in batches])
         end_reading(batches)
     for other in found[1:]:

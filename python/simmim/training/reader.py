@@ -11,7 +11,7 @@ import torch
 from simmim.config.run import RunConfig
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
-from simmim.data.order import Order, Remaining
+from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches, usable_cores, ways
 from simmim.training.clock import run_clock
 
@@ -58,7 +58,7 @@ class Reader:
 
     def _start(self, way: Way, update: int) -> None:
         self.way, self._is_new = way, True
-        rest = Remaining(self.order, update)
+        rest = self.order.batches(update)
         self._batches = read_batches(self.train_set, rest, self.way, pin=self._copies is not None)
         self._is_first = True
 

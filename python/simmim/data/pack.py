@@ -75,7 +75,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     check_links(listing, config.on_bad_image)
     print(printable(listing.summary()), file=sys.stderr)
     wanted = first_contents(config, listing.paths)
-    source = data_fingerprint(listing.paths, listing.folder).state()
+    source = data_fingerprint(listing.paths, listing.folder)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
     if is_pack(data):
         # of a pack that is packed again, what is said of its images still holds

@@ -16,7 +16,7 @@ from torch import nn
 from simmim.config.run import RunConfig
 from simmim.data.batches import collate
 from simmim.data.crops import Crops, check_measured, check_readable
-from simmim.data.fingerprint import Fingerprint
+from simmim.data.fingerprint import difference
 from simmim.data.order import Order
 from simmim.errors import UserError, first_line
 from simmim.models.attention_path import choose_attention
@@ -61,7 +61,7 @@ class Loop(Fitting):
         self,
         config: RunConfig,
         train_set: Crops,
-        fingerprint: Fingerprint,
+        fingerprint: dict[str, int | str],
         data_summary: Sequence[str] = (),
     ) -> None:
         self.config, self.train_set = config, train_set
@@ -160,7 +160,7 @@ class Loop(Fitting):
             "summed": self.sums.count,
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
-            "data": self.fingerprint.state(),
+            "data": self.fingerprint,
             "scaler": self.precision.state_dict(),
             **self.more_state(),
         }
@@ -242,7 +242,7 @@ class Loop(Fitting):
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
         checkpoint.check_weights(path, state["model"], self.model.state_dict())
-        other = self.fingerprint.difference(state["data"])
+        other = difference(self.fingerprint, state["data"])
         if other:
             raise UserError(
                 f"the images are not those of {path} ({other}): resume with the same --data, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from abc import abstractmethod
 from contextlib import closing, nullcontext
 
@@ -23,7 +24,7 @@ from simmim.training.reader import Reader
 from simmim.training.recording import Recording
 from simmim.training.records import NoRecords, Records
 from simmim.training.sharding import gathered
-from simmim.training.signals import caught_signals, worker_deaths_reported_when_reading
+from simmim.training.signals import caught_signals, handled
 
 #: what processes tell each other when one of them cannot go on; above all signals
 FAILED = 1000
@@ -69,7 +70,11 @@ class Fitting(Recording):
         config, order = self.config, self.order
         records = Records if self.fabric.is_global_zero else NoRecords
         # signals first: what opens the records loads packages, which can take seconds
-        with self.run_folder, caught_signals() as self.caught, run_clock.noticing_stops():
+        with (
+            self.run_folder,
+            caught_signals() as self.caught,
+            handled(signal.SIGCONT, run_clock.go_on),
+        ):
             self.records = records(config.out, self.update, order.updates, order.global_batch)
             with (
                 self.peers.watched(self._what_remains, self.records.say_from_any),
@@ -101,7 +106,9 @@ class Fitting(Recording):
             self.reader = Reader(self.train_set, config, order, self.update, self.fabric.device)
             self.records.say(f"images: read by {self.reader.way}")
             self._compile_at_start()
-            with worker_deaths_reported_when_reading():
+            # PyTorch's own handler raises wherever the main thread happens to be, in the middle of the
+            # optimiser's step too; without it, asking for a batch finds a dead worker within 5 seconds
+            with handled(signal.SIGCHLD, signal.SIG_DFL):
                 while self.update < order.updates and not stop:
                     began = run_clock()
                     stop = self._update()
@@ -153,7 +160,7 @@ class Fitting(Recording):
         """
         config, order = self.config, self.order
         self._seed_update()
-        total = torch.zeros_like(self.sums.loss)
+        total = torch.zeros_like(self.sums.totals[0])
         bad: dict[str, str] = {}
         notes: dict[str, str] = {}
         for turn in range(config.accumulate):
@@ -179,8 +186,7 @@ class Fitting(Recording):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.sums.add(total, norm, getattr(self.precision, "skipped", None))
-        self._add_bad(bad)
-        self._add_notes(notes)
+        self._name_files(bad, notes)
         self.update += 1
         self._whole = True
         return stop

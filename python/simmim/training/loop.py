@@ -144,8 +144,8 @@ class Loop(Fitting):
     def _save(self) -> None:
         began = run_clock()
         loss_sum, norm_sum = self._read_sums()
-        self._add_bad(self.peers.union(self.counters.bad))
-        self.counters.partly = self.peers.union(self.counters.partly)
+        found = (self.peers.union(files) for files in (self.counters.bad, self.counters.partly))
+        self._name_files(*found)
         self.records.sync()
         state = {
             "kind": self.kind,

@@ -99,26 +99,18 @@ class Recording(ABC):
         """As ``read_ahead.validation_batches``; files that were passed over are noted."""
         way = way_to_validate(self.config.workers, self.fabric.device.type, usable_cores())
         for batch, count in validation_batches(dataset, self.order, way):
-            self._note_bad(batch)
+            check_readable(batch, self.config.on_bad_image)
+            self._name_files(dict(batch.bad), dict(batch.notes))
             yield batch, count
 
-    def _note_bad(self, batch: Batch) -> None:
-        """Remember and name the files of ``batch`` that were passed over."""
-        check_readable(batch, self.config.on_bad_image)
-        self._add_bad(dict(batch.bad))
-        self._add_notes(dict(batch.notes))
-
-    def _add_bad(self, found: dict[str, str]) -> None:
-        for path, reason in found.items():
-            if path not in self.counters.bad:
-                self.counters.bad[path] = reason
-                self.records.say(f"skipped {path}: {reason}")
-
-    def _add_notes(self, found: dict[str, str]) -> None:
-        for path, note in found.items():
-            if path not in self.counters.partly:
-                self.counters.partly[path] = note
-                self.records.say(f"{path}: {note}")
+    def _name_files(self, bad: dict[str, str], partly: dict[str, str]) -> None:
+        """Remember and name files that were passed over, and those that are used in part, with why."""
+        kinds = ((bad, self.counters.bad, "skipped "), (partly, self.counters.partly, ""))
+        for found, known, word in kinds:
+            for path, why in found.items():
+                if path not in known:
+                    known[path] = why
+                    self.records.say(f"{word}{path}: {why}")
 
     def _log(self) -> None:
         totals = self._read_sums()
@@ -138,7 +130,7 @@ class Recording(ABC):
             **({"skipped": self.counters.skipped} if self.precision.state_dict() else {}),
         )
         if self._recorded():
-            self.sums.clear()
+            self.sums.restore(0.0, 0.0, 0)
         if self.reader and self.update < self.order.updates:
             text = self.reader.judge(images, seconds, waited, self.update)
             if text:
@@ -152,7 +144,7 @@ class Recording(ABC):
             NotFiniteError: one of them is infinite or not a number: the weights are lost. Or updates
                 are skipped however little the loss is scaled, or none was ever made.
         """
-        *sums, skipped = self.fabric.all_reduce(self.sums.stack()).tolist()
+        *sums, skipped = self.fabric.all_reduce(self.sums.totals.clone()).tolist()
         self._count_skipped(round(skipped))
         if not all(map(math.isfinite, sums)):
             raise self._not_finite("the loss or its gradient")

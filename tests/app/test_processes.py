@@ -18,7 +18,7 @@ from torch import Tensor
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.storage import checkpoint
-from simmim.training.records import read_metrics
+from simmim.training.metrics import read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import environment, write_photographs

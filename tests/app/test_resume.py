@@ -16,8 +16,8 @@ import torch
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.storage import checkpoint
+from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
-from simmim.training.records import read_metrics
 
 from .conftest import TINY, write_photographs
 from .runs import start, train

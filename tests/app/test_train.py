@@ -11,8 +11,8 @@ import torch
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.storage import checkpoint
+from simmim.training.metrics import MetricsFile, read_metrics
 from simmim.training.pretrain import Trainer
-from simmim.training.records import MetricsFile, read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import TINY

@@ -16,7 +16,7 @@ from simmim.errors import UserError, printable, require
 from simmim.models import published
 from simmim.models.simmim import SimMIM
 from simmim.storage.files import replacing
-from simmim.training.records import read_metrics
+from simmim.training.metrics import read_metrics
 from simmim_kernels import PatchMask, mask_image
 
 figure = require("matplotlib.figure")

@@ -17,7 +17,7 @@ from simmim.storage import checkpoint
 from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
 from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
-from simmim.training.counters import RunningSums, Summary
+from simmim.training.counters import Summary
 from simmim.training.failures import AgreedFailure, saved_on_failure
 from simmim.training.optimizer import learning_rate
 from simmim.training.reader import Reader
@@ -41,12 +41,8 @@ class Fitting(Recording):
     run_folder: RunFolder
     saved_at: int
 
-    def __init__(self) -> None:
-        self.sums = RunningSums(self.fabric.device)
-        self.caught: list[int] = []
-        self.reader: Reader | None = None
-        # False while weights and counters belong to different updates, and while saving
-        self._whole = True
+    #: False while weights and counters belong to different updates, and while saving
+    _whole = True
 
     @abstractmethod
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
@@ -68,14 +64,15 @@ class Fitting(Recording):
             BrokenPipeError: the reader of the output has gone.
         """
         config, order = self.config, self.order
-        records = Records if self.fabric.is_global_zero else NoRecords
+        numbers = order.updates, self.update, order.global_batch
         # signals first: what opens the records loads packages, which can take seconds
         with (
             self.run_folder,
             caught_signals() as self.caught,
             handled(signal.SIGCONT, run_clock.go_on),
         ):
-            self.records = records(config.out, self.update, order.updates, order.global_batch)
+            first = self.fabric.is_global_zero
+            self.records = Records(config.out, *numbers) if first else NoRecords(*numbers)
             with (
                 self.peers.watched(self._what_remains, self.records.say_from_any),
                 closing(self.records),

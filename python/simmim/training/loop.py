@@ -24,7 +24,7 @@ from simmim.storage import checkpoint
 from simmim.storage.files import write_text
 from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
-from simmim.training.counters import Counters
+from simmim.training.counters import Counters, RunningSums
 from simmim.training.failures import first_not_finite
 from simmim.training.fitting import Fitting
 from simmim.training.optimizer import adamw, parameter_groups
@@ -102,7 +102,9 @@ class Loop(Fitting):
         self.optimizer = self.fabric.setup_optimizers(self._adamw())
         self.update = 0
         self.counters = self.counters_type()
-        super().__init__()
+        self.sums = RunningSums(self.fabric.device)
+        self.caught: list[int] = []
+        self.reader = None
         self.run_folder = RunFolder(config.out, self.kind)
         self.folder = self.run_folder.checkpoints
         self.saved_at = -1

@@ -132,8 +132,11 @@ class Progress:
         """Show that ``update`` updates are done."""
         if self._bar is not None:
             self.terminal(self._bar.update, update - self._bar.n)
-        elif (update == self.first + 1 and update < self.total) or self._quiet():
-            self.say(f"update {update}/{self.total}  {self._speed(update)}")
+        elif (update == self.first + 1 and update < self.total) or (
+            time.perf_counter() - self._last_word > QUIET
+        ):
+            speed = f"{self.overall_rate(update):.3g} images/s"
+            self.say(f"update {update}/{self.total}  {speed}  {self._time_left(update)}")
 
     def since_last(self, update: int) -> tuple[int, float]:
         """Images, and the seconds that they took, since the last call; ``pause`` left out."""
@@ -183,12 +186,6 @@ class Progress:
         if self._bar is not None:
             self.terminal(self._bar.close)
             self._bar = None
-
-    def _quiet(self) -> bool:
-        return time.perf_counter() - self._last_word > QUIET
-
-    def _speed(self, update: int) -> str:
-        return f"{self.overall_rate(update):.3g} images/s  {self._time_left(update)}"
 
     def _time_left(self, update: int) -> str:
         left = (self.total - update) * self.global_batch / max(1e-9, self.overall_rate(update))

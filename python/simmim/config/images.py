@@ -154,8 +154,6 @@ class ImageConfig(SourceConfig):
             UserError: one of them.
         """
         self.check_source()
-        if not 0 <= self.nodata_share <= 1:
-            raise UserError(f"--nodata-share must be between 0 and 1, not {self.nodata_share:g}")
         if self.clip_percentile and self.stats is None and not self.low:
             raise UserError("--clip-percentile takes its values from --stats: give that too")
         if self.clip_percentile and not self.clip_percentile[0] < self.clip_percentile[1]:

@@ -65,8 +65,6 @@ class PackConfig(ScanConfig):
     def check(self) -> None:
         """Refuse settings that make no sense; raises ``UserError``."""
         super().check()
-        if self.shortest_side < 0:
-            raise UserError(f"--shortest-side must be at least 0, not {self.shortest_side}")
         if self.shortest_side and self.nodata:
             raise UserError(
                 "--shortest-side would mix pixels without data into others: leave out one of it and "

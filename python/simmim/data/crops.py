@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from simmim.config.images import ImageConfig, Reading, how_to_measure
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
-from simmim.data.augmenting import augmented
+from simmim.data.augmenting import augmentation
 from simmim.data.bands import Picture
 from simmim.data.batches import Batch, Sample
 from simmim.data.cropping import Cropping, Draw
@@ -216,7 +216,7 @@ def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Pat
     crops = config.crops_per_image
     if crops == "auto":
         crops = _crops_by_area(images, config.reading, config.size)
-    drawn = augmented(cropping(config, config.seed), config)
+    drawn = cropping(config, config.seed, augment=augmentation(config))
     return Crops(images, drawn, config.reading, crops=crops, cache=config.cache)
 
 

@@ -64,10 +64,8 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
         images by class, and what was found and left in all of them.
 
     Raises:
-        UserError: no such folder, fewer than two class folders, or one without images.
+        UserError: fewer than two class folders, or one without images.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
     if is_pack(folder):
         return pack_classes(folder)
     everything, without = Listing(folder), {path.resolve() for path in without}

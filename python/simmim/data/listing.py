@@ -144,10 +144,8 @@ def list_images(
         above: folders that hold this one, into which no link leads either.
 
     Raises:
-        UserError: no such folder, or one that may not be read.
+        UserError: a folder that may not be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
     listing = Listing(folder)
     _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)
     leave_arrays(listing)
@@ -185,12 +183,7 @@ def check_any(listing: Listing) -> None:
 def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Listing) -> None:
     """Add the files under ``folder``, which, without links, is the last of ``above``, in the order of
     the parts of their paths."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError:
-        raise UserError(
-            f"the folder {folder} may not be read: change its permissions, or name another folder"
-        ) from None
+    entries = entries_of(folder)
     if len(above) > 1 and holds_run(folder, {entry.name for entry in entries}):
         listing.runs.append(folder)
         return
@@ -219,6 +212,16 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
             listing.paths.append(path)
         elif linked and not path.exists():
             listing.dangling.append(path)
+
+
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in ``folder``, sorted by name; raises ``UserError`` where it may not be read."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        raise UserError(
+            f"the folder {folder} may not be read: change its permissions, or name another folder"
+        ) from None
 
 
 def holds_run(folder: Path, names: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -30,19 +31,17 @@ class ArraySource:
         self._process, self._array = -1, None
         array = self._open()
         self.in_group = bool(getattr(array, "path", ""))
+        many = "are (N, H, W), (N, C, H, W) or (N, H, W, C)"
         if array.ndim not in (3, 4):
-            raise UserError(
-                f"{path} is an array of {array.ndim} dimensions: many images are (N, H, W), "
-                "(N, C, H, W) or (N, H, W, C)"
-            )
+            raise UserError(f"{path} is an array of {array.ndim} dimensions: many images {many}")
         if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
             size = " x ".join(map(str, array.shape))
             raise UserError(
-                f"{path} is an array of {size}: one image (H, W, C), it seems. Many are (N, H, W), "
-                "(N, C, H, W) or (N, H, W, C): put it into an array with array[None]"
+                f"{path} is an array of {size}: one image (H, W, C), it seems. Many {many}: put it into "
+                "an array with array[None]"
             )
-        self._count = len(array) if hasattr(array, "__len__") else array.shape[0]
-        self._bytes = int(np.prod(array.shape[1:])) * array.dtype.itemsize
+        self._count, *image = array.shape
+        self._bytes = math.prod(image) * array.dtype.itemsize
 
     def __len__(self) -> int:
         return self._count
@@ -69,7 +68,7 @@ def _open(path: Path, column: str):
             # np.load takes whatever is no npy file for a pickle and advises to run it
             return np.lib.format.open_memmap(path, mode="r")
         found = require("zarr", "data").open(str(path), mode="r")
-    except (OSError, ValueError, EOFError, FileNotFoundError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be opened: {first_line(error)}") from error
     if not hasattr(found, "ndim"):
         names = sorted(name for name, _ in found.arrays())

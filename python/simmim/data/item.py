@@ -48,10 +48,6 @@ class Item:
     def __str__(self) -> str:
         return f"{self.source.path}{self.source.name(self.number)}"
 
-    @property
-    def kind(self) -> str:
-        return self.source.kind
-
     def read(self) -> bytes | np.ndarray | Tensor:
         return self.source.read(self.number)
 

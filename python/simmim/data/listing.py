@@ -104,7 +104,7 @@ class Listing:
 
 
 def _kind(path: Path | Item) -> str:
-    return path.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
+    return path.source.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
 
 
 def other_kind(path: Path) -> str:

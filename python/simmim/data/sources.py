@@ -76,27 +76,24 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         return list_pack(path)
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
-        listing = _listed(path, read_paths(path, config.column))
-        listing.by_column = suffix == ".csv"
-        return listing
+        return _listed(path, read_paths(path, config.column), by_column=suffix == ".csv")
     if suffix == ".tar":
         return _archives(path, [path])
-    listing = None
     if suffix == ".npy" or _is_zarr(path):
         array = ArraySource(path, config.column)
         listing = Listing(path.parent, items(array), by_column=array.in_group)
     elif suffix == ".parquet" or _is_saved_dataset(path):
         listing = _table(path, [path] if suffix == ".parquet" else [], config)
-    if listing is not None:
-        if not listing.paths:
-            raise UserError(f"no images in {path}: it is empty")
-        return listing
-    if suffix in SUFFIXES:
+    elif suffix in SUFFIXES:
         return Listing(path.parent, [path])
-    raise UserError(
-        f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
-        "(npy, zarr), a tar archive or an image"
-    )
+    else:
+        raise UserError(
+            f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
+            "(npy, zarr), a tar archive or an image"
+        )
+    if not listing.paths:
+        raise UserError(f"no images in {path}: it is empty")
+    return listing
 
 
 def no_such_source(path: Path) -> UserError:
@@ -195,9 +192,7 @@ def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
     table = TableSource(path, files, config.column)
     if table.texts is None:
         return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
-    listing = _listed(files[0] if files else path, table.texts)
-    listing.by_column = True
-    return listing
+    return _listed(files[0] if files else path, table.texts, by_column=True)
 
 
 def read_paths(path: Path, column: str = "") -> list[str]:
@@ -235,12 +230,10 @@ def _decode(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
         # surrogates are let through: names of files may hold any bytes
         return content.decode("utf-16", errors="surrogatepass")
-    return io.TextIOWrapper(
-        io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape"
-    ).read()
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _listed(path: Path, lines: Sequence[str]) -> Listing:
+def _listed(path: Path, lines: Sequence[str], *, by_column: bool) -> Listing:
     """Files that a list names, as seen from the list's own folder."""
     paths = [path.parent / line for line in lines]
     if not paths:
@@ -248,4 +241,4 @@ def _listed(path: Path, lines: Sequence[str]) -> Listing:
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
-    return Listing(path.parent, paths)
+    return Listing(path.parent, paths, by_column=by_column)

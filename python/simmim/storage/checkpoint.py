@@ -52,12 +52,6 @@ def numbered(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=step_of)
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest update in ``folder``, good or damaged, or ``None``."""
-    found = numbered(folder)
-    return found[-1] if found else None
-
-
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path`` with its checksums, and read it back before it takes its place.
 
@@ -67,15 +61,17 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """
     contents = {"version": VERSION, **state}
     contents[_CHECKSUMS] = checksums(contents)
-    with replacing(path, _check_archive_of_save) as temporary, temporary.open("wb") as file:
+
+    def check(written: Path) -> None:
+        try:
+            check_archive(written)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise OSError(
+                None, f"the disk gives back something else ({first_line(error)})"
+            ) from None
+
+    with replacing(path, check) as temporary, temporary.open("wb") as file:
         torch.save(contents, file)
-
-
-def _check_archive_of_save(path: Path) -> None:
-    try:
-        check_archive(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise OSError(None, f"the disk gives back something else ({first_line(error)})") from None
 
 
 def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:

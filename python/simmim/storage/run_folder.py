@@ -133,10 +133,12 @@ class RunFolder:
         self._adopt_checkpoints()
         held = self._results()
         if held and not (overwrite or (restart and not self._own_checkpoints())):
+            training = self.kind in TRAINING
+            what = "a run" if training else f"the results of a {self.kind}"
+            advice = "continue it with --resume, " if training else ""
             raise UserError(
-                f"{self.out} already holds {self._what()} ({held[-1].name}): "
-                + ("continue it with --resume, " if self.kind in TRAINING else "")
-                + "replace it with --overwrite, or choose another --out"
+                f"{self.out} already holds {what} ({held[-1].name}): {advice}replace it with "
+                "--overwrite, or choose another --out"
             )
         self._check_in_the_way(resumed=False)
 
@@ -152,14 +154,10 @@ class RunFolder:
         self.manifest = Manifest(self.out, self.kind)
         self._begin()
 
-    def _what(self) -> str:
-        return "a run" if self.kind in TRAINING else f"the results of a {self.kind}"
-
     def _results(self) -> list[Path]:
         """The results that deleting the earlier run would lose."""
-        found = [
-            path for path in self.manifest.existing() if path.suffix in (".csv", ".png", ".pt")
-        ]
+        kinds = (".csv", ".png", ".pt")
+        found = [path for path in self.manifest.existing() if path.suffix in kinds]
         found += self._adopted
         rows = self.out / "metrics.csv"
         if rows in found and rows.read_bytes().count(b"\n") < 2:

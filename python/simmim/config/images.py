@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from simmim.config.conflicts import check_conflicts
 from simmim.config.numbers import check_numbers, flag
@@ -18,7 +19,9 @@ PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
 PERCENTILES = (1, 2, 50, 98, 99)
 #: settings that --stats sets
 MEASURED = ("channels", "bands", "layout", "pixel_type", "mean", "std", "low", "high", "nodata")
-#: settings that commands take over from a checkpoint
+#: settings that describe an encoder, which commands take over from a checkpoint
+ENCODER = ("encoder", "encoder_args", "img_size", "channels")
+#: settings of images that they take over too
 BROUGHT = (
     *("bands", "layout", "pixel_type", "mean", "std", "low", "high", "clip_percentile"),
     *("nodata", "nodata_share"),
@@ -184,6 +187,11 @@ class ImageConfig(SourceConfig):
                 )
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise UserError("--low is larger than --high in some channel: give smaller numbers")
+
+
+def values_of(config: object, names: Iterable[str]) -> dict[str, Any]:
+    """The settings called ``names`` of ``config``."""
+    return {name: getattr(config, name) for name in names}
 
 
 def check_nodata(nodata: str, pixel_type: str) -> None:

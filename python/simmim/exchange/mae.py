@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from simmim.config.images import ENCODER, values_of
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.exchange.files import Source
@@ -45,11 +46,7 @@ def complete_decoder(
     arguments = source.mae or {}
     norm_pix = said.get("norm_pix_loss", arguments.get("norm_pix_loss", True))
     settings = {
-        "encoder": trained.encoder,
-        "encoder_args": trained.encoder_args,
-        "img_size": trained.img_size,
-        "channels": trained.channels,
-        "drop_path": trained.drop_path,
+        **values_of(trained, (*ENCODER, "drop_path")),
         "decoder_width": width,
         "decoder_depth": max(1, len(blocks)),
         "decoder_heads": heads,

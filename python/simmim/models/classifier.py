@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from simmim.config.images import BROUGHT, measured
+from simmim.config.images import BROUGHT, ENCODER, measured, values_of
 from simmim.config.labels import FinetuneConfig, LabelledConfig
 from simmim.config.numbers import flag
 from simmim.config.pretrain import PretrainConfig
@@ -24,9 +24,7 @@ from simmim_kernels.integrations.position_tables import resample, tables_of
 Config = TypeVar("Config", bound=LabelledConfig)
 Weights = dict[str, Tensor]
 
-#: what a checkpoint brings along, with what stands in where there is none
-_BROUGHT = {"encoder": None, "encoder_args": {}, "img_size": 224, "channels": 3}
-_IMAGES = PretrainConfig()
+_DEFAULTS = PretrainConfig()
 
 
 def completed(config: Config) -> tuple[Config, Weights | None]:
@@ -42,7 +40,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             raise UserError(
                 "say what to start from: --checkpoint FILE, or --encoder NAME for random weights"
             )
-        missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
+        missing = {n: getattr(_DEFAULTS, n) for n in ENCODER if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
     trained, weights = trained_encoder(config.checkpoint)
     if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):
@@ -50,7 +48,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             f"{config.checkpoint} was fine-tuned with --fc-norm, its encoder has no final norm: give "
             "--fc-norm here too"
         )
-    brought = {name: getattr(trained, name) for name in _BROUGHT}
+    brought = values_of(trained, ENCODER)
     # the images may be larger or smaller than in pre-training, and arguments go on top
     brought["img_size"] = config.img_size or trained.img_size
     brought["encoder_args"] = {**trained.encoder_args, **config.encoder_args}
@@ -64,7 +62,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
     for name in BROUGHT:
         # images of another kind are read as the command line says
         given = getattr(config, name)
-        brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
+        brought[name] = getattr(trained, name) if given == getattr(_DEFAULTS, name) else given
     config = dataclasses.replace(config, **brought)
     config.check_images(measured=True)
     return config, _fit_tables(weights, trained, encoder_settings(config))
@@ -72,7 +70,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
 
 def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:
     """The encoder of a completed ``config``."""
-    return PretrainConfig(**{name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)})
+    return PretrainConfig(**values_of(config, (*ENCODER, *BROUGHT)))
 
 
 def _fit_tables(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simmim.config.exchange import ImportConfig
+from simmim.config.images import ENCODER, values_of
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
@@ -35,11 +36,8 @@ def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, 
         return config, {}, ()
     source = ImportConfig(
         source=config.init_from,
-        encoder=config.encoder,
-        encoder_args=config.encoder_args,
-        img_size=config.img_size,
-        channels=config.channels,
         tables="cubic" if isinstance(config, FinetuneConfig) else "linear",
+        **values_of(config, ENCODER),
     )
     try:
         if isinstance(config, PretrainConfig):

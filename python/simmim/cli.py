@@ -31,9 +31,9 @@ from simmim.errors import (
     MissingPackageError,
     ProcessError,
     UserError,
-    first_line,
-    printable,
     require,
+    say,
+    system_words,
 )
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 
@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        _print_error(f"{error.strerror or first_line(error)}{where}")
+        _print_error(system_words(error))
         return 2
     finally:
         _give_up_broken_output()
@@ -113,7 +112,7 @@ def _is_first() -> bool:
 def _print_error(text: str) -> None:
     """Print one line to stderr, if that still takes any."""
     with contextlib.suppress(OSError, ValueError):
-        print(printable(f"simmim: {' '.join(text.splitlines())}"), file=sys.stderr, flush=True)
+        say(f"simmim: {' '.join(text.splitlines())}")
 
 
 def _give_up_broken_output() -> None:
@@ -165,11 +164,9 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
         if "torch" not in sys.modules and _is_first():
             # PyTorch takes seconds to load, from a cold disk many
-            print(
-                f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, "
-                f"results in {config.out}; loading PyTorch",
-                file=sys.stderr,
-                flush=True,
+            say(
+                f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, results in "
+                f"{config.out}; loading PyTorch"
             )
         from simmim_kernels import keep_freed_memory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 
@@ -34,6 +35,17 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """``text`` in one line: control characters, which names of files may hold, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def system_words(error: OSError) -> str:
+    """What the system says, and of which file."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or first_line(error)}{where}"
+
+
+def say(text: str) -> None:
+    """Print a line to stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def require(module: str, extra: str = "train") -> ModuleType:

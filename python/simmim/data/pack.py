@@ -26,7 +26,7 @@ from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, dam
 from simmim.data.sources import check_column_and_layout, find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
-from simmim.errors import UnreadableImageError, UserError, printable, require
+from simmim.errors import UnreadableImageError, UserError, require, say
 from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
 
@@ -73,7 +73,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     listing = find_source(data, config, [config.out])
     check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     wanted = first_contents(config, listing.paths)
     source = data_fingerprint(listing.paths, listing.folder)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
@@ -121,9 +121,9 @@ def _begin(out: Path, about: dict) -> list[Row]:
         pixels = np.memmap(part, dtype, "r", HEADER, count) if count else np.empty(0, dtype)
         first = next(damaged_rows(pixels, rows), None)
         if first is not None:
-            print(printable(f"{out}/{first.name} is damaged: packed anew"), file=sys.stderr)
+            say(f"{out}/{first.name} is damaged: packed anew")
             rows = rows[: rows.index(first)]
-        print(f"going on after {len(rows):,} images", file=sys.stderr)
+        say(f"going on after {len(rows):,} images")
     write_text(out / PACK, json.dumps(about, indent=1) + "\n")
     with replacing(index) as path, path.open("w", **TEXT) as file:
         csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
@@ -166,7 +166,7 @@ def _append(
                         "goes on from there"
                     ) from error
                 bad[str(image)] = str(error)
-                print(printable(f"left out {image}: {error}"), file=sys.stderr)
+                say(f"left out {image}: {error}")
                 continue
             folders = name.split("/")[:-1] if isinstance(image, Path) else []
             # a list's images may lie elsewhere, and then their folders are no classes
@@ -201,7 +201,7 @@ def _read(
         except BadImageError as error:
             return error
         if notes:
-            print(printable(f"{image}: {', '.join(notes)}"), file=sys.stderr)
+            say(f"{image}: {', '.join(notes)}")
         return found
 
     workers = max(1, config.workers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ from simmim.data.images import BadImageError, OtherContentsError, file_errors, r
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
 from simmim.data.sources import check_column_and_layout, find_source
-from simmim.errors import UnreadableImageError, UserError, printable
+from simmim.errors import UnreadableImageError, UserError, say
 from simmim.storage.files import write_text
 from simmim.storage.outputs import check_replaceable
 
@@ -80,7 +79,7 @@ def command(config: StatsConfig) -> int:
     check_replaceable(config.out, config.overwrite)
     listing = find_source(config.data, config)
     check_column_and_layout(config, listing)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     wanted = first_contents(config, listing.paths)
     tally = measure(config, listing.paths, wanted)
     _report(tally, config)
@@ -270,9 +269,9 @@ def _report(tally: Tally, config: StatsConfig) -> None:
         UserError: some images have other contents than the first.
     """
     for name, reason in tally.bad.items():
-        print(printable(f"left out {name}: {reason}"), file=sys.stderr)
+        say(f"left out {name}: {reason}")
     for name, note in tally.notes.items():
-        print(printable(f"{name}: {note}"), file=sys.stderr)
+        say(f"{name}: {note}")
     if tally.others:
         kinds = defaultdict(list)
         for name, reason in tally.others.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +11,7 @@ from simmim.config.apply import InferenceConfig
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
 from simmim.data.read_ahead import read_batches, usable_cores, ways
-from simmim.errors import UnreadableImageError, printable
+from simmim.errors import UnreadableImageError, say
 
 
 def readable_batches(
@@ -32,12 +31,12 @@ def readable_batches(
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:
-            print(printable(f"{path}: {note}"), file=sys.stderr)
+            say(f"{path}: {note}")
         if batch.read.any():
             read += int(batch.read.sum())
             yield batch.images[batch.read].to(device), batch.sources[batch.read]
     for path, reason in bad.items():
-        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
+        say(f"left out {path}: {reason}")
     if not read:
         raise UnreadableImageError(
             f"none of the {len(images.paths)} images can be read: {summarize_bad(bad)}"

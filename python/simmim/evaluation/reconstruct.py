@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
@@ -12,7 +11,7 @@ from simmim.data.item import Item
 from simmim.data.listing import check_outside
 from simmim.data.sources import find_source
 from simmim.data.splits import split_files
-from simmim.errors import UserError, printable
+from simmim.errors import UserError, say
 from simmim.evaluation.plot import (
     check_picture,
     choose_display,
@@ -86,7 +85,7 @@ def _first_readable(
         elif config.on_bad_image == "error":
             raise UserError("cannot read {}: {}".format(*sample.bad[0]))
         else:
-            print(printable("skipped {}: {}".format(*sample.bad[0])), file=sys.stderr)
+            say("skipped {}: {}".format(*sample.bad[0]))
         if len(samples) == config.count:
             break
     if not samples:

@@ -14,13 +14,12 @@ import os
 import random
 import re
 import secrets
-import sys
 import threading
 import time
 import weakref
 from pathlib import Path
 
-from simmim.errors import UserError
+from simmim.errors import UserError, say
 from simmim.storage.files import cause_of
 from simmim.storage.lock_holder import Holder
 
@@ -65,7 +64,7 @@ class FolderLock:
             if self._confirm(path, seen):
                 self._hold(path, holder)
                 if reasons and reasons[-1]:
-                    print(f"took over {self.what} from {reasons[-1]}", file=sys.stderr, flush=True)
+                    say(f"took over {self.what} from {reasons[-1]}")
                 return
             with contextlib.suppress(OSError):
                 path.unlink()

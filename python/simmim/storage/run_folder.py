@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simmim.errors import UserError
+from simmim.errors import UserError, say
 from simmim.storage import checkpoint
 from simmim.storage.files import replacing
 from simmim.storage.folder_lock import FolderLock
@@ -107,7 +106,7 @@ class RunFolder:
                 damaged.append(error)
                 continue
             for error in damaged:
-                print(f"{error}; going on from {path}", file=sys.stderr, flush=True)
+                say(f"{error}; going on from {path}")
             self._check_in_the_way(resumed=True)
             return path
         if damaged:

@@ -18,7 +18,7 @@ from simmim.data.batches import collate
 from simmim.data.crops import Crops, check_measured, check_readable
 from simmim.data.fingerprint import difference
 from simmim.data.order import Order
-from simmim.errors import UserError, first_line
+from simmim.errors import UserError, system_words
 from simmim.models.attention_path import choose_attention
 from simmim.storage import checkpoint
 from simmim.storage.files import write_text
@@ -188,8 +188,7 @@ class Loop(Fitting):
             except UserError as error:
                 problem = str(error)
             except OSError as error:
-                where = f": {error.filename}" if error.filename else ""
-                problem = f"{error.strerror or first_line(error)}{where}"
+                problem = system_words(error)
         result, problem = self.fabric.broadcast((result, problem))
         if problem is not None:
             raise UserError(problem)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from simmim.errors import printable, require
+from simmim.errors import printable, require, say
 from simmim.training.clock import run_clock
 
 #: seconds without a word after which a log that is no terminal gets a line
@@ -18,15 +18,15 @@ QUIET = 20.0
 PATIENCE = 3.0
 
 
-def _print_quietly(text: str) -> None:
+def _say_quietly(text: str) -> None:
     """Print to stderr; a line that only informs is no reason to fail."""
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 @contextmanager
 def named_if_slow(
-    text: str, say: Callable[[str], None] = _print_quietly, patience: float = PATIENCE
+    text: str, say: Callable[[str], None] = _say_quietly, patience: float = PATIENCE
 ) -> Iterator[None]:
     """Say ``text`` in the first process of the run if the block takes longer than a moment.
 
@@ -179,7 +179,7 @@ class Progress:
         if self._bar is not None:
             self.terminal(self._bar.write, printable(text), file=sys.stderr)
         else:
-            self.terminal(print, printable(text), file=sys.stderr, flush=True)
+            self.terminal(say, text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -27,7 +27,11 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "log_every workers val_count picture per_class lr warmup_lr min_lr warmup_epochs weight_decay clip "
         "mixup cutmix head_scale milestones shortest_side",
     ),
-    ("between 0 and 1", lambda number: 0 <= number <= 1, "flip drop_path erase nodata_share"),
+    (
+        "between 0 and 1",
+        lambda number: 0 <= number <= 1,
+        "flip drop_path erase mask_ratio nodata_share",
+    ),
     ("at least 0 and less than 1", lambda number: 0 <= number < 1, "smoothing second_ratio betas"),
     (
         "greater than 0 and at most 1",

@@ -61,11 +61,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
             f"{encoder.patch} pixels: use {encoder.patch} or {2 * encoder.patch}"
         )
     _check_method(config)
-    target_norm = {
-        "none": lambda: None,
-        "window": lambda: WindowNorm(config.target_window),
-        "patch": PatchNorm,
-    }[config.target_norm]
+    norms = {"window": WindowNorm(config.target_window), "patch": PatchNorm()}
     target = TARGETS[config.target]
     cell = getattr(target, "cell", 1)
     if config.mask_unit % cell:
@@ -89,7 +85,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
         loss=config.loss,
         mean=mean if config.normalize else None,
         std=std if config.normalize else None,
-        target_norm=target_norm(),
+        target_norm=norms.get(config.target_norm),
         target=target,
         sigmoid=not config.normalize,
         plain=config.plain,

@@ -49,12 +49,6 @@ class Masking:
     second_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"unknown mask {self.strategy!r}: use {', '.join(STRATEGIES)}")
-        if self.unit < 1:
-            raise UserError(f"the mask unit is a number of pixels from 1, not {self.unit}")
-        if not 0 <= self.ratio <= 1:
-            raise UserError(f"the mask ratio lies between 0 and 1, not at {self.ratio}")
         check_divides("mask unit", self.unit, self.img_size)
         if self.strategy == "uniform":
             check_divides("pair of mask units", 2 * self.unit, self.img_size)

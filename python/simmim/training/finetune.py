@@ -19,7 +19,6 @@ from simmim.models.classifier import Classifier, completed, start
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
-from simmim.training.optimizer import parameter_groups
 from simmim.training.progress import named_if_slow
 from simmim.training.report import print_trained, print_written, run_files, stopped
 
@@ -104,12 +103,6 @@ class Finetuner(Loop):
 
     def more_state(self) -> dict[str, list[str]]:
         return {"classes": self.classes.names}
-
-    def groups(self, model: Classifier) -> list[dict]:
-        config = self.config
-        return parameter_groups(
-            model, config.weight_decay, config.layer_decay, also_decay=config.also_decay
-        )
 
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         device = self.fabric.device

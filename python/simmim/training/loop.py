@@ -99,7 +99,13 @@ class Loop(Fitting):
         )
         # in this order: sharding gives the model other parameters
         self.model = self.fabric.setup_module(model)
-        self.optimizer = self.fabric.setup_optimizers(self._adamw())
+        groups = parameter_groups(
+            self.model.module,
+            config.weight_decay,
+            getattr(config, "layer_decay", 1.0),
+            config.also_decay,
+        )
+        self.optimizer = self.fabric.setup_optimizers(adamw(groups, config.betas))
         self.update = 0
         self.counters = self.counters_type()
         self.sums = RunningSums(self.fabric.device)
@@ -114,10 +120,6 @@ class Loop(Fitting):
     def build_model(self) -> nn.Module:
         """The model, newly initialised from the default generator; has ``encoder``."""
 
-    def groups(self, model: nn.Module) -> list[dict]:
-        """The optimiser's parameter groups."""
-        return parameter_groups(model, self.config.weight_decay, also_decay=self.config.also_decay)
-
     def _check_also_decay(self, model: nn.Module) -> None:
         """Refuse ends of names that no parameter has; a preset's may be of another encoder's."""
         names = [name for name, _ in model.named_parameters()]
@@ -127,9 +129,6 @@ class Loop(Fitting):
                 raise UserError(
                     f"--also-decay {end}: no parameter of {self.config.encoder} ends so"
                 )
-
-    def _adamw(self) -> torch.optim.AdamW:
-        return adamw(self.groups(self.model.module), self.config.betas)
 
     def more_state(self) -> dict[str, Any]:
         """Further entries of checkpoints."""

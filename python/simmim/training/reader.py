@@ -83,24 +83,13 @@ class Reader:
 
     def blank(self) -> Batch:
         """A full batch of black images, all of them sample 0."""
-        shape = (self.order.batch, self.config.channels, *self.config.size)
-        none = torch.zeros(self.order.batch, dtype=torch.int64)
-        return Batch(
-            images=torch.zeros(
-                shape, dtype=getattr(torch, self.config.pixel_type), device=self.device
-            ),
-            ids=none.to(self.device),
-            sources=none,
-            bad=[],
-            read=none.bool(),
-            notes=[],
-            lost=False,
-            with_data=torch.ones(
-                (self.order.batch, *self.config.size), dtype=torch.bool, device=self.device
-            )
-            if self.config.nodata
-            else None,
-        )
+        count, size, device = self.order.batch, self.config.size, self.device
+        dtype = getattr(torch, self.config.pixel_type)
+        images = torch.zeros((count, self.config.channels, *size), dtype=dtype, device=device)
+        none, with_data = torch.zeros(count, dtype=torch.int64), None
+        if self.config.nodata:
+            with_data = torch.ones((count, *size), dtype=torch.bool, device=device)
+        return Batch(images, none.to(device), none, [], none.bool(), [], False, with_data)
 
     def close(self) -> None:
         """End the workers."""

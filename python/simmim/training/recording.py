@@ -88,7 +88,9 @@ class Recording(ABC):
         at_end = self.update == self.order.updates
         if self.sums.count and (at_end or self.update % self.log_every == 0):
             self._log()
-        if self._validation_due() and self.counters.validated != self.update:
+        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
+        due = at_end or (rest == 0 and epoch % self.config.val_every == 0)
+        if due and self.counters.validated != self.update:
             self._validate()
 
     def _recorded(self) -> bool:
@@ -175,12 +177,6 @@ class Recording(ABC):
         return NotFiniteError(
             f"{what} is no longer finite by update {self.update}; {self._what_remains()}; {advice}"
         )
-
-    def _validation_due(self) -> bool:
-        if self.update == self.order.updates:
-            return True
-        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
-        return rest == 0 and epoch % self.config.val_every == 0
 
     @torch.no_grad()
     def _validate(self) -> None:

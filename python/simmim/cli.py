@@ -202,11 +202,8 @@ def _check_paths(arguments: list[str]) -> None:
 
 
 def _given(arguments: list[str], name: str, known: Container[str]) -> str | None:
-    """A flag's value on the command line, if it is known, needed before parsing: it sets defaults.
-
-    Raises:
-        UserError: two different ones.
-    """
+    """A flag's value on the command line, if it is known, needed before parsing: it sets defaults;
+    raises ``UserError`` for two different ones."""
     names = {*_values(arguments, name)}
     if len(names) > 1:
         raise UserError(f"{name} is given more than once: {', '.join(sorted(names))}")

@@ -15,14 +15,11 @@ from simmim.errors import UserError
 
 
 def check_conflicts(config: object, defaults: object | None = None) -> None:
-    """Refuse settings of one command that contradict each other.
+    """Raise ``UserError`` for settings of one command that contradict each other.
 
     Args:
         config: the settings of any command.
         defaults: the same before the command line changed it; by default the class's defaults.
-
-    Raises:
-        UserError: two settings of which one must go.
     """
     given = _given(config, defaults)
     has = _values(config)

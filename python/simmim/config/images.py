@@ -134,11 +134,8 @@ class ImageConfig(SourceConfig):
         return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
 
     def check(self) -> None:
-        """Refuse numbers that make no sense and settings that contradict each other.
-
-        Raises:
-            UserError: one of them.
-        """
+        """Raise ``UserError`` for numbers that make no sense and settings that contradict each
+        other."""
         check_numbers(self)
         check_conflicts(self, self.defaults())
         self.check_images()
@@ -148,13 +145,10 @@ class ImageConfig(SourceConfig):
         return None
 
     def check_images(self, *, measured: bool = False) -> None:
-        """Refuse settings about images that contradict each other.
+        """Raise ``UserError`` for settings about images that contradict each other.
 
         Args:
             measured: whether what --stats brings is there.
-
-        Raises:
-            UserError: one of them.
         """
         self.check_source()
         if self.clip_percentile and self.stats is None and not self.low:

@@ -52,11 +52,8 @@ _RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf}
 
 
 def check_numbers(config: object) -> None:
-    """Hold the fields of ``config`` that have a rule to it.
-
-    Raises:
-        UserError: a number that its rule does not allow.
-    """
+    """Raise ``UserError`` for a number in a field of ``config`` that the field's rule does not
+    allow."""
     for words, holds, names in _RULES:
         for name in names.split():
             for value in _numbers(getattr(config, name, None)):

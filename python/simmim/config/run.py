@@ -193,11 +193,7 @@ class RunConfig(ImageConfig):
 
     @classmethod
     def from_json(cls: type[Config], text: str) -> Config:
-        """Inverse of ``to_json``.
-
-        Raises:
-            UserError: settings that another version wrote.
-        """
+        """Inverse of ``to_json``; raises ``UserError`` for settings that another version wrote."""
         values = {**json.loads(text)}
         unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:

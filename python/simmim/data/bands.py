@@ -76,10 +76,7 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 def choose_bands(dtype: np.dtype | str, bands: int, wanted: Reading) -> list[int]:
     """The places of the bands that become channels; one band becomes gray or RGB, as is wanted.
-
-    Raises:
-        OtherContentsError: numbers of another type, or other bands, than are wanted.
-    """
+    Raises ``OtherContentsError`` for numbers of another type, or other bands, than are wanted."""
     name = np.dtype(dtype).name
     kept = KEPT.get(name)
     if kept is None:
@@ -102,11 +99,8 @@ def choose_bands(dtype: np.dtype | str, bands: int, wanted: Reading) -> list[int
 
 
 def from_array(array: np.ndarray, wanted: Reading) -> Picture:
-    """One image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, in memory or on disk.
-
-    Raises:
-        OtherContentsError: another number of dimensions, or bands on an axis that cannot be told.
-    """
+    """One image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, in memory or on disk; raises
+    ``OtherContentsError`` for other dimensions, or bands on an axis that cannot be told."""
     if array.ndim == 2:
         array = array[None]
     elif array.ndim != 3:

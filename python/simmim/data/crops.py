@@ -271,12 +271,8 @@ def _crops_by_area(
 
 
 def check_measured(config: ImageConfig, dataset: Crops) -> None:
-    """Refuse images that need statistics where there are none.
-
-    Raises:
-        UserError: the first images, as many as ``LOST_IN_A_ROW``, cannot be read as 8-bit gray or
-            RGB, and one of them for no other reason.
-    """
+    """Raise ``UserError`` where there are no statistics, and the first images cannot be read as
+    8-bit gray or RGB: as many as ``LOST_IN_A_ROW``, one of them for no other reason."""
     if config.mean:
         return
     other = None

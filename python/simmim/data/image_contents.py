@@ -81,11 +81,8 @@ _UNREAD = (
 
 
 def kind_of(file: BinaryIO) -> str:
-    """What kind of file this is, by how it begins; ``file`` is left at its beginning.
-
-    Raises:
-        BadImageError: none that is read.
-    """
+    """What kind of file this is, by how it begins; leaves ``file`` at its beginning, raises
+    ``BadImageError`` for none that is read."""
     start = file.read(32)
     file.seek(0)
     kind = next((k for k, begin in _SIGNATURES.items() if start.startswith(begin)), None)

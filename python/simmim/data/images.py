@@ -116,11 +116,8 @@ def read_image(path: Path | Item, wanted: Reading) -> Picture:
 
 
 def area_of(path: Path | Item, wanted: Reading) -> int:
-    """Pixels of an image, of which no more is decoded than they ask for.
-
-    Raises:
-        BadImageError: as ``read_image``, where that is needed.
-    """
+    """Pixels of an image, of which no more is decoded than they ask for; raises ``BadImageError``
+    as ``read_image``, where that is needed."""
     with file_errors(path):
         if isinstance(path, Path):
             with path.open("rb") as file:

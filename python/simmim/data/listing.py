@@ -113,20 +113,16 @@ def other_kind(path: Path) -> str:
     return next((ending for ending in endings if ending in _OTHER), "")
 
 
-def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
-    """Files that could not be used, by path, and why: ``2 TIFF (16 bits a channel), 1 PNG (...)``.
-
-    Args:
-        bad: reasons by path.
-        most: groups to name.
-    """
+def summarize_bad(bad: dict[str, str]) -> str:
+    """Files that could not be used, and why, of reasons by path: ``2 TIFF (16 bits a channel), 1
+    PNG (...)``."""
     groups = Counter(
         # what follows the colon is of one file
         (_KINDS.get(Path(path).suffix.lower(), "file"), reason.partition(":")[0])
         for path, reason in bad.items()
     ).most_common()
-    named = [f"{count:,} {kind} ({reason})" for (kind, reason), count in groups[:most]]
-    rest = sum(count for _, count in groups[most:])
+    named = [f"{count:,} {kind} ({reason})" for (kind, reason), count in groups[:8]]
+    rest = sum(count for _, count in groups[8:])
     return ", ".join([*named, f"{rest:,} more"] if rest else named)
 
 

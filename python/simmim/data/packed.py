@@ -61,11 +61,8 @@ class Row(NamedTuple):
 
 
 def read_rows(index: Path) -> list[Row]:
-    """The rows of an index, but for the last one where writing it was cut short.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The rows of an index, but for the last one where writing it was cut short; raises
+    ``UserError`` where it is damaged."""
     with index.open(**TEXT) as file:
         text = file.read()
     lines = list(csv.reader(io.StringIO(text, newline="")))
@@ -141,12 +138,8 @@ class PackSource:
         return flat.view(row.height, row.width, row.channels).permute(2, 0, 1)
 
     def wanted_here(self, wanted: Reading) -> Reading:
-        """``wanted`` of what was packed, as bands of the pack.
-
-        Raises:
-            OtherContentsError: a band that was not packed, or a value without data that was mixed into
-                others.
-        """
+        """``wanted`` of what was packed, as bands of the pack; raises ``OtherContentsError`` for a
+        band that was not packed, or a value without data that was mixed into others."""
         if self.shortest_side and wanted.nodata and not math.isnan(float(wanted.nodata)):
             raise OtherContentsError(
                 "packed with --shortest-side, which mixed pixels without data into others"
@@ -166,11 +159,8 @@ def list_pack(path: Path) -> Listing:
 
 
 def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
-    """The images of a pack by class, and all of them.
-
-    Raises:
-        UserError: it has fewer than two classes.
-    """
+    """The images of a pack by class, and all of them; raises ``UserError`` for fewer than two
+    classes."""
     listing, found = list_pack(path), {}
     for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
         if row.label:

@@ -83,11 +83,8 @@ def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -
 
 
 def way_to_validate(workers: int | Literal["auto"], device: str, cores: int) -> Way:
-    """Who reads what a run is validated on: threads, which are there at once.
-
-    Args:
-        workers, device, cores: as in ``ways``.
-    """
+    """Who reads what a run is validated on: threads, which are there at once. Arguments as of
+    ``ways``."""
     if workers == 0:
         return Way("processes", 0)
     few = device == "cpu" and cores <= FEW_CORES

@@ -196,11 +196,8 @@ def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
 
 
 def read_paths(path: Path, column: str = "") -> list[str]:
-    """The paths in a text file, one a line, or in a column of a CSV file with a header.
-
-    Raises:
-        UserError: no header, no such column, or which one is meant cannot be told.
-    """
+    """The paths in a text file, one a line, or in a column of a CSV file with a header; raises
+    ``UserError`` where there is no header, no such column, or no telling which one is meant."""
     text = _decode(path.read_bytes())
     if "\0" in text:
         raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")

@@ -40,11 +40,8 @@ class Split:
 
 
 def find_roles(folder: Path) -> dict[str, Path]:
-    """The parts of a split data set that lie in ``folder``, by role: train, validation, test.
-
-    Raises:
-        UserError: two folders of one role, or ``folder`` may not be read.
-    """
+    """The parts of a split data set that lie in ``folder``, by role: train, validation, test;
+    raises ``UserError`` for two folders of one role."""
     found: dict[str, Path] = {}
     inside = [Path(entry) for entry in entries_of(folder)]
     for role, names in ROLES.items():

@@ -221,11 +221,8 @@ def _values(dtype: str) -> np.ndarray:
 
 
 def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
-    """What ``--stats`` takes; all values are in the numbers that the files hold.
-
-    Raises:
-        UserError: a channel without data.
-    """
+    """What ``--stats`` takes; all values are in the numbers that the files hold. Raises
+    ``UserError`` for a channel without data."""
     counted = tally.counts.sum(1)
     if not counted.all():
         raise UserError(f"channel {int(np.argmin(counted)) + 1} holds no data at all")

@@ -157,11 +157,6 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
 LEGIBLE = 20
 
 
-def _label(name: str, most: int = 40) -> str:
-    text = printable(name)
-    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> None:
     """Draw how often each class was taken for which.
 
@@ -177,7 +172,8 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis = canvas.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= LEGIBLE:
-        texts = [_label(name) for name in names]
+        texts = [printable(name) for name in names]
+        texts = [t if len(t) <= 40 else t[:39] + "\N{HORIZONTAL ELLIPSIS}" for t in texts]
         axis.set_xticks(range(len(names)), texts, rotation=90, parse_math=False, usetex=False)
         axis.set_yticks(range(len(names)), texts, parse_math=False, usetex=False)
         for row, column in zip(*np.nonzero(confusion), strict=True):

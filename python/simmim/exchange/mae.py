@@ -23,11 +23,8 @@ PUBLISHED_HEADS = 16
 def complete_decoder(
     trained: PretrainConfig, ours: dict[str, Tensor], source: Source, heads: int | None
 ) -> tuple[PretrainConfig, list[str]]:
-    """``trained`` with the settings of the decoder among tensors ``ours``, and what was assumed.
-
-    Raises:
-        UserError: heads or an activation that our decoder cannot have.
-    """
+    """``trained`` with the settings of the decoder among tensors ``ours``, and what was assumed;
+    raises ``UserError`` for heads or an activation that our decoder cannot have."""
     said, own = source.transformers or {}, json.loads(source.ours or "{}")
     act = said.get("hidden_act", "gelu")
     if act != "gelu":
@@ -67,11 +64,8 @@ def complete_decoder(
 
 
 def check_plain(model: MAE, trained: PretrainConfig, project: str) -> None:
-    """Refuse to export what other projects' MAE cannot be.
-
-    Raises:
-        UserError: another encoder than a plain ViT, another loss or target than theirs.
-    """
+    """Raise ``UserError`` for what MAE of other projects cannot be: another encoder than a plain
+    ViT, another loss or target than theirs."""
     if not isinstance(model, MAE) or family_of(model.encoder) != "vit":
         raise UserError(f"{project} has a ViT with MAE's decoder (--method mae) alone")
     difference = unlike_plain(model.encoder, trained)

@@ -62,11 +62,8 @@ _OTHER_FIELDS = frozenset(
 
 
 def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
-    """What a transformers configuration says of the encoder, by the encoder's arguments.
-
-    Raises:
-        UserError: a setting, named in the message, that no encoder here has.
-    """
+    """What a transformers configuration says of the encoder, by the encoder's arguments; raises
+    ``UserError`` for a setting, which it names, that no encoder here has."""
     model_type = config.get("model_type")
     family = _FAMILIES.get(model_type)
     if family is None:
@@ -113,12 +110,8 @@ def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
 
 
 def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, Any]:
-    """transformers' configuration of the same model.
-
-    Raises:
-        UserError: something of the encoder, named in the message, that transformers' models do not
-            have.
-    """
+    """transformers' configuration of the same model; raises ``UserError`` for something of the
+    encoder, which it names, that transformers' models do not have."""
     encoder: TimmEncoder = model.encoder
     family = family_of(encoder)
     height, width = trained.size
@@ -164,12 +157,9 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
 
 
 def check_windows(encoder: TimmEncoder, family: str) -> None:
-    """Refuse windows that timm's Swin and transformers' treat differently.
-
-    Raises:
-        UserError: shifted windows that do not divide their grid (timm shifts before it pads,
-            transformers after), or tables of windows that timm made smaller to fit their grid.
-    """
+    """Raise ``UserError`` for windows that timm's Swin and transformers' treat differently: shifted
+    ones that do not divide their grid (timm shifts before it pads, transformers after), or tables
+    of windows that timm made smaller to fit their grid."""
     if not family.startswith("swin"):
         return
     blocks = encoder.blocks()

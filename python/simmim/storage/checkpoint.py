@@ -133,12 +133,8 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
 
 
 def _explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> str:
-    """Why the checkpoint at ``path`` can't be used here, and what can, in one line.
-
-    Args:
-        state: what it holds.
-        wanted: the command whose checkpoint was expected.
-    """
+    """Why the checkpoint at ``path``, which holds ``state``, can't be used where one of the command
+    ``wanted`` is expected, and what can, in one line."""
     if state["kind"] != "finetune":
         return (
             f"{path} was written by simmim {state['kind']}, whose models have no classes: train one "
@@ -161,11 +157,8 @@ def _is_good(path: Path, kind: str | None) -> bool:
 
 
 def settings(path: Path, state: Mapping[str, Any], kind: type[Config]) -> Config:
-    """The configuration of the run that wrote ``state``, read from ``path``.
-
-    Raises:
-        UserError: settings of another version.
-    """
+    """The configuration of the run that wrote ``state``, read from ``path``; raises ``UserError``
+    for settings of another version."""
     try:
         return kind.from_json(state["config"])
     except UserError as error:

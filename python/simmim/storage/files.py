@@ -47,11 +47,7 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, in place of what stood there.
-
-    Raises:
-        UserError: it could not be written; what stood there stays.
-    """
+    """Write ``text`` as UTF-8 to ``path``, in place of what stood there, as ``replacing`` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -73,11 +73,8 @@ class FolderLock:
         raise UserError(f"{self.what} is being taken by another process: try again")
 
     def check_held(self) -> None:
-        """Check that no other process has taken the lock over, as they may after a long standstill.
-
-        Raises:
-            UserError: one has, or the lock's folder has vanished.
-        """
+        """Raise ``UserError`` where another process has taken the lock over, as they may after a
+        long standstill, or the lock's folder has vanished."""
         for attempt in range(5):
             existing = self._existing()
             if self._path not in existing:
@@ -132,11 +129,8 @@ class FolderLock:
             return None
 
     def _why_stale(self, path: Path, holder: Holder | None) -> str:
-        """From whom the lock ``path`` can be taken over, and why; empty if nobody holds it.
-
-        Raises:
-            UserError: it is held.
-        """
+        """From whom the lock ``path`` can be taken over, and why; empty if nobody holds it. Raises
+        ``UserError`` where somebody does."""
         age = self._age(path)
         if age is None or (holder is not None and holder.is_this_process()):
             return ""

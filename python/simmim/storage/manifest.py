@@ -54,11 +54,7 @@ class Manifest:
         return manifest
 
     def save(self) -> None:
-        """Write the manifest.
-
-        Raises:
-            UserError: it could not be written.
-        """
+        """Write the manifest; raises ``UserError`` where it cannot be written."""
         values = {"version": _VERSION, "files": sorted(self.files), "sessions": self.sessions}
         write_text(self.path, json.dumps(values, indent=1) + "\n")
 

@@ -10,16 +10,13 @@ from simmim.storage.manifest import manifests
 
 
 def check_replaceable(path: Path, overwrite: bool, source: Path | None = None) -> None:
-    """Refuse to write to ``path`` where something stands that must stay.
+    """Raise ``UserError`` where something stands at ``path`` that must stay: a folder, a device, a
+    file of a run, or any file without ``overwrite``.
 
     Args:
         path: the file to write.
         overwrite: another file may be replaced.
-        source: a file that is read.
-
-    Raises:
-        UserError: ``path`` is a folder, a device, the ``source``, a file of a run, or exists and
-            ``overwrite`` was not given.
+        source: a file that is read, which must stay too.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")

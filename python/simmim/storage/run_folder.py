@@ -120,14 +120,12 @@ class RunFolder:
         point_last_at(path)
 
     def check_start(self, overwrite: bool, restart: bool = False) -> None:
-        """Check that a new run may begin here.
+        """Raise ``UserError`` where a new run may not begin here: results would be lost, or there
+        are files in the way that the command did not write.
 
         Args:
             overwrite: an earlier run's checkpoints, numbers and pictures may be deleted.
             restart: the same for a run without a checkpoint.
-
-        Raises:
-            UserError: they may not, or there are files in the way that the command did not write.
         """
         self._adopt_checkpoints()
         held = self._results()
@@ -142,11 +140,8 @@ class RunFolder:
         self._check_in_the_way(resumed=False)
 
     def start_anew(self, overwrite: bool, restart: bool = False) -> None:
-        """Delete what an earlier run of the same command left, and begin another one.
-
-        Raises:
-            UserError: as ``check_start``; nothing is deleted then.
-        """
+        """Delete what an earlier run of the same command left, and begin another one; raises as
+        ``check_start``, before anything is deleted."""
         self.check_start(overwrite, restart)
         for path in [*self.manifest.existing(), *self._adopted, *self._leftovers()]:
             path.unlink(missing_ok=True)
@@ -222,11 +217,8 @@ class RunFolder:
         return [p for p in self.checkpoints.glob("*.tmp") if _LEFTOVER.fullmatch(p.name)]
 
     def claim(self, path: Path) -> None:
-        """Note that ``path`` is going to be written by this command.
-
-        Raises:
-            UserError: something stands there that it did not write.
-        """
+        """Note that ``path`` is going to be written by this command; raises ``UserError`` where
+        something stands there that it did not write."""
         if self.manifest.wrote(path):
             return
         if os.path.lexists(path):

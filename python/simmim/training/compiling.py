@@ -19,12 +19,8 @@ COSTS, SAVES = 60.0, 0.1
 
 
 def is_worth_compiling(seconds: float, updates: int) -> tuple[bool, str]:
-    """Whether compiling is earned back, and why.
-
-    Args:
-        seconds: of an update that is not compiled.
-        updates: still to be made.
-    """
+    """Whether compiling is earned back in ``updates`` that take ``seconds`` each without it, and
+    why."""
     left = f"{clock(seconds * updates)} left at {seconds:.2g} s an update"
     if seconds * updates * SAVES > COSTS:
         return True, f"with {left} it is earned back"

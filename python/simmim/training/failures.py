@@ -31,12 +31,8 @@ class AgreedFailure(Exception):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the failures below, for which PyTorch has long words, into ``UserError``.
-
-    Raises:
-        UserError: no memory left, or a process that read images was killed, which is what a system
-            without memory does.
-    """
+    """Turn failures for which PyTorch has long words into ``UserError``: no memory left, or a
+    process that read images was killed, which is what a system without memory does."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

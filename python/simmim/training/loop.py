@@ -175,11 +175,8 @@ class Loop(Fitting):
         self.records.pause(run_clock() - began)
 
     def _in_first_process(self, action: Callable[[], Any]) -> Any:
-        """What ``action`` returns in the first process, in every process.
-
-        Raises:
-            UserError: it raised one, or what the system refuses, in the first process.
-        """
+        """What ``action`` returns in the first process, in every process; raises ``UserError`` for
+        one of the first process, or what the system refuses there."""
         result, problem = None, None
         if self.fabric.is_global_zero:
             try:

@@ -39,14 +39,8 @@ from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        the exit status, as ``_STATUSES`` lists them.
-
-    Raises:
-        SystemExit: with status 0 after ``--help``, with 2 for a command line that cannot be read.
-    """
+    """Run one command; returns the exit status, as ``_STATUSES`` lists them. ``SystemExit`` is
+    raised with status 0 after ``--help``, with 2 for a command line that cannot be read."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # one that the parent closed: the next file that is opened would take its place

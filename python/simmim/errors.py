@@ -49,14 +49,8 @@ def say(text: str) -> None:
 
 
 def require(module: str, extra: str = "train") -> ModuleType:
-    """Import ``module``, or say which command installs it.
-
-    Args:
-        extra: the package's extra that brings it.
-
-    Raises:
-        MissingPackageError: the top-level package of ``module`` is not installed.
-    """
+    """Import ``module``, or raise ``MissingPackageError``, which says how to install its package by
+    the ``extra`` of ours that brings it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

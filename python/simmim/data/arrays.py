@@ -12,17 +12,12 @@ from simmim.errors import UserError, first_line, require
 
 
 class ArraySource:
-    """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store.
+    """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store; raises
+    ``UserError`` for one that cannot be opened or holds no such array.
 
     Args:
         path: the file, or the folder of a store.
-        column: the array's name in a zarr group.
-
-    Attributes:
-        in_group: whether it is one of a zarr group.
-
-    Raises:
-        UserError: it cannot be opened, or holds no such array.
+        column: the array's name where the store is a group, which ``in_group`` tells.
     """
 
     def __init__(self, path: Path, column: str = "") -> None:

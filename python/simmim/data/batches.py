@@ -42,11 +42,9 @@ class Batch(NamedTuple):
         images: ``(B, C, H, W)`` of the images' type; empty where a sample has no image, which
             ``check_readable`` turns into an error.
         ids, sources: ``int64 (B,)``.
-        bad: files passed over.
         read: ``bool (B,)``, false for blank images.
-        notes: files that are used in part.
-        lost: whether files cannot be opened any more.
         with_data: ``bool (B, H, W)``, the pixels that hold data, or ``None`` where all do.
+        bad, notes, lost: of all samples.
     """
 
     images: Tensor

@@ -38,14 +38,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes, and their images.
-
-    Attributes:
-        names: in the order of the labels.
-        train, test: the images.
-        root: the folder that all files to train on lie below.
-        summary: lines that say which files are used, how many were left, and why.
-    """
+    """Names of the classes in the order of the labels, their images, the folder that all files to
+    train on lie below, and lines that say which files are used, how many were left, and why."""
 
     names: list[str]
     train: Labelled
@@ -55,13 +49,9 @@ class Classes:
 
 
 def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, Images], Listing]:
-    """The images of each folder in ``folder``, under the folder's name, in sorted order, or those of a
-    pack of such a folder.
-
-    Hidden folders, those of runs, and ``without`` are no classes.
-
-    Returns:
-        images by class, and what was found and left in all of them.
+    """The images of each folder in ``folder`` under the folder's name, in sorted order, or those of
+    a pack of such a folder, and what was found and left in all of them. Hidden folders, those of
+    runs, and ``without`` are no classes.
 
     Raises:
         UserError: fewer than two class folders, or one without images.

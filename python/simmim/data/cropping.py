@@ -101,14 +101,8 @@ class Cropping:
     augment: Callable[[Tensor, Draw], Tensor] | None = None
 
     def __call__(self, image: Picture, *draw: int) -> Crop:
-        """A crop of the image's type, resized with antialiasing to ``size``.
-
-        Args:
-            draw: the fields of ``Draw``.
-
-        Raises:
-            BadImageError: NaN or infinite numbers that ``nodata`` does not name.
-        """
+        """A crop of the image's type, resized with antialiasing to ``size``, of a ``Draw``; raises
+        ``BadImageError`` for NaN or infinite numbers that ``nodata`` does not name."""
         which = Draw(*draw)
         if self.takes_several(image):
             return Crop(self.several([image], [which])[0], None)

@@ -13,13 +13,10 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """An adapter over a library that holds many images.
+    """An adapter over a library that holds many images in the file or folder ``path``; ``kind``
+    says in words what they are.
 
     Its methods are called from several threads, and in processes forked from the one that made it.
-
-    Attributes:
-        path: the file or folder that holds the images.
-        kind: what the images are, in words.
     """
 
     path: Path

@@ -138,9 +138,6 @@ def list_images(
     Args:
         without: folders to leave out.
         above: folders that hold this one, into which no link leads either.
-
-    Raises:
-        UserError: a folder that may not be read.
     """
     listing = Listing(folder)
     _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)

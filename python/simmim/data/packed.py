@@ -85,19 +85,14 @@ def damaged_rows(pixels: np.ndarray, rows: list[Row]) -> Iterator[Row]:
 
 
 class PackSource:
-    """The images of a pack, read where they lie.
-
-    Args:
-        path: the folder.
+    """The images of a pack, read where they lie; raises ``UserError`` for one that is not packed to
+    its end, or damaged.
 
     Attributes:
         rows: its images.
         pixels: all of them, ``(numbers,)``.
         bands: those of what was packed that it holds, counted from 1; empty for all.
         shortest_side: to which larger images were reduced; 0 where none was.
-
-    Raises:
-        UserError: it is not packed to its end, or damaged.
     """
 
     kind = "packed"

@@ -13,17 +13,11 @@ from simmim.storage.files import write_text
 
 
 class ShardSource:
-    """The image files in an uncompressed tar archive.
+    """The files with ``suffixes``, in lower case, in an uncompressed tar archive; raises
+    ``UserError`` for another or a damaged one.
 
     Where they lie is found once and kept beside the archive, in ``NAME.tar.index.json``, or, where
     nothing can be written there, found anew by every run.
-
-    Args:
-        path: the archive.
-        suffixes: those of image files, in lower case.
-
-    Raises:
-        UserError: damaged, compressed, or no archive.
     """
 
     kind = "members of tar archives"

@@ -26,13 +26,8 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class Split:
-    """Which folders to train on and to validate on.
-
-    Attributes:
-        train: source of the images to train on.
-        held_out: that of the images to validate or test on; ``None`` where none are set apart.
-        notes: what the log should say about the choice.
-    """
+    """Sources of the images to train on, and to validate or test on, ``None`` where none are set
+    apart; and what the log should say about the choice."""
 
     train: Path
     held_out: Path | None
@@ -144,13 +139,8 @@ def check_no_split_inside(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """Images of a run.
-
-    Attributes:
-        train, validation: the images.
-        root: the folder from which those to train on are named.
-        summary: lines that say which files are used, how many were left, and why.
-    """
+    """Images of a run, the folder from which those to train on are named, and lines that say which
+    files are used, how many were left, and why."""
 
     train: list[Path | Item]
     validation: list[Path | Item]

@@ -13,7 +13,8 @@ from simmim.errors import UserError, first_line, require
 
 
 class TableSource:
-    """A column of image files' contents or of arrays.
+    """A column of image files' contents or of arrays; raises ``UserError`` where it cannot be read,
+    or which column is meant cannot be told.
 
     Args:
         path: what names the table: a file, or a folder.
@@ -22,9 +23,6 @@ class TableSource:
 
     Attributes:
         texts: what a column of text holds: paths of files.
-
-    Raises:
-        UserError: it cannot be read, or which column is meant cannot be told.
     """
 
     kind = "rows of a table"

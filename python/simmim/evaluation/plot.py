@@ -46,14 +46,9 @@ class Display(NamedTuple):
 
 
 def choose_display(config: PretrainConfig, bands: Sequence[int] = ()) -> Display:
-    """The display that the settings of a run ask for.
-
-    Args:
-        bands: channels from 1 that take the place of the run's ``show_bands``.
-
-    Raises:
-        UserError: not one or three of them, or no such channel.
-    """
+    """The display that the settings of a run ask for, or of ``bands``, counted from 1, in place of
+    its ``show_bands``; raises ``UserError`` where these are not one or three channels that there
+    are."""
     bands = tuple(bands) or config.show_bands or ((1, 2, 3) if config.channels > 2 else (1,))
     check_show_bands(bands, config.channels)
     unit = 255 if config.pixel_type == "uint8" else 1
@@ -130,11 +125,10 @@ def check_picture(path: Path) -> None:
 
 
 def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None:
-    """Draw training and validation loss of ``metrics.csv`` over the updates.
+    """Draw training and validation loss of a run's ``metrics.csv`` over the updates, to the file
+    ``path``.
 
     Args:
-        metrics: the CSV file that a run wrote.
-        path: file to write.
         baseline: validation loss of predicting the mean of the visible part.
     """
     rows = read_metrics(metrics)

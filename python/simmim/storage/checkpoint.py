@@ -75,10 +75,8 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, without running code that it might contain.
-
-    Args:
-        kind: the command whose checkpoint is expected; ``None`` for any.
+    """Read a checkpoint of the command ``kind``, ``None`` for any, onto the CPU, without running
+    code that it might contain.
 
     Raises:
         UserError: no such file, damaged, not a checkpoint of this version, or of another command. If

@@ -29,14 +29,8 @@ _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
 
 
 class RunFolder:
-    """``out`` of one command.
-
-    Used as a context manager, it gives the lock back at the end.
-
-    Args:
-        out: the folder; created by ``lock``.
-        kind: the command: pretrain, finetune or probe.
-    """
+    """``out`` of one command, pretrain, finetune or probe; ``lock`` makes it. Used as a context
+    manager, it gives the lock back at the end."""
 
     def __init__(self, out: Path, kind: str) -> None:
         self.out, self.kind = out, kind
@@ -85,14 +79,12 @@ class RunFolder:
         self.release()
 
     def resume_from(self, check: Callable[[Path], object]) -> Path | None:
-        """The newest checkpoint that is not damaged; every damaged one is named on stderr.
+        """The newest checkpoint that is not damaged, ``None`` where there is no checkpoint at all;
+        every damaged one is named on stderr.
 
         Args:
             check: reads a checkpoint and raises ``DamagedError`` if it is damaged; another
                 ``UserError`` ends the search.
-
-        Returns:
-            its path, or ``None`` if there is no checkpoint at all.
 
         Raises:
             UserError: there are checkpoints, and all are damaged.

@@ -7,13 +7,11 @@ import time
 
 
 class RunClock:
-    """Seconds that the process was not stopped, for its main thread.
+    """Seconds that the process was not stopped, for its main thread, and in ``stopped`` those that
+    it was.
 
     A stop cannot be noticed, going on can: what lies between the last reading of the clock and that
     moment counts as stopped, so it is to be read often, at least with every update.
-
-    Attributes:
-        stopped: seconds that it stood still.
     """
 
     def __init__(self) -> None:

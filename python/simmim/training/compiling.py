@@ -28,15 +28,12 @@ def is_worth_compiling(seconds: float, updates: int) -> tuple[bool, str]:
 
 
 def compile_model(model: nn.Module, trial: Callable[[], None]) -> str | None:
-    """Compile ``model.forward`` for inputs of fixed shapes, unless that fails.
-
-    Names of parameters stay, and random numbers are drawn as without compiling.
+    """Compile ``model.forward`` for inputs of fixed shapes; where that fails the model stays as it
+    was, and what kept it from being compiled is returned. Names of parameters stay, and random
+    numbers are drawn as without compiling.
 
     Args:
         trial: makes a forward and a backward pass, in which everything is compiled.
-
-    Returns:
-        ``None``, or what kept it from being compiled; the model is as before then.
     """
     model.forward = torch.compile(model.forward, dynamic=False, options={"fallback_random": True})
     try:

@@ -28,13 +28,8 @@ def _say_quietly(text: str) -> None:
 def named_if_slow(
     text: str, say: Callable[[str], None] = _say_quietly, patience: float = PATIENCE
 ) -> Iterator[None]:
-    """Say ``text`` in the first process of the run if the block takes longer than a moment.
-
-    Args:
-        text: what the block does.
-        say: prints a line; called from another thread.
-        patience: seconds until then.
-    """
+    """Say ``text``, what the block does, in the first process of the run if that takes longer than
+    ``patience`` seconds; ``say`` is called from another thread."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -48,15 +43,8 @@ def named_if_slow(
 
 
 class FallibleOutput:
-    """Calls functions that write to one place until one of them fails: a closed pipe, a full disk.
-
-    Args:
-        where: the place, for the error; empty where it needs no name.
-
-    Attributes:
-        error: the first failure, ``None`` as long as there is none. A closed pipe is a
-            ``BrokenPipeError``.
-    """
+    """Calls functions that write to the place ``where`` until one of them fails, by a closed pipe
+    or a full disk; that first failure stays in ``error``."""
 
     def __init__(self, where: str) -> None:
         self.where = where

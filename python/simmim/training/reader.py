@@ -26,14 +26,7 @@ HELD_BACK = 0.1
 
 
 class Reader:
-    """Reads the batches of this process from ``update`` on.
-
-    Args:
-        train_set: the samples of an epoch.
-        config: settings of the run, completed.
-        order: which samples make a batch.
-        update: updates done.
-        device: where the model is.
+    """Reads the batches of this process from ``update`` on, onto ``device``.
 
     Attributes:
         failure: why this process of several could not read a batch, ``None`` as long as it can.
@@ -100,16 +93,13 @@ class Reader:
         return self._waiting.take()
 
     def judge(self, images: int, seconds: float, waited: float, update: int) -> str:
-        """Try the next way to read while the run waits, and keep it if it is the faster one.
+        """Try the next way to read while the run waits, and keep it if it is the faster one;
+        returns what to say about it, or "".
 
         Args:
             images: trained on since the last call.
-            seconds: that they took.
-            waited: of these, the seconds spent waiting for images.
+            seconds, waited: that they took, and those of them that went by waiting for images.
             update: updates done.
-
-        Returns:
-            what to say about it, or "".
         """
         if self._is_new:
             # compiling, starting, filling caches

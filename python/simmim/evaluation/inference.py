@@ -10,7 +10,8 @@ from torch import Tensor
 from simmim.config.apply import InferenceConfig
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
-from simmim.data.read_ahead import read_batches, usable_cores, ways
+from simmim.data.order import Order
+from simmim.data.read_ahead import usable_cores, validation_batches, ways
 from simmim.errors import UnreadableImageError, say
 
 
@@ -23,11 +24,10 @@ def readable_batches(
     Raises:
         UnreadableImageError: one that is to stop the command, or all of them.
     """
-    size, bad, read = config.batch_size, {}, 0
-    samples = [(0, sample) for sample in range(len(images))]
-    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
+    bad, read = {}, 0
+    order = Order(len(images), config.batch_size, accumulate=1, seed=0, epochs=1)
     way = ways(config.workers, device.type, False, usable_cores())[0]
-    for batch in read_batches(images, batches, way):
+    for batch, _ in validation_batches(images, order, way):
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:

@@ -7,7 +7,6 @@ file can be read although the file also holds an optimiser, a configuration or a
 
 from __future__ import annotations
 
-import io
 import pickle
 import tarfile
 from pathlib import Path
@@ -173,10 +172,6 @@ class _Module:
     @staticmethod
     def load(file: IO[bytes], **options: Any) -> Any:
         return _Unpickler(file, **options).load()
-
-    @staticmethod
-    def loads(data: bytes, **options: Any) -> Any:
-        return _Unpickler(io.BytesIO(data), **options).load()
 
 
 def _make_tensor(

@@ -14,13 +14,13 @@ from simmim.data.classes import split_classes
 from simmim.data.crops import central_crops, training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.errors import UnreadableImageError, require
-from simmim.evaluation.plot import confusion_picture, loss_curve
+from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import Classifier, completed, start
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.progress import named_if_slow
-from simmim.training.report import print_trained, print_written, run_files, stopped
+from simmim.training.report import print_files, print_trained, stopped
 
 transforms = require("torchvision.transforms.v2")
 
@@ -39,17 +39,10 @@ def command(config: FinetuneConfig) -> int:
         f"{right} of {int(counters.confusion.sum())} test images right: accuracy "
         f"{counters.accuracy:.1%}, {len(names)} classes{unread}"
     )
-    confusion, curve = config.out / "confusion.png", config.out / "loss_curve.png"
-    for picture in (confusion, curve):
-        trainer.run_folder.claim(picture)
+    confusion = config.out / "confusion.png"
+    trainer.run_folder.claim(confusion)
     confusion_picture(counters.confusion.numpy(), names, confusion)
-    loss_curve(config.out / "metrics.csv", curve)
-    print_written(
-        ("checkpoint", summary.checkpoint),
-        ("confusion", confusion),
-        ("loss curve", curve),
-        *run_files(config.out),
-    )
+    print_files(trainer, summary, ("confusion", confusion))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 from simmim.config.apply import InferenceConfig
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
-from simmim.data.order import Order
-from simmim.data.read_ahead import usable_cores, validation_batches, ways
-from simmim.errors import UnreadableImageError, say
+from simmim.data.read_ahead import read_batches, usable_cores, ways
+from simmim.errors import UnreadableImageError, printable
 
 
 def readable_batches(
@@ -24,19 +24,20 @@ def readable_batches(
     Raises:
         UnreadableImageError: one that is to stop the command, or all of them.
     """
-    bad, read = {}, 0
-    order = Order(len(images), config.batch_size, accumulate=1, seed=0, epochs=1)
+    size, bad, read = config.batch_size, {}, 0
+    samples = [(0, sample) for sample in range(len(images))]
+    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
     way = ways(config.workers, device.type, False, usable_cores())[0]
-    for batch, _ in validation_batches(images, order, way):
+    for batch in read_batches(images, batches, way):
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:
-            say(f"{path}: {note}")
+            print(printable(f"{path}: {note}"), file=sys.stderr)
         if batch.read.any():
             read += int(batch.read.sum())
             yield batch.images[batch.read].to(device), batch.sources[batch.read]
     for path, reason in bad.items():
-        say(f"left out {path}: {reason}")
+        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
     if not read:
         raise UnreadableImageError(
             f"none of the {len(images.paths)} images can be read: {summarize_bad(bad)}"

@@ -20,8 +20,8 @@ from simmim.data.batches import collate
 from simmim.data.cropping import Cropping
 from simmim.data.crops import (
     Crops,
+    central_crops,
     check_readable,
-    validation_crops,
 )
 from simmim.data.demo import demo_photographs
 from simmim.data.images import BadImageError
@@ -365,7 +365,7 @@ def test_held_out_images_are_fixed_and_apart(photographs):
     assert files == split_files(dataclasses.replace(config, seed=9))
     assert len(files.validation) == 3
     assert sorted(files.train + files.validation) == sorted(find_images(photographs))
-    dataset = validation_crops(config, files.validation)
+    dataset = central_crops(config, files.validation, crops=config.val_crops)
     order = Order(samples=6, batch=4, accumulate=1, seed=1, epochs=1, keep_rest=True)
     batches = list(validation_batches(dataset, order, Way("pause", 2)))
     assert [(len(b.ids), count) for b, count in batches] == [(4, 4), (2, 2)]

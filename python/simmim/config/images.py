@@ -216,16 +216,13 @@ Config = TypeVar("Config", bound=ImageConfig)
 
 def how_to_measure(config: ImageConfig) -> str:
     """The commands that measure images and use what was measured."""
-    more = "".join(
-        f" {flag(name)} {value}"
-        for name, value in (
-            ("bands", ",".join(map(str, config.bands))),
-            ("layout", "" if config.layout == "auto" else config.layout),
-            ("column", config.column),
-            ("nodata", config.nodata),
-        )
-        if value
-    )
+    given = {
+        "bands": ",".join(map(str, config.bands)),
+        "layout": config.layout.removeprefix("auto"),
+        "column": config.column,
+        "nodata": config.nodata,
+    }
+    more = "".join(f" {flag(name)} {value}" for name, value in given.items() if value)
     return (
         f"run  simmim stats --data {config.data}{more} --out stats.json  and add --stats stats.json"
     )

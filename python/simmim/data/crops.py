@@ -220,22 +220,14 @@ def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Pat
     return Crops(images, drawn, config.reading, crops=crops, cache=config.cache)
 
 
-def validation_crops(config: PretrainConfig, images: Sequence[Path | Item]) -> Crops:
-    """Fixed crops of held-out images: the first of each is central, none is mirrored; blank where an
-    image cannot be read."""
-    fixed = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True)
-    return Crops(
-        images, fixed, config.reading, crops=config.val_crops, cache=config.cache, replace=False
-    )
-
-
 def central_crops(
-    config: ImageConfig, images: Sequence[Path | Item], *, cache: bool = False
+    config: ImageConfig, images: Sequence[Path | Item], *, crops: int = 1, cache: bool = False
 ) -> Crops:
-    """The largest central crop of each image, blank where it cannot be read."""
+    """Fixed crops of each image: the largest central one, then random ones; none is mirrored, and they
+    are blank where the image cannot be read."""
     share = getattr(config, "test_crop", 1.0)
     central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True, central=share)
-    return Crops(images, central, config.reading, cache=cache, replace=False)
+    return Crops(images, central, config.reading, crops=crops, cache=cache, replace=False)
 
 
 def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:

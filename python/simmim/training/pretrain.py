@@ -10,7 +10,7 @@ from torch import Tensor
 from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.data.batches import Batch
-from simmim.data.crops import training_crops, validation_crops
+from simmim.data.crops import central_crops, training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
@@ -77,7 +77,10 @@ class Trainer(Loop):
         with named_if_slow(f"looking for images in {config.data}"):
             files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
-        self.val_set = validation_crops(config, files.validation) if files.validation else None
+        self.val_set = None
+        if files.validation:
+            own = {"crops": config.val_crops, "cache": config.cache}
+            self.val_set = central_crops(config, files.validation, **own)
         self.masking = build_masking(config)
         super().__init__(
             config,

@@ -11,12 +11,12 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from simmim.config.run import RunConfig
+from simmim.config.run import Config
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
 from simmim.storage.files import replacing
@@ -25,8 +25,6 @@ VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
-
-Config = TypeVar("Config", bound=RunConfig)
 
 
 class DamagedError(UserError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,12 +11,12 @@ from simmim.config.exchange import ImportConfig
 from simmim.config.images import ENCODER, values_of
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
+from simmim.config.run import Config
 from simmim.errors import UserError
 from simmim.exchange.importing import Imported, read_model
 from simmim.models.build import build_model
 from simmim.storage import checkpoint
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 _ENCODER = "encoder.backbone."
 
 

@@ -178,25 +178,23 @@ def measure_image(image: Picture, wanted: Reading) -> Tally:
     nodata = float(wanted.nodata) if wanted.nodata else None
     for top in range(0, image.shape[1], _ROWS):
         part = image[:, top : top + _ROWS, :].numpy().reshape(image.shape[0], -1)
-        channels = [_measure_channel(values, nodata) for values in part]
-        names = ("counts", "sums", "squares", "low", "high", "nodata")
-        tally.add(Tally(**{n: np.stack([getattr(c, n) for c in channels]) for n in names}))
+        channels = zip(*(_measure_channel(values, nodata) for values in part), strict=True)
+        tally.add(Tally(*map(np.stack, channels)))
     return tally
 
 
-def _measure_channel(values: np.ndarray, nodata: float | None) -> Tally:
-    """The tally of one channel's numbers ``(n,)``; NaN and infinite ones count as without data."""
+def _measure_channel(values: np.ndarray, nodata: float | None) -> tuple:
+    """The first six fields of a ``Tally`` of one channel's numbers ``(n,)``; NaN and infinite ones count
+    as without data."""
     kept = values if nodata is None or math.isnan(nodata) else values[values != nodata]
-    found = Tally()
+    sums = squares = 0
     if values.dtype.kind == "f":
         kept = kept[np.isfinite(kept)]
         wide = kept.astype(np.float64)
-        found.sums, found.squares = wide.sum(), np.square(wide).sum()
-    if kept.size:
-        found.low, found.high = kept.min(), kept.max()
-    found.nodata = values.size - kept.size
-    found.counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
-    return found
+        sums, squares = wide.sum(), np.square(wide).sum()
+    counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
+    low, high = (kept.min(), kept.max()) if kept.size else (math.inf, -math.inf)
+    return counts, sums, squares, low, high, values.size - kept.size
 
 
 def _level(values: np.ndarray) -> np.ndarray:

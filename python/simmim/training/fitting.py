@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import signal
-from abc import abstractmethod
 from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.batches import Batch
-from simmim.data.crops import Crops
 from simmim.errors import UserError, first_line
 from simmim.storage import checkpoint
-from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
 from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
 from simmim.training.counters import Summary
@@ -31,26 +27,14 @@ FAILED = 1000
 
 
 class Fitting(Recording):
-    """``fit`` and all that it does; what a run consists of and how it is saved is in ``Loop``.
+    """The part of ``Loop`` that trains: ``fit`` and all that it does.
 
     The state of a run changes in ``_update`` alone, wholly or not at all, so that it can be saved
     whatever ends the run.
     """
 
-    train_set: Crops
-    run_folder: RunFolder
-    saved_at: int
-
     #: False while weights and counters belong to different updates, and while saving
     _whole = True
-
-    @abstractmethod
-    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
-        """The mean loss of one pass in ``epoch``."""
-
-    @abstractmethod
-    def _save(self) -> None:
-        """Write a checkpoint; all processes take part."""
 
     def fit(self) -> Summary:
         """Train from the current update to the end, or until SIGTERM, SIGINT or SIGHUP.

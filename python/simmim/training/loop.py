@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simmim.config.run import RunConfig
-from simmim.data.batches import collate
+from simmim.data.batches import Batch, collate
 from simmim.data.crops import Crops, check_measured, check_readable
 from simmim.data.fingerprint import difference
 from simmim.data.order import Order
@@ -34,7 +34,7 @@ from simmim.training.resume_rules import accepted_changes, refused_changes
 from simmim.training.sharding import gathered, load_model, load_optimizer
 
 
-class Loop(Fitting):
+class Loop(Fitting, ABC):
     """One training run in ``config.out``, in one process or in several that torchrun started.
 
     The state of a run is a function of the number of updates done: order, crops and masks depend on
@@ -119,6 +119,14 @@ class Loop(Fitting):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """The model, newly initialised from the default generator; has ``encoder``."""
+
+    @abstractmethod
+    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
+        """The mean loss of one pass in ``epoch``."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Update the validation's counters and records; all processes take part."""
 
     def _check_also_decay(self, model: nn.Module) -> None:
         """Refuse ends of names that no parameter has; a preset's may be of another encoder's."""

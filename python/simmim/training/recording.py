@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from simmim.config.conflicts import remarks
-from simmim.config.run import RunConfig
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
-from simmim.data.order import Order
 from simmim.data.read_ahead import usable_cores, validation_batches, way_to_validate
 from simmim.storage import checkpoint
 from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
-from simmim.training.counters import Counters, RunningSums
 from simmim.training.failures import NotFiniteError
 from simmim.training.mixed_precision import LEAST_SCALE
-from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
-from simmim.training.reader import Reader
-from simmim.training.records import NoRecords, Records
 
 
-class Recording(ABC):
-    """The records of a run, and the numbers in them, which must be finite."""
-
-    kind: ClassVar[str]
-    config: RunConfig
-    images: int
-    parameters: int
-    attention: str
-    data_summary: Sequence[str]
-    fabric: Any
-    order: Order
-    peers: Peers
-    model: Any
-    optimizer: Any
-    update: int
-    counters: Counters
-    log_every: int
-    folder: Path
-    reader: Reader | None
-    records: Records | NoRecords
-    sums: RunningSums
-
-    @abstractmethod
-    def validate(self) -> None:
-        """Update the validation's counters and records; all processes take part."""
-
-    @abstractmethod
-    def _what_remains(self) -> str:
-        """The available checkpoint, in words."""
+class Recording:
+    """The part of ``Loop``, whose attributes it uses, that records a run and checks that the numbers
+    are finite."""
 
     @property
     def precision(self) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import secrets
 import threading
 import time
@@ -114,12 +113,9 @@ class FolderLock:
         self._release = weakref.finalize(self, _give_back, path, holder, stop)
 
     def _existing(self) -> list[Path]:
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return []
-        pattern = re.compile(re.escape(self.name) + r"\.[0-9]+\.lock")
-        found = [self.folder / name for name in names if pattern.fullmatch(name)]
+        found = [
+            p for p in self.folder.glob(f"{self.name}.*.lock") if p.name.split(".")[-2].isdecimal()
+        ]
         return sorted(found, key=_number)
 
     def _holder(self, path: Path) -> Holder | None:

@@ -8,23 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import simmim_kernels as sk
 from simmim.errors import UserError
 from simmim.models.encoders import check_divides
-from simmim_kernels import (
-    PatchMask,
-    block_mask,
-    box_mask,
-    inverse_block_mask,
-    random_mask,
-    uniform_mask,
-)
+from simmim_kernels import PatchMask
 
 STRATEGIES = {
-    "random": random_mask,
-    "block": block_mask,
-    "inverse-block": inverse_block_mask,
-    "uniform": uniform_mask,
-    "box": box_mask,
+    "random": sk.random_mask,
+    "block": sk.block_mask,
+    "inverse-block": sk.inverse_block_mask,
+    "uniform": sk.uniform_mask,
+    "box": sk.box_mask,
 }
 #: keeps the secondary masks apart from others of the same seed
 _SECOND = 1 << 63
@@ -93,11 +87,11 @@ class Masking:
     ) -> PatchMask:
         """The secondary masks of the samples, on the grid of a uniform mask's visible units."""
         grid = self.grid[0] // 2, self.grid[1] // 2
-        return random_mask(
+        return sk.random_mask(
             ids, grid, self.second_ratio, seed=seed ^ _SECOND, epoch=epoch, device=device
         )
 
 
 def nothing_hidden(images: Tensor) -> PatchMask:
     """The mask under which an encoder sees all of ``images``."""
-    return random_mask(images.shape[0], (1, 1), 0.0, seed=0, device=images.device)
+    return sk.random_mask(images.shape[0], (1, 1), 0.0, seed=0, device=images.device)

@@ -44,9 +44,9 @@ _OTHER_FIELDS = frozenset(
         *("initializer_range", "classifier_dropout_prob", "gradient_checkpointing"),
         # geometry, channels, head
         *("image_size", "num_channels", "encoder_stride", "hidden_act", "intermediate_size"),
-        "use_absolute_embeddings",
+        *("use_absolute_embeddings", "layer_norm_eps"),
         # derived from others
-        *("num_layers", "path_norm", "stage_names", "out_features", "out_indices"),
+        *("num_layers", "path_norm", "stage_names", "out_features", "out_indices", "hidden_size"),
         # of the pooler, which is not taken, and of MAE's decoder and masks, which are read elsewhere
         *("pooler_output_size", "pooler_act", "decoder_num_attention_heads", "mask_ratio"),
         *("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"),
@@ -76,8 +76,6 @@ def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
     if family == "swinv2":
         names = names | {"pretrained_window_sizes": "pretrained_window_sizes"}
     unknown = fields.keys() - names.keys() - _OTHER_FIELDS
-    unknown -= {"layer_norm_eps"} if family != "vit" else set()
-    unknown -= {"hidden_size"} if family != "vit" else set()
     if unknown:
         raise UserError(
             f"{where} has {', '.join(sorted(unknown))}, of which no effect is known: if it has none "
@@ -122,10 +120,8 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
     _check_plain(encoder, trained, family)
     check_windows(encoder, family)
     arguments = arguments_of(encoder)
-    names = {
-        argument: name
-        for name, argument in (_COMMON | (_VIT if family == "vit" else _SWIN)).items()
-    }
+    fields = _COMMON | (_VIT if family == "vit" else _SWIN)
+    names = {argument: name for name, argument in fields.items()}
     activations = {ours: theirs for theirs, (ours, _) in ACTIVATIONS.items()}
     described = {
         "model_type": family,

@@ -174,17 +174,13 @@ class Fitting(Recording):
 
     def _compile_at_start(self) -> None:
         """Compile the model where that is asked for or the run did so before."""
-        config, counters = self.config, self.counters
-        before = counters.compiled
+        config, before = self.config, self.counters.compiled
         if config.compile != "auto":
-            counters.compiled = config.compile == "on"
-        elif config.shard or (before is None and self.update >= DECIDED_AT):
-            counters.compiled = False
-        if counters.compiled:
-            self._compile("as before" if config.compile == "auto" else "as --compile says")
-        elif counters.compiled is False and config.compile == "auto":
-            why = "the model is spread over processes" if config.shard else "as before"
-            self.records.say(f"not compiled: {why}")
+            self._settle(config.compile == "on", "as --compile says")
+        elif config.shard:
+            self._settle(False, "the model is spread over processes")
+        elif before is not None or self.update >= DECIDED_AT:
+            self._settle(bool(before), "as before")
 
     def _decide_to_compile(self, began: float) -> None:
         """Decide it for ``--compile auto`` after the update that began at ``began``."""
@@ -196,11 +192,13 @@ class Fitting(Recording):
             return
         seconds, left = run_clock() - began, self.order.updates - self.update
         # all processes decide alike, by the time of the slowest
-        worth, why = is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left)
-        self.counters.compiled = worth
-        if worth:
+        self._settle(*is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left))
+
+    def _settle(self, compiled: bool, why: str) -> None:
+        self.counters.compiled = compiled
+        if compiled:
             self._compile(why)
-        else:
+        elif self.config.compile == "auto":
             self.records.say(f"not compiled: {why}")
 
     def _compile(self, why: str) -> None:

@@ -204,7 +204,7 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     if path.suffix.lower() == ".txt":
         return [line for line in text.splitlines() if line.strip()]
     # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
-    header = text.partition("\n")[0]
+    header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
     table = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
     names = list(table.fieldnames or ())

@@ -206,11 +206,8 @@ def _given(arguments: list[str], name: str, known: Container[str]) -> str | None
 
 
 def _of_earlier_run(arguments: list[str], default: Config) -> Config:
-    """The settings of the run in --out, which --resume takes where the command line has none.
-
-    Args:
-        default: those of a new run, the result where no run of that kind is in --out.
-    """
+    """The settings of the run in --out, which --resume takes where the command line has none;
+    ``default``, those of a new run, where no run of that kind is there."""
     outs = _values(arguments, "--out")
     path = Path(outs[-1] if outs else default.out, "config.json")
     try:

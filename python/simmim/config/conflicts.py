@@ -15,12 +15,8 @@ from simmim.errors import UserError
 
 
 def check_conflicts(config: object, defaults: object | None = None) -> None:
-    """Raise ``UserError`` for settings of one command that contradict each other.
-
-    Args:
-        config: the settings of any command.
-        defaults: the same before the command line changed it; by default the class's defaults.
-    """
+    """Raise ``UserError`` for settings of one command that contradict each other; ``defaults`` are
+    those before the command line changed them, without it the class's."""
     given = _given(config, defaults)
     has = _values(config)
     for text in _conflicts(config, given, has):

@@ -145,11 +145,8 @@ class ImageConfig(SourceConfig):
         return None
 
     def check_images(self, *, measured: bool = False) -> None:
-        """Raise ``UserError`` for settings about images that contradict each other.
-
-        Args:
-            measured: whether what --stats brings is there.
-        """
+        """Raise ``UserError`` for settings about images that contradict each other; ``measured``
+        says whether what --stats brings is there."""
         self.check_source()
         if self.clip_percentile and self.stats is None and not self.low:
             raise UserError("--clip-percentile takes its values from --stats: give that too")

@@ -24,7 +24,8 @@ _LOCK = threading.Lock()
 
 
 class Augmentation:
-    """Distorts crops in colour and shape, then erases a part of some.
+    """Distorts crops in colour and shape, then erases a part of some; raises ``UserError`` for a
+    policy that timm does not know.
 
     Args:
         size, seed: as of ``Cropping``.
@@ -33,9 +34,6 @@ class Augmentation:
         mean, std: of the channels in the numbers that the images hold: of what lies outside a
             distorted image, and of the noise.
         bicubic: distort with bicubic interpolation, else bilinear.
-
-    Raises:
-        UserError: a policy that timm does not know.
     """
 
     def __init__(

@@ -143,11 +143,8 @@ def _layout(shape: tuple[int, ...], layout: str) -> str:
 
 
 def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
-    """The image in an npy or npz file.
-
-    Args:
-        path: of the file on disk, from which parts can be read; ``None`` for one in memory.
-    """
+    """The image in an npy or npz file; ``path`` is that of the file on disk, from which parts can
+    be read, ``None`` for one in memory."""
     zipped = zipfile.is_zipfile(file)
     file.seek(0)
     try:
@@ -194,12 +191,8 @@ def open_deep(file: BinaryIO, kind: str, wanted: Reading) -> Tensor:
 
 
 def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -> Picture:
-    """The bands of a TIFF file, laid out however, in ``KEPT`` types.
-
-    Args:
-        file: opened for reading.
-        opener: opens it again, for the parts that are read later.
-    """
+    """The bands of a TIFF file, laid out however, in ``KEPT`` types; ``opener`` opens it again for
+    the parts that are read later."""
     with tifffile.TiffFile(file) as tiff:
         page, reasons = tiff.pages.first, page_reasons(tiff)
         # the last question: afterwards pages may know less of themselves

@@ -25,12 +25,8 @@ Images = list[Path | Item]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Image files and their classes.
-
-    Attributes:
-        paths: files, class after class.
-        labels: ``int64 (len(paths),)``, places in the list of class names.
-    """
+    """Image files, class after class, and their classes, ``int64 (len(paths),)`` places in the list
+    of names."""
 
     paths: Images
     labels: Tensor

@@ -36,13 +36,8 @@ def central_crop(
 
 
 class Crop(NamedTuple):
-    """Part of an image.
-
-    Attributes:
-        pixels: ``(C, H, W)``.
-        with_data: ``bool (H, W)``, the pixels that are made of data alone in every channel; ``None``
-            where all are.
-    """
+    """Part of an image: pixels ``(C, H, W)``, and ``bool (H, W)`` which of them are made of data
+    alone in every channel; ``None`` where all are."""
 
     pixels: Tensor
     with_data: Tensor | None
@@ -142,11 +137,8 @@ class Cropping:
     def _boxes(
         self, sizes: Sequence[tuple[int, int]], draws: Sequence[Draw], number: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """What ``random_crops`` gives for images of these sizes, or central boxes.
-
-        Args:
-            number: how many draws came before that were refused.
-        """
+        """What ``random_crops`` gives for images of these sizes, or central boxes, after ``number``
+        draws that were refused."""
         boxes = torch.empty(len(draws), 4, dtype=torch.int64)
         flips = torch.zeros(len(draws), dtype=torch.bool)
         alike: dict[tuple[int, int], list[int]] = {}

@@ -120,12 +120,8 @@ def inspect_channels(file: BinaryIO, kind: str) -> tuple[int, str]:
 
 
 def _jpeg2000_reasons(boxes: bytes, components: bytes) -> list[str]:
-    """Why a JPEG 2000 file is no picture of 8 bits in gray, colours and opacity.
-
-    Args:
-        boxes: what lies before its codestream.
-        components: their number, and three bytes of each.
-    """
+    """Why a JPEG 2000 file is no picture of 8 bits in gray, colours and opacity, by the ``boxes``
+    before its codestream, and its ``components``: their number, and three bytes of each."""
     bands = int.from_bytes(components[:2], "big")
     sizes = components[2 : 2 + 3 * bands : 3]
     bits = " and ".join(map(str, sorted({(size & 0x7F) + 1 for size in sizes})))

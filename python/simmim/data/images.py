@@ -147,11 +147,8 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | None:
     """The pixels that Pillow would give, without its copies and without holding the interpreter's
-    lock, for a plain gray or colour JPEG; ``None`` where Pillow is to decide.
-
-    Args:
-        file: what ``image`` was opened from.
-    """
+    lock, for a plain gray or colour JPEG, which ``image`` was opened from; ``None`` where Pillow is
+    to decide."""
     if image.format != "JPEG" or (image.mode, channels) not in (("RGB", 3), ("L", 3), ("L", 1)):
         return None
     if "progressive" in image.info:  # what of one is missing, each version smooths in its own way

@@ -38,14 +38,9 @@ HEADER = 128
 
 
 class Row(NamedTuple):
-    """An image of a pack.
-
-    Attributes:
-        name: below the folder or source that it came from.
-        label: its class, the first folder in its name; empty where it came from no folder.
-        offset: of its first number in ``pixels.npy``.
-        crc32: of its bytes.
-    """
+    """An image of a pack: its name below the folder or source that it came from; its class, the
+    first folder in that name, empty where it came from no folder; where its first number lies in
+    ``pixels.npy``; its size, and the CRC-32 of its bytes."""
 
     name: str
     label: str

@@ -121,11 +121,8 @@ def usable_cores() -> int:
 def read_batches(
     dataset: Crops, batches: Iterable[list[Index]], way: Way, pin: bool = False
 ) -> Iterator[Batch]:
-    """``batches``, each a list of ``(epoch, sample id)``; to be ended by ``end_reading``.
-
-    Args:
-        pin: put the images where a GPU copies them from without waiting.
-    """
+    """``batches``, each a list of ``(epoch, sample id)``, to be ended by ``end_reading``; with
+    ``pin`` their images lie where a GPU copies them from without waiting."""
     if way.kind != "processes":
         return _Threads(dataset, batches, way.count, AHEAD if way.kind == "threads" else 0)
     loader = DataLoader(

@@ -137,11 +137,8 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
-    """The images of a folder that holds tar archives, parquet files or saved datasets.
-
-    Args:
-        found: the folder, searched.
-    """
+    """The images of a folder that was searched for files and holds tar archives, parquet files or
+    saved datasets."""
     folder, shards = found.folder, sorted(found.shards)
     archives = [path for path in shards if path.suffix.lower() == ".tar"]
     tables = [path for path in shards if path not in archives]

@@ -27,12 +27,8 @@ TITLES = ("original", "what the model sees", "what it puts there")
 
 
 class Display(NamedTuple):
-    """How pixels are shown as red, green and blue, or as gray.
-
-    Attributes:
-        bands: places of one or three channels.
-        low, high: values of all channels that are black and white, of uint8 by 255.
-    """
+    """How pixels are shown as red, green and blue, or as gray: the places of one or three channels,
+    and values of all channels that are black and white, of uint8 by 255."""
 
     bands: tuple[int, ...]
     low: Tensor
@@ -79,12 +75,8 @@ def reconstruct(
 
 
 def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
-    """Draw one row an image: original, masked, completed.
-
-    Args:
-        columns: three tensors ``(B, C, H, W)`` in [0, 1], as ``reconstruct`` gives them.
-        path: file to write; the suffix decides the format.
-    """
+    """Draw one row an image of what ``reconstruct`` gives, original, masked, completed, to the file
+    ``path``, whose suffix decides the format."""
     columns = [column.cpu() for column in columns]
     rows, _, height, width = columns[0].shape
     side = 3.0

@@ -26,11 +26,8 @@ def _process_space() -> str:
 
 
 def start_time(pid: int) -> str | None:
-    """When process ``pid`` was started, as the system counts; empty where it does not say.
-
-    Returns:
-        ``None`` if there is no such process, or only its exit status is left.
-    """
+    """When process ``pid`` was started, as the system counts; empty where it does not say, ``None``
+    if there is no such process, or only its exit status is left."""
     # the name of the program, in parentheses, may hold spaces and parentheses itself
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(fields) >= 20:

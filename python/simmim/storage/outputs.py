@@ -10,14 +10,8 @@ from simmim.storage.manifest import manifests
 
 
 def check_replaceable(path: Path, overwrite: bool, source: Path | None = None) -> None:
-    """Raise ``UserError`` where something stands at ``path`` that must stay: a folder, a device, a
-    file of a run, or any file without ``overwrite``.
-
-    Args:
-        path: the file to write.
-        overwrite: another file may be replaced.
-        source: a file that is read, which must stay too.
-    """
+    """Raise ``UserError`` where something stands at ``path`` that must stay: a folder, a device,
+    the file ``source`` that is read, a file of a run, or any file without ``overwrite``."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
     if not os.path.lexists(path):

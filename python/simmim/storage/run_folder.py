@@ -112,13 +112,9 @@ class RunFolder:
         point_last_at(path)
 
     def check_start(self, overwrite: bool, restart: bool = False) -> None:
-        """Raise ``UserError`` where a new run may not begin here: results would be lost, or there
-        are files in the way that the command did not write.
-
-        Args:
-            overwrite: an earlier run's checkpoints, numbers and pictures may be deleted.
-            restart: the same for a run without a checkpoint.
-        """
+        """Raise ``UserError`` where a new run may not begin here: there are files in the way that
+        the command did not write, or results of an earlier run, which only ``overwrite`` lets go,
+        or ``restart`` where that run has no checkpoint."""
         self._adopt_checkpoints()
         held = self._results()
         if held and not (overwrite or (restart and not self._own_checkpoints())):

@@ -73,11 +73,8 @@ class RunningSums:
         self.count = 0
 
     def add(self, loss: Tensor, norm: Tensor, skipped: Tensor | None = None) -> None:
-        """Add those of one update, without waiting for the device.
-
-        Args:
-            skipped: other than 0 where the update was skipped, so that its numbers do not count.
-        """
+        """Add those of one update, without waiting for the device; they do not count where
+        ``skipped`` is other than 0."""
         if skipped is not None:
             loss, norm = (value.masked_fill(skipped > 0, 0) for value in (loss, norm))
             self.totals[2] += skipped > 0

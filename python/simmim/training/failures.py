@@ -18,11 +18,8 @@ class NotFiniteError(UserError):
 
 
 class AgreedFailure(Exception):
-    """A failure of one process that all processes of the run learnt of at the same point.
-
-    Args:
-        error: what went wrong in this process; ``None`` where it was another one.
-    """
+    """A failure that all processes of the run learnt of at the same point; ``error`` is ``None``
+    where it was another process's."""
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__(str(error))

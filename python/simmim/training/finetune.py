@@ -147,11 +147,8 @@ class Finetuner(Loop):
 
 
 def mixing(mixup: float, cutmix: float) -> transforms.Transform | None:
-    """Mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), one of both at random, or nothing.
-
-    Args:
-        mixup, cutmix: parameters of their Beta distributions; 0 leaves one out.
-    """
+    """Mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), one of both at random, or nothing, by
+    the parameters of their Beta distributions; 0 leaves one out."""
     kinds = ((transforms.MixUp, mixup), (transforms.CutMix, cutmix))
     chosen = [kind(alpha=alpha) for kind, alpha in kinds if alpha]
     return transforms.RandomChoice(chosen) if chosen else None

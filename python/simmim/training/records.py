@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
 
 def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    """A writer of event files in ``folder``, which is made.
-
-    Args:
-        purge_step: TensorBoard forgets earlier records from this step on.
-    """
+    """A writer of event files in ``folder``, which is made; TensorBoard forgets earlier records
+    from ``purge_step`` on."""
     tensorboard = require("torch.utils.tensorboard")
     folder.mkdir(parents=True, exist_ok=True)
     name = str(folder)
@@ -33,14 +30,11 @@ def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
 
 
 class Records(Progress):
-    """All three places for the numbers of one run.
+    """All three places for the numbers of one run, ``metrics.csv`` and ``tensorboard`` in its
+    folder ``out``.
 
     As on the terminal, a disk that takes no more raises nothing: ``error`` says so, and the run
     ends in order.
-
-    Args:
-        out: folder of the run; ``metrics.csv`` and ``tensorboard`` come to lie there.
-        total, done, global_batch: as ``Progress``.
     """
 
     def __init__(self, out: Path, total: int, done: int, global_batch: int) -> None:

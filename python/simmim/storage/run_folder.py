@@ -28,7 +28,7 @@ _FILES = {
 _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
 
 
-class RunFolder:
+class RunFolder(contextlib.AbstractContextManager):
     """``out`` of one command, pretrain, finetune or probe; ``lock`` makes it. Used as a context
     manager, it gives the lock back at the end."""
 
@@ -71,9 +71,6 @@ class RunFolder:
             (self.out / FOLDER).rmdir()
             if self._created:
                 self.out.rmdir()
-
-    def __enter__(self) -> RunFolder:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self.release()

@@ -13,7 +13,8 @@ ROUNDS ?= 25
 EXAMPLES ?= 6
 LOWEST := build/lowest
 OUT ?= runs/gpu
-SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*.cpp)) tests/ops/test_contract.py
+SANITIZED := $(patsubst csrc/cpu/%.cpp,tests/ops/test_%.py,$(wildcard csrc/cpu/*.cpp)) \
+	tests/ops/test_contract.py tests/ops/test_call_signature.py
 
 CLANG_FORMAT = "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format"
 

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "call_signature.h"
 #include "cpu/runs_here.h"
 #include "loss_spec_caster.h"
 #include "tensor_caster.h"
@@ -102,6 +103,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     const Kernels& kernels = choose();
     m.def("connect", simmim::dlpack::connect,
           "Find DLPack's functions in torch.Tensor, before any kernel is called.");
+    m.def("make_call_signature", simmim::make_call_signature,
+          "Make the function that describes a call.");
     m.def("describe", simmim::describe, "What kernels are told about a tensor.");
     m.attr("isa") = kernels.isa;
     m.attr("isas") = built_sets();

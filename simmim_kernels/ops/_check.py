@@ -11,21 +11,23 @@ PIXELS = (*FLOATS, torch.uint8, torch.uint16, torch.int16)
 
 
 def is_refused_kind(value: Tensor) -> bool:
-    """Whether a tensor is nested or a DTensor, which `is_tensor` refuses with a plainer message than
-    PyTorch's dispatch of our ops would give."""
-    return value.is_nested or (
-        not torch.compiler.is_compiling() and type(value).__name__ == "DTensor"
-    )
+    """Whether a tensor is sparse, nested or a DTensor, which `is_tensor` refuses with a plainer message
+    than PyTorch's dispatch of our ops would give."""
+    if value.layout is not torch.strided or value.is_nested:
+        return True
+    if type(value) is Tensor or torch.compiler.is_compiling():
+        return False
+    return type(value).__name__ == "DTensor"
 
 
 def is_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
     """`TypeError` unless `value` is a tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
-        raise TypeError(f"{name} has layout {layout}; allowed: a dense tensor (strided)")
     if is_refused_kind(value):
+        if value.layout is not torch.strided or value.is_nested:
+            layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise TypeError(f"{name} has layout {layout}; allowed: a dense tensor (strided)")
         raise TypeError(
             f"{name} is a DTensor; allowed: a plain tensor, such as its to_local(), or the parameter of a "
             "module that fully_shard was applied to, within that module's own forward"

@@ -18,21 +18,16 @@ from torch.autograd import forward_ad
 
 from simmim_kernels import backends
 from simmim_kernels.backends._loss_spec import LossSpec
-from simmim_kernels.ops._check import is_refused_kind
+from simmim_kernels.ops import _call_signature as signatures
 
 NAMESPACE = "simmim_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _KEYS = ("CPU", "CUDA")
-_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # no mode overrides them
-# What other arguments may be without looking closer.
-_PLAIN = {type(None), bool, int, float, str, LossSpec}
-
-_MOST_PASSED = 256  # descriptions that an op keeps
+_MOST_PASSED = 256  # signatures that an op keeps
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_jit_tracing = torch._C._is_tracing
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 @dataclass(eq=False)
@@ -48,7 +43,7 @@ class Op:
     spec_at: int | None  # which argument is a LossSpec, whose fields the dispatcher sees
     # What runs on every device in place of a backend's function.
     composed: Callable[..., Any] | None
-    passed: set[tuple[Any, ...]] = field(default_factory=set)  # arguments that passed the check
+    passed: set[tuple[Any, ...]] = field(default_factory=set)  # signatures that passed the check
 
     def __post_init__(self) -> None:
         self.overload = getattr(torch.ops.simmim_kernels, self.name).default
@@ -57,11 +52,11 @@ class Op:
         if torch.compiler.is_compiling():
             return self.overload(*self.flat(args))
         refuse_transforms(self, args)
-        if not are_plain(args):
-            if any(map(is_refused_kind, _tensors(args))):
-                self.check(*args)
+        signature = None if _dispatch_modes() else signatures.call_signature(args)
+        if signature is None:
+            self.check(*args)  # says more plainly than the dispatcher what is not allowed
             return self.overload(*self.flat(args))
-        return self.run(*args)
+        return self._run(signature, args)
 
     def flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of the registered schema."""
@@ -77,30 +72,29 @@ class Op:
         return (*args[:at], LossSpec(*args[at:end]), *args[end:])
 
     def run(self, *args: Any) -> Any:
-        """Check the arguments and run the backend that serves the first tensor's device; tensors on
-        `meta` get the shapes of the results alone."""
-        if not self._has_passed(description := _describe(args)):
+        """Check the arguments and run the backend that serves the first tensor's device."""
+        return self._run(signatures.call_signature(args), args)
+
+    def _run(self, signature: tuple[Any, ...] | None, args: tuple[Any, ...]) -> Any:
+        try:
+            passed = signature in self.passed
+        except TypeError:  # an argument of a type that no op takes
+            signature, passed = None, False
+        if not passed:
             self.check(*args)
-            self._remember(description)
-        device = args[0].device
-        if device.type == "meta":
-            return self.fake(*args)
+            self._remember(signature, args)
         if self.composed is not None:
             return self.composed(*args)
+        device = args[0].device
         return backends.serve(self.module, self.name, device.type, device.index)(*args)
 
-    def _has_passed(self, description: tuple[Any, ...] | None) -> bool:
-        try:
-            return description in self.passed
-        except TypeError:  # an argument of a type that no op takes
-            return False
-
-    def _remember(self, description: tuple[Any, ...] | None) -> None:
-        if description is None:
+    def _remember(self, signature: tuple[Any, ...] | None, args: tuple[Any, ...]) -> None:
+        # The tensors of a list seldom have the same shapes twice.
+        if signature is None or any(type(a) is list for a in args):
             return
         if len(self.passed) >= _MOST_PASSED:
             self.passed.clear()
-        self.passed.add(description)
+        self.passed.add(signature)
 
 
 def _expand(schema: str) -> tuple[str, int | None]:
@@ -250,24 +244,6 @@ def _name(caller: Op | type) -> str:
     return caller.module if isinstance(caller, Op) else caller.__name__.strip("_")
 
 
-def _describe(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """All that a check looks at: shape, strides, type and device of a tensor, type and value of
-    another argument. None where a tensor is sparse or nested, and so has no strides, and where an
-    argument is a list, whose tensors seldom have the same shapes twice."""
-    for a in args:
-        if type(a) is list:
-            return None
-    try:
-        return tuple(
-            [
-                (a.shape, a.stride(), a.dtype, a.device) if isinstance(a, Tensor) else (type(a), a)
-                for a in args
-            ]
-        )
-    except RuntimeError:
-        return None
-
-
 def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
     """The tensors among arguments and in their lists."""
     for a in args:
@@ -277,24 +253,7 @@ def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(a)
 
 
-def are_plain(args: Sequence[Any]) -> bool:
+def are_plain(args: tuple[Any, ...]) -> bool:
     """Whether nothing but a backend has to see these arguments: no dispatch mode, no tensor that is
     more than its memory."""
-    return not _dispatch_modes() and _are_plain(args)
-
-
-def _are_plain(args: Sequence[Any]) -> bool:
-    for a in args:
-        kind = type(a)
-        if kind in _PLAIN:
-            continue
-        if kind is list and not _are_plain(a):
-            return False
-        if kind in _PLAIN_TENSORS:
-            # What the dispatcher resolves: a lazy sign, as of `complex.conj().imag`; zeros without
-            # memory; the batched gradients of `torch.autograd.grad(..., is_grads_batched=True)`.
-            if a.is_neg() or a._is_zerotensor() or _is_batched(a):
-                return False
-        elif isinstance(a, Tensor):
-            return False
-    return True
+    return not _dispatch_modes() and signatures.call_signature(args) is not None

@@ -106,7 +106,7 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
         if shared or _keeps_graph():
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
-    if grad.device.type != "cuda" or shared or _keeps_graph():
-        return _multiplied(grad, factor)
+    if shared or _keeps_graph():
+        grad = grad.clone()
     _scale_in_place(grad, factor)
     return grad

@@ -79,6 +79,25 @@ def test_a_kernel_scales_what_it_need_not_read(backend):
         assert grad.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3, 150, 200), (2000, 3, 8, 8), (2, 3, 8, 8)])
+def test_a_factor_for_each_sample(dtype, kept, shape):
+    """Of gradients that are scaled in one piece, and in pieces of a sample and of many."""
+    pred = torch.randn(shape).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    target, mask = torch.randn(shape), torch.rand(shape[0], 2, 2) < 0.6
+    loss = sk.masked_mse(pred, target, mask, reduction="none")
+    factor = torch.rand(shape[0]).to(loss.dtype)
+    (ones,) = torch.autograd.grad(loss, pred, torch.ones_like(factor), retain_graph=True)
+    (grad,) = torch.autograd.grad(loss, pred, factor, retain_graph=kept)
+    expected = (ones * factor.view(-1, 1, 1, 1)).to(dtype)
+    if dtype == torch.float16:  # its gradient lacks the division until now
+        assert torch.allclose(grad, expected, rtol=2e-3, atol=1e-7)
+    else:
+        assert torch.equal(grad, expected)
+    assert grad.stride() == expected.stride()
+
+
 def test_gradients_accumulate():
     pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
     pred.requires_grad_()

@@ -41,6 +41,13 @@ def test_unknown_backend_is_named():
     assert "SIMMIM_KERNELS_BACKEND is 'gpu'; allowed: reference, cpu, triton, cuda" in ran.stderr
 
 
+def test_a_reader_that_stops_early_meets_no_traceback():
+    command = f"'{sys.executable}' -m simmim_kernels.info | head -1"
+    ran = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.startswith("simmim-kernels ")
+    assert not ran.stderr
+
+
 def test_module_that_was_cut_short(tmp_path):
     whole = next((ROOT / "simmim_kernels").glob("_cpu.*.so"), None)
     if whole is None:

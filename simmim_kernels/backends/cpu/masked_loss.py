@@ -8,6 +8,8 @@ from torch import Tensor
 from simmim_kernels.backends._results import as_rows, contiguous, empty_loss
 from simmim_kernels.backends.cpu import kernels, threads
 
+_MOST_MULTIPLIED = 1 << 16  # numbers
+
 
 def masked_loss(pred, target, mask, index, mean, std, spec, with_grad, grad=None):
     loss, grad, scale = empty_loss(pred, target, index, spec, with_grad, grad)
@@ -27,7 +29,11 @@ def masked_loss_(pred: Tensor, *args) -> tuple[Tensor, Tensor]:
 
 
 def scale_gradient_(grad: Tensor, factor: Tensor) -> None:
-    if factor.dim():
-        grad.mul_(factor.view(-1, *(1,) * (grad.dim() - 1)))
-    elif (number := factor.item()) != 1.0:
-        grad.mul_(number)
+    if not factor.dim():
+        if (number := factor.item()) != 1.0:
+            grad.mul_(number)
+        return
+    # PyTorch makes the product in the wider of the two types, in memory: of a few rows at a time.
+    rows = max(_MOST_MULTIPLIED // max(grad.shape[1:].numel(), 1), 1)
+    for part, factors in zip(grad.split(rows), factor.split(rows), strict=True):
+        part.mul_(factors.view(-1, *(1,) * (grad.dim() - 1)))

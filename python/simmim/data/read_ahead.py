@@ -149,16 +149,13 @@ def end_reading(batches: Iterator[Batch]) -> None:
         end()
 
 
-class _Processes:
+class _Processes(Iterator[Batch]):
     """Batches of a loader's processes, whose end in the middle of handing one over is named as any
     other end of theirs."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self._shutdown_workers = batches._shutdown_workers
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         try:
@@ -169,7 +166,7 @@ class _Processes:
             raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
 
 
-class _Threads:
+class _Threads(Iterator[Batch]):
     """Batches read by ``count`` threads, ``ahead`` of them before they are asked for."""
 
     def __init__(
@@ -203,9 +200,6 @@ class _Threads:
         if batch is not None:
             parts = (batch[start : start + PART] for start in range(0, len(batch), PART))
             self._asked.append([self._pool.submit(self._dataset.__getitems__, p) for p in parts])
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         self._ask()

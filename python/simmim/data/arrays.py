@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim.data.item import Source
 from simmim.errors import UserError, first_line, require
 
 
-class ArraySource:
+class ArraySource(Source):
     """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store; raises
     ``UserError`` for one that cannot be opened or holds no such array.
 
@@ -40,9 +41,6 @@ class ArraySource:
 
     def __len__(self) -> int:
         return self._count
-
-    def name(self, number: int) -> str:
-        return f"[{number}]"
 
     def size(self, number: int) -> int:
         return self._bytes

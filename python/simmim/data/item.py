@@ -26,6 +26,7 @@ class Source(Protocol):
 
     def name(self, number: int) -> str:
         """What follows ``path`` in the name of an image, the same in every run."""
+        return f"[{number}]"
 
     def size(self, number: int) -> int:
         """A number of bytes that tells other contents from these, for the fingerprint."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from simmim.data.item import Source
 from simmim.errors import UserError, first_line, require
 
 
-class TableSource:
+class TableSource(Source):
     """A column of image files' contents or of arrays; raises ``UserError`` where it cannot be read,
     or which column is meant cannot be told.
 
@@ -68,9 +69,6 @@ class TableSource:
 
     def __len__(self) -> int:
         return len(self._table)
-
-    def name(self, number: int) -> str:
-        return f"[{number}]"
 
     def size(self, number: int) -> int:
         return self._bytes

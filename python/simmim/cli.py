@@ -24,7 +24,7 @@ from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.config.run import Config
+from simmim.config.run import STARTED_FROM, Config
 from simmim.config.scan import PackConfig, StatsConfig
 from simmim.errors import (
     LostProcessError,
@@ -230,8 +230,11 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     # no run, another command's, or a file that somebody edited: what resumes it will say so
     except (OSError, ValueError, TypeError, AttributeError, UserError):
         return default
-    # its statistics and first weights it has; another file of statistics is looked at anew
+    # its statistics it has; another file of them is looked at anew
     stated = _values(arguments, "--stats")
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
-    once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
+    once = {"resume": False, "overwrite": False, "stats": None}
+    # and weights once it has a checkpoint: killed before the first one, it begins as it was to
+    if any(path.parent.glob("checkpoints/step-*.pt")):
+        once |= {name: None for name in STARTED_FROM if hasattr(settings, name)}
     return dataclasses.replace(settings, **once, **measured)

@@ -44,7 +44,11 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             )
         missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
-    trained, weights = trained_encoder(config.checkpoint)
+    try:
+        trained, weights = trained_encoder(config.checkpoint)
+    except UserError as error:
+        resumed = "; a run that is resumed has its weights: leave out --checkpoint"
+        raise UserError(f"{error}{resumed if getattr(config, 'resume', False) else ''}") from error
     if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):
         raise UserError(
             f"{config.checkpoint} was fine-tuned with --fc-norm, its encoder has no final norm: give "

@@ -12,6 +12,7 @@ from simmim.cli import main
 from simmim.data.classes import split_classes
 
 from .labels import finetuning
+from .sources import write_tiffs
 
 
 def test_each_class_is_split(labelled, tmp_path):
@@ -111,6 +112,34 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
     assert (status, err.count("\n")) == (2, 1), err
     assert err.startswith("simmim: ")
     assert words in err
+
+
+def test_colours_of_bands_are_not_distorted(tmp_path, capsys):
+    """What the images are is known by the statistics or the checkpoint alone, or set by a preset."""
+    data = write_tiffs(tmp_path)
+    for number, path in enumerate(sorted(data.iterdir())):
+        (data / f"class{number % 2}").mkdir(exist_ok=True)
+        path.rename(data / f"class{number % 2}" / path.name)
+    stats, out = tmp_path / "stats.json", tmp_path / "run"
+    assert main(["stats", *flags(data=data, out=stats)]) == 0
+    start = ["finetune", *flags(data=data, workers=0, device="cpu", batch_size=4, epochs=1)]
+    small = flags(encoder="cnn", img_size=16, stats=stats)
+    assert main([*start, *small, *flags(out=out, warmup_epochs=0, drop_path=0)]) == 0
+    policy = flags(auto_augment="rand-m9-mstd0.5-inc1", out=tmp_path / "distorted")
+    published = ["--preset", "mae-vit-b", "--out", str(tmp_path / "published")]
+    began = flags(checkpoint=out / "checkpoints/last.pt")
+    for arguments in ([*small, *policy], [*began, *policy], [*small, *published]):
+        capsys.readouterr()
+        assert main([*start, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "--auto-augment is for 8-bit images of 1 or 3 channels" in error, error
+
+
+def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
+    arguments = flags(data=labelled, checkpoint=pretrained, preset="vit-b", out=tmp_path / "run")
+    assert main(["finetune", *arguments]) == 2
+    words = "--preset vit-b is for checkpoints of pretrain --preset vit-b"
+    assert words in capsys.readouterr().err
 
 
 def test_nothing_to_start_from(labelled, capsys):

@@ -122,10 +122,13 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
         return FINETUNE_PRESETS.get(self.preset)
 
-    def check(self) -> None:
-        super().check()
+    def check_images(self, *, measured: bool = False) -> None:
+        super().check_images(measured=measured)
         if self.auto_augment and (self.pixel_type != "uint8" or self.channels not in (None, 1, 3)):
-            raise UserError("--auto-augment is for 8-bit images of 1 or 3 channels: leave it out")
+            raise UserError(
+                "--auto-augment is for 8-bit images of 1 or 3 channels: leave it out, or give "
+                "--auto-augment '' beside a --preset"
+            )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,12 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
     config = dataclasses.replace(config, **brought)
     config.check_images(measured=True)
-    return config, _fit_tables(weights, trained, encoder_settings(config))
+    try:
+        return config, _fit_tables(weights, trained, encoder_settings(config))
+    except UserError as error:
+        preset = getattr(config, "preset", "none")
+        own = f"; --preset {preset} is for checkpoints of pretrain --preset {preset}"
+        raise UserError(f"{error}{'' if preset == 'none' else own}") from error
 
 
 def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:

@@ -1,0 +1,78 @@
+"""How the images of another project's model are normalised, which no tensor shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from simmim.config.exchange import ImportConfig
+from simmim.config.images import BROUGHT
+from simmim.errors import UserError
+from simmim.exchange.files import Source, read_beside
+from simmim.models.simmim import channel_statistics
+
+#: of transformers' image processors, and of timm's models on the Hugging Face Hub
+_FILES = {"transformers": "preprocessor_config.json", "timm": "config.json"}
+
+
+def read_pixels(source: Source, config: ImportConfig) -> tuple[dict[str, Any], list[str]]:
+    """Settings of images that belong to the model in ``source``, and what there is to tell.
+
+    Of 8-bit images ``mean`` and ``std`` in 0 to 255, from ``--mean`` and ``--std`` or the project's own
+    file beside the model; of a checkpoint of ours whatever it keeps.
+
+    Raises:
+        UserError: numbers that cannot be means and deviations of the channels.
+    """
+    if source.ours is not None:
+        own = json.loads(source.ours)
+        channels = own.get("channels", config.channels)
+        if channels != config.channels:
+            raise UserError(f"{source.path} takes {channels} channels: add --channels {channels}")
+        brought = {name: own[name] for name in BROUGHT if name in own}
+        brought = {n: tuple(v) if isinstance(v, list) else v for n, v in brought.items()}
+        mean = brought.get("mean")
+        return brought, [_note(mean, brought["std"], "it")] if mean else []
+    name = _FILES.get(source.project)
+    mean, std, where, notes = config.mean, config.std, "--mean and --std", []
+    if name and not (mean or std):
+        mean, std = _said(read_beside(source.path, name) or {})
+        where, notes = f"{name} beside {source.path}", [_note(mean, std, name)]
+    if not (mean or std):
+        return {}, notes
+    if not len(mean) == len(std) == config.channels or min(std) <= 0:
+        raise UserError(
+            f"{where}: means {_words(mean)} and deviations {_words(std)} are not those of "
+            f"{config.channels} channels: give --mean and --std, a number greater than 0 each a channel"
+        )
+    usual = [255 * value for values in channel_statistics(config.channels) for value in values]
+    if all(abs(a - b) < 1e-3 for a, b in zip((*mean, *std), usual, strict=True)):
+        return {}, notes
+    # pictures go on showing 0 as black and 255 as white
+    black, white = (0.0,) * config.channels, (255.0,) * config.channels
+    return {"mean": tuple(mean), "std": tuple(std), "low": black, "high": white}, notes
+
+
+def _note(mean: Any, std: Any, where: str) -> str:
+    if not mean:
+        return (
+            "no file says how its images were normalised: as ImageNet, unless --mean and --std do"
+        )
+    return (
+        f"its images were normalised by --mean {_words(mean)} --std {_words(std)}, as {where} says"
+    )
+
+
+def _said(file: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Means and deviations in 0 to 255 of a processor of transformers' or a model of timm's."""
+    timm = file.get("pretrained_cfg")
+    said = timm if isinstance(timm, dict) else file
+    mean, std = (said.get(key, said.get(f"image_{key}")) or [] for key in ("mean", "std"))
+    if not file.get("do_normalize", True):
+        mean, std = [0.0] * len(mean), [1.0] * len(std)
+    unit = 1 / file.get("rescale_factor", 1 / 255) if file.get("do_rescale", True) else 1.0
+    return [unit * value for value in mean], [unit * value for value in std]
+
+
+def _words(numbers: Any) -> str:
+    return " ".join(f"{number:g}" for number in numbers) or "(none)"

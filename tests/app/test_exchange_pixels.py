@@ -13,7 +13,7 @@ from timm.models import _hub
 from simmim.storage import checkpoint
 
 from .exchange_models import arguments_of, run
-from .test_apply import FAST, rows_of
+from .test_apply import FAST, fine_tune, rows_of
 
 SWIN = {"embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
 VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -106,6 +106,30 @@ def test_timm_on_the_hub_and_by_hand(pictures, tmp_path, capsys):
     for wrong in ((1, 2), (1, 2, 3, "--std", 1, 1, 0)):
         status, _, err = run(capsys, *start, "--mean", *wrong, "--out", tmp_path / "no.safetensors")
         assert status == 2 and "give --mean and --std, a number greater than 0 each" in err
+
+
+@pytest.mark.parametrize("more", [(), ("--mean", 90, 100, 110, "--std", 50, 60, 70)], ids=len)
+def test_exported_with_an_image_processor(more, labelled, tmp_path, capsys):
+    """Theirs makes of picture files what our predictions rest on."""
+    start = (labelled, tmp_path / "tuned", "swin", "--lr", 1, "--test-crop", 0.9, *more)
+    checkpoint, folder = fine_tune(*start), tmp_path / "folder"
+    export = ("export", "--checkpoint", checkpoint, "--project", "transformers", "--out", folder)
+    status, said, _ = run(capsys, *export)
+    mean = "0.352941 0.392157 0.431373" if more else "0.485 0.456 0.406"
+    assert status == 0 and f"its images are normalised by mean {mean} and std" in said
+    table = tmp_path / "predictions.csv"
+    start = ("--checkpoint", checkpoint, "--data", labelled, "--out", table, *FAST)
+    assert run(capsys, "predict", *start)[0] == 0
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    # pictures of 36 x 40 pixels, of which both cut the central 32 x 32
+    pictures = [Image.open(labelled / row["file"]) for row in rows_of(table)]
+    with torch.no_grad():
+        shares = model(**processor(pictures, return_tensors="pt")).logits.softmax(1)
+    for row, expected in zip(rows_of(table), shares, strict=True):
+        name = model.config.id2label[expected.argmax().item()]
+        assert row["class"] == name
+        assert float(row["probability"]) == pytest.approx(expected.max().item(), abs=2e-6)
 
 
 def test_a_checkpoint_of_ours(photographs, tmp_path, capsys):

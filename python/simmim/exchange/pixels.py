@@ -7,8 +7,12 @@ from typing import Any
 
 from simmim.config.exchange import ImportConfig
 from simmim.config.images import BROUGHT
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.exchange.files import Source, read_beside
+from simmim.models.build import statistics
+from simmim.models.classifier import encoder_settings
 from simmim.models.simmim import channel_statistics
 
 #: of transformers' image processors, and of timm's models on the Hugging Face Hub
@@ -51,6 +55,33 @@ def read_pixels(source: Source, config: ImportConfig) -> tuple[dict[str, Any], l
     # pictures go on showing 0 as black and 255 as white
     black, white = (0.0,) * config.channels, (255.0,) * config.channels
     return {"mean": tuple(mean), "std": tuple(std), "low": black, "high": white}, notes
+
+
+def describe_pixels(trained: PretrainConfig | FinetuneConfig) -> str:
+    """How images are normalised for the model of a run, in one line."""
+    mean, std = statistics(encoder_settings(trained))
+    unit = " of the numbers by 255" if trained.pixel_type == "uint8" else ""
+    return f"its images are normalised by mean {_words(mean)} and std {_words(std)}{unit}"
+
+
+def describe_processor(trained: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """The image processor of transformers that does with RGB images what ``simmim predict`` does."""
+    mean, std = statistics(encoder_settings(trained))
+    height, width = trained.size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(min(height, width) / getattr(trained, "test_crop", 1.0))},
+        "resample": {"bilinear": 2, "bicubic": 3}[trained.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
 
 
 def _note(mean: Any, std: Any, where: str) -> str:

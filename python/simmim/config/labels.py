@@ -149,6 +149,13 @@ class ProbeConfig(InferenceConfig, LabelledConfig):
     overwrite: bool = False
     """Replace the results that an earlier probe left in --out."""
 
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Interpolation of the central crops, antialiased; default that of the checkpoint, else bilinear."""
+
+    test_crop: float | None = None
+    """Side of the central crops relative to the image's shorter side; default that of a fine-tuned
+    checkpoint, else 1."""
+
     blocks: tuple[int, ...] = ()
     """Blocks to probe, counted from 1; default the last, whose tokens pass the final norm. 0: all
     blocks."""

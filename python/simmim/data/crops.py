@@ -233,7 +233,7 @@ def central_crops(
     config: ImageConfig, images: Sequence[Path | Item], *, cache: bool = False
 ) -> Crops:
     """The largest central crop of each image, blank where it cannot be read."""
-    share = getattr(config, "test_crop", 1.0)
+    share = getattr(config, "test_crop", None) or 1.0
     central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True, central=share)
     return Crops(images, central, config.reading, cache=cache, replace=False)
 
@@ -244,7 +244,7 @@ def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
         "scale": getattr(config, "crop_scale", (1.0, 1.0)),
         "ratio": getattr(config, "crop_ratio", (1.0, 1.0)),
         "flip": getattr(config, "flip", 0.0),
-        "interpolation": getattr(config, "interpolation", "bilinear"),
+        "interpolation": getattr(config, "interpolation", None) or "bilinear",
         "nodata": float(config.nodata) if config.nodata else None,
         "nodata_share": config.nodata_share,
         "fill": config.mean or (0.0,) * config.channels,

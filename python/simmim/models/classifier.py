@@ -69,6 +69,9 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         # images of another kind are read as the command line says
         given = getattr(config, name)
         brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
+    for name in ("interpolation", "test_crop"):
+        if getattr(config, name) is None:
+            brought[name] = getattr(trained, name, None)
     config = dataclasses.replace(config, **brought)
     config.check_images(measured=True)
     try:

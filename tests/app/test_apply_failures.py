@@ -6,12 +6,16 @@ import functools
 import os
 import resource
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import tifffile
+
+from simmim.data import images
 
 from .conftest import write_labelled
 from .runs import run_command
@@ -70,6 +74,56 @@ def test_features_on_a_full_disk(kind, tuned, labelled, tmp_path):
     assert run_command(*arguments, output=said, errors=said, prepare=limited) == 2
     assert f"cannot write {out}: File too large" in said.read_text()
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+
+
+def test_places_where_nothing_can_be_written(tuned, labelled, small_drive, capsys):
+    """That is said before the images are read."""
+    files = {"predict": "a.csv", "features": "b.npy", "export": "c.pth", "stats": "d.json"}
+    more = {"stats": ("--data", labelled), "export": ("--project", "timm")}
+    (small_drive / "file").touch()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_drive)], check=True)
+    try:
+        for command, name in files.items():
+            start = (command, *more.get(command, ("--data", labelled)))
+            start += () if command == "stats" else ("--checkpoint", tuned)
+            for folder, words in (("new", "may not be written to"), ("file", "is no folder")):
+                capsys.readouterr()
+                assert run(*start, "--out", small_drive / folder / name) == 2
+                error = capsys.readouterr().err
+                assert error.count("\n") == 1 and words in error, error
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_drive)], check=True)
+
+
+def test_folders_are_made_for_results(labelled, tmp_path):
+    out = tmp_path / "new/folder/stats.json"
+    assert run("stats", "--data", labelled, "--out", out) == 0 and out.exists()
+
+
+def test_results_never_replace_the_list_of_images(tuned, labelled, tmp_path, capsys):
+    listed = tmp_path / "features.csv"
+    listed.write_text("".join(f"{line}\n" for line in ("path", *labelled.glob("dark/*"))))
+    before = listed.read_text()
+    for command, out in (("predict", listed), ("features", tmp_path / "features.npy")):
+        start = (command, "--checkpoint", tuned, "--data", listed, "--out", out, "--overwrite")
+        assert run(*start, *FAST) == 2
+        assert f"{listed} is the file that is read" in capsys.readouterr().err
+    assert listed.read_text() == before
+
+
+def test_a_reader_that_is_killed(tuned, labelled, tmp_path, capsys, monkeypatch):
+    def die(path, wanted):
+        if os.getpid() == parent:
+            return genuine(path, wanted)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parent, genuine = os.getpid(), images.read_image
+    monkeypatch.setattr("simmim.data.crops.read_image", die)
+    for command, name in (("predict", "a.csv"), ("features", "a.npy")):
+        start = (command, "--checkpoint", tuned, "--data", labelled, "--out", tmp_path / name)
+        assert run(*start, "--workers", 1, "--device", "cpu") == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("simmim: a process that reads images was killed"), last
 
 
 def test_names_of_files_in_parquet(tuned, labelled, tmp_path):

@@ -38,7 +38,7 @@ def command(config: FeaturesConfig) -> int:
     arrow = require("pyarrow", "data") if kind == ".parquet" else None
     files = [config.out] if arrow else [config.out, config.out.with_suffix(".csv")]
     for path in files:
-        check_replaceable(path, config.overwrite, config.checkpoint)
+        check_replaceable(path, config.overwrite, config.checkpoint, config.data)
     device = torch.device(chosen_device(config.device))
     extract, trained = _extractor(config, device)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)

@@ -35,7 +35,7 @@ def command(config: PredictConfig) -> int:
     """
     if config.out.suffix.lower() in _OTHER_TABLES:
         raise UserError(f"--out {config.out} must end in .csv, which is what predict writes")
-    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    check_replaceable(config.out, config.overwrite, config.checkpoint, config.data)
     model, trained = load_classifier(config.checkpoint)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
@@ -45,7 +45,7 @@ def command(config: PredictConfig) -> int:
     model.to(device)
     top, count = min(config.top, len(model.names)), 0
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with explained(), replacing(config.out) as path, path.open("w", **TEXT) as file:
+    with replacing(config.out) as path, explained(), path.open("w", **TEXT) as file:
         table = csv.writer(file)
         places = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
         table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])

@@ -42,7 +42,7 @@ def command(config: ReconstructConfig) -> int:
         UserError: as ``draw``, or the picture may not be replaced.
     """
     check_picture(config.out)
-    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    check_replaceable(config.out, config.overwrite, config.checkpoint, config.data)
     draw(config)
     print(f"wrote {config.out}")
     return 0

@@ -112,6 +112,11 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
     family = family_of(model.encoder)
     if family is None:
         raise UserError(f"{config.checkpoint}: the encoder is none of timm's")
+    if trained.fc_norm and family not in ("vit", "beit"):
+        raise UserError(
+            f"{config.checkpoint} was fine-tuned with --fc-norm, which no {family} of others has: "
+            "--project simmim keeps it"
+        )
     if config.project == "transformers":
         if family not in ("swin", "swinv2"):
             raise UserError(

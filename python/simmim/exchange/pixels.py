@@ -106,4 +106,4 @@ def _said(file: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def _words(numbers: Any) -> str:
-    return " ".join(f"{number:g}" for number in numbers) or "(none)"
+    return " ".join(f"{number:.9g}" for number in numbers) or "(none)"

@@ -12,7 +12,7 @@ from simmim.cli import main
 from simmim.data.classes import split_classes
 
 from .labels import finetuning
-from .sources import write_tiffs
+from .sources import write, write_tiffs
 
 
 def test_each_class_is_split(labelled, tmp_path):
@@ -140,6 +140,16 @@ def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
     assert main(["finetune", *arguments]) == 2
     words = "--preset vit-b is for checkpoints of pretrain --preset vit-b"
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["saved dataset of images", "zarr group", "tar shards"])
+def test_labels_elsewhere_than_in_folders_are_not_read(name, tmp_path, capsys):
+    data = write(name, tmp_path / "source")
+    capsys.readouterr()
+    assert main(["probe", *SMALL, *flags(data=data)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "are not read" in error, error
+    assert "put the images of each class into a folder of its own" in error
 
 
 def test_nothing_to_start_from(labelled, capsys):

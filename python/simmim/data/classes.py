@@ -16,7 +16,7 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
 from simmim.data.packed import pack_classes
-from simmim.data.sources import check_column_and_layout, is_pack
+from simmim.data.sources import check_column_and_layout, is_folder_of_files, is_pack
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
@@ -70,6 +70,10 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
         raise UserError(f"no such folder: {folder}")
     if is_pack(folder):
         return pack_classes(folder)
+    advice = "put the images of each class into a folder of its own, as in {}/cat/1.png"
+    if not is_folder_of_files(folder):
+        advice = advice.format("FOLDER")
+        raise UserError(f"{folder} is an array or a table, whose labels are not read: {advice}")
     everything, without = Listing(folder), {path.resolve() for path in without}
     listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
@@ -89,8 +93,9 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
                 listings[path.name] = listing
     if len(listings) < 2:
         raise UserError(
-            f"{folder} holds {len(listings)} class folders, and a classifier needs two: put the "
-            f"images of each class into a folder of its own, as in {folder}/cat/1.png"
+            f"{folder} holds {len(listings)} class folders, and a classifier needs two: "
+            + advice.format(folder)
+            + "; labels in lists, tables and archives are not read" * (not listings)
         )
     for name, listing in listings.items():
         check_no_split_inside(folder / name)

@@ -49,6 +49,23 @@ def test_a_pack_among_the_classes_is_none(labelled, tmp_path, capsys):
     assert "left: 1 pack (not read)" in classes.summary[0]
 
 
+def test_packs_of_lists_in_any_order(labelled, tmp_path):
+    """Lists are shuffled; each image goes on having the class of its folder, in both parts."""
+    images = [path.relative_to(labelled) for path in sorted(labelled.rglob("*.png"))]
+    for name, part in (("train", images[::-2]), ("test", [*images[8::2], *images[:8:2]])):
+        (labelled / f"{name}.txt").write_text("\n".join(map(str, part)))
+        start = ["pack", "--data", labelled / f"{name}.txt", "--out", tmp_path / name]
+        assert main(list(map(str, start))) == 0
+    classes = split_classes(
+        finetuning(tmp_path / "train", tmp_path / "run", val_data=tmp_path / "test")
+    )
+    assert classes.names == ["dark", "gray", "light"]
+    for part in (classes.train, classes.test):
+        assert len(part.paths) == 9
+        for image, label in zip(part.paths, part.labels.tolist(), strict=True):
+            assert str(image).split("/")[-2] == classes.names[label]
+
+
 def flags(**values: object) -> list[str]:
     return [s for n, v in values.items() for s in (f"--{n.replace('_', '-')}", *str(v).split())]
 

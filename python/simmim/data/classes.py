@@ -137,6 +137,8 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
             name: _some(paths, name, number, config)
             for number, (name, paths) in enumerate(train.items())
         }
+    # a label is the class's place in both
+    test = {name: test[name] for name in train}
     return Classes(list(train), _labelled(train), _labelled(test), split.train, tuple(summary))
 
 

@@ -175,6 +175,8 @@ def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
     for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
         if row.label:
             found.setdefault(row.label, []).append(item)
+    # a pack of a list has them in its order
+    found = dict(sorted(found.items()))
     listing.paths = [item for paths in found.values() for item in paths]
     if len(found) < 2:
         raise UserError(

@@ -66,6 +66,35 @@ def test_packs_of_lists_in_any_order(labelled, tmp_path):
             assert str(image).split("/")[-2] == classes.names[label]
 
 
+def test_a_pack_of_a_pack_keeps_the_classes(labelled, tmp_path, capsys):
+    """An image outside the class folders has none, and is counted."""
+    shutil.copy(labelled / "dark/0.png", labelled / "stray.png")
+    for data, name in ((labelled, "large"), (tmp_path / "large", "small")):
+        pack = {
+            "data": data,
+            "out": tmp_path / name,
+            "shortest_side": 36 if data == labelled else 20,
+        }
+        assert main(["pack", *flags(**pack)]) == 0
+    for data in (labelled, tmp_path / "large", tmp_path / "small"):
+        classes = split_classes(finetuning(data, tmp_path / "run"))
+        assert classes.names == ["dark", "gray", "light"] and len(classes.train.paths) == 12
+        assert "left: 1 image " in classes.summary[0], classes.summary
+
+
+def test_parts_of_a_data_set_are_no_classes_of_a_pack(labelled, tmp_path, capsys):
+    """As in folders: here of a list that names images of both parts."""
+    for part in ("train", "val"):
+        shutil.copytree(labelled, tmp_path / "data" / part)
+    images = [str(path) for path in sorted((tmp_path / "data").rglob("*.png"))]
+    (tmp_path / "data/list.txt").write_text("\n".join(images))
+    pack = {"data": tmp_path / "data/list.txt", "out": tmp_path / "pack"}
+    assert main(["pack", *flags(**pack)]) == 0
+    arguments = flags(data=tmp_path / "pack", encoder="cnn", device="cpu", out=tmp_path / "out")
+    assert main(["probe", *arguments]) == 2
+    assert "train/, which is a part of a data set and no class" in capsys.readouterr().err
+
+
 def flags(**values: object) -> list[str]:
     return [s for n, v in values.items() for s in (f"--{n.replace('_', '-')}", *str(v).split())]
 
@@ -163,7 +192,8 @@ def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
 def test_labels_elsewhere_than_in_folders_are_not_read(name, tmp_path, capsys):
     data = write(name, tmp_path / "source")
     capsys.readouterr()
-    assert main(["probe", *SMALL, *flags(data=data)]) == 2
+    arguments = flags(data=data, encoder="cnn", device="cpu", out=tmp_path / "out")
+    assert main(["probe", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "are not read" in error, error
     assert "put the images of each class into a folder of its own" in error

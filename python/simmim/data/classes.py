@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
 from simmim.data.packed import pack_classes
-from simmim.data.sources import check_column_and_layout, is_folder_of_files, is_pack
+from simmim.data.sources import ROLES, check_column_and_layout, is_folder_of_files, is_pack
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
@@ -69,7 +70,16 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     if is_pack(folder):
-        return pack_classes(folder)
+        found, listing = pack_classes(folder)
+        part = next(
+            (name for name in found if name.lower() in itertools.chain(*ROLES.values())), ""
+        )
+        if part:
+            raise UserError(
+                f"{folder} holds images of {part}/, which is a part of a data set and no class: pack "
+                "each part by itself, and give --data and --val-data"
+            )
+        return found, listing
     advice = "put the images of each class into a folder of its own, as in {}/cat/1.png"
     if not is_folder_of_files(folder):
         advice = advice.format("FOLDER")

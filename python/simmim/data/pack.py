@@ -168,12 +168,9 @@ def _append(
                 bad[str(image)] = str(error)
                 print(printable(f"left out {image}: {error}"), file=sys.stderr)
                 continue
-            folders = name.split("/")[:-1] if isinstance(image, Path) else []
-            # a list's images may lie elsewhere, and then their folders are no classes
-            label = folders[0] if folders and folders[0] != ".." else ""
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
-            rows.append(Row(name, label, offset, height, width, channels, crc))
+            rows.append(Row(name, _label(image, name), offset, height, width, channels, crc))
             # the pixels first, so that the index never names what is not there
             pixels.flush()
             csv.writer(index, lineterminator="\n").writerow(rows[-1])
@@ -187,6 +184,16 @@ def _append(
     flush_file(out / PART)
     (out / PART).rename(out / PIXELS)
     return bad
+
+
+def _label(image: Path | Item, name: str) -> str:
+    """The class of an image that is called ``name``; empty if it has none."""
+    if not isinstance(image, Path):
+        rows = getattr(image.source, "rows", None)
+        return rows[image.number].label if rows else ""
+    folder, _, below = name.partition("/")
+    # a list's images may lie elsewhere, and then their folders are no classes
+    return folder if below and folder != ".." else ""
 
 
 def _read(

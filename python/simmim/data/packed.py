@@ -15,6 +15,7 @@ import io
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -177,6 +178,8 @@ def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
             found.setdefault(row.label, []).append(item)
     # a pack of a list has them in its order
     found = dict(sorted(found.items()))
+    without = len(listing.paths) - sum(map(len, found.values()))
+    listing.left += Counter({"image without a class": without} if without else {})
     listing.paths = [item for paths in found.values() for item in paths]
     if len(found) < 2:
         raise UserError(

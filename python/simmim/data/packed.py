@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
     Attributes:
         name: below the folder or source that it came from.
-        label: its class, the first folder in its name; empty where it came from no folder.
+        label: its class, by --labels or the first folder in its name; empty where neither tells.
         offset: of its first number in ``pixels.npy``.
         crc32: of its bytes.
     """
@@ -163,7 +163,8 @@ class PackSource:
 
 def list_pack(path: Path) -> Listing:
     """The images of the pack ``path``."""
-    return Listing(path, items(PackSource(path)))
+    source = PackSource(path)
+    return Listing(path, items(source), labels=[row.label for row in source.rows])
 
 
 def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
@@ -173,18 +174,18 @@ def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
         UserError: it has fewer than two classes.
     """
     listing, found = list_pack(path), {}
-    for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
-        if row.label:
-            found.setdefault(row.label, []).append(item)
+    for item, label in zip(listing.paths, listing.labels, strict=True):
+        if label:
+            found.setdefault(label, []).append(item)
     # a pack of a list has them in its order
     found = dict(sorted(found.items()))
     without = len(listing.paths) - sum(map(len, found.values()))
     listing.left += Counter({"image without a class": without} if without else {})
-    listing.paths = [item for paths in found.values() for item in paths]
+    listing.paths, listing.labels = [item for paths in found.values() for item in paths], []
     if len(found) < 2:
         raise UserError(
             f"{path} holds images of {len(found)} classes, and a classifier needs two: pack a folder "
-            "that holds one folder of images per class"
+            "that holds one folder of images per class, or a table with --labels"
         )
     return found, listing
 

@@ -138,7 +138,7 @@ def _run(arguments: list[str]) -> int:
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
-    if preset == "none" and "--resume" in arguments:
+    if "--resume" in arguments:
         default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
     # tyro asks for pairs that a default holds already by flags of their own
     pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
@@ -221,7 +221,7 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     """The settings of the run in --out, which --resume takes where the command line has none.
 
     Args:
-        default: those of a new run, the result where no run of that kind is in --out.
+        default: those of a new run, the result where no run of that kind and preset is in --out.
     """
     outs = _values(arguments, "--out")
     path = Path(outs[-1] if outs else default.out, "config.json")
@@ -229,6 +229,8 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
         settings = type(default).from_json(path.read_text(encoding="utf-8"))
     # no run, another command's, or a file that somebody edited: what resumes it will say so
     except (OSError, ValueError, TypeError, AttributeError, UserError):
+        return default
+    if default.preset not in ("none", settings.preset):
         return default
     # its statistics it has; another file of them is looked at anew
     stated = _values(arguments, "--stats")

@@ -224,6 +224,20 @@ def test_a_fine_tuning_goes_on_without_the_checkpoint_it_began_with(
     assert f"--checkpoint {began}, not" in capsys.readouterr().err
 
 
+def test_a_resumed_run_may_name_its_preset(photographs, labelled, pretrained, tmp_path, capsys):
+    """What is not given is that of the run all the same."""
+    decoder = ("--decoder-width", 32, "--decoder-heads", 4, "--mask-unit", 8)
+    runs = {
+        "pretrain": ("--data", photographs, *ENCODER, "--img-size", 32, *decoder),
+        "finetune": ("--data", labelled, "--checkpoint", pretrained),
+    }
+    for command, arguments in runs.items():
+        start = (command, "--out", tmp_path / command, "--preset")
+        assert run(*start, "mae-vit-b", *arguments, "--accumulate", 1, *LABELLED, *STILL) == 0
+        assert run(*start, "mae-vit-b", "--resume", "--epochs", 2) == 0, capsys.readouterr().err
+        assert run(*start, "mae-vit-l", *arguments, "--resume", "--epochs", 3) == 2
+
+
 def test_a_finished_run_goes_on_longer(photographs, tmp_path, capsys):
     """The log says what becomes of the learning rate, which is that of a run of as many epochs."""
     arguments = ("pretrain", "--data", photographs, *ENCODER, *FAST, "--img-size", 32, "--lr", 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -105,7 +107,7 @@ def test_timm_on_the_hub_and_by_hand(pictures, tmp_path, capsys):
     assert checkpoint.load(tmp_path / "usual.safetensors", None)["kind"] == "finetune"
     for wrong in ((1, 2), (1, 2, 3, "--std", 1, 1, 0)):
         status, _, err = run(capsys, *start, "--mean", *wrong, "--out", tmp_path / "no.safetensors")
-        assert status == 2 and "give --mean and --std, a number greater than 0 each" in err
+        assert status == 2 and "a number each for 3 channels, of --std greater than 0" in err
 
 
 @pytest.mark.parametrize("more", [(), ("--mean", 90, 100, 110, "--std", 50, 60, 70)], ids=len)
@@ -115,7 +117,7 @@ def test_exported_with_an_image_processor(more, labelled, tmp_path, capsys):
     checkpoint, folder = fine_tune(*start), tmp_path / "folder"
     export = ("export", "--checkpoint", checkpoint, "--project", "transformers", "--out", folder)
     status, said, _ = run(capsys, *export)
-    mean = "0.352941 0.392157 0.431373" if more else "0.485 0.456 0.406"
+    mean = "0.352941176 0.392156863 0.431372549" if more else "0.485 0.456 0.406"
     assert status == 0 and f"its images are normalised by mean {mean} and std" in said
     table = tmp_path / "predictions.csv"
     start = ("--checkpoint", checkpoint, "--data", labelled, "--out", table, *FAST)
@@ -149,4 +151,20 @@ def test_a_checkpoint_of_ours(photographs, tmp_path, capsys):
         found.append(np.load(out))
     assert np.array_equal(*found)
     status, _, err = run(capsys, *arguments, "--channels", 1, "--out", tmp_path / "no.safetensors")
-    assert status == 2 and "takes 3 channels: add --channels 3" in err
+    assert status == 2 and "of 3 channels: add --channels 3" in err
+    status, _, err = run(capsys, *arguments, *numbers, "--out", tmp_path / "no.safetensors")
+    assert status == 2 and "leave out --mean and --std" in err
+
+
+def test_a_model_of_another_number_of_channels_than_its_file_says(tmp_path, capsys):
+    """As older versions of timm left it beside a model that takes more channels."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, in_chans=5, **VIT)
+    _hub.save_for_hf(model, tmp_path / "folder", safe_serialization=True)
+    file = tmp_path / "folder/config.json"
+    settings = json.loads(file.read_text())
+    settings["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    file.write_text(json.dumps(settings))
+    arguments = ("--source", tmp_path / "folder", *arguments_of("vit"), "--channels", 5)
+    status, said, err = run(capsys, "import", *arguments, "--out", tmp_path / "a.safetensors")
+    assert status == 0, err
+    assert "no file says how its images were normalised" in said

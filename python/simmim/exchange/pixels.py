@@ -26,34 +26,40 @@ def read_pixels(source: Source, config: ImportConfig) -> tuple[dict[str, Any], l
     file beside the model; of a checkpoint of ours whatever it keeps.
 
     Raises:
-        UserError: numbers that cannot be means and deviations of the channels.
+        UserError: ``--mean`` or ``--std`` that cannot be those of the channels, or another number of
+            channels than a checkpoint of ours has.
     """
+    mean, std, channels = config.mean, config.std, config.channels
+    stated, notes = bool(mean or std), []
     if source.ours is not None:
         own = json.loads(source.ours)
-        channels = own.get("channels", config.channels)
-        if channels != config.channels:
-            raise UserError(f"{source.path} takes {channels} channels: add --channels {channels}")
+        held = own.get("channels", channels)
+        if held != channels or stated:
+            advice = "leave out --mean and --std" if stated else f"add --channels {held}"
+            raise UserError(f"{source.path} says how it reads images of {held} channels: {advice}")
         brought = {name: own[name] for name in BROUGHT if name in own}
         brought = {n: tuple(v) if isinstance(v, list) else v for n, v in brought.items()}
         mean = brought.get("mean")
         return brought, [_note(mean, brought["std"], "it")] if mean else []
     name = _FILES.get(source.project)
-    mean, std, where, notes = config.mean, config.std, "--mean and --std", []
-    if name and not (mean or std):
+    if name and not stated:
         mean, std = _said(read_beside(source.path, name) or {})
-        where, notes = f"{name} beside {source.path}", [_note(mean, std, name)]
-    if not (mean or std):
-        return {}, notes
-    if not len(mean) == len(std) == config.channels or min(std) <= 0:
+    fit = len(mean) == len(std) == channels and min(std) > 0
+    if stated and not fit:
         raise UserError(
-            f"{where}: means {_words(mean)} and deviations {_words(std)} are not those of "
-            f"{config.channels} channels: give --mean and --std, a number greater than 0 each a channel"
+            f"--mean {_words(mean)} --std {_words(std)}: give both, a number each for {channels} "
+            "channels, of --std greater than 0"
         )
-    usual = [255 * value for values in channel_statistics(config.channels) for value in values]
+    if name and not stated:
+        # one for three colours may lie beside a model of another number of channels
+        notes = [_note(mean if fit else (), std, name)]
+    if not fit:
+        return {}, notes
+    usual = [255 * value for values in channel_statistics(channels) for value in values]
     if all(abs(a - b) < 1e-3 for a, b in zip((*mean, *std), usual, strict=True)):
         return {}, notes
     # pictures go on showing 0 as black and 255 as white
-    black, white = (0.0,) * config.channels, (255.0,) * config.channels
+    black, white = (0.0,) * channels, (255.0,) * channels
     return {"mean": tuple(mean), "std": tuple(std), "low": black, "high": white}, notes
 
 

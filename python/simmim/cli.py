@@ -24,7 +24,7 @@ from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.config.run import Config
+from simmim.config.run import STARTED_FROM, Config
 from simmim.config.scan import PackConfig, StatsConfig
 from simmim.errors import (
     LostProcessError,
@@ -131,7 +131,7 @@ def _run(arguments: list[str]) -> int:
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
-    if preset == "none" and "--resume" in arguments:
+    if "--resume" in arguments:
         default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
     # tyro asks for pairs that a default holds already by flags of their own
     pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
@@ -207,7 +207,7 @@ def _given(arguments: list[str], name: str, known: Container[str]) -> str | None
 
 def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     """The settings of the run in --out, which --resume takes where the command line has none;
-    ``default``, those of a new run, where no run of that kind is there."""
+    ``default``, those of a new run, where no run of that kind and preset is there."""
     outs = _values(arguments, "--out")
     path = Path(outs[-1] if outs else default.out, "config.json")
     try:
@@ -215,8 +215,13 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     # no run, another command's, or a file that somebody edited: what resumes it will say so
     except (OSError, ValueError, TypeError, AttributeError, UserError):
         return default
-    # its statistics and first weights it has; another file of statistics is looked at anew
+    if default.preset not in ("none", settings.preset):
+        return default
+    # its statistics it has; another file of them is looked at anew
     stated = _values(arguments, "--stats")
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
-    once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
+    once = {"resume": False, "overwrite": False, "stats": None}
+    # and weights once it has a checkpoint: killed before the first one, it begins as it was to
+    if any(path.parent.glob("checkpoints/step-*.pt")):
+        once |= {name: None for name in STARTED_FROM if hasattr(settings, name)}
     return dataclasses.replace(settings, **once, **measured)

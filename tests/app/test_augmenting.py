@@ -76,6 +76,17 @@ def test_the_distortion_is_timms():
         assert np.array_equal(augmented(image, 3, n, 0).pixels.permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("policy", "count"), [(POLICY, 1000), ("rand-m10-inc1-n1", 200), ("v0", 200)]
+)
+def test_no_policy_fails_on_some_image(policy, count):
+    """Among so many images each distortion is met at its strongest; no bit of a channel is black."""
+    augmented = augmented_by(CROPPING, policy, 0.0, MEAN, STD, bicubic=True)
+    image = images()[3]
+    black = sum(not augmented(image, 0, n, 0).pixels.any() for n in range(count))
+    assert 0 < black < count / 5
+
+
 def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
     cropping = dataclasses.replace(CROPPING, size=(64, 64), flip=0.0)
     augmented = augmented_by(cropping, "", 0.25, MEAN, STD, bicubic=False)

@@ -9,7 +9,7 @@ import pytest
 
 from simmim.cli import main
 from simmim.config.images import SourceConfig
-from simmim.data.sources import find_source, read_paths
+from simmim.data.sources import find_source, read_columns
 
 from .sources import PICTURES, png, write_pictures
 
@@ -114,4 +114,5 @@ def test_lines_end_as_on_any_system(end, encoding, tmp_path):
     table.write_bytes(
         end.join(["path,label", "a;b;c;d;e;f.png,1", '"e,f.png",2', ""]).encode(encoding)
     )
-    assert read_paths(table) == ["a;b;c;d;e;f.png", "e,f.png"]
+    paths = ["a;b;c;d;e;f.png", "e,f.png"]
+    assert read_columns(table, "path", "label") == (paths, ["1", "2"])

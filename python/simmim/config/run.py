@@ -15,6 +15,8 @@ Config = TypeVar("Config", bound="RunConfig")
 
 #: fields of a type that JSON does not know
 _PATHS = ("data", "out", "val_data", "checkpoint", "stats", "init_from")
+#: what weights a run begins with, which a run that has a checkpoint no longer reads
+STARTED_FROM = ("checkpoint", "init_from")
 
 
 #: presets of published recipes, of pre-training and of fine-tuning

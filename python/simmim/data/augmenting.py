@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -67,6 +68,10 @@ class Augmentation:
                 raise UserError(
                     f"--auto-augment {policy}: timm does not take it: {first_line(error)}"
                 ) from None
+            policies = getattr(self.distort, "policy", None) or [self.distort.ops]
+            for operation in itertools.chain(*policies):
+                if operation.aug_fn is auto_augment.posterize:
+                    operation.aug_fn = _posterize
         self.erase = RandomErasing(erase, mode="const", device="cpu") if erase else None
 
     def __call__(self, crop: Tensor, draw: Draw) -> Tensor:
@@ -97,6 +102,14 @@ class Augmentation:
         pixels = crop.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
         pixels = np.array(self.distort(Image.fromarray(pixels)))
         return torch.from_numpy(pixels).permute(2, 0, 1)[: len(crop)].contiguous()
+
+
+def _posterize(image: Image.Image, bits: int, **more: object) -> Image.Image:
+    """timm's. The published policies keep 0 bits now and then, which Pillow made black and refuses since
+    version 13."""
+    if not bits:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits, **more)
 
 
 def augmentation(config: RunConfig) -> Augmentation | None:

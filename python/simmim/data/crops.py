@@ -225,7 +225,7 @@ def central_crops(
 ) -> Crops:
     """Fixed crops of each image: the largest central one, then random ones; none is mirrored, and they
     are blank where the image cannot be read."""
-    share = getattr(config, "test_crop", 1.0)
+    share = getattr(config, "test_crop", None) or 1.0
     central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True, central=share)
     return Crops(images, central, config.reading, crops=crops, cache=cache, replace=False)
 
@@ -236,7 +236,7 @@ def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
         "scale": getattr(config, "crop_scale", (1.0, 1.0)),
         "ratio": getattr(config, "crop_ratio", (1.0, 1.0)),
         "flip": getattr(config, "flip", 0.0),
-        "interpolation": getattr(config, "interpolation", "bilinear"),
+        "interpolation": getattr(config, "interpolation", None) or "bilinear",
         "nodata": float(config.nodata) if config.nodata else None,
         "nodata_share": config.nodata_share,
         "fill": config.mean or (0.0,) * config.channels,

@@ -75,7 +75,12 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     check_links(listing, config.on_bad_image)
     say(listing.summary())
     wanted = first_contents(config, listing.paths)
-    source = data_fingerprint(listing.paths, listing.folder)
+    if config.labels and not listing.labels:
+        raise UserError(
+            f"--labels {config.labels} is for tables, zarr groups and tar archives, and {data} is none"
+        )
+    stated = listing.labels if config.labels else ()
+    source = data_fingerprint(listing.paths, listing.folder, stated)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
     if is_pack(data):
         # of a pack that is packed again, what is said of its images still holds
@@ -137,6 +142,7 @@ def _append(
 ) -> dict[str, str]:
     """Pack the images that follow ``rows``, which grows; returns why others were left out."""
     names = [name_below(image, listing.folder) for image in listing.paths]
+    labels = listing.labels or list(map(_first_folder, listing.paths, names))
     first, bad, dtype = 0, {}, np.dtype(wanted.dtype)
     for row in rows:
         first = names.index(row.name, first) + 1
@@ -148,8 +154,8 @@ def _append(
     ):
         pixels.seek(0, os.SEEK_END)
         images = listing.paths[first:]
-        for name, image, found in zip(
-            names[first:], images, _read(config, wanted, images), strict=True
+        for name, label, image, found in zip(
+            names[first:], labels[first:], images, _read(config, wanted, images), strict=True
         ):
             progress.update()
             start, crc = pixels.tell(), 0
@@ -168,9 +174,6 @@ def _append(
                 bad[str(image)] = str(error)
                 say(f"left out {image}: {error}")
                 continue
-            folders = name.split("/")[:-1] if isinstance(image, Path) else []
-            # a list's images may lie elsewhere, and then their folders are no classes
-            label = folders[0] if folders and folders[0] != ".." else ""
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
             rows.append(Row(name, label, offset, height, width, channels, crc))
@@ -187,6 +190,13 @@ def _append(
     flush_file(out / PART)
     (out / PART).rename(out / PIXELS)
     return bad
+
+
+def _first_folder(image: Path | Item, name: str) -> str:
+    """The class of an image that is called ``name``, of which no table tells; empty if it has none."""
+    folder, _, below = name.partition("/")
+    # a list's images may lie elsewhere, and then their folders are no classes
+    return folder if isinstance(image, Path) and below and folder != ".." else ""
 
 
 def _read(

@@ -76,7 +76,7 @@ def command(config: StatsConfig) -> int:
     """
     if config.data is None:
         raise UserError("say which images to measure: --data FOLDER")
-    check_replaceable(config.out, config.overwrite)
+    check_replaceable(config.out, config.overwrite, config.data)
     listing = find_source(config.data, config)
     check_column_and_layout(config, listing)
     say(listing.summary())
@@ -84,6 +84,7 @@ def command(config: StatsConfig) -> int:
     tally = measure(config, listing.paths, wanted)
     _report(tally, config)
     found = summary(tally, wanted)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.out, json.dumps(found, indent=1) + "\n")
     for channel in range(wanted.channels):
         values = {name: found[name][channel] for name in ("mean", "std", "min", "max")}

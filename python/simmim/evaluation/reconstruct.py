@@ -35,7 +35,7 @@ def command(config: ReconstructConfig) -> int:
     Raises:
         UserError: as ``draw``, or the picture may not be replaced.
     """
-    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    check_replaceable(config.out, config.overwrite, config.checkpoint, config.data)
     draw(config)
     print(f"wrote {config.out}")
     return 0

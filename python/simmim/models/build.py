@@ -35,7 +35,7 @@ def encoder_size(config: PretrainConfig) -> tuple[int, int]:
 
 def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
     """A newly initialised encoder; raises ``UserError`` where settings do not fit together."""
-    mean, std = _statistics(config)
+    mean, std = statistics(config)
     given = _GIVEN & config.encoder_args.keys()
     if given:
         raise UserError(f"--encoder-args cannot have {', '.join(sorted(given))}: {_WHY_GIVEN}")
@@ -53,7 +53,7 @@ def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
 
 def build_model(config: PretrainConfig) -> SimMIM:
     """A newly initialised model; raises ``UserError`` where settings do not fit together."""
-    mean, std = _statistics(config)
+    mean, std = statistics(config)
     encoder = encoder_of(config)
     if config.mask_unit % encoder.patch:
         raise UserError(
@@ -110,7 +110,7 @@ def _check_method(config: PretrainConfig) -> None:
         raise UserError("--second-ratio is for --method mae with a Swin: leave it out")
 
 
-def _statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation as the kernels take them: of 8-bit images those of the numbers by 255."""
     if not config.mean:
         return channel_statistics(config.channels)

@@ -42,7 +42,11 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             )
         missing = {n: getattr(_DEFAULTS, n) for n in ENCODER if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
-    trained, weights = trained_encoder(config.checkpoint)
+    try:
+        trained, weights = trained_encoder(config.checkpoint)
+    except UserError as error:
+        resumed = "; a run that is resumed has its weights: leave out --checkpoint"
+        raise UserError(f"{error}{resumed if getattr(config, 'resume', False) else ''}") from error
     if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):
         raise UserError(
             f"{config.checkpoint} was fine-tuned with --fc-norm, its encoder has no final norm: give "
@@ -63,9 +67,17 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
         # images of another kind are read as the command line says
         given = getattr(config, name)
         brought[name] = getattr(trained, name) if given == getattr(_DEFAULTS, name) else given
+    for name in ("interpolation", "test_crop"):
+        if getattr(config, name) is None:
+            brought[name] = getattr(trained, name, None)
     config = dataclasses.replace(config, **brought)
     config.check_images(measured=True)
-    return config, _fit_tables(weights, trained, encoder_settings(config))
+    try:
+        return config, _fit_tables(weights, trained, encoder_settings(config))
+    except UserError as error:
+        preset = getattr(config, "preset", "none")
+        own = f"; --preset {preset} is for checkpoints of pretrain --preset {preset}"
+        raise UserError(f"{error}{'' if preset == 'none' else own}") from error
 
 
 def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:

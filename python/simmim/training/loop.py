@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simmim.config.run import RunConfig
+from simmim.config.run import STARTED_FROM, RunConfig
 from simmim.data.batches import Batch, collate
 from simmim.data.crops import Crops, check_measured, check_readable
 from simmim.data.fingerprint import difference
@@ -258,6 +258,11 @@ class Loop(Fitting, ABC):
     def _restore(self, path: Path) -> None:
         state = self._read(path)
         old = checkpoint.settings(path, state, type(self.config))
+        # config.json goes on saying what the run began with
+        began = {
+            n: getattr(self.config, n) or getattr(old, n) for n in STARTED_FROM if hasattr(old, n)
+        }
+        self.config = dataclasses.replace(self.config, **began)
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.precision.state_dict() and state["scaler"]:

@@ -135,6 +135,12 @@ class Recording:
 
     def _not_finite(self, what: str) -> NotFiniteError:
         """The error that says how to go on."""
+        if not self.update:
+            return NotFiniteError(
+                f"{what} is not finite before the first update: look for numbers that are too large in "
+                "the weights that the run begins with, and in the images, whose largest simmim stats "
+                "names; --nodata leaves them out"
+            )
         advice = f"lower --lr (now {self.config.lr:g})"
         if self.config.precision != "32-true":
             advice += ", or use --precision 32-true"

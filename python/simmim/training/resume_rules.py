@@ -35,7 +35,7 @@ def refused_changes(new: RunConfig, old: RunConfig) -> list[str]:
     return [
         f"{flag(name)} {before}, not {after}"
         for name, before, after in _changes(new, old)
-        if name not in _WITHOUT_INFLUENCE | _PER_UPDATE
+        if name not in _WITHOUT_INFLUENCE | _PER_UPDATE and (name, after) != ("checkpoint", None)
     ]
 
 

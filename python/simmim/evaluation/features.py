@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from simmim.config.images import ImageConfig
 from simmim.data.crops import central_crops
 from simmim.data.item import name_below
 from simmim.data.sources import check_column_and_layout, find_source
-from simmim.errors import UserError, printable, require
+from simmim.errors import UserError, require, say
 from simmim.evaluation.inference import results
 from simmim.models.classifier import block_features, load_classifier, load_encoder
 from simmim.storage.files import TEXT, replacing
@@ -44,7 +43,7 @@ def command(config: FeaturesConfig) -> int:
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
     check_column_and_layout(config, listing)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     images = central_crops(trained, listing.paths)
     names, parts = [], []
     with explained():

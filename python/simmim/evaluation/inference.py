@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 from simmim.config.apply import InferenceConfig
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
-from simmim.data.read_ahead import read_batches, usable_cores, ways
-from simmim.errors import UnreadableImageError, printable
+from simmim.data.order import Order
+from simmim.data.read_ahead import usable_cores, validation_batches, ways
+from simmim.errors import UnreadableImageError, say
 
 _NOT_FINITE = "the model gives no finite numbers for it"
 
@@ -34,15 +34,14 @@ def results(
     Raises:
         UnreadableImageError: an image that is to stop the command, or all of them.
     """
-    size, bad, count = config.batch_size, {}, 0
-    samples = [(0, sample) for sample in range(len(images))]
-    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
+    bad, count = {}, 0
+    order = Order(len(images), config.batch_size, accumulate=1, seed=0, epochs=1)
     way = ways(config.workers, device.type, False, usable_cores())[0]
-    for batch in read_batches(images, batches, way):
+    for batch, _ in validation_batches(images, order, way):
         check_readable(batch, config.on_bad_image)
         bad |= dict(batch.bad)
         for path, note in batch.notes:
-            print(printable(f"{path}: {note}"), file=sys.stderr)
+            say(f"{path}: {note}")
         if not batch.read.any():
             continue
         found, sources = model(batch.images[batch.read].to(device)), batch.sources[batch.read]
@@ -56,7 +55,7 @@ def results(
         if finite.any():
             yield [result[finite] for result in found], sources[finite]
     for path, reason in bad.items():
-        print(printable(f"left out {path}: {reason}"), file=sys.stderr)
+        say(f"left out {path}: {reason}")
     if not count:
         raise UnreadableImageError(
             f"none of the {len(images.paths)} images can be read: {summarize_bad(bad)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import sys
 
 import torch
 
@@ -12,7 +11,7 @@ from simmim.config.apply import PredictConfig
 from simmim.data.crops import central_crops
 from simmim.data.item import name_below
 from simmim.data.sources import check_column_and_layout, find_source
-from simmim.errors import UserError, printable
+from simmim.errors import UserError, say
 from simmim.evaluation.inference import results
 from simmim.models.classifier import load_classifier
 from simmim.storage.files import TEXT, replacing
@@ -40,7 +39,7 @@ def command(config: PredictConfig) -> int:
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
     check_column_and_layout(config, listing)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     device = torch.device(chosen_device(config.device))
     model.to(device)
     top, count = min(config.top, len(model.names)), 0

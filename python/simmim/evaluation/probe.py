@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from simmim.config.labels import ProbeConfig
 from simmim.data.classes import Classes, Labelled, split_classes
 from simmim.data.crops import central_crops, check_measured
-from simmim.errors import UserError, printable, require
+from simmim.errors import UserError, require, say
 from simmim.evaluation.inference import results
 from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import block_features, completed, start
@@ -104,7 +103,7 @@ def _probe(config: ProbeConfig) -> tuple[Classes, list[Result]]:
     encoder = start(config, weights).eval().to(chosen_device(config.device))
     blocks = _blocks(config, len(encoder.blocks()))
     for line in classes.summary:
-        print(printable(line), file=sys.stderr)
+        say(line)
     with explained():
         train, train_labels = _features(encoder, classes.train, blocks, config)
         test, test_labels = _features(encoder, classes.test, blocks, config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.exchange import ImportConfig
-from simmim.config.images import BROUGHT
+from simmim.config.images import BROUGHT, ENCODER, values_of
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
@@ -140,12 +140,7 @@ def check_suffix(out: Any) -> None:
 
 def _describe(config: ImportConfig, source: Source) -> _Described:
     """The encoder with the settings that the file's configuration adds, and its geometry."""
-    trained = PretrainConfig(
-        encoder=config.encoder,
-        encoder_args=config.encoder_args,
-        img_size=config.img_size,
-        channels=config.channels,
-    )
+    trained = PretrainConfig(**values_of(config, ENCODER))
     encoder = encoder_of(trained)
     if family_of(encoder) is None:
         raise UserError(f"--encoder {config.encoder} is none of timm's: there is nothing to import")
@@ -256,14 +251,7 @@ def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: Stat
             f"{config.source} holds a ViT that classifies by its class token, or by tokens that are "
             "normalised before their mean: take its encoder alone with --encoder-only"
         )
-    settings = FinetuneConfig(
-        encoder=trained.encoder,
-        encoder_args=trained.encoder_args,
-        img_size=trained.img_size,
-        channels=trained.channels,
-        **{name: getattr(trained, name) for name in BROUGHT},
-        fc_norm=fc_norm,
-    )
+    settings = FinetuneConfig(**values_of(trained, (*ENCODER, *BROUGHT)), fc_norm=fc_norm)
     model = Classifier(encoder_of(trained), len(renamed["head.weight"]), fc_norm=fc_norm)
     renamed["encoder.mask_token"] = model.encoder.mask_token.detach()
     classes = model.head.out_features

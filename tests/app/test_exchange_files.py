@@ -67,6 +67,11 @@ def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
             ("import", "--source", ".", "--encoder", "vit_tiny_patch16_224"),
             "holds none of model.safetensors",
         ),
+        # what no process may read, whoever runs the test
+        (
+            ("import", "--source", "/proc/self/mem", "--encoder", "vit_tiny_patch16_224"),
+            "/proc/self/mem can't be read: Input/output error",
+        ),
         (
             ("import", "--source", "x", "--encoder", "vit_tiny_patch16_224", "--out", "a.pt"),
             "must end in .safetensors",

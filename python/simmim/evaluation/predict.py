@@ -50,10 +50,10 @@ def command(config: PredictConfig) -> int:
         table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])
         images = central_crops(trained, listing.paths)
         for (scores,), sources in results(lambda x: [model(x)], config, images, device):
-            shares, classes = scores.softmax(1).topk(top)
-            for image, source in enumerate(sources.tolist()):
+            likeliest = (part.tolist() for part in scores.softmax(1).topk(top))
+            for source, shares, classes in zip(sources.tolist(), *likeliest, strict=True):
                 row = [name_below(listing.paths[source], listing.folder)]
-                for share, number in zip(shares[image], classes[image], strict=True):
+                for share, number in zip(shares, classes, strict=True):
                     row += [model.names[number], f"{share:.6f}"]
                 table.writerow(row)
             count += len(sources)

@@ -169,6 +169,8 @@ def unreadable(error: Exception) -> str:
         if forbidden:
             return f"it cannot be read without running code, {forbidden[1]}"
         return "it is no file of tensors"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if isinstance(error, RuntimeError | EOFError | OSError):
         return f"it is damaged or cut short ({first_line(error).partition('. ')[0]})"
     return first_line(error)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
-from benchmarks.loops import BATCH, SIZE, Log, run_plain_loop, run_step_alone, write_photographs
+from benchmarks.loops import BATCH, SIZE, run_plain_loop, run_step_alone, write_photographs
 from benchmarks.memory import peak
 from benchmarks.rows.common import OURS
 
@@ -215,7 +215,8 @@ def main() -> int:
         loop = run_step_alone
         if options.contender in LOOPS:
             loop = partial(run_plain_loop, *LOOPS[options.contender])
-        loop(options.data, Log(options.log), options.turn)
+        with options.log.open("w") as log:
+            loop(options.data, log, options.turn)
     from benchmarks.run import Store
 
     # the contenders are ended whatever ends this process

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +35,7 @@ def write_photographs(folder: Path, count: int) -> None:
         image.save(folder / f"{number:04d}.jpg", quality=92)
 
 
-class Log:
-    """A line of JSON after every `TURN` updates, in the place of `simmim pretrain`'s metrics."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w", buffering=1)
-
-    def write(self, **notes: Any) -> None:
-        self.file.write(json.dumps(notes) + "\n")
-
-
-def run_step_alone(_: Path, log: Log, turn: int) -> None:
+def run_step_alone(_: Path, log: TextIO, turn: int) -> None:
     """Our step under `torch.compile` on batches that lie there."""
     from benchmarks.models import ENCODERS, draw_batch, make_step, set_attention
 
@@ -57,11 +47,11 @@ def run_step_alone(_: Path, log: Log, turn: int) -> None:
     while True:
         for number in range(turn):
             step(*batches[number % len(batches)])
-        log.write(attention="products")
+        print(json.dumps({"attention": "products"}), file=log, flush=True)
 
 
 def run_plain_loop(
-    compile: bool, choose_attention: bool, folder: Path, log: Log, turn: int
+    compile: bool, choose_attention: bool, folder: Path, log: TextIO, turn: int
 ) -> None:
     """transformers' model, torchvision's decoder and transforms, a DataLoader at its best number of
     workers.
@@ -85,7 +75,7 @@ def run_plain_loop(
     while True:
         for _ in range(turn):
             step(*next(batches))
-        log.write(attention=attention, workers=workers)
+        print(json.dumps({"attention": attention, "workers": workers}), file=log, flush=True)
 
 
 def _speed(step: Step, folder: Path, workers: int, updates: int) -> float:

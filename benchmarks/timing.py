@@ -200,17 +200,15 @@ def largest_difference(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> floa
     """Over all tensors, the largest difference relative to the largest number of theirs."""
     if len(theirs) != len(ours):
         raise ValueError(f"returns {len(theirs)} tensors, ours {len(ours)}")
-    worst = 0.0
+    worst = torch.zeros((), dtype=torch.float64, device="cpu")
     for their, our in zip(theirs, ours, strict=True):
         if their.shape != our.shape:
             raise ValueError(f"returns {tuple(their.shape)}, ours {tuple(our.shape)}")
         if their.numel():
             scale = their.double().abs().max().clamp_min(1e-30)
-            error = float((their.double() - our.double()).abs().max() / scale)
-            worst = error if error != error else max(worst, error)
-        if worst != worst:  # NaN
-            break
-    return worst
+            error = (their.double() - our.double()).abs().max() / scale
+            worst = torch.maximum(worst, error.cpu())  # NaN where either is
+    return float(worst)
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -16,24 +16,9 @@ from PIL import Image
 from skimage.feature import hog, local_binary_pattern
 
 PICTURES = [
-    "astronaut",
-    "brick",
-    "camera",
-    "cell",
-    "chelsea",
-    "coffee",
-    "coins",
-    "grass",
-    "gravel",
-    "hubble_deep_field",
-    "ihc",
-    "moon",
-    "motorcycle_left",
-    "page",
-    "retina",
-    "rocket",
-    "text",
-]
+    "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel",
+    "hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "retina", "rocket", "text",
+]  # fmt: skip
 #: of a crop, and of a picture's shorter side before cropping, in pixels
 SIDE, SHORTER = 48, 320
 #: sides of the squares that are cut out and made SIDE pixels, so that no picture has a scale of its own

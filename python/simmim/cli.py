@@ -24,29 +24,23 @@ from simmim.config.images import MEASURED
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
-from simmim.config.run import Config
+from simmim.config.run import STARTED_FROM, Config
 from simmim.config.scan import PackConfig, StatsConfig
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,
     ProcessError,
     UserError,
-    first_line,
-    printable,
     require,
+    say,
+    system_words,
 )
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        the exit status, as ``_STATUSES`` lists them.
-
-    Raises:
-        SystemExit: with status 0 after ``--help``, with 2 for a command line that cannot be read.
-    """
+    """Run one command; returns the exit status, as ``_STATUSES`` lists them. ``SystemExit`` is
+    raised with status 0 after ``--help``, with 2 for a command line that cannot be read."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # one that the parent closed: the next file that is opened would take its place
@@ -76,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     # a full disk, a folder that may not be written: what the machine refuses is no fault of ours
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        _print_error(f"{error.strerror or first_line(error)}{where}")
+        _print_error(system_words(error))
         return 2
     finally:
         _give_up_broken_output()
@@ -113,7 +106,7 @@ def _is_first() -> bool:
 def _print_error(text: str) -> None:
     """Print one line to stderr, if that still takes any."""
     with contextlib.suppress(OSError, ValueError):
-        print(printable(f"simmim: {' '.join(text.splitlines())}"), file=sys.stderr, flush=True)
+        say(f"simmim: {' '.join(text.splitlines())}")
 
 
 def _give_up_broken_output() -> None:
@@ -138,7 +131,7 @@ def _run(arguments: list[str]) -> int:
     method = _given(arguments, "--method", METHODS) or "simmim"
     default = METHODS[method] if preset == "none" else PRESETS[preset]
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
-    if preset == "none" and "--resume" in arguments:
+    if "--resume" in arguments:
         default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
     # tyro asks for pairs that a default holds already by flags of their own
     pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
@@ -165,11 +158,9 @@ def _run(arguments: list[str]) -> int:
     if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
         if "torch" not in sys.modules and _is_first():
             # PyTorch takes seconds to load, from a cold disk many
-            print(
-                f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, "
-                f"results in {config.out}; loading PyTorch",
-                file=sys.stderr,
-                flush=True,
+            say(
+                f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, results in "
+                f"{config.out}; loading PyTorch"
             )
         from simmim_kernels import keep_freed_memory
 
@@ -205,11 +196,8 @@ def _check_paths(arguments: list[str]) -> None:
 
 
 def _given(arguments: list[str], name: str, known: Container[str]) -> str | None:
-    """A flag's value on the command line, if it is known, needed before parsing: it sets defaults.
-
-    Raises:
-        UserError: two different ones.
-    """
+    """A flag's value on the command line, if it is known, needed before parsing: it sets defaults;
+    raises ``UserError`` for two different ones."""
     names = {*_values(arguments, name)}
     if len(names) > 1:
         raise UserError(f"{name} is given more than once: {', '.join(sorted(names))}")
@@ -218,11 +206,8 @@ def _given(arguments: list[str], name: str, known: Container[str]) -> str | None
 
 
 def _of_earlier_run(arguments: list[str], default: Config) -> Config:
-    """The settings of the run in --out, which --resume takes where the command line has none.
-
-    Args:
-        default: those of a new run, the result where no run of that kind is in --out.
-    """
+    """The settings of the run in --out, which --resume takes where the command line has none;
+    ``default``, those of a new run, where no run of that kind and preset is there."""
     outs = _values(arguments, "--out")
     path = Path(outs[-1] if outs else default.out, "config.json")
     try:
@@ -230,8 +215,13 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     # no run, another command's, or a file that somebody edited: what resumes it will say so
     except (OSError, ValueError, TypeError, AttributeError, UserError):
         return default
-    # its statistics and first weights it has; another file of statistics is looked at anew
+    if default.preset not in ("none", settings.preset):
+        return default
+    # its statistics it has; another file of them is looked at anew
     stated = _values(arguments, "--stats")
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
-    once = {"resume": False, "overwrite": False, "init_from": None, "stats": None}
+    once = {"resume": False, "overwrite": False, "stats": None}
+    # and weights once it has a checkpoint: killed before the first one, it begins as it was to
+    if any(path.parent.glob("checkpoints/step-*.pt")):
+        once |= {name: None for name in STARTED_FROM if hasattr(settings, name)}
     return dataclasses.replace(settings, **once, **measured)

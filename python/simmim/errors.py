@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 
@@ -36,15 +37,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def system_words(error: OSError) -> str:
+    """What the system says, and of which file."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or first_line(error)}{where}"
+
+
+def say(text: str) -> None:
+    """Print a line to stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def require(module: str, extra: str = "train") -> ModuleType:
-    """Import ``module``, or say which command installs it.
-
-    Args:
-        extra: the package's extra that brings it.
-
-    Raises:
-        MissingPackageError: the top-level package of ``module`` is not installed.
-    """
+    """Import ``module``, or raise ``MissingPackageError``, which says how to install its package by
+    the ``extra`` of ours that brings it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from simmim.cli import main
-from simmim.data.augmenting import Augmented
+from simmim.data.augmenting import Augmentation
 from simmim.data.cropping import AUGMENT, Cropping, central_crop, random_numbers
 from simmim.data.crops import central_crops, training_crops
 from simmim.errors import UserError
@@ -35,13 +35,18 @@ def images(count: int = 8) -> list[torch.Tensor]:
     return [torch.from_numpy(smooth_image(n, 40, 60)).permute(2, 0, 1) for n in range(count)]
 
 
+def augmented_by(cropping: Cropping, *settings: object, **more: object) -> Cropping:
+    augment = Augmentation(cropping.size, cropping.seed, *settings, **more)
+    return dataclasses.replace(cropping, augment=augment)
+
+
 def crops_of(augmented, epoch: int = 0, workers: int = 1) -> list[torch.Tensor]:
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda n: augmented(images()[n], epoch, n, 0).pixels, range(8)))
 
 
 def test_every_sample_has_its_own_augmentation_in_any_order_and_thread():
-    augmented = Augmented(CROPPING, POLICY, 0.5, MEAN, STD, bicubic=True)
+    augmented = augmented_by(CROPPING, POLICY, 0.5, MEAN, STD, bicubic=True)
     first = crops_of(augmented)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     for _ in range(3):
@@ -56,7 +61,7 @@ def test_every_sample_has_its_own_augmentation_in_any_order_and_thread():
 
 
 def test_the_distortion_is_timms():
-    augmented = Augmented(CROPPING, POLICY, 0.0, MEAN, STD, bicubic=True)
+    augmented = augmented_by(CROPPING, POLICY, 0.0, MEAN, STD, bicubic=True)
     hints = {
         **{"translate_const": 10, "img_mean": (120, 110, 100)},
         "interpolation": Image.Resampling.BICUBIC,
@@ -71,9 +76,20 @@ def test_the_distortion_is_timms():
         assert np.array_equal(augmented(image, 3, n, 0).pixels.permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("policy", "count"), [(POLICY, 1000), ("rand-m10-inc1-n1", 200), ("v0", 200)]
+)
+def test_no_policy_fails_on_some_image(policy, count):
+    """Among so many images each distortion is met at its strongest; no bit of a channel is black."""
+    augmented = augmented_by(CROPPING, policy, 0.0, MEAN, STD, bicubic=True)
+    image = images()[3]
+    black = sum(not augmented(image, 0, n, 0).pixels.any() for n in range(count))
+    assert 0 < black < count / 5
+
+
 def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
     cropping = dataclasses.replace(CROPPING, size=(64, 64), flip=0.0)
-    augmented = Augmented(cropping, "", 0.25, MEAN, STD, bicubic=False)
+    augmented = augmented_by(cropping, "", 0.25, MEAN, STD, bicubic=False)
     image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
     erased = []
     for sample in range(400):
@@ -93,18 +109,18 @@ def test_what_is_erased_becomes_noise_of_the_images_mean_and_deviation():
 
 def test_gray_images_stay_gray_and_float_images_can_be_erased():
     gray = torch.from_numpy(smooth_image(1, 40, 60)[:, :, :1].copy()).permute(2, 0, 1)
-    augmented = Augmented(CROPPING, POLICY, 0.0, (120.0,), (60.0,), bicubic=False)
+    augmented = augmented_by(CROPPING, POLICY, 0.0, (120.0,), (60.0,), bicubic=False)
     crop = augmented(gray, 0, 0, 0).pixels
     assert crop.shape == (1, 24, 32) and crop.dtype == torch.uint8
     bands = torch.zeros(5, 40, 60)
-    augmented = Augmented(CROPPING, "", 1.0, (1e4,) * 5, (1.0,) * 5, bicubic=False)
+    augmented = augmented_by(CROPPING, "", 1.0, (1e4,) * 5, (1.0,) * 5, bicubic=False)
     crop = augmented(bands, 0, 0, 0).pixels
     assert crop.max() > 9e3 and (crop == 0).any()
 
 
 def test_a_policy_that_timm_does_not_know():
     with pytest.raises(UserError, match="--auto-augment what-m9: timm does not take it"):
-        Augmented(CROPPING, "what-m9", 0.0, MEAN, STD, bicubic=False)
+        augmented_by(CROPPING, "what-m9", 0.0, MEAN, STD, bicubic=False)
 
 
 def test_published_test_crops_are_central_224_of_256(labelled):
@@ -121,8 +137,8 @@ def test_published_test_crops_are_central_224_of_256(labelled):
     # Pillow rounds between its two passes
     assert (crop.int() - expected.int()).abs().max() <= 2
     drawn = training_crops(config, [path])
-    assert isinstance(drawn.cropping, Augmented)
-    assert drawn.cropping.cropping.interpolation == "bicubic"
+    assert drawn.cropping.augment is not None
+    assert drawn.cropping.interpolation == "bicubic"
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def test_nothing_that_a_file_holds_is_run(tmp_path):
 def test_a_damaged_checkpoint_names_a_good_one_beside_it(tmp_path):
     with started(tmp_path) as folder:
         folder.save(2, small_state() | {"update": 2}, keep=5)
-    newest = checkpoint.newest(folder.checkpoints)
+    newest = checkpoint.numbered(folder.checkpoints)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     for path in (folder.checkpoints / "last.pt", newest):
         with pytest.raises(UserError, match=r"step-00000001\.pt is not damaged"):

@@ -14,7 +14,7 @@ from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.presets import PRESETS
-from simmim.training.records import read_metrics
+from simmim.training.metrics import read_metrics
 
 FAST = (
     *("--encoder", "vit_tiny_patch16_224", "--img-size", 32, "--mask-unit", 8, "--device", "cpu"),

@@ -24,6 +24,7 @@ from simmim.data import crops
 from simmim.data.order import Order
 from simmim.training.clock import run_clock
 from simmim.training.reader import Reader
+from simmim.training.signals import handled
 
 paths = sorted(Path(sys.argv[1]).rglob("*.png"))
 genuine = crops.read_image
@@ -35,7 +36,7 @@ for workers in (0, "auto"):  # in the process itself, and in threads
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=50)
     reader = Reader(crops.training_crops(config, paths), config, order, 0, torch.device("cpu"))
     before = run_clock.stopped
-    with run_clock.noticing_stops():
+    with handled(signal.SIGCONT, run_clock.go_on):
         reader.read()
         crops.read_image = read
         reader.read()

@@ -191,12 +191,17 @@ def test_no_number_of_any_command_may_be_infinite_or_nan(config, number):
         ("random", 1.0, "--mask-ratio 1 hides all 49 units"),
         ("random", 0.99, "--mask-ratio 0.99 hides all 49 units"),
         ("box", 1.0, "--mask-ratio 1 hides all 49 units"),
-        ("random", math.nan, "between 0 and 1"),
     ],
 )
 def test_masks_that_leave_nothing_to_predict_or_to_predict_from(strategy, ratio, words):
     with pytest.raises(UserError, match=words):
         Masking(strategy, 32, ratio, (224, 224))
+
+
+@pytest.mark.parametrize("ratio", [math.nan, -0.1, 1.1])
+def test_ratios_of_masks_that_are_none(ratio):
+    with pytest.raises(UserError, match="--mask-ratio must be between 0 and 1"):
+        check_numbers(PretrainConfig(mask_ratio=ratio))
 
 
 def test_what_is_only_said():

@@ -125,7 +125,7 @@ def damage(path: Path, how: str) -> str:
 def test_damaged_checkpoints_are_refused_by_all_who_read_them(
     how, trained, photographs, tmp_path, capsys
 ):
-    path = checkpoint.newest(trained / "checkpoints")
+    path = checkpoint.numbered(trained / "checkpoints")[-1]
     words = damage(path, how)
     before = snapshot(tmp_path)
     places = {"DATA": str(photographs), "OUT": str(tmp_path / "results")}
@@ -140,7 +140,7 @@ def test_damaged_checkpoints_are_refused_by_all_who_read_them(
 
 
 def test_a_copy_under_another_number_is_no_checkpoint_of_that_update(trained, photographs, capsys):
-    path = checkpoint.newest(trained / "checkpoints")
+    path = checkpoint.numbered(trained / "checkpoints")[-1]
     checkpoint.write(path, checkpoint.read(path, None) | {"update": 1})
     error = refused(capsys, *pretrain(photographs, trained, "--resume"))
     assert "it holds update 1, not that of its name" in error

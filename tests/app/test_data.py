@@ -20,13 +20,13 @@ from simmim.data.batches import collate
 from simmim.data.cropping import Cropping
 from simmim.data.crops import (
     Crops,
+    central_crops,
     check_readable,
-    validation_crops,
 )
 from simmim.data.demo import demo_photographs
 from simmim.data.images import BadImageError
 from simmim.data.item import Paths
-from simmim.data.order import Order, Remaining
+from simmim.data.order import Order
 from simmim.data.read_ahead import Way, read_batches, validation_batches, way_to_validate
 from simmim.data.splits import split_files
 from simmim.errors import UserError
@@ -208,7 +208,7 @@ def test_batches_are_the_same_for_any_number_of_workers(photographs, cache):
     def batches(kind: str, count: int) -> list:
         order = Order(samples=16, batch=3, accumulate=1, seed=5, epochs=2)
         dataset = crops(photographs, crops=2, cache=cache)
-        return list(read_batches(dataset, Remaining(order, 0), Way(kind, count)))
+        return list(read_batches(dataset, order.batches(0), Way(kind, count)))
 
     alone = batches("processes", 0)
     assert len(alone) == 10
@@ -222,7 +222,7 @@ def test_a_loader_leaves_the_default_generator_alone(photographs):
     order = Order(samples=8, batch=4, accumulate=1, seed=5, epochs=1)
     before = torch.get_rng_state()
     for way in (Way("processes", 0), Way("processes", 1), Way("threads", 2)):
-        list(read_batches(crops(photographs), Remaining(order, 0), way))
+        list(read_batches(crops(photographs), order.batches(0), way))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -325,7 +325,7 @@ def test_skipped_samples_are_not_decoded(photographs, monkeypatch):
     )
     order = Order(samples=8, batch=2, accumulate=1, seed=1, epochs=1)
     for count, way in enumerate((Way("processes", 0), Way("pause", 2), Way("threads", 2)), 1):
-        assert len(list(read_batches(crops(photographs), Remaining(order, 3), way))) == 1
+        assert len(list(read_batches(crops(photographs), order.batches(3), way))) == 1
         assert len(read) == 2 * count
 
 
@@ -365,7 +365,7 @@ def test_held_out_images_are_fixed_and_apart(photographs):
     assert files == split_files(dataclasses.replace(config, seed=9))
     assert len(files.validation) == 3
     assert sorted(files.train + files.validation) == sorted(find_images(photographs))
-    dataset = validation_crops(config, files.validation)
+    dataset = central_crops(config, files.validation, crops=config.val_crops)
     order = Order(samples=6, batch=4, accumulate=1, seed=1, epochs=1, keep_rest=True)
     batches = list(validation_batches(dataset, order, Way("pause", 2)))
     assert [(len(b.ids), count) for b, count in batches] == [(4, 4), (2, 2)]

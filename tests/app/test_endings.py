@@ -83,7 +83,7 @@ def test_images_that_vanish(photographs, tmp_path, monkeypatch, error, after):
         with pytest.raises(UserError, match=r"step-0000000\d\.pt, from which --resume goes on"):
             Trainer(config_of(photographs, out)).fit()
     assert step_of(out) == 5
-    state = checkpoint.load(checkpoint.newest(out / "checkpoints"))
+    state = checkpoint.load(checkpoint.numbered(out / "checkpoints")[-1])
     assert state["counters"]["bad"] == {}
     assert_resumes_to(photographs, out, tmp_path / "whole")
 

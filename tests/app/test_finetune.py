@@ -13,9 +13,9 @@ from simmim.models.classifier import Classifier
 from simmim.models.encoders import build_encoder
 from simmim.storage import checkpoint
 from simmim.training.finetune import Finetuner, mixing
+from simmim.training.metrics import read_metrics
 from simmim.training.optimizer import parameter_groups
 from simmim.training.reader import Reader
-from simmim.training.records import read_metrics
 
 from ..budget import assert_within_budget
 from .labels import finetuning, without

@@ -44,7 +44,7 @@ def test_the_advice_works_when_it_is_followed(photographs, tmp_path, capsys):
     grown = ("--warmup-epochs", 1.5, "--lr", 1e42)
     assert main(pretrain(photographs, out, *grown, "--precision", "bf16-mixed")) == 2
     line = last_line(capsys)
-    newest = checkpoint.newest(out / "checkpoints")
+    newest = checkpoint.numbered(out / "checkpoints")[-1]
     assert step_of(out) == 1
     assert f"{newest}, from which --resume goes on; lower --lr (now 1e+42), or use" in line
     assert "is no longer finite by update 2" in line
@@ -75,7 +75,7 @@ def test_the_advice_to_go_back_further(photographs, tmp_path, capsys):
     assert step_of(out) == 5
     assert "delete this checkpoint to go on from the one before" in last_line(capsys)
     assert main(pretrain(photographs, out, "--lr", 1e-4, "--resume")) == 2
-    checkpoint.newest(out / "checkpoints").unlink()
+    checkpoint.numbered(out / "checkpoints")[-1].unlink()
     assert main(pretrain(photographs, out, "--lr", 1e-4, "--resume")) == 0
     assert "from update 4 on: --epochs 3 instead of 2, --lr 0.0001" in capsys.readouterr().err
 

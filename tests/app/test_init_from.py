@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 
 import pytest
 import timm
@@ -183,6 +185,57 @@ def test_mistakes_cost_one_line(photographs, labelled, pretrained, tmp_path, cap
         error = capsys.readouterr().err.splitlines()[-1]
         assert words in error, error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_killed_before_the_first_checkpoint(command, photographs, labelled, tmp_path, start_simmim):
+    """Nothing but config.json tells then what the run was to begin with."""
+    model, file = theirs(tmp_path)
+    data, more = {"pretrain": (photographs, FAST), "finetune": (labelled, LABELLED)}[command]
+    out = tmp_path / "run"
+    start = (command, "--data", data, *ENCODER, *more, *STILL[:-2], "--img-size", 32, "--out", out)
+    start += ("--init-from", file, "--epochs", 10**5)
+    process = start_simmim(*start, stderr=subprocess.PIPE, text=True)
+    assert any("images: read by" in line for line in process.stderr)
+    process.kill()
+    process.wait()
+    assert not list(out.glob("checkpoints/*"))
+    assert run(command, "--out", out, "--resume", "--epochs", 1) == 0
+    name = "patch_embed.proj.weight"
+    assert torch.equal(loaded(out)[f"encoder.backbone.{name}"], model.state_dict()[name])
+
+
+def test_a_fine_tuning_goes_on_without_the_checkpoint_it_began_with(
+    labelled, pretrained, tmp_path, monkeypatch, capsys
+):
+    """Named from another folder, then moved: the run has weights of its own."""
+    monkeypatch.chdir(tmp_path)
+    out, began = tmp_path / "run", pretrained.relative_to(tmp_path)
+    start = ("finetune", "--data", labelled, "--out", out, *LABELLED, *STILL, "--checkpoint", began)
+    assert run(*start) == 0
+    pretrained.parents[1].rename(tmp_path / "moved")
+    assert run(*start, "--resume", "--epochs", 2) == 2
+    assert "has its weights: leave out --checkpoint" in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    assert run("finetune", "--out", out, "--resume", "--epochs", 2) == 0
+    assert json.loads((out / "config.json").read_text())["checkpoint"] == str(began)
+    other = ("--checkpoint", tmp_path / "moved/checkpoints/last.pt")
+    assert run("finetune", "--out", out, "--resume", "--epochs", 3, *other) == 2
+    assert f"--checkpoint {began}, not" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_name_its_preset(photographs, labelled, pretrained, tmp_path, capsys):
+    """What is not given is that of the run all the same."""
+    decoder = ("--decoder-width", 32, "--decoder-heads", 4, "--mask-unit", 8)
+    runs = {
+        "pretrain": ("--data", photographs, *ENCODER, "--img-size", 32, *decoder),
+        "finetune": ("--data", labelled, "--checkpoint", pretrained),
+    }
+    for command, arguments in runs.items():
+        start = (command, "--out", tmp_path / command, "--preset")
+        assert run(*start, "mae-vit-b", *arguments, "--accumulate", 1, *LABELLED, *STILL) == 0
+        assert run(*start, "mae-vit-b", "--resume", "--epochs", 2) == 0, capsys.readouterr().err
+        assert run(*start, "mae-vit-l", *arguments, "--resume", "--epochs", 3) == 2
 
 
 def test_a_finished_run_goes_on_longer(photographs, tmp_path, capsys):

@@ -12,6 +12,7 @@ from simmim.cli import main
 from simmim.data.classes import split_classes
 
 from .labels import finetuning
+from .sources import write, write_tiffs
 
 
 def test_each_class_is_split(labelled, tmp_path):
@@ -46,6 +47,52 @@ def test_a_pack_among_the_classes_is_none(labelled, tmp_path, capsys):
     classes = split_classes(finetuning(labelled, tmp_path))
     assert classes.names == ["dark", "gray", "light"]
     assert "left: 1 pack (not read)" in classes.summary[0]
+
+
+def test_packs_of_lists_in_any_order(labelled, tmp_path):
+    """Lists are shuffled; each image goes on having the class of its folder, in both parts."""
+    images = [path.relative_to(labelled) for path in sorted(labelled.rglob("*.png"))]
+    for name, part in (("train", images[::-2]), ("test", [*images[8::2], *images[:8:2]])):
+        (labelled / f"{name}.txt").write_text("\n".join(map(str, part)))
+        start = ["pack", "--data", labelled / f"{name}.txt", "--out", tmp_path / name]
+        assert main(list(map(str, start))) == 0
+    classes = split_classes(
+        finetuning(tmp_path / "train", tmp_path / "run", val_data=tmp_path / "test")
+    )
+    assert classes.names == ["dark", "gray", "light"]
+    for part in (classes.train, classes.test):
+        assert len(part.paths) == 9
+        for image, label in zip(part.paths, part.labels.tolist(), strict=True):
+            assert str(image).split("/")[-2] == classes.names[label]
+
+
+def test_a_pack_of_a_pack_keeps_the_classes(labelled, tmp_path, capsys):
+    """An image outside the class folders has none, and is counted."""
+    shutil.copy(labelled / "dark/0.png", labelled / "stray.png")
+    for data, name in ((labelled, "large"), (tmp_path / "large", "small")):
+        pack = {
+            "data": data,
+            "out": tmp_path / name,
+            "shortest_side": 36 if data == labelled else 20,
+        }
+        assert main(["pack", *flags(**pack)]) == 0
+    for data in (labelled, tmp_path / "large", tmp_path / "small"):
+        classes = split_classes(finetuning(data, tmp_path / "run"))
+        assert classes.names == ["dark", "gray", "light"] and len(classes.train.paths) == 12
+        assert "left: 1 image " in classes.summary[0], classes.summary
+
+
+def test_parts_of_a_data_set_are_no_classes_of_a_pack(labelled, tmp_path, capsys):
+    """As in folders: here of a list that names images of both parts."""
+    for part in ("train", "val"):
+        shutil.copytree(labelled, tmp_path / "data" / part)
+    images = [str(path) for path in sorted((tmp_path / "data").rglob("*.png"))]
+    (tmp_path / "data/list.txt").write_text("\n".join(images))
+    pack = {"data": tmp_path / "data/list.txt", "out": tmp_path / "pack"}
+    assert main(["pack", *flags(**pack)]) == 0
+    arguments = flags(data=tmp_path / "pack", encoder="cnn", device="cpu", out=tmp_path / "out")
+    assert main(["probe", *arguments]) == 2
+    assert "train/, which is a part of a data set and no class" in capsys.readouterr().err
 
 
 def flags(**values: object) -> list[str]:
@@ -111,6 +158,44 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
     assert (status, err.count("\n")) == (2, 1), err
     assert err.startswith("simmim: ")
     assert words in err
+
+
+def test_colours_of_bands_are_not_distorted(tmp_path, capsys):
+    """What the images are is known by the statistics or the checkpoint alone, or set by a preset."""
+    data = write_tiffs(tmp_path)
+    for number, path in enumerate(sorted(data.iterdir())):
+        (data / f"class{number % 2}").mkdir(exist_ok=True)
+        path.rename(data / f"class{number % 2}" / path.name)
+    stats, out = tmp_path / "stats.json", tmp_path / "run"
+    assert main(["stats", *flags(data=data, out=stats)]) == 0
+    start = ["finetune", *flags(data=data, workers=0, device="cpu", batch_size=4, epochs=1)]
+    small = flags(encoder="cnn", img_size=16, stats=stats)
+    assert main([*start, *small, *flags(out=out, warmup_epochs=0, drop_path=0)]) == 0
+    policy = flags(auto_augment="rand-m9-mstd0.5-inc1", out=tmp_path / "distorted")
+    published = ["--preset", "mae-vit-b", "--out", str(tmp_path / "published")]
+    began = flags(checkpoint=out / "checkpoints/last.pt")
+    for arguments in ([*small, *policy], [*began, *policy], [*small, *published]):
+        capsys.readouterr()
+        assert main([*start, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "--auto-augment is for 8-bit images of 1 or 3 channels" in error, error
+
+
+def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
+    arguments = flags(data=labelled, checkpoint=pretrained, preset="vit-b", out=tmp_path / "run")
+    assert main(["finetune", *arguments]) == 2
+    words = "--preset vit-b is for checkpoints of pretrain --preset vit-b"
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["saved dataset of images", "zarr group", "tar shards"])
+def test_labels_elsewhere_than_in_folders(name, tmp_path, capsys):
+    data = write(name, tmp_path / "source")
+    capsys.readouterr()
+    arguments = flags(data=data, encoder="cnn", device="cpu", out=tmp_path / "out")
+    assert main(["probe", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "make a pack with simmim pack --labels" in error, error
 
 
 def test_nothing_to_start_from(labelled, capsys):

@@ -15,8 +15,8 @@ from PIL import Image
 
 from experiments import learn, learn_data, learn_page
 from simmim.config.pretrain import PretrainConfig
+from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
-from simmim.training.records import read_metrics
 from tests.budget import assert_within_budget
 
 pytestmark = pytest.mark.slow

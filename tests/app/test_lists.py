@@ -9,7 +9,7 @@ import pytest
 
 from simmim.cli import main
 from simmim.config.images import SourceConfig
-from simmim.data.sources import find_source
+from simmim.data.sources import find_source, read_columns
 
 from .sources import PICTURES, png, write_pictures
 
@@ -104,3 +104,15 @@ def test_folders_above_a_list_are_no_classes_of_its_pack(tmp_path):
     assert main(["pack", "--data", str(tmp_path / "lists/list.txt"), "--out", str(pack)]) == 0
     rows = csv.DictReader((pack / "index.csv").open(newline=""))
     assert [row["label"] for row in rows] == ["own", "", ""]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_end_as_on_any_system(end, encoding, tmp_path):
+    table = tmp_path / "list.csv"
+    # with more of another separator than there are in the header
+    table.write_bytes(
+        end.join(["path,label", "a;b;c;d;e;f.png,1", '"e,f.png",2', ""]).encode(encoding)
+    )
+    paths = ["a;b;c;d;e;f.png", "e,f.png"]
+    assert read_columns(table, "path", "label") == (paths, ["1", "2"])

@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from simmim.cli import main
+from simmim.config.labels import FinetuneConfig
+from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
+from simmim.evaluation import probe as probe_module
 from simmim.evaluation.probe import probe
 from simmim.models.classifier import block_features, completed, start
 from simmim.models.encoders import build_encoder
 from simmim.models.published import normalized
 from simmim.models.simmim import channel_statistics
+from simmim.training.finetune import Finetuner
+from simmim.training.pretrain import Trainer
 
 from ..budget import assert_within_budget
+from .conftest import TINY
 from .labels import probing
 
 FAMILIES = {
@@ -79,6 +86,29 @@ def test_probing_blocks(labelled, pretrained, tmp_path):
     assert chance.linear < 1.0
     with pytest.raises(UserError, match="has blocks 1 to 2"):
         probe(dataclasses.replace(config, blocks=(3,)))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_images_are_read_as_for_simmim_features(command, labelled, tmp_path, monkeypatch):
+    """As the checkpoint was trained: with bicubic crops, of test images a smaller part."""
+    settings = {**TINY, "data": labelled, "out": tmp_path / "run", "epochs": 1, "batch_size": 8}
+    settings |= {"interpolation": "bicubic"}
+    if command == "pretrain":
+        trainer = Trainer(PretrainConfig(**settings))
+    else:
+        del settings["mask_unit"]
+        trainer = Finetuner(FinetuneConfig(**settings, test_crop=0.7))
+    checkpoint, measured, genuine = trainer.fit().checkpoint, [], probe_module.measure
+    monkeypatch.setattr(
+        probe_module, "measure", lambda *a: measured.extend((a[1], a[3])) or genuine(*a)
+    )
+    probe(probing(labelled, tmp_path / "probe", checkpoint=checkpoint))
+    out = tmp_path / "features.npy"
+    start = ("features", "--checkpoint", checkpoint, "--data", labelled, "--out", out)
+    assert main([*map(str, start), "--workers", "0", "--device", "cpu"]) == 0
+    found, expected = np.concatenate(measured), np.load(out)
+    order = [array[np.lexsort(array.T)] for array in (found, expected)]
+    np.testing.assert_allclose(*order, rtol=1e-5, atol=1e-6)
 
 
 def test_probing_leaves_out_what_cannot_be_read(labelled, tmp_path, capsys):

@@ -18,7 +18,7 @@ from torch import Tensor
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.storage import checkpoint
-from simmim.training.records import read_metrics
+from simmim.training.metrics import read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import environment, write_photographs
@@ -170,7 +170,7 @@ def test_images_that_vanish_stop_all_at_the_same_update_and_are_saved(single, tm
     for process in processes:
         process.join(100)
     assert [process.exitcode for process in processes] == [1, 1]
-    newest = checkpoint.load(checkpoint.newest(config.out / "checkpoints"))
+    newest = checkpoint.load(checkpoint.numbered(config.out / "checkpoints")[-1])
     assert newest["update"] == int(read_metrics(metrics)[-1]["update"]) > 0
 
 
@@ -196,7 +196,7 @@ def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_p
         text=True,
     )
     try:
-        while checkpoint.newest(out / "checkpoints") is None:
+        while not checkpoint.numbered(out / "checkpoints"):
             assert job.poll() is None, job.stderr.read()
             time.sleep(0.05)
         os.kill(second_process(job.pid), signal.SIGKILL)
@@ -205,7 +205,7 @@ def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_p
         job.terminate()  # which torchrun hands on to those that it started
     assert job.returncode != 0
     line = next(line for line in errors.splitlines() if "lost another" in line)
-    newest = checkpoint.newest(out / "checkpoints")
+    newest = checkpoint.numbered(out / "checkpoints")[-1]
     assert line.startswith("process 0 of 2")
     assert f"the newest checkpoint is {newest}, from which --resume goes on" in line
     assert checkpoint.load(newest)["update"] > 0

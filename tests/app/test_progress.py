@@ -46,7 +46,7 @@ def test_silence_is_broken_after_a_while(monkeypatch, capsys):
 
 
 def test_other_processes_show_nothing(tmp_path, capsys):
-    records = NoRecords(tmp_path, 0, 10, 4)
+    records = NoRecords(10, 0, 4)
     records.say("line")
     records.advance(1)
     records.note(1, "line")

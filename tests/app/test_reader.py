@@ -15,7 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
-from simmim.data.order import Order, Remaining
+from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches, ways
 from simmim.training.reader import PERIOD, Reader, _Usage
 
@@ -59,7 +59,7 @@ def test_threads_read_ahead_on_a_core_each_and_give_way(dataset, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        batches = read_batches(dataset, Remaining(ORDER, 0), Way("threads", 2))
+        batches = read_batches(dataset, ORDER.batches(0), Way("threads", 2))
         while len(seen) < 4:
             time.sleep(0.01)
         # two batches, before any was asked for
@@ -102,7 +102,7 @@ def test_threads_that_read_in_the_pauses_are_not_ahead(dataset, monkeypatch):
 
     monkeypatch.setattr("simmim.data.crops.read_image", read)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    batches = read_batches(dataset, Remaining(ORDER, 0), Way("pause", 2))
+    batches = read_batches(dataset, ORDER.batches(0), Way("pause", 2))
     for count in (2, 4):
         next(batches)
         time.sleep(0.05)
@@ -202,7 +202,7 @@ def test_images_go_to_the_gpu_beside_its_work(dataset):
 
 def test_a_process_that_is_killed_before_its_batch_is_taken_is_named(dataset):
     """What it has put into the queue is fetched from it, which then fails in any of several ways."""
-    batches = read_batches(dataset, Remaining(ORDER, 0), Way("processes", 1))
+    batches = read_batches(dataset, ORDER.batches(0), Way("processes", 1))
     next(batches)
     time.sleep(0.5)  # for two more
     (process,) = multiprocessing.active_children()
@@ -217,7 +217,7 @@ def test_a_process_that_is_killed_before_its_batch_is_taken_is_named(dataset):
 def test_a_process_that_ends_while_its_batch_is_taken_is_named(dataset, error, monkeypatch):
     """The connection breaks a moment before the system says that the process has ended, a race that
     cannot be had at will."""
-    batches = read_batches(dataset, Remaining(ORDER, 0), Way("processes", 1))
+    batches = read_batches(dataset, ORDER.batches(0), Way("processes", 1))
 
     def fail(self):
         raise error

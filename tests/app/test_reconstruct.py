@@ -16,7 +16,7 @@ from simmim.evaluation.plot import (
     reconstruction_picture,
 )
 from simmim.models.simmim import SimMIM, channel_statistics
-from simmim.training.records import MetricsFile
+from simmim.training.metrics import MetricsFile
 from simmim_kernels import random_mask
 
 SIZE = (32, 48)

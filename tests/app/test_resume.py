@@ -16,8 +16,8 @@ import torch
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.storage import checkpoint
+from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
-from simmim.training.records import read_metrics
 
 from .conftest import TINY, write_photographs
 from .runs import start, train
@@ -176,7 +176,7 @@ def test_resume_asks_for_the_same_settings(photographs, tmp_path):
     with pytest.raises(UserError, match="the images are not those"):
         Trainer(again)
     Trainer(dataclasses.replace(config, overwrite=True))
-    assert checkpoint.newest(config.out / "checkpoints") is None
+    assert not checkpoint.numbered(config.out / "checkpoints")
 
 
 def test_only_the_newest_checkpoints_stay(photographs, tmp_path):
@@ -204,5 +204,4 @@ def wait_for_checkpoint(out: Path, after: int, process) -> None:
 
 
 def step_of(out: Path) -> int:
-    path = checkpoint.newest(out / "checkpoints")
-    return int(path.stem.removeprefix("step-")) if path else -1
+    return max(map(checkpoint.step_of, checkpoint.numbered(out / "checkpoints")), default=-1)

@@ -11,8 +11,8 @@ import torch
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.storage import checkpoint
+from simmim.training.metrics import MetricsFile, read_metrics
 from simmim.training.pretrain import Trainer
-from simmim.training.records import MetricsFile, read_metrics
 
 from ..budget import assert_within_budget
 from .conftest import TINY
@@ -155,7 +155,7 @@ def test_a_lost_loss_stops_the_run_and_saves_nothing(photographs, tmp_path):
     trainer.optimizer.step = poison
     with pytest.raises(UserError, match="no longer finite"):
         trainer.fit()
-    state = checkpoint.load(checkpoint.newest(config.out / "checkpoints"))
+    state = checkpoint.load(checkpoint.numbered(config.out / "checkpoints")[-1])
     assert state["update"] == 1
 
 

@@ -56,7 +56,7 @@ class PredictConfig(InferenceConfig, ApplyConfig):
 @dataclass(frozen=True)
 class FeaturesConfig(InferenceConfig, ApplyConfig):
     """Write what a trained encoder makes of each image: the mean over the patch tokens, of a fine-tuned
-    model what its classifier sees. The largest central part of each image is used."""
+    model what its classifier sees. The central part of each image is used, as in testing."""
 
     out: Path = Path("features.npy")
     """The file to write. NAME.npy: float32 (images, width), and beside it NAME.csv with the file of each

@@ -15,25 +15,15 @@ from simmim.errors import UserError
 
 
 def check_conflicts(config: object, defaults: object | None = None) -> None:
-    """Refuse settings of one command that contradict each other.
-
-    Args:
-        config: the settings of any command.
-        defaults: the same before the command line changed it; by default the class's defaults.
-
-    Raises:
-        UserError: two settings of which one must go.
-    """
-    given = _given(config, defaults)
-    has = _values(config)
-    for text in _conflicts(config, given, has):
+    """Raise ``UserError`` for settings of one command that contradict each other; ``defaults`` are
+    those before the command line changed them, without it the class's."""
+    for text in _conflicts(config, _given(config, defaults)):
         raise UserError(text)
 
 
 def remarks(config: object) -> list[str]:
     """A line for each setting of a training run that has no effect or an unexpected one."""
-    has = _values(config)
-    lines = []
+    has, lines = vars(config).get, []
     if 0 < has("epochs", 0) <= has("warmup_epochs", 0):
         lines.append(
             f"the warm-up of {config.warmup_epochs:g} epochs is as long as the run of "
@@ -76,7 +66,8 @@ def _idle(has: Callable[..., Any]) -> Iterator[tuple[str, str]]:
         yield "show_bands", "without --picture"
 
 
-def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any]) -> Iterator[str]:
+def _conflicts(config: Any, given: Callable[[str], bool]) -> Iterator[str]:
+    has = vars(config).get
     if has("resume") and has("overwrite"):
         yield "--resume goes on with the run in --out, --overwrite deletes it: give one of them"
     if has("checkpoint") and has("init_from"):
@@ -88,7 +79,8 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
                     f"{flag(name)} holds images of --data out, --val-data brings others: give one "
                     "of them"
                 )
-    yield from _learning_rates(config, has)
+    if has("lr") is not None:
+        yield from _learning_rates(config)
     demo = has("preset") == "demo" and has("data") is None
     if demo:
         for name in ("val_data", "val_count"):
@@ -114,9 +106,7 @@ def _conflicts(config: Any, given: Callable[[str], bool], has: Callable[..., Any
         yield "--head-order is about a head, and an encoder alone has none: leave it out"
 
 
-def _learning_rates(config: Any, has: Callable[..., Any]) -> Iterator[str]:
-    if has("lr") is None:
-        return
+def _learning_rates(config: Any) -> Iterator[str]:
     if config.schedule == "multistep" and not config.milestones:
         yield "--schedule multistep drops the learning rate at --milestones: give some, in epochs"
     early = [m for m in config.milestones if m < config.warmup_epochs]
@@ -135,10 +125,6 @@ def _learning_rates(config: Any, has: Callable[..., Any]) -> Iterator[str]:
             f"--warmup-lr {config.warmup_lr:g} is larger than --lr {config.lr:g}: give a "
             "--warmup-lr of at most --lr"
         )
-
-
-def _values(config: object) -> Callable[..., Any]:
-    return lambda name, otherwise=None: getattr(config, name, otherwise)
 
 
 def _given(config: object, defaults: object | None) -> Callable[[str], bool]:

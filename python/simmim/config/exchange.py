@@ -43,6 +43,14 @@ class ImportConfig:
     channels: int = 3
     """Channels of the images."""
 
+    mean: tuple[float, ...] = ()
+    """Mean of each channel that the file's model subtracts, in the units of the files' numbers (timm and
+    transformers state it by 255); default what preprocessor_config.json of transformers or config.json
+    of timm beside it says, else ImageNet's."""
+
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel, in the units of --mean."""
+
     project: Literal["auto"] | Project = "auto"
     """The project whose names the file has; auto recognises it. mae: facebookresearch/mae."""
 

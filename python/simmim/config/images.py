@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from simmim.config.conflicts import check_conflicts
 from simmim.config.numbers import check_numbers, flag
@@ -18,7 +19,9 @@ PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
 PERCENTILES = (1, 2, 50, 98, 99)
 #: settings that --stats sets
 MEASURED = ("channels", "bands", "layout", "pixel_type", "mean", "std", "low", "high", "nodata")
-#: settings that commands take over from a checkpoint
+#: settings that describe an encoder, which commands take over from a checkpoint
+ENCODER = ("encoder", "encoder_args", "img_size", "channels")
+#: settings of images that they take over too
 BROUGHT = (
     *("bands", "layout", "pixel_type", "mean", "std", "low", "high", "clip_percentile"),
     *("nodata", "nodata_share"),
@@ -131,11 +134,8 @@ class ImageConfig(SourceConfig):
         return (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
 
     def check(self) -> None:
-        """Refuse numbers that make no sense and settings that contradict each other.
-
-        Raises:
-            UserError: one of them.
-        """
+        """Raise ``UserError`` for numbers that make no sense and settings that contradict each
+        other."""
         check_numbers(self)
         check_conflicts(self, self.defaults())
         self.check_images()
@@ -145,17 +145,9 @@ class ImageConfig(SourceConfig):
         return None
 
     def check_images(self, *, measured: bool = False) -> None:
-        """Refuse settings about images that contradict each other.
-
-        Args:
-            measured: whether what --stats brings is there.
-
-        Raises:
-            UserError: one of them.
-        """
+        """Raise ``UserError`` for settings about images that contradict each other; ``measured``
+        says whether what --stats brings is there."""
         self.check_source()
-        if not 0 <= self.nodata_share <= 1:
-            raise UserError(f"--nodata-share must be between 0 and 1, not {self.nodata_share:g}")
         if self.clip_percentile and self.stats is None and not self.low:
             raise UserError("--clip-percentile takes its values from --stats: give that too")
         if self.clip_percentile and not self.clip_percentile[0] < self.clip_percentile[1]:
@@ -188,6 +180,11 @@ class ImageConfig(SourceConfig):
             raise UserError("--low is larger than --high in some channel: give smaller numbers")
 
 
+def values_of(config: object, names: Iterable[str]) -> dict[str, Any]:
+    """The settings called ``names`` of ``config``."""
+    return {name: getattr(config, name) for name in names}
+
+
 def check_nodata(nodata: str, pixel_type: str) -> None:
     """Raise ``UserError`` where no number of ``pixel_type`` can be ``nodata``, which would have no
     effect. NaN may always be asked for."""
@@ -216,16 +213,13 @@ Config = TypeVar("Config", bound=ImageConfig)
 
 def how_to_measure(config: ImageConfig) -> str:
     """The commands that measure images and use what was measured."""
-    more = "".join(
-        f" {flag(name)} {value}"
-        for name, value in (
-            ("bands", ",".join(map(str, config.bands))),
-            ("layout", "" if config.layout == "auto" else config.layout),
-            ("column", config.column),
-            ("nodata", config.nodata),
-        )
-        if value
-    )
+    given = {
+        "bands": ",".join(map(str, config.bands)),
+        "layout": config.layout.removeprefix("auto"),
+        "column": config.column,
+        "nodata": config.nodata,
+    }
+    more = "".join(f" {flag(name)} {value}" for name, value in given.items() if value)
     return (
         f"run  simmim stats --data {config.data}{more} --out stats.json  and add --stats stats.json"
     )

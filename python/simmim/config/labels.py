@@ -53,7 +53,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders; or a pack of such a folder."""
+    each with the class folders; or a pack of such a folder, or with --labels of a table."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""
@@ -122,10 +122,13 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
         return FINETUNE_PRESETS.get(self.preset)
 
-    def check(self) -> None:
-        super().check()
+    def check_images(self, *, measured: bool = False) -> None:
+        super().check_images(measured=measured)
         if self.auto_augment and (self.pixel_type != "uint8" or self.channels not in (None, 1, 3)):
-            raise UserError("--auto-augment is for 8-bit images of 1 or 3 channels: leave it out")
+            raise UserError(
+                "--auto-augment is for 8-bit images of 1 or 3 channels: leave it out, or give "
+                "--auto-augment '' beside a --preset"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,13 @@ class ProbeConfig(InferenceConfig, LabelledConfig):
 
     overwrite: bool = False
     """Replace the results that an earlier probe left in --out."""
+
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Interpolation of the central crops, antialiased; default that of the checkpoint, else bilinear."""
+
+    test_crop: float | None = None
+    """Side of the central crops relative to the image's shorter side; default that of a fine-tuned
+    checkpoint, else 1."""
 
     blocks: tuple[int, ...] = ()
     """Blocks to probe, counted from 1; default the last, whose tokens pass the final norm. 0: all

@@ -9,71 +9,53 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from simmim.errors import UserError
 
-
-class _Rule(NamedTuple):
-    """What must hold for the numbers called ``names``, in words and as a condition."""
-
-    words: str
-    holds: Callable[[float], bool]
-    names: tuple[str, ...]
-
-
-_RULES = (
-    _Rule(
+#: what must hold for numbers, in words and as a condition, and the settings that hold them
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
         "at least 1",
         lambda number: number >= 1,
-        (
-            *("epochs", "batch_size", "accumulate", "crops_per_image", "val_crops", "val_every"),
-            *("save_every", "keep", "neighbours", "count", "channels", "img_size", "mask_unit"),
-            *("top", "target_window", "decoder_width", "decoder_depth", "decoder_heads"),
-            *("source_img_size", "source_window"),
-        ),
+        "epochs batch_size accumulate crops_per_image val_crops val_every save_every keep neighbours count "
+        "channels img_size mask_unit top target_window decoder_width decoder_depth decoder_heads "
+        "source_img_size source_window",
     ),
-    _Rule(
+    (
         "at least 0",
         lambda number: 0 <= number < math.inf,
-        (
-            *("log_every", "workers", "val_count", "picture", "per_class", "lr", "warmup_lr"),
-            *("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "head_scale"),
-            "milestones",
-        ),
+        "log_every workers val_count picture per_class lr warmup_lr min_lr warmup_epochs weight_decay clip "
+        "mixup cutmix head_scale milestones shortest_side",
     ),
-    _Rule("between 0 and 1", lambda number: 0 <= number <= 1, ("flip", "drop_path", "erase")),
-    _Rule(
-        "at least 0 and less than 1",
-        lambda number: 0 <= number < 1,
-        ("smoothing", "second_ratio", "betas"),
+    (
+        "between 0 and 1",
+        lambda number: 0 <= number <= 1,
+        "flip drop_path erase mask_ratio nodata_share",
     ),
-    _Rule(
+    ("at least 0 and less than 1", lambda number: 0 <= number < 1, "smoothing second_ratio betas"),
+    (
         "greater than 0 and at most 1",
         lambda number: 0 < number <= 1,
-        ("layer_decay", "test_crop", "gamma"),
+        "layer_decay test_crop gamma",
     ),
-    _Rule("greater than 0 and less than 1", lambda number: 0 < number < 1, ("val_share",)),
-    _Rule("greater than 0", lambda number: 0 < number < math.inf, ("strength",)),
+    ("greater than 0 and less than 1", lambda number: 0 < number < 1, "val_share"),
+    ("greater than 0", lambda number: 0 < number < math.inf, "strength"),
     # each is a process
-    _Rule("at most 1024", lambda number: number <= 1024, ("workers",)),
+    ("at most 1024", lambda number: number <= 1024, "workers"),
     # samples of an epoch are listed in memory
-    _Rule("at most 1000000", lambda number: number <= 10**6, ("crops_per_image", "val_crops")),
+    ("at most 1000000", lambda number: number <= 10**6, "crops_per_image val_crops"),
     # what the masks' seed can hold
-    _Rule("between 0 and 2**63 - 1", lambda number: 0 <= number < 2**63, ("seed",)),
+    ("between 0 and 2**63 - 1", lambda number: 0 <= number < 2**63, "seed"),
 )
 #: largest value of the second of two numbers
 _RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf}
 
 
 def check_numbers(config: object) -> None:
-    """Hold the fields of ``config`` that have a rule to it.
-
-    Raises:
-        UserError: a number that its rule does not allow.
-    """
+    """Raise ``UserError`` for a number in a field of ``config`` that the field's rule does not
+    allow."""
     for words, holds, names in _RULES:
-        for name in names:
+        for name in names.split():
             for value in _numbers(getattr(config, name, None)):
                 if not holds(value):
                     raise UserError(f"{flag(name)} must be {words}, not {value}")

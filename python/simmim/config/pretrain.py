@@ -125,16 +125,16 @@ class PretrainConfig(RunConfig):
             check_show_bands(self.show_bands, self.channels)
         if not self.normalize and self.pixel_type != "uint8":
             raise UserError("--no-normalize is for 8-bit images: leave it out")
-        if self.target_norm != "none" and not self.normalize:
+        if not self.normalize and self.target_norm != "none":
             raise UserError("--target-norm needs targets beyond [0, 1]: leave out --no-normalize")
-        if self.target == "hog" and not self.normalize:
+        if not self.normalize and self.target == "hog":
             raise UserError("--target hog predicts no pixels in [0, 1]: leave out --no-normalize")
         if self.target == "hog" and self.target_norm == "window":
             raise UserError(
                 "--target-norm window is for pixels, --target hog has none: leave it out"
             )
-        if self.target_window < 1 or self.target_window % 2 == 0:
-            raise UserError(f"--target-window must be odd and positive, not {self.target_window}")
+        if self.target_window % 2 == 0:
+            raise UserError(f"--target-window must be odd, not {self.target_window}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ Config = TypeVar("Config", bound="RunConfig")
 
 #: fields of a type that JSON does not know
 _PATHS = ("data", "out", "val_data", "checkpoint", "stats", "init_from")
+#: what weights a run begins with, which a run that has a checkpoint no longer reads
+STARTED_FROM = ("checkpoint", "init_from")
 
 
 #: presets of published recipes, of pre-training and of fine-tuning
@@ -193,11 +195,7 @@ class RunConfig(ImageConfig):
 
     @classmethod
     def from_json(cls: type[Config], text: str) -> Config:
-        """Inverse of ``to_json``.
-
-        Raises:
-            UserError: settings that another version wrote.
-        """
+        """Inverse of ``to_json``; raises ``UserError`` for settings that another version wrote."""
         values = {**json.loads(text)}
         unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:

@@ -55,6 +55,11 @@ class PackConfig(ScanConfig):
     out: Path = Path("pack")
     """The folder to write. If --data holds train/ and val/ or test/, it gets one pack for each."""
 
+    labels: str = ""
+    """What holds the class of each image: a column of the table, an array of the zarr group, or, in tar
+    archives, the ending of the files beside the images, for example cls. Default: the first folder in an
+    image's name."""
+
     shortest_side: int = 0
     """Reduce images so that their shortest side has this many pixels, antialiased; smaller ones stay
     as they are. 0: keep all pixels."""
@@ -65,8 +70,6 @@ class PackConfig(ScanConfig):
     def check(self) -> None:
         """Refuse settings that make no sense; raises ``UserError``."""
         super().check()
-        if self.shortest_side < 0:
-            raise UserError(f"--shortest-side must be at least 0, not {self.shortest_side}")
         if self.shortest_side and self.nodata:
             raise UserError(
                 "--shortest-side would mix pixels without data into others: leave out one of it and "

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
+from simmim.data.item import Source
+from simmim.data.tables import label_text
 from simmim.errors import UserError, first_line, require
 
 
-class ArraySource:
-    """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store.
+class ArraySource(Source):
+    """``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` in an npy file or a zarr store; raises
+    ``UserError`` for one that cannot be opened or holds no such array.
 
     Args:
         path: the file, or the folder of a store.
-        column: the array's name in a zarr group.
-
-    Attributes:
-        in_group: whether it is one of a zarr group.
-
-    Raises:
-        UserError: it cannot be opened, or holds no such array.
+        column: the array's name where the store is a group, which ``in_group`` tells.
     """
 
     def __init__(self, path: Path, column: str = "") -> None:
@@ -30,31 +28,35 @@ class ArraySource:
         self._process, self._array = -1, None
         array = self._open()
         self.in_group = bool(getattr(array, "path", ""))
+        many = "are (N, H, W), (N, C, H, W) or (N, H, W, C)"
         if array.ndim not in (3, 4):
-            raise UserError(
-                f"{path} is an array of {array.ndim} dimensions: many images are (N, H, W), "
-                "(N, C, H, W) or (N, H, W, C)"
-            )
+            raise UserError(f"{path} is an array of {array.ndim} dimensions: many images {many}")
         if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
             size = " x ".join(map(str, array.shape))
             raise UserError(
-                f"{path} is an array of {size}: one image (H, W, C), it seems. Many are (N, H, W), "
-                "(N, C, H, W) or (N, H, W, C): put it into an array with array[None]"
+                f"{path} is an array of {size}: one image (H, W, C), it seems. Many {many}: put it into "
+                "an array with array[None]"
             )
-        self._count = len(array) if hasattr(array, "__len__") else array.shape[0]
-        self._bytes = int(np.prod(array.shape[1:])) * array.dtype.itemsize
+        self._count, *image = array.shape
+        self._bytes = math.prod(image) * array.dtype.itemsize
 
     def __len__(self) -> int:
         return self._count
-
-    def name(self, number: int) -> str:
-        return f"[{number}]"
 
     def size(self, number: int) -> int:
         return self._bytes
 
     def read(self, number: int) -> np.ndarray:
         return self._open()[number]
+
+    def labels(self, name: str) -> list[str]:
+        """The classes in another array of the group, one for each image."""
+        array = _open(self.path, name)
+        if array.shape != (self._count,):
+            raise UserError(
+                f"{self.path} has {self._count} images, and --labels {name} {array.shape}"
+            )
+        return [label_text(self.path, value) for value in array[:].tolist()]
 
     def _open(self):
         """The array, opened once in each process: zarr's threads do not outlive a fork."""
@@ -69,7 +71,7 @@ def _open(path: Path, column: str):
             # np.load takes whatever is no npy file for a pickle and advises to run it
             return np.lib.format.open_memmap(path, mode="r")
         found = require("zarr", "data").open(str(path), mode="r")
-    except (OSError, ValueError, EOFError, FileNotFoundError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be opened: {first_line(error)}") from error
     if not hasattr(found, "ndim"):
         names = sorted(name for name, _ in found.arrays())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from simmim.config.run import RunConfig
-from simmim.data.bands import Picture
-from simmim.data.cropping import AUGMENT, Crop, Cropping, Draw, random_numbers
+from simmim.data.cropping import AUGMENT, Draw, random_numbers
 from simmim.errors import UserError, first_line, require
 from simmim.models.simmim import channel_statistics
 
@@ -24,36 +24,35 @@ RandomErasing = require("timm.data.random_erasing").RandomErasing
 _LOCK = threading.Lock()
 
 
-class Augmented:
-    """Crops as ``cropping`` draws them, then distorted in colour and shape, then partly erased.
+class Augmentation:
+    """Distorts crops in colour and shape, then erases a part of some; raises ``UserError`` for a
+    policy that timm does not know.
 
     Args:
-        cropping: whose crops are augmented, of 8-bit gray or RGB images where ``policy`` is given.
-        policy: timm's words for RandAugment or AutoAugment; empty for none.
+        size, seed: as of ``Cropping``.
+        policy: timm's words for RandAugment or AutoAugment, for 8-bit gray or RGB; empty for none.
         erase: probability that a rectangle becomes noise.
         mean, std: of the channels in the numbers that the images hold: of what lies outside a
             distorted image, and of the noise.
         bicubic: distort with bicubic interpolation, else bilinear.
-
-    Raises:
-        UserError: a policy that timm does not know.
     """
 
     def __init__(
         self,
-        cropping: Cropping,
+        size: tuple[int, int],
+        seed: int,
         policy: str,
         erase: float,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         bicubic: bool,
     ) -> None:
-        self.cropping, self.size, self.seed = cropping, cropping.size, cropping.seed
+        self.seed = seed
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.distort: Callable[[Image.Image], Image.Image] | None = None
         if policy:
             hints = {
-                "translate_const": int(min(self.size) * 0.45),
+                "translate_const": int(min(size) * 0.45),
                 "img_mean": tuple(min(255, round(value)) for value in mean),
                 "interpolation": Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR,
             }
@@ -69,25 +68,15 @@ class Augmented:
                 raise UserError(
                     f"--auto-augment {policy}: timm does not take it: {first_line(error)}"
                 ) from None
+            policies = getattr(self.distort, "policy", None) or [self.distort.ops]
+            for operation in itertools.chain(*policies):
+                if operation.aug_fn is auto_augment.posterize:
+                    operation.aug_fn = _posterize
         self.erase = RandomErasing(erase, mode="const", device="cpu") if erase else None
 
-    def __call__(self, image: Picture, *draw: int) -> Crop:
-        """As ``Cropping``."""
-        crop, with_data = self.cropping(image, *draw)
-        return Crop(self._augment(crop, Draw(*draw)), with_data)
-
-    def takes_several(self, image: Picture) -> bool:
-        """As ``Cropping``."""
-        return self.cropping.takes_several(image)
-
-    def several(self, images: Sequence[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """As ``Cropping``."""
-        crops = self.cropping.several(images, draws)
-        return [self._augment(crop, draw) for crop, draw in zip(crops, draws, strict=True)]
-
-    def _augment(self, crop: Tensor, draw: Draw) -> Tensor:
-        epoch, sample = draw.epoch, draw.sample
-        rng = random_numbers(AUGMENT, self.seed, epoch, sample)
+    def __call__(self, crop: Tensor, draw: Draw) -> Tensor:
+        """A crop ``(C, H, W)`` as it is augmented in ``draw``."""
+        rng = random_numbers(AUGMENT, self.seed, draw.epoch, draw.sample)
         # the model draws from PyTorch's generator meanwhile, which is left alone
         with _LOCK:
             states = random.getstate(), np.random.get_state()
@@ -115,14 +104,23 @@ class Augmented:
         return torch.from_numpy(pixels).permute(2, 0, 1)[: len(crop)].contiguous()
 
 
-def augmented(cropping: Cropping, config: RunConfig) -> Cropping | Augmented:
-    """``cropping`` with what ``config`` adds to it, if anything."""
+def _posterize(image: Image.Image, bits: int, **more: object) -> Image.Image:
+    """timm's. The published policies keep 0 bits now and then, which Pillow made black and refuses since
+    version 13."""
+    if not bits:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits, **more)
+
+
+def augmentation(config: RunConfig) -> Augmentation | None:
+    """What ``config`` does to crops, if anything."""
     policy, erase = getattr(config, "auto_augment", ""), getattr(config, "erase", 0.0)
     if not policy and not erase:
-        return cropping
+        return None
     mean, std = config.mean, config.std
     if not mean:
         mean, std = (
             tuple(255 * value for value in values) for values in channel_statistics(config.channels)
         )
-    return Augmented(cropping, policy, erase, mean, std, config.interpolation == "bicubic")
+    bicubic = config.interpolation == "bicubic"
+    return Augmentation(config.size, config.seed, policy, erase, mean, std, bicubic)

@@ -10,6 +10,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,29 +43,24 @@ UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
 _EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
+@dataclass(frozen=True)
 class Window:
     """An image ``(C, H, W)`` that reads only the parts it is indexed with.
 
-    Args:
-        shape: ``(C, H, W)``.
-        dtype: name of the numbers' type, one of ``PIXEL_TYPES``.
+    Attributes:
         load: gives the part of the rows ``top:bottom`` and the columns ``left:right``.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        dtype: str,
-        load: Callable[[int, int, int, int], np.ndarray],
-    ) -> None:
-        self.shape, self.dtype, self._load = shape, getattr(torch, dtype), load
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    load: Callable[[int, int, int, int], np.ndarray]
 
     def __getitem__(self, part: tuple[slice, slice, slice]) -> Tensor:
         """``image[:, top:bottom, left:right]``."""
         (top, bottom, _), (left, right, _) = (
             s.indices(size) for s, size in zip(part[1:], self.shape[1:], strict=True)
         )
-        return _tensor(self._load(top, bottom, left, right))
+        return _tensor(self.load(top, bottom, left, right))
 
 
 Picture = Tensor | Window
@@ -76,10 +72,7 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 def choose_bands(dtype: np.dtype | str, bands: int, wanted: Reading) -> list[int]:
     """The places of the bands that become channels; one band becomes gray or RGB, as is wanted.
-
-    Raises:
-        OtherContentsError: numbers of another type, or other bands, than are wanted.
-    """
+    Raises ``OtherContentsError`` for numbers of another type, or other bands, than are wanted."""
     name = np.dtype(dtype).name
     kept = KEPT.get(name)
     if kept is None:
@@ -102,11 +95,8 @@ def choose_bands(dtype: np.dtype | str, bands: int, wanted: Reading) -> list[int
 
 
 def from_array(array: np.ndarray, wanted: Reading) -> Picture:
-    """One image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, in memory or on disk.
-
-    Raises:
-        OtherContentsError: another number of dimensions, or bands on an axis that cannot be told.
-    """
+    """One image ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, in memory or on disk; raises
+    ``OtherContentsError`` for other dimensions, or bands on an axis that cannot be told."""
     if array.ndim == 2:
         array = array[None]
     elif array.ndim != 3:
@@ -121,7 +111,8 @@ def from_array(array: np.ndarray, wanted: Reading) -> Picture:
         part = np.asarray(array[:, top:bottom, left:right])
         return part if every else part[chosen]
 
-    return Window((len(chosen), *array.shape[1:]), KEPT[array.dtype.name], load)
+    dtype = getattr(torch, KEPT[array.dtype.name])
+    return Window((len(chosen), *array.shape[1:]), dtype, load)
 
 
 def from_tensor(image: Tensor, wanted: Reading) -> Picture:
@@ -135,7 +126,7 @@ def from_tensor(image: Tensor, wanted: Reading) -> Picture:
     def load(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         return image[:, top:bottom, left:right].numpy()[chosen]
 
-    return Window((len(chosen), *image.shape[1:]), str(image.dtype).removeprefix("torch."), load)
+    return Window((len(chosen), *image.shape[1:]), image.dtype, load)
 
 
 def _layout(shape: tuple[int, ...], layout: str) -> str:
@@ -152,11 +143,8 @@ def _layout(shape: tuple[int, ...], layout: str) -> str:
 
 
 def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
-    """The image in an npy or npz file.
-
-    Args:
-        path: of the file on disk, from which parts can be read; ``None`` for one in memory.
-    """
+    """The image in an npy or npz file; ``path`` is that of the file on disk, from which parts can
+    be read, ``None`` for one in memory."""
     zipped = zipfile.is_zipfile(file)
     file.seek(0)
     try:
@@ -203,12 +191,8 @@ def open_deep(file: BinaryIO, kind: str, wanted: Reading) -> Tensor:
 
 
 def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -> Picture:
-    """The bands of a TIFF file, laid out however, in ``KEPT`` types.
-
-    Args:
-        file: opened for reading.
-        opener: opens it again, for the parts that are read later.
-    """
+    """The bands of a TIFF file, laid out however, in ``KEPT`` types; ``opener`` opens it again for
+    the parts that are read later."""
     with tifffile.TiffFile(file) as tiff:
         page, reasons = tiff.pages.first, page_reasons(tiff)
         # the last question: afterwards pages may know less of themselves
@@ -237,7 +221,7 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
                 return _read_segments(pages[0], chosen, box)
             return np.concatenate([_read_segments(pages[band], [0], box) for band in chosen])
 
-    window = Window(shape, KEPT[np.dtype(dtype).name], load)
+    window = Window(shape, getattr(torch, KEPT[np.dtype(dtype).name]), load)
     return window if turn is None else _turned(window[:, :, :], turn)
 
 

@@ -42,11 +42,9 @@ class Batch(NamedTuple):
         images: ``(B, C, H, W)`` of the images' type; empty where a sample has no image, which
             ``check_readable`` turns into an error.
         ids, sources: ``int64 (B,)``.
-        bad: files passed over.
         read: ``bool (B,)``, false for blank images.
-        notes: files that are used in part.
-        lost: whether files cannot be opened any more.
         with_data: ``bool (B, H, W)``, the pixels that hold data, or ``None`` where all do.
+        bad, notes, lost: of all samples.
     """
 
     images: Tensor
@@ -63,6 +61,10 @@ def collate(samples: list[Sample]) -> Batch:
     """Stack samples to a batch."""
     images = [s.image for s in samples if s.image is not None]
     whole = len(images) == len(samples)
+    with_data = None
+    if whole and any(s.with_data is not None for s in samples):
+        full = torch.ones(images[0].shape[1:], dtype=torch.bool)
+        with_data = torch.stack([full if s.with_data is None else s.with_data for s in samples])
     return Batch(
         torch.stack(images) if whole else torch.empty(0, dtype=torch.uint8),
         torch.tensor([s.id for s in samples]),
@@ -71,13 +73,5 @@ def collate(samples: list[Sample]) -> Batch:
         torch.tensor([s.read for s in samples]),
         [note for s in samples for note in s.notes],
         any(s.lost for s in samples),
-        _with_data(samples) if whole else None,
+        with_data,
     )
-
-
-def _with_data(samples: list[Sample]) -> Tensor | None:
-    """Where the samples hold data, unless all do everywhere."""
-    if all(s.with_data is None for s in samples):
-        return None
-    full = torch.ones(samples[0].image.shape[1:], dtype=torch.bool)
-    return torch.stack([full if s.with_data is None else s.with_data for s in samples])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
 from simmim.data.packed import pack_classes
-from simmim.data.sources import check_column_and_layout, is_pack
+from simmim.data.sources import ROLES, check_column_and_layout, is_folder_of_files, is_pack
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
@@ -25,12 +26,8 @@ Images = list[Path | Item]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Image files and their classes.
-
-    Attributes:
-        paths: files, class after class.
-        labels: ``int64 (len(paths),)``, places in the list of class names.
-    """
+    """Image files, class after class, and their classes, ``int64 (len(paths),)`` places in the list
+    of names."""
 
     paths: Images
     labels: Tensor
@@ -38,14 +35,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes, and their images.
-
-    Attributes:
-        names: in the order of the labels.
-        train, test: the images.
-        root: the folder that all files to train on lie below.
-        summary: lines that say which files are used, how many were left, and why.
-    """
+    """Names of the classes in the order of the labels, their images, the folder that all files to
+    train on lie below, and lines that say which files are used, how many were left, and why."""
 
     names: list[str]
     train: Labelled
@@ -55,21 +46,28 @@ class Classes:
 
 
 def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, Images], Listing]:
-    """The images of each folder in ``folder``, under the folder's name, in sorted order, or those of a
-    pack of such a folder.
-
-    Hidden folders, those of runs, and ``without`` are no classes.
-
-    Returns:
-        images by class, and what was found and left in all of them.
+    """The images of each folder in ``folder`` under the folder's name, in sorted order, or those of
+    a pack of such a folder, and what was found and left in all of them. Hidden folders, those of
+    runs, and ``without`` are no classes.
 
     Raises:
-        UserError: no such folder, fewer than two class folders, or one without images.
+        UserError: fewer than two class folders, or one without images.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
     if is_pack(folder):
-        return pack_classes(folder)
+        found, listing = pack_classes(folder)
+        part = next(
+            (name for name in found if name.lower() in itertools.chain(*ROLES.values())), ""
+        )
+        if part:
+            raise UserError(
+                f"{folder} holds images of {part}/, which is a part of a data set and no class: pack "
+                "each part by itself, and give --data and --val-data"
+            )
+        return found, listing
+    if not is_folder_of_files(folder):
+        raise UserError(
+            f"{folder} is an array or a table: for its labels make a pack with simmim pack --labels"
+        )
     everything, without = Listing(folder), {path.resolve() for path in without}
     listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
@@ -91,6 +89,8 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
         raise UserError(
             f"{folder} holds {len(listings)} class folders, and a classifier needs two: put the "
             f"images of each class into a folder of its own, as in {folder}/cat/1.png"
+            + ", or make a pack with simmim pack --labels"
+            * (not listings)
         )
     for name, listing in listings.items():
         check_no_split_inside(folder / name)
@@ -132,6 +132,8 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
             name: _some(paths, name, number, config)
             for number, (name, paths) in enumerate(train.items())
         }
+    # a label is the class's place in both
+    test = {name: test[name] for name in train}
     return Classes(list(train), _labelled(train), _labelled(test), split.train, tuple(summary))
 
 

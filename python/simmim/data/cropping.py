@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,13 +36,8 @@ def central_crop(
 
 
 class Crop(NamedTuple):
-    """Part of an image.
-
-    Attributes:
-        pixels: ``(C, H, W)``.
-        with_data: ``bool (H, W)``, the pixels that are made of data alone in every channel; ``None``
-            where all are.
-    """
+    """Part of an image: pixels ``(C, H, W)``, and ``bool (H, W)`` which of them are made of data
+    alone in every channel; ``None`` where all are."""
 
     pixels: Tensor
     with_data: Tensor | None
@@ -83,6 +78,7 @@ class Cropping:
         clip: smallest and largest value of each channel; ``None`` leaves pixels as they are.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         central: share of the shorter side that a central crop has.
+        augment: what becomes of a crop's pixels in a draw; ``None`` leaves them as they are.
     """
 
     size: tuple[int, int]
@@ -97,31 +93,28 @@ class Cropping:
     clip: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     interpolation: str = "bilinear"
     central: float = 1.0
+    augment: Callable[[Tensor, Draw], Tensor] | None = None
 
     def __call__(self, image: Picture, *draw: int) -> Crop:
-        """A crop of the image's type, resized with antialiasing to ``size``.
-
-        Args:
-            draw: the fields of ``Draw``.
-
-        Raises:
-            BadImageError: NaN or infinite numbers that ``nodata`` does not name.
-        """
+        """A crop of the image's type, resized with antialiasing to ``size``, of a ``Draw``; raises
+        ``BadImageError`` for NaN or infinite numbers that ``nodata`` does not name."""
         which = Draw(*draw)
         if self.takes_several(image):
             return Crop(self.several([image], [which])[0], None)
         best, least = None, math.inf
         for number in range(DRAWS):
             boxes, flips = self._boxes([image.shape[-2:]], [which], number)
-            part = _cut(image, tuple(boxes[0].tolist()))
-            if self.nodata is None or self._is_central(which):
-                return self._finish(part, flips)
-            share = self._without_data(part).any(0).float().mean().item()
+            top, left, height, width = boxes[0].tolist()
+            part = image[:, top : top + height, left : left + width]
+            share = 0.0
+            if self.nodata is not None and not self._is_central(which):
+                share = self._without_data(part).any(0).float().mean().item()
             if share < least:
                 best, least = (part, flips), share
             if least <= self.nodata_share:
                 break
-        return self._finish(*best)
+        crop = self._finish(*best)
+        return crop._replace(pixels=self.augment(crop.pixels, which)) if self.augment else crop
 
     def takes_several(self, image: Picture) -> bool:
         """Whether ``several`` takes the image: it is in memory, and nothing in it can be refused."""
@@ -132,10 +125,11 @@ class Cropping:
             and image.numel() > 0
         )
 
-    def several(self, images: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
-        """The crops ``(B, C, *size)`` of ``B`` images ``(C, H, W)``, as ``__call__`` makes each."""
+    def several(self, images: Sequence[Tensor], draws: Sequence[Draw]) -> Sequence[Tensor]:
+        """The crops ``(C, *size)`` of images ``(C, H, W)``, as ``__call__`` makes each."""
         boxes, flips = self._boxes([image.shape[1:] for image in images], draws)
-        return self._clip(self._resize(images, boxes, flips))
+        crops = self._clip(self._resize(images, boxes, flips))
+        return list(map(self.augment, crops, draws)) if self.augment else crops
 
     def _is_central(self, draw: Draw) -> bool:
         return self.central_first and draw.crop == 0
@@ -143,11 +137,8 @@ class Cropping:
     def _boxes(
         self, sizes: Sequence[tuple[int, int]], draws: Sequence[Draw], number: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """What ``random_crops`` gives for images of these sizes, or central boxes.
-
-        Args:
-            number: how many draws came before that were refused.
-        """
+        """What ``random_crops`` gives for images of these sizes, or central boxes, after ``number``
+        draws that were refused."""
         boxes = torch.empty(len(draws), 4, dtype=torch.int64)
         flips = torch.zeros(len(draws), dtype=torch.bool)
         alike: dict[tuple[int, int], list[int]] = {}
@@ -207,8 +198,3 @@ class Cropping:
 
     def _resize(self, images: Sequence[Tensor], boxes: Tensor, flips: Tensor) -> Tensor:
         return crop_resize(images, boxes, self.size, flip=flips, interpolation=self.interpolation)
-
-
-def _cut(image: Picture, box: tuple[int, int, int, int]) -> Tensor:
-    top, left, height, width = box
-    return image[:, top : top + height, left : left + width]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from simmim.config.images import ImageConfig, Reading, how_to_measure
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
-from simmim.data.augmenting import augmented
+from simmim.data.augmenting import augmentation
 from simmim.data.bands import Picture
 from simmim.data.batches import Batch, Sample
 from simmim.data.cropping import Cropping, Draw
@@ -216,26 +216,18 @@ def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Pat
     crops = config.crops_per_image
     if crops == "auto":
         crops = _crops_by_area(images, config.reading, config.size)
-    drawn = augmented(cropping(config, config.seed), config)
+    drawn = cropping(config, config.seed, augment=augmentation(config))
     return Crops(images, drawn, config.reading, crops=crops, cache=config.cache)
 
 
-def validation_crops(config: PretrainConfig, images: Sequence[Path | Item]) -> Crops:
-    """Fixed crops of held-out images: the first of each is central, none is mirrored; blank where an
-    image cannot be read."""
-    fixed = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True)
-    return Crops(
-        images, fixed, config.reading, crops=config.val_crops, cache=config.cache, replace=False
-    )
-
-
 def central_crops(
-    config: ImageConfig, images: Sequence[Path | Item], *, cache: bool = False
+    config: ImageConfig, images: Sequence[Path | Item], *, crops: int = 1, cache: bool = False
 ) -> Crops:
-    """The largest central crop of each image, blank where it cannot be read."""
-    share = getattr(config, "test_crop", 1.0)
+    """Fixed crops of each image: the largest central one, then random ones; none is mirrored, and they
+    are blank where the image cannot be read."""
+    share = getattr(config, "test_crop", None) or 1.0
     central = cropping(config, VALIDATION_SEED, flip=0.0, central_first=True, central=share)
-    return Crops(images, central, config.reading, cache=cache, replace=False)
+    return Crops(images, central, config.reading, crops=crops, cache=cache, replace=False)
 
 
 def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
@@ -244,7 +236,7 @@ def cropping(config: ImageConfig, seed: int, **changes: object) -> Cropping:
         "scale": getattr(config, "crop_scale", (1.0, 1.0)),
         "ratio": getattr(config, "crop_ratio", (1.0, 1.0)),
         "flip": getattr(config, "flip", 0.0),
-        "interpolation": getattr(config, "interpolation", "bilinear"),
+        "interpolation": getattr(config, "interpolation", None) or "bilinear",
         "nodata": float(config.nodata) if config.nodata else None,
         "nodata_share": config.nodata_share,
         "fill": config.mean or (0.0,) * config.channels,
@@ -271,12 +263,8 @@ def _crops_by_area(
 
 
 def check_measured(config: ImageConfig, dataset: Crops) -> None:
-    """Refuse images that need statistics where there are none.
-
-    Raises:
-        UserError: the first images, as many as ``LOST_IN_A_ROW``, cannot be read as 8-bit gray or
-            RGB, and one of them for no other reason.
-    """
+    """Raise ``UserError`` where there are no statistics, and the first images cannot be read as
+    8-bit gray or RGB: as many as ``LOST_IN_A_ROW``, one of them for no other reason."""
     if config.mean:
         return
     other = None

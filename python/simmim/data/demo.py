@@ -15,11 +15,8 @@ HELD_OUT = ("chelsea.png", "coffee.png")
 
 
 def demo_photographs() -> tuple[list[Path], list[Path]]:
-    """Files to train on, and the two held out (a cat, a cup of coffee).
-
-    Raises:
-        UserError: the installed scikit-image lacks one of them.
-    """
+    """Files to train on, and the two held out (a cat, a cup of coffee); raises ``UserError`` where
+    the installed scikit-image lacks one of them."""
     folder = Path(require("skimage", "demo").__file__).parent / "data"
     for name in TRAIN + HELD_OUT:
         if not (folder / name).is_file():

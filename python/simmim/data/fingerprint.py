@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simmim.data.item import Item, name_below, size_of
@@ -20,62 +19,41 @@ from simmim.data.item import Item, name_below, size_of
 _THREADS = 32
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """A fingerprint of the images of a run; hashes are SHA-256 in hexadecimal.
-
-    Attributes:
-        images: how many files.
-        paths: hash of their paths below the folder of the data, in order.
-        sizes: hash of their sizes in bytes.
-        classes: hash of the class names in order; empty without classes.
-    """
-
-    images: int
-    paths: str
-    sizes: str
-    classes: str
-
-    def state(self) -> dict[str, int | str]:
-        """The fingerprint as a checkpoint stores it."""
-        return asdict(self)
-
-    def difference(self, kept: dict[str, int | str]) -> str:
-        """What is other than in a checkpoint that keeps ``kept``, in one line; empty if nothing is.
-
-        Args:
-            kept: what ``state`` gave.
-        """
-        if kept["images"] != self.images:
-            return f"{kept['images']:,} images then, {self.images:,} now"
-        own = self.state()
-        words = {
-            "classes": "other class names",
-            "paths": "other file names or folders",
-            "sizes": "files of other sizes",
-        }
-        return ", ".join(text for name, text in words.items() if kept[name] != own[name])
-
-
 def data_fingerprint(
     paths: Sequence[Path | Item], root: Path, classes: Sequence[str] = ()
-) -> Fingerprint:
-    """The fingerprint of images.
+) -> dict[str, int | str]:
+    """The fingerprint of images, as checkpoints hold it.
 
     Args:
         paths: images to train on, in the order of the run.
         root: the folder that they were found in, which may be moved.
         classes: names in the order of the labels.
+
+    Returns:
+        ``images``, how many files, and SHA-256 hashes in hexadecimal: ``paths``, of their paths below
+        ``root``, ``sizes``, of their bytes, and ``classes``, empty without them.
     """
     pieces = [paths[start : start + 256] for start in range(0, len(paths), 256)]
     with ThreadPoolExecutor(_THREADS) as pool:
         sizes = [size for piece in pool.map(_sizes, pieces) for size in piece]
-    return Fingerprint(
-        images=len(paths),
-        paths=_hash(os.fsencode(name_below(path, root)) for path in paths),
-        sizes=_hash(str(size).encode() for size in sizes),
-        classes=_hash(map(os.fsencode, classes)) if classes else "",
-    )
+    return {
+        "images": len(paths),
+        "paths": _hash(os.fsencode(name_below(path, root)) for path in paths),
+        "sizes": _hash(str(size).encode() for size in sizes),
+        "classes": _hash(map(os.fsencode, classes)) if classes else "",
+    }
+
+
+def difference(now: dict[str, int | str], kept: dict[str, int | str]) -> str:
+    """What is other in one fingerprint than in one that was kept, in one line; empty if nothing is."""
+    if kept["images"] != now["images"]:
+        return f"{kept['images']:,} images then, {now['images']:,} now"
+    words = {
+        "classes": "other class names",
+        "paths": "other file names or folders",
+        "sizes": "files of other sizes",
+    }
+    return ", ".join(text for name, text in words.items() if kept[name] != now[name])
 
 
 def _sizes(paths: Sequence[Path | Item]) -> list[int]:

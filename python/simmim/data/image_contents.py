@@ -57,15 +57,18 @@ def note_unused(text: str) -> None:
         notes.append(text)
 
 
+#: how the kinds that are read begin
 _SIGNATURES = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "BMP": (b"BM",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    "NPY": (b"\x93NUMPY",),
-    "NPZ": (b"PK\x03\x04",),
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "AVIF": rb"....ftypavi[fs]",
+    "JPEG2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "NPY": rb"\x93NUMPY",
+    "NPZ": rb"PK\x03\x04",
 }
 
 #: what lies in data sets under the names of pictures and is none that Pillow knows: where it is told
@@ -81,18 +84,12 @@ _UNREAD = (
 
 
 def kind_of(file: BinaryIO) -> str:
-    """What kind of file this is, by how it begins; ``file`` is left at its beginning.
-
-    Raises:
-        BadImageError: none that is read.
-    """
+    """What kind of file this is, by how it begins; leaves ``file`` at its beginning, raises
+    ``BadImageError`` for none that is read."""
     start = file.read(32)
     file.seek(0)
-    kind = next((k for k, begin in _SIGNATURES.items() if start.startswith(begin)), None)
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        kind = "WEBP"
-    if start[4:12] in (b"ftypavif", b"ftypavis"):
-        kind = "AVIF"
+    kinds = (kind for kind, begin in _SIGNATURES.items() if re.match(begin, start, re.DOTALL))
+    kind = next(kinds, None)
     if kind is None:
         raise BadImageError(_describe_other(file))
     return kind
@@ -123,12 +120,8 @@ def inspect_channels(file: BinaryIO, kind: str) -> tuple[int, str]:
 
 
 def _jpeg2000_reasons(boxes: bytes, components: bytes) -> list[str]:
-    """Why a JPEG 2000 file is no picture of 8 bits in gray, colours and opacity.
-
-    Args:
-        boxes: what lies before its codestream.
-        components: their number, and three bytes of each.
-    """
+    """Why a JPEG 2000 file is no picture of 8 bits in gray, colours and opacity, by the ``boxes``
+    before its codestream, and its ``components``: their number, and three bytes of each."""
     bands = int.from_bytes(components[:2], "big")
     sizes = components[2 : 2 + 3 * bands : 3]
     bits = " and ".join(map(str, sorted({(size & 0x7F) + 1 for size in sizes})))

@@ -17,16 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from simmim.config.images import Reading
-from simmim.data.bands import (
-    UPRIGHT,
-    Picture,
-    from_array,
-    from_tensor,
-    open_array,
-    open_deep,
-    open_picture,
-    open_tiff,
-)
+from simmim.data import bands
+from simmim.data.bands import Picture
 from simmim.data.image_contents import (
     BadImageError,
     OtherContentsError,
@@ -39,8 +31,6 @@ from simmim.data.tiff_contents import open_tiff_picture
 from simmim.errors import MissingPackageError, first_line, require
 
 jpeg = require("torchvision.io")
-
-__all__ = ["BadImageError", "LostImageError", "OtherContentsError", "read_image"]
 
 #: what keeps a single file from being read, on a machine and a disk that are all right
 _OF_ONE_FILE = {
@@ -109,18 +99,15 @@ def read_image(path: Path | Item, wanted: Reading) -> Picture:
             return _read_file(partial(path.open, "rb"), path, wanted)
         content = path.read()
         if isinstance(content, Tensor):
-            return from_tensor(content, path.source.wanted_here(wanted))
+            return bands.from_tensor(content, path.source.wanted_here(wanted))
         if isinstance(content, np.ndarray):
-            return from_array(content, wanted)
+            return bands.from_array(content, wanted)
         return _read_file(partial(io.BytesIO, content), None, wanted)
 
 
 def area_of(path: Path | Item, wanted: Reading) -> int:
-    """Pixels of an image, of which no more is decoded than they ask for.
-
-    Raises:
-        BadImageError: as ``read_image``, where that is needed.
-    """
+    """Pixels of an image, of which no more is decoded than they ask for; raises ``BadImageError``
+    as ``read_image``, where that is needed."""
     with file_errors(path):
         if isinstance(path, Path):
             with path.open("rb") as file:
@@ -133,24 +120,24 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
     with opener() as file:
         kind = kind_of(file)
         if kind in ("NPY", "NPZ"):
-            return open_array(file, path, wanted)
+            return bands.open_array(file, path, wanted)
         if kind == "TIFF" and not wanted.colours:
-            return open_tiff(file, opener, wanted)
+            return bands.open_tiff(file, opener, wanted)
         depth, reason = inspect_channels(file, kind)
         if reason:
             if wanted.colours or kind == "AVIF":
                 raise OtherContentsError(reason)
-            return open_deep(file, kind, wanted)
+            return bands.open_deep(file, kind, wanted)
         if kind == "TIFF":
             image = open_tiff_picture(file, wanted.channels, wanted.nodata)
         else:
             image = open_image(file, kind, depth)
         if image is None:
             file.seek(0)
-            return open_tiff(file, opener, wanted)
+            return bands.open_tiff(file, opener, wanted)
         with image:
             if not wanted.colours:
-                return open_picture(image, wanted)
+                return bands.open_picture(image, wanted)
             decoded = _decode_jpeg(file, image, wanted.channels)
             if decoded is not None:
                 return decoded
@@ -160,11 +147,8 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | None:
     """The pixels that Pillow would give, without its copies and without holding the interpreter's
-    lock, for a plain gray or colour JPEG; ``None`` where Pillow is to decide.
-
-    Args:
-        file: what ``image`` was opened from.
-    """
+    lock, for a plain gray or colour JPEG, which ``image`` was opened from; ``None`` where Pillow is
+    to decide."""
     if image.format != "JPEG" or (image.mode, channels) not in (("RGB", 3), ("L", 3), ("L", 1)):
         return None
     if "progressive" in image.info:  # what of one is missing, each version smooths in its own way
@@ -177,7 +161,7 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image, channels: int) -> Tensor | 
     # torchvision will leave its decoder out one day
     except (AttributeError, RuntimeError):
         return None
-    pixels = UPRIGHT.get(orientation, lambda x: x)(pixels)
+    pixels = bands.UPRIGHT.get(orientation, lambda x: x)(pixels)
     return pixels.expand(channels, -1, -1)
 
 

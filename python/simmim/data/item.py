@@ -13,13 +13,10 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """An adapter over a library that holds many images.
+    """An adapter over a library that holds many images in the file or folder ``path``; ``kind``
+    says in words what they are.
 
     Its methods are called from several threads, and in processes forked from the one that made it.
-
-    Attributes:
-        path: the file or folder that holds the images.
-        kind: what the images are, in words.
     """
 
     path: Path
@@ -29,6 +26,7 @@ class Source(Protocol):
 
     def name(self, number: int) -> str:
         """What follows ``path`` in the name of an image, the same in every run."""
+        return f"[{number}]"
 
     def size(self, number: int) -> int:
         """A number of bytes that tells other contents from these, for the fingerprint."""
@@ -47,10 +45,6 @@ class Item:
 
     def __str__(self) -> str:
         return f"{self.source.path}{self.source.name(self.number)}"
-
-    @property
-    def kind(self) -> str:
-        return self.source.kind
 
     def read(self) -> bytes | np.ndarray | Tensor:
         return self.source.read(self.number)

@@ -64,6 +64,7 @@ class Listing:
         without: folders that were to be left out.
         by_column: whether ``--column`` says which of several columns or arrays they are.
         dangling: links that lead nowhere.
+        labels: the classes of all ``paths``, empty text for none, where the source states them.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Listing:
     without: list[Path] = field(default_factory=list)
     by_column: bool = False
     dangling: list[Path] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def left_out(self) -> str:
         """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
@@ -101,10 +103,11 @@ class Listing:
         self.without += other.without
         self.by_column |= other.by_column
         self.dangling += other.dangling
+        self.labels += other.labels
 
 
 def _kind(path: Path | Item) -> str:
-    return path.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
+    return path.source.kind if isinstance(path, Item) else _KINDS[path.suffix.lower()]
 
 
 def other_kind(path: Path) -> str:
@@ -113,20 +116,16 @@ def other_kind(path: Path) -> str:
     return next((ending for ending in endings if ending in _OTHER), "")
 
 
-def summarize_bad(bad: dict[str, str], most: int = 8) -> str:
-    """Files that could not be used, by path, and why: ``2 TIFF (16 bits a channel), 1 PNG (...)``.
-
-    Args:
-        bad: reasons by path.
-        most: groups to name.
-    """
+def summarize_bad(bad: dict[str, str]) -> str:
+    """Files that could not be used, and why, of reasons by path: ``2 TIFF (16 bits a channel), 1
+    PNG (...)``."""
     groups = Counter(
         # what follows the colon is of one file
         (_KINDS.get(Path(path).suffix.lower(), "file"), reason.partition(":")[0])
         for path, reason in bad.items()
     ).most_common()
-    named = [f"{count:,} {kind} ({reason})" for (kind, reason), count in groups[:most]]
-    rest = sum(count for _, count in groups[most:])
+    named = [f"{count:,} {kind} ({reason})" for (kind, reason), count in groups[:8]]
+    rest = sum(count for _, count in groups[8:])
     return ", ".join([*named, f"{rest:,} more"] if rest else named)
 
 
@@ -142,12 +141,7 @@ def list_images(
     Args:
         without: folders to leave out.
         above: folders that hold this one, into which no link leads either.
-
-    Raises:
-        UserError: no such folder, or one that may not be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
     listing = Listing(folder)
     _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)
     leave_arrays(listing)
@@ -185,12 +179,7 @@ def check_any(listing: Listing) -> None:
 def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Listing) -> None:
     """Add the files under ``folder``, which, without links, is the last of ``above``, in the order of
     the parts of their paths."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError:
-        raise UserError(
-            f"the folder {folder} may not be read: change its permissions, or name another folder"
-        ) from None
+    entries = entries_of(folder)
     if len(above) > 1 and holds_run(folder, {entry.name for entry in entries}):
         listing.runs.append(folder)
         return
@@ -219,6 +208,16 @@ def _walk(folder: Path, above: tuple[Path, ...], without: set[Path], listing: Li
             listing.paths.append(path)
         elif linked and not path.exists():
             listing.dangling.append(path)
+
+
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in ``folder``, sorted by name; raises ``UserError`` where it may not be read."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        raise UserError(
+            f"the folder {folder} may not be read: change its permissions, or name another folder"
+        ) from None
 
 
 def holds_run(folder: Path, names: set[str]) -> bool:

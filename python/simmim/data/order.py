@@ -88,13 +88,3 @@ class Order:
 
     def _piece(self, size: int, turn: int) -> range:
         return piece(size, turn * self.world + self.rank, self.accumulate * self.world)
-
-
-class Remaining:
-    """``order.batches(update)`` in the form that ``DataLoader`` takes."""
-
-    def __init__(self, order: Order, update: int) -> None:
-        self.order, self.update = order, update
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.order.batches(self.update)

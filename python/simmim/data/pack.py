@@ -26,7 +26,7 @@ from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, dam
 from simmim.data.sources import check_column_and_layout, find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
-from simmim.errors import UnreadableImageError, UserError, printable, require
+from simmim.errors import UnreadableImageError, UserError, require, say
 from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
 
@@ -73,9 +73,14 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     listing = find_source(data, config, [config.out])
     check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     wanted = first_contents(config, listing.paths)
-    source = data_fingerprint(listing.paths, listing.folder).state()
+    if config.labels and not listing.labels:
+        raise UserError(
+            f"--labels {config.labels} is for tables, zarr groups and tar archives, and {data} is none"
+        )
+    stated = listing.labels if config.labels else ()
+    source = data_fingerprint(listing.paths, listing.folder, stated)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
     if is_pack(data):
         # of a pack that is packed again, what is said of its images still holds
@@ -121,9 +126,9 @@ def _begin(out: Path, about: dict) -> list[Row]:
         pixels = np.memmap(part, dtype, "r", HEADER, count) if count else np.empty(0, dtype)
         first = next(damaged_rows(pixels, rows), None)
         if first is not None:
-            print(printable(f"{out}/{first.name} is damaged: packed anew"), file=sys.stderr)
+            say(f"{out}/{first.name} is damaged: packed anew")
             rows = rows[: rows.index(first)]
-        print(f"going on after {len(rows):,} images", file=sys.stderr)
+        say(f"going on after {len(rows):,} images")
     write_text(out / PACK, json.dumps(about, indent=1) + "\n")
     with replacing(index) as path, path.open("w", **TEXT) as file:
         csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
@@ -137,6 +142,7 @@ def _append(
 ) -> dict[str, str]:
     """Pack the images that follow ``rows``, which grows; returns why others were left out."""
     names = [name_below(image, listing.folder) for image in listing.paths]
+    labels = listing.labels or list(map(_first_folder, listing.paths, names))
     first, bad, dtype = 0, {}, np.dtype(wanted.dtype)
     for row in rows:
         first = names.index(row.name, first) + 1
@@ -148,8 +154,8 @@ def _append(
     ):
         pixels.seek(0, os.SEEK_END)
         images = listing.paths[first:]
-        for name, image, found in zip(
-            names[first:], images, _read(config, wanted, images), strict=True
+        for name, label, image, found in zip(
+            names[first:], labels[first:], images, _read(config, wanted, images), strict=True
         ):
             progress.update()
             start, crc = pixels.tell(), 0
@@ -166,11 +172,8 @@ def _append(
                         "goes on from there"
                     ) from error
                 bad[str(image)] = str(error)
-                print(printable(f"left out {image}: {error}"), file=sys.stderr)
+                say(f"left out {image}: {error}")
                 continue
-            folders = name.split("/")[:-1] if isinstance(image, Path) else []
-            # a list's images may lie elsewhere, and then their folders are no classes
-            label = folders[0] if folders and folders[0] != ".." else ""
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
             rows.append(Row(name, label, offset, height, width, channels, crc))
@@ -189,6 +192,13 @@ def _append(
     return bad
 
 
+def _first_folder(image: Path | Item, name: str) -> str:
+    """The class of an image that is called ``name``, of which no table tells; empty if it has none."""
+    folder, _, below = name.partition("/")
+    # a list's images may lie elsewhere, and then their folders are no classes
+    return folder if isinstance(image, Path) and below and folder != ".." else ""
+
+
 def _read(
     config: PackConfig, wanted: Reading, images: list[Path | Item]
 ) -> Iterator[Picture | BadImageError]:
@@ -201,7 +211,7 @@ def _read(
         except BadImageError as error:
             return error
         if notes:
-            print(printable(f"{image}: {', '.join(notes)}"), file=sys.stderr)
+            say(f"{image}: {', '.join(notes)}")
         return found
 
     workers = max(1, config.workers)

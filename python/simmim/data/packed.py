@@ -15,6 +15,7 @@ import io
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -38,14 +39,9 @@ HEADER = 128
 
 
 class Row(NamedTuple):
-    """An image of a pack.
-
-    Attributes:
-        name: below the folder or source that it came from.
-        label: its class, the first folder in its name; empty where it came from no folder.
-        offset: of its first number in ``pixels.npy``.
-        crc32: of its bytes.
-    """
+    """An image of a pack: its name below the folder or source that it came from; its class, by --labels or
+    the first folder in that name, empty where neither tells; where its first number lies in
+    ``pixels.npy``; its size, and the CRC-32 of its bytes."""
 
     name: str
     label: str
@@ -61,11 +57,8 @@ class Row(NamedTuple):
 
 
 def read_rows(index: Path) -> list[Row]:
-    """The rows of an index, but for the last one where writing it was cut short.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The rows of an index, but for the last one where writing it was cut short; raises
+    ``UserError`` where it is damaged."""
     with index.open(**TEXT) as file:
         text = file.read()
     lines = list(csv.reader(io.StringIO(text, newline="")))
@@ -88,19 +81,14 @@ def damaged_rows(pixels: np.ndarray, rows: list[Row]) -> Iterator[Row]:
 
 
 class PackSource:
-    """The images of a pack, read where they lie.
-
-    Args:
-        path: the folder.
+    """The images of a pack, read where they lie; raises ``UserError`` for one that is not packed to
+    its end, or damaged.
 
     Attributes:
         rows: its images.
         pixels: all of them, ``(numbers,)``.
         bands: those of what was packed that it holds, counted from 1; empty for all.
         shortest_side: to which larger images were reduced; 0 where none was.
-
-    Raises:
-        UserError: it is not packed to its end, or damaged.
     """
 
     kind = "packed"
@@ -141,12 +129,8 @@ class PackSource:
         return flat.view(row.height, row.width, row.channels).permute(2, 0, 1)
 
     def wanted_here(self, wanted: Reading) -> Reading:
-        """``wanted`` of what was packed, as bands of the pack.
-
-        Raises:
-            OtherContentsError: a band that was not packed, or a value without data that was mixed into
-                others.
-        """
+        """``wanted`` of what was packed, as bands of the pack; raises ``OtherContentsError`` for a
+        band that was not packed, or a value without data that was mixed into others."""
         if self.shortest_side and wanted.nodata and not math.isnan(float(wanted.nodata)):
             raise OtherContentsError(
                 "packed with --shortest-side, which mixed pixels without data into others"
@@ -162,24 +146,26 @@ class PackSource:
 
 def list_pack(path: Path) -> Listing:
     """The images of the pack ``path``."""
-    return Listing(path, items(PackSource(path)))
+    source = PackSource(path)
+    return Listing(path, items(source), labels=[row.label for row in source.rows])
 
 
 def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
-    """The images of a pack by class, and all of them.
-
-    Raises:
-        UserError: it has fewer than two classes.
-    """
+    """The images of a pack by class, and all of them; raises ``UserError`` for fewer than two
+    classes."""
     listing, found = list_pack(path), {}
-    for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
-        if row.label:
-            found.setdefault(row.label, []).append(item)
-    listing.paths = [item for paths in found.values() for item in paths]
+    for item, label in zip(listing.paths, listing.labels, strict=True):
+        if label:
+            found.setdefault(label, []).append(item)
+    # a pack of a list has them in its order
+    found = dict(sorted(found.items()))
+    without = len(listing.paths) - sum(map(len, found.values()))
+    listing.left += Counter({"image without a class": without} if without else {})
+    listing.paths, listing.labels = [item for paths in found.values() for item in paths], []
     if len(found) < 2:
         raise UserError(
             f"{path} holds images of {len(found)} classes, and a classifier needs two: pack a folder "
-            "that holds one folder of images per class"
+            "that holds one folder of images per class, or a table with --labels"
         )
     return found, listing
 

@@ -83,11 +83,8 @@ def ways(workers: int | Literal["auto"], device: str, cache: bool, cores: int) -
 
 
 def way_to_validate(workers: int | Literal["auto"], device: str, cores: int) -> Way:
-    """Who reads what a run is validated on: threads, which are there at once.
-
-    Args:
-        workers, device, cores: as in ``ways``.
-    """
+    """Who reads what a run is validated on: threads, which are there at once. Arguments as of
+    ``ways``."""
     if workers == 0:
         return Way("processes", 0)
     few = device == "cpu" and cores <= FEW_CORES
@@ -124,11 +121,8 @@ def usable_cores() -> int:
 def read_batches(
     dataset: Crops, batches: Iterable[list[Index]], way: Way, pin: bool = False
 ) -> Iterator[Batch]:
-    """``batches``, each a list of ``(epoch, sample id)``; to be ended by ``end_reading``.
-
-    Args:
-        pin: put the images where a GPU copies them from without waiting.
-    """
+    """``batches``, each a list of ``(epoch, sample id)``, to be ended by ``end_reading``; with
+    ``pin`` their images lie where a GPU copies them from without waiting."""
     if way.kind != "processes":
         return _Threads(dataset, batches, way.count, AHEAD if way.kind == "threads" else 0)
     loader = DataLoader(
@@ -155,16 +149,13 @@ def end_reading(batches: Iterator[Batch]) -> None:
         end()
 
 
-class _Processes:
+class _Processes(Iterator[Batch]):
     """Batches of a loader's processes, whose end in the middle of handing one over is named as any
     other end of theirs."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self._shutdown_workers = batches._shutdown_workers
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         try:
@@ -175,7 +166,7 @@ class _Processes:
             raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
 
 
-class _Threads:
+class _Threads(Iterator[Batch]):
     """Batches read by ``count`` threads, ``ahead`` of them before they are asked for."""
 
     def __init__(
@@ -209,9 +200,6 @@ class _Threads:
         if batch is not None:
             parts = (batch[start : start + PART] for start in range(0, len(batch), PART))
             self._asked.append([self._pool.submit(self._dataset.__getitems__, p) for p in parts])
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         self._ask()

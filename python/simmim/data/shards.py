@@ -13,17 +13,11 @@ from simmim.storage.files import write_text
 
 
 class ShardSource:
-    """The image files in an uncompressed tar archive.
+    """The files with ``suffixes``, in lower case, in an uncompressed tar archive; raises
+    ``UserError`` for another or a damaged one.
 
     Where they lie is found once and kept beside the archive, in ``NAME.tar.index.json``, or, where
     nothing can be written there, found anew by every run.
-
-    Args:
-        path: the archive.
-        suffixes: those of image files, in lower case.
-
-    Raises:
-        UserError: damaged, compressed, or no archive.
     """
 
     kind = "members of tar archives"
@@ -55,6 +49,24 @@ class ShardSource:
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def labels(self, ending: str) -> list[str]:
+        """The text of the file beside each image that ends so, as WebDataset names them; empty for none."""
+
+        def stem(name: str) -> str:
+            folder, slash, file = name.rpartition("/")
+            return folder + slash + file.partition(".")[0]
+
+        with tarfile.open(self.path, "r:") as archive:
+            texts = {
+                stem(member.name): archive.extractfile(member)
+                .read()
+                .decode(errors="replace")
+                .strip()
+                for member in archive
+                if member.isfile() and member.name.endswith(f".{ending}")
+            }
+        return [texts.get(stem(name), "") for name, _, _ in self._members]
 
 
 def _members(path: Path, suffixes: Collection[str]) -> list[tuple[str, int, int]]:

@@ -27,7 +27,7 @@ from simmim.data.listing import (
 )
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
-from simmim.data.tables import TableSource
+from simmim.data.tables import TableSource, check_column
 from simmim.errors import UserError, printable
 
 #: names of columns that hold paths, where several columns hold text
@@ -74,29 +74,29 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         raise no_such_source(path)
     if is_pack(path):
         return list_pack(path)
-    suffix = path.suffix.lower()
+    suffix, labels = path.suffix.lower(), getattr(config, "labels", "")
     if suffix in (".txt", ".csv"):
-        listing = _listed(path, read_paths(path, config.column))
-        listing.by_column = suffix == ".csv"
-        return listing
+        paths, classes = read_columns(path, config.column, labels)
+        return _listed(path, paths, classes, by_column=suffix == ".csv")
     if suffix == ".tar":
-        return _archives(path, [path])
-    listing = None
+        return _archives(path, [path], labels)
     if suffix == ".npy" or _is_zarr(path):
         array = ArraySource(path, config.column)
         listing = Listing(path.parent, items(array), by_column=array.in_group)
+        if labels and array.in_group:
+            listing.labels = array.labels(labels)
     elif suffix == ".parquet" or _is_saved_dataset(path):
         listing = _table(path, [path] if suffix == ".parquet" else [], config)
-    if listing is not None:
-        if not listing.paths:
-            raise UserError(f"no images in {path}: it is empty")
-        return listing
-    if suffix in SUFFIXES:
+    elif suffix in SUFFIXES:
         return Listing(path.parent, [path])
-    raise UserError(
-        f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
-        "(npy, zarr), a tar archive or an image"
-    )
+    else:
+        raise UserError(
+            f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
+            "(npy, zarr), a tar archive or an image"
+        )
+    if not listing.paths:
+        raise UserError(f"no images in {path}: it is empty")
+    return listing
 
 
 def no_such_source(path: Path) -> UserError:
@@ -140,17 +140,14 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
-    """The images of a folder that holds tar archives, parquet files or saved datasets.
-
-    Args:
-        found: the folder, searched.
-    """
+    """The images of a folder that was searched for files and holds tar archives, parquet files or
+    saved datasets."""
     folder, shards = found.folder, sorted(found.shards)
     archives = [path for path in shards if path.suffix.lower() == ".tar"]
     tables = [path for path in shards if path not in archives]
     _check_one_part(folder, archives or tables)
     if archives:
-        used, listing = archives, _archives(folder, archives)
+        used, listing = archives, _archives(folder, archives, getattr(config, "labels", ""))
     elif tables:
         used, listing = tables, _table(folder, tables, config)
     else:
@@ -182,37 +179,38 @@ def _part_of(path: Path) -> str:
     return next((roles[word] for word in words if word in roles), "")
 
 
-def _archives(path: Path, archives: list[Path]) -> Listing:
-    found = [item for archive in archives for item in items(ShardSource(archive, SUFFIXES))]
+def _archives(path: Path, archives: list[Path], labels: str) -> Listing:
+    shards = [ShardSource(archive, SUFFIXES) for archive in archives]
+    found = [item for shard in shards for item in items(shard)]
     if not found:
         raise UserError(f"no images in {path}: none of its members ends as an image file does")
     listing = Listing(path if path.is_dir() else path.parent, found)
     leave_arrays(listing)
+    if labels:
+        texts = {shard.path: shard.labels(labels) for shard in shards}
+        listing.labels = [texts[item.source.path][item.number] for item in listing.paths]
     return listing
 
 
 def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
-    table = TableSource(path, files, config.column)
+    table = TableSource(path, files, config.column, getattr(config, "labels", ""))
     if table.texts is None:
-        return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
-    listing = _listed(files[0] if files else path, table.texts)
-    listing.by_column = True
-    return listing
+        folder = path if path.is_dir() else path.parent
+        return Listing(folder, items(table), by_column=True, labels=table.labels)
+    return _listed(files[0] if files else path, table.texts, table.labels, by_column=True)
 
 
-def read_paths(path: Path, column: str = "") -> list[str]:
-    """The paths in a text file, one a line, or in a column of a CSV file with a header.
-
-    Raises:
-        UserError: no header, no such column, or which one is meant cannot be told.
-    """
+def read_columns(path: Path, column: str, labels: str) -> tuple[list[str], list[str]]:
+    """The paths in a text file, one a line, or in a column of a CSV file with a header, and the column
+    with their classes, where one is named; raises ``UserError`` where there is no header, no such
+    column, or no telling which one is meant."""
     text = _decode(path.read_bytes())
     if "\0" in text:
         raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
     if path.suffix.lower() == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in text.splitlines() if line.strip()], []
     # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
-    header = text.partition("\n")[0]
+    header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
     table = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
     names = list(table.fieldnames or ())
@@ -227,7 +225,10 @@ def read_paths(path: Path, column: str = "") -> list[str]:
         raise UserError(
             f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
         )
-    return [row[name] for row in table]
+    if labels:
+        check_column(path, labels, names)
+    rows = list(table)
+    return [row[name] for row in rows], [row[labels] for row in rows] if labels else []
 
 
 def _decode(content: bytes) -> str:
@@ -235,17 +236,19 @@ def _decode(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
         # surrogates are let through: names of files may hold any bytes
         return content.decode("utf-16", errors="surrogatepass")
-    return io.TextIOWrapper(
-        io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape"
-    ).read()
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _listed(path: Path, lines: Sequence[str]) -> Listing:
-    """Files that a list names, as seen from the list's own folder."""
+def _listed(path: Path, lines: Sequence[str], labels: list[str], *, by_column: bool) -> Listing:
+    """Files that a list names, as seen from the list's own folder, and their classes."""
     paths = [path.parent / line for line in lines]
     if not paths:
         raise UserError(f"{path}: it names no image")
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
-    return Listing(path.parent, paths)
+    stated: dict[Path, str] = {}
+    for image, label in zip(paths, labels, strict=False):
+        if stated.setdefault(image, label) != label:
+            raise UserError(f"{path}: {image} has the classes {stated[image]!r} and {label!r}")
+    return Listing(path.parent, paths, by_column=by_column, labels=labels)

@@ -3,7 +3,6 @@ validation/ or test/."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.demo import demo_photographs
 from simmim.data.item import Item
-from simmim.data.listing import Listing
+from simmim.data.listing import Listing, entries_of
 from simmim.data.sources import (
     ROLES,
     check_column_and_layout,
@@ -27,13 +26,8 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class Split:
-    """Which folders to train on and to validate on.
-
-    Attributes:
-        train: source of the images to train on.
-        held_out: that of the images to validate or test on; ``None`` where none are set apart.
-        notes: what the log should say about the choice.
-    """
+    """Sources of the images to train on, and to validate or test on, ``None`` where none are set
+    apart; and what the log should say about the choice."""
 
     train: Path
     held_out: Path | None
@@ -41,21 +35,12 @@ class Split:
 
 
 def find_roles(folder: Path) -> dict[str, Path]:
-    """The parts of a split data set that lie in ``folder``, by role: train, validation, test.
-
-    Raises:
-        UserError: two folders of one role, or ``folder`` may not be read.
-    """
+    """The parts of a split data set that lie in ``folder``, by role: train, validation, test;
+    raises ``UserError`` for two folders of one role."""
     found: dict[str, Path] = {}
-    try:
-        inside = sorted(os.listdir(folder))
-    except PermissionError:
-        raise UserError(
-            f"the folder {folder} may not be read: change its permissions, or name another folder"
-        ) from None
+    inside = [Path(entry) for entry in entries_of(folder)]
     for role, names in ROLES.items():
-        folders = [folder / name for name in inside if name.lower() in names]
-        folders = [path for path in folders if path.is_dir()]
+        folders = [path for path in inside if path.name.lower() in names and path.is_dir()]
         if len(folders) > 1:
             raise UserError(
                 f"{folder} holds {folders[0].name}/ and {folders[1].name}/, which mean the same: "
@@ -86,7 +71,8 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
             raise no_such_source(source)
         if classes and not source.is_dir():
             raise UserError(
-                f"{source} is a file: classes are folders, one per class, or a pack of such folders"
+                f"{source} is a file: classes are folders, one per class, or a pack, which simmim pack "
+                "--labels makes of tables"
             )
     if not all(map(is_folder_of_files, sources)):
         return Split(data, val_data)
@@ -96,36 +82,28 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
                 f"--out {out} is a folder of images: its pictures would become images of the next "
                 "run; choose another --out"
             )
+    roles = find_roles(data)
+    held_out = {role: path for role, path in roles.items() if role != "train"}
     if val_data is not None:
         _check_val_data(val_data)
-    roles = find_roles(data)
-    if val_data is not None:
-        inside = {role: path for role, path in roles.items() if not _is_same(path, val_data)}
-    else:
-        inside = roles
-    held_out = {role: path for role, path in inside.items() if role != "train"}
+        other = val_data.resolve()
+        held_out = {role: path for role, path in held_out.items() if path.resolve() != other}
     if "train" not in roles:
-        if held_out:
-            raise _lacks_train(data, next(iter(held_out.values())))
+        for part in held_out.values():
+            raise UserError(
+                f"{data} holds {part.name}/ but no train/: move the images to train on into {data}/train, "
+                f"or name both parts with --data FOLDER --val-data {part}; rename {part.name}/ if its "
+                "images are to be trained on"
+            )
         return Split(data, val_data)
+    train = roles["train"]
     if not held_out and val_data is None:
-        train = roles["train"] if classes else data
-        others = _others(data, {train, out}) if classes else []
-        return Split(train, None, _notes_on(others))
+        return Split(train, None, _unused(data, train, out)) if classes else Split(data, None)
     chosen = val_data or held_out.get("validation") or held_out["test"]
     if len(roles) == 1 and not classes:
         return Split(data, chosen)
-    note = f"{data} is split: training on {roles['train'].name}/, validating on {chosen}"
-    unused = _others(data, {roles["train"], chosen, out})
-    return Split(roles["train"], chosen, (note, *_notes_on(unused)))
-
-
-def _notes_on(unused: list[Path]) -> tuple[str, ...]:
-    return (f"folders that are not used: {', '.join(map(str, unused))}",) if unused else ()
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+    note = f"{data} is split: training on {train.name}/, validating on {chosen}"
+    return Split(train, chosen, (note, *_unused(data, train, chosen, out)))
 
 
 def _check_val_data(val_data: Path) -> None:
@@ -138,22 +116,15 @@ def _check_val_data(val_data: Path) -> None:
         )
 
 
-def _lacks_train(data: Path, part: Path) -> UserError:
-    return UserError(
-        f"{data} holds {part.name}/ but no train/: move the images to train on into {data}/train, "
-        f"or name both parts with --data FOLDER --val-data {part}; rename {part.name}/ if its "
-        "images are to be trained on"
-    )
-
-
-def _others(data: Path, known: set[Path]) -> list[Path]:
-    """Folders of ``data`` that belong to no part."""
-    resolved = {path.resolve() for path in known}
-    return sorted(
-        path
+def _unused(data: Path, *used: Path) -> tuple[str, ...]:
+    """A line that names the folders of ``data`` that belong to no part, if there are any."""
+    resolved = {path.resolve() for path in used}
+    others = sorted(
+        str(path)
         for path in data.iterdir()
         if path.is_dir() and not path.name.startswith(".") and path.resolve() not in resolved
     )
+    return (f"folders that are not used: {', '.join(others)}",) if others else ()
 
 
 def check_no_split_inside(folder: Path) -> None:
@@ -169,13 +140,8 @@ def check_no_split_inside(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """Images of a run.
-
-    Attributes:
-        train, validation: the images.
-        root: the folder from which those to train on are named.
-        summary: lines that say which files are used, how many were left, and why.
-    """
+    """Images of a run, the folder from which those to train on are named, and lines that say which
+    files are used, how many were left, and why."""
 
     train: list[Path | Item]
     validation: list[Path | Item]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ from simmim.data.images import BadImageError, OtherContentsError, file_errors, r
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
 from simmim.data.sources import check_column_and_layout, find_source
-from simmim.errors import UnreadableImageError, UserError, printable
+from simmim.errors import UnreadableImageError, UserError, say
 from simmim.storage.files import write_text
 from simmim.storage.outputs import check_replaceable
 
@@ -77,14 +76,15 @@ def command(config: StatsConfig) -> int:
     """
     if config.data is None:
         raise UserError("say which images to measure: --data FOLDER")
-    check_replaceable(config.out, config.overwrite)
+    check_replaceable(config.out, config.overwrite, config.data)
     listing = find_source(config.data, config)
     check_column_and_layout(config, listing)
-    print(printable(listing.summary()), file=sys.stderr)
+    say(listing.summary())
     wanted = first_contents(config, listing.paths)
     tally = measure(config, listing.paths, wanted)
     _report(tally, config)
     found = summary(tally, wanted)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.out, json.dumps(found, indent=1) + "\n")
     for channel in range(wanted.channels):
         values = {name: found[name][channel] for name in ("mean", "std", "min", "max")}
@@ -179,25 +179,23 @@ def measure_image(image: Picture, wanted: Reading) -> Tally:
     nodata = float(wanted.nodata) if wanted.nodata else None
     for top in range(0, image.shape[1], _ROWS):
         part = image[:, top : top + _ROWS, :].numpy().reshape(image.shape[0], -1)
-        channels = [_measure_channel(values, nodata) for values in part]
-        names = ("counts", "sums", "squares", "low", "high", "nodata")
-        tally.add(Tally(**{n: np.stack([getattr(c, n) for c in channels]) for n in names}))
+        channels = zip(*(_measure_channel(values, nodata) for values in part), strict=True)
+        tally.add(Tally(*map(np.stack, channels)))
     return tally
 
 
-def _measure_channel(values: np.ndarray, nodata: float | None) -> Tally:
-    """The tally of one channel's numbers ``(n,)``; NaN and infinite ones count as without data."""
+def _measure_channel(values: np.ndarray, nodata: float | None) -> tuple:
+    """The first six fields of a ``Tally`` of one channel's numbers ``(n,)``; NaN and infinite ones count
+    as without data."""
     kept = values if nodata is None or math.isnan(nodata) else values[values != nodata]
-    found = Tally()
+    sums = squares = 0
     if values.dtype.kind == "f":
         kept = kept[np.isfinite(kept)]
         wide = kept.astype(np.float64)
-        found.sums, found.squares = wide.sum(), np.square(wide).sum()
-    if kept.size:
-        found.low, found.high = kept.min(), kept.max()
-    found.nodata = values.size - kept.size
-    found.counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
-    return found
+        sums, squares = wide.sum(), np.square(wide).sum()
+    counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
+    low, high = (kept.min(), kept.max()) if kept.size else (math.inf, -math.inf)
+    return counts, sums, squares, low, high, values.size - kept.size
 
 
 def _level(values: np.ndarray) -> np.ndarray:
@@ -222,11 +220,8 @@ def _values(dtype: str) -> np.ndarray:
 
 
 def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
-    """What ``--stats`` takes; all values are in the numbers that the files hold.
-
-    Raises:
-        UserError: a channel without data.
-    """
+    """What ``--stats`` takes; all values are in the numbers that the files hold. Raises
+    ``UserError`` for a channel without data."""
     counted = tally.counts.sum(1)
     if not counted.all():
         raise UserError(f"channel {int(np.argmin(counted)) + 1} holds no data at all")
@@ -270,9 +265,9 @@ def _report(tally: Tally, config: StatsConfig) -> None:
         UserError: some images have other contents than the first.
     """
     for name, reason in tally.bad.items():
-        print(printable(f"left out {name}: {reason}"), file=sys.stderr)
+        say(f"left out {name}: {reason}")
     for name, note in tally.notes.items():
-        print(printable(f"{name}: {note}"), file=sys.stderr)
+        say(f"{name}: {note}")
     if tally.others:
         kinds = defaultdict(list)
         for name, reason in tally.others.items():

@@ -58,25 +58,23 @@ def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.
             if _is_scene(page, channels):
                 return None
             note_unused_tags(page, nodata)
+            # Pillow opens both and then knows no way to decode them, of YCbCr before Pillow 13
             apart = page.planarconfig == 2 and tag_values(page, 338, 0) == (_ASSOCIATED,)
-            if apart or (page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)):
-                # Pillow opens it and then knows no way to decode it, of YCbCr before Pillow 13
-                return _decode_plain(page)
-            if 0 in page.databytecounts:
-                # of tiles that were never written Pillow reads whatever lies elsewhere in the file
-                return _decode_plain(page)
-            try:
-                file.seek(0)
-                image = Image.open(file, formats=("TIFF",))
-                image.load()
-                return image
-            except UnidentifiedImageError:
-                return _decode_plain(page)
-            except OSError:
-                # "decoder error -2" is all that Pillow says where its TIFF library lacks a codec
-                if page.compression in _COMMON_COMPRESSIONS:
-                    raise
-                return _decode_plain(page)
+            plain = page.compression == 1 and tag_values(page, 262, 0) == (_YCBCR,)
+            # of tiles that were never written it reads whatever lies elsewhere in the file
+            if not (apart or plain or 0 in page.databytecounts):
+                try:
+                    file.seek(0)
+                    image = Image.open(file, formats=("TIFF",))
+                    image.load()
+                    return image
+                except UnidentifiedImageError:
+                    pass
+                except OSError:
+                    # "decoder error -2" is all that it says where its TIFF library lacks a codec
+                    if page.compression in _COMMON_COMPRESSIONS:
+                        raise
+            return _decode_plain(page)
     except tifffile.TiffFileError as error:
         raise BadImageError(f"damaged: {first_line(error)}") from error
 
@@ -162,11 +160,9 @@ def tag_reasons(page) -> list[str]:
     bands = int(tag_values(page, 277, 1)[0])
     bits = tag_values(page, 258, 1)
     numbers = set(tag_values(page, 339, 1))
-    reasons = []
     kinds = {2: "signed", 3: "floating-point", 5: "complex integer", 6: "complex"}
-    size = _join(sorted(set(bits)))
-    for name in (kinds[n] for n in sorted(numbers & kinds.keys())):
-        reasons.append(f"{name} numbers of {size} bits")
+    size = " and ".join(map(str, sorted(set(bits))))
+    reasons = [f"{kinds[n]} numbers of {size} bits" for n in sorted(numbers & kinds.keys())]
     if not reasons and not set(bits) <= {1, 2, 4, 8}:
         reasons.append(f"{size} bits a channel")
     if 262 not in page.tags:
@@ -187,11 +183,6 @@ def tag_reasons(page) -> list[str]:
     if model == _YCBCR and page.compression == 1 and tag_values(page, 530, 2) not in ((1, 1), (1,)):
         reasons.append("uncompressed YCbCr with fewer colours than pixels")
     return reasons
-
-
-def _join(numbers: list) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _decode_plain(page) -> Image.Image:

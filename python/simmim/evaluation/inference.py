@@ -1,9 +1,9 @@
-"""Running a trained model on all readable images of a source."""
+"""Running a trained model on all images of a source."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,17 +14,27 @@ from simmim.data.listing import summarize_bad
 from simmim.data.read_ahead import read_batches, usable_cores, ways
 from simmim.errors import UnreadableImageError, printable
 
+_NOT_FINITE = "the model gives no finite numbers for it"
 
-def readable_batches(
-    config: InferenceConfig, images: Crops, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels ``(B, C, H, W)`` on ``device`` and their places in ``images.paths``; images that cannot be
-    read are left out and named on stderr.
+
+@torch.no_grad()
+def results(
+    model: Callable[[Tensor], list[Tensor]],
+    config: InferenceConfig,
+    images: Crops,
+    device: torch.device,
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What ``model`` makes of pixels ``(B, C, H, W)`` on ``device``, batch by batch.
+
+    Images that cannot be read, or for which a result is not finite, are left out and named on stderr.
+
+    Returns:
+        its tensors ``(n, ...)`` in float32 on the CPU, and the places ``(n,)`` in ``images.paths``.
 
     Raises:
-        UnreadableImageError: one that is to stop the command, or all of them.
+        UnreadableImageError: an image that is to stop the command, or all of them.
     """
-    size, bad, read = config.batch_size, {}, 0
+    size, bad, count = config.batch_size, {}, 0
     samples = [(0, sample) for sample in range(len(images))]
     batches = [samples[first : first + size] for first in range(0, len(samples), size)]
     way = ways(config.workers, device.type, False, usable_cores())[0]
@@ -33,12 +43,21 @@ def readable_batches(
         bad |= dict(batch.bad)
         for path, note in batch.notes:
             print(printable(f"{path}: {note}"), file=sys.stderr)
-        if batch.read.any():
-            read += int(batch.read.sum())
-            yield batch.images[batch.read].to(device), batch.sources[batch.read]
+        if not batch.read.any():
+            continue
+        found, sources = model(batch.images[batch.read].to(device)), batch.sources[batch.read]
+        found = [result.float().cpu() for result in found]
+        finite = torch.stack([result.isfinite().flatten(1).all(1) for result in found]).all(0)
+        overflowing = {str(images.paths[n]): _NOT_FINITE for n in sources[~finite].tolist()}
+        if overflowing and config.on_bad_image == "error":
+            raise UnreadableImageError(f"{min(overflowing)}: {_NOT_FINITE}")
+        bad |= overflowing
+        count += int(finite.sum())
+        if finite.any():
+            yield [result[finite] for result in found], sources[finite]
     for path, reason in bad.items():
         print(printable(f"left out {path}: {reason}"), file=sys.stderr)
-    if not read:
+    if not count:
         raise UnreadableImageError(
             f"none of the {len(images.paths)} images can be read: {summarize_bad(bad)}"
         )

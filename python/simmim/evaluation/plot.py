@@ -16,7 +16,7 @@ from simmim.errors import UserError, printable, require
 from simmim.models import published
 from simmim.models.simmim import SimMIM
 from simmim.storage.files import replacing
-from simmim.training.records import read_metrics
+from simmim.training.metrics import read_metrics
 from simmim_kernels import PatchMask, mask_image
 
 figure = require("matplotlib.figure")
@@ -27,12 +27,8 @@ TITLES = ("original", "what the model sees", "what it puts there")
 
 
 class Display(NamedTuple):
-    """How pixels are shown as red, green and blue, or as gray.
-
-    Attributes:
-        bands: places of one or three channels.
-        low, high: values of all channels that are black and white, of uint8 by 255.
-    """
+    """How pixels are shown as red, green and blue, or as gray: the places of one or three channels,
+    and values of all channels that are black and white, of uint8 by 255."""
 
     bands: tuple[int, ...]
     low: Tensor
@@ -46,14 +42,9 @@ class Display(NamedTuple):
 
 
 def choose_display(config: PretrainConfig, bands: Sequence[int] = ()) -> Display:
-    """The display that the settings of a run ask for.
-
-    Args:
-        bands: channels from 1 that take the place of the run's ``show_bands``.
-
-    Raises:
-        UserError: not one or three of them, or no such channel.
-    """
+    """The display that the settings of a run ask for, or of ``bands``, counted from 1, in place of
+    its ``show_bands``; raises ``UserError`` where these are not one or three channels that there
+    are."""
     bands = tuple(bands) or config.show_bands or ((1, 2, 3) if config.channels > 2 else (1,))
     check_show_bands(bands, config.channels)
     unit = 255 if config.pixel_type == "uint8" else 1
@@ -84,12 +75,8 @@ def reconstruct(
 
 
 def reconstruction_picture(columns: Iterable[Tensor], path: Path) -> None:
-    """Draw one row an image: original, masked, completed.
-
-    Args:
-        columns: three tensors ``(B, C, H, W)`` in [0, 1], as ``reconstruct`` gives them.
-        path: file to write; the suffix decides the format.
-    """
+    """Draw one row an image of what ``reconstruct`` gives, original, masked, completed, to the file
+    ``path``, whose suffix decides the format."""
     columns = [column.cpu() for column in columns]
     rows, _, height, width = columns[0].shape
     side = 3.0
@@ -130,11 +117,10 @@ def check_picture(path: Path) -> None:
 
 
 def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None:
-    """Draw training and validation loss of ``metrics.csv`` over the updates.
+    """Draw training and validation loss of a run's ``metrics.csv`` over the updates, to the file
+    ``path``.
 
     Args:
-        metrics: the CSV file that a run wrote.
-        path: file to write.
         baseline: validation loss of predicting the mean of the visible part.
     """
     rows = read_metrics(metrics)
@@ -157,11 +143,6 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
 LEGIBLE = 20
 
 
-def _label(name: str, most: int = 40) -> str:
-    text = printable(name)
-    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> None:
     """Draw how often each class was taken for which.
 
@@ -177,7 +158,8 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis = canvas.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= LEGIBLE:
-        texts = [_label(name) for name in names]
+        texts = [printable(name) for name in names]
+        texts = [t if len(t) <= 40 else t[:39] + "\N{HORIZONTAL ELLIPSIS}" for t in texts]
         axis.set_xticks(range(len(names)), texts, rotation=90, parse_math=False, usetex=False)
         axis.set_yticks(range(len(names)), texts, parse_math=False, usetex=False)
         for row, column in zip(*np.nonzero(confusion), strict=True):

@@ -13,7 +13,7 @@ from simmim.data.crops import central_crops
 from simmim.data.item import name_below
 from simmim.data.sources import check_column_and_layout, find_source
 from simmim.errors import UserError, printable
-from simmim.evaluation.inference import readable_batches
+from simmim.evaluation.inference import results
 from simmim.models.classifier import load_classifier
 from simmim.storage.files import TEXT, replacing
 from simmim.storage.outputs import check_replaceable
@@ -26,7 +26,6 @@ _OTHER_TABLES = frozenset(
 )
 
 
-@torch.no_grad()
 def command(config: PredictConfig) -> int:
     """Write the table; returns the exit status.
 
@@ -36,7 +35,7 @@ def command(config: PredictConfig) -> int:
     """
     if config.out.suffix.lower() in _OTHER_TABLES:
         raise UserError(f"--out {config.out} must end in .csv, which is what predict writes")
-    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    check_replaceable(config.out, config.overwrite, config.checkpoint, config.data)
     model, trained = load_classifier(config.checkpoint)
     trained = dataclasses.replace(trained, data=config.data, column=config.column)
     listing = find_source(config.data, trained)
@@ -46,14 +45,13 @@ def command(config: PredictConfig) -> int:
     model.to(device)
     top, count = min(config.top, len(model.names)), 0
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with explained(), replacing(config.out) as path, path.open("w", **TEXT) as file:
+    with replacing(config.out) as path, explained(), path.open("w", **TEXT) as file:
         table = csv.writer(file)
         places = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
         table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])
-        for pixels, sources in readable_batches(
-            config, central_crops(trained, listing.paths), device
-        ):
-            shares, classes = model(pixels).float().softmax(1).topk(top)
+        images = central_crops(trained, listing.paths)
+        for (scores,), sources in results(lambda x: [model(x)], config, images, device):
+            shares, classes = scores.softmax(1).topk(top)
             for image, source in enumerate(sources.tolist()):
                 row = [name_below(listing.paths[source], listing.folder)]
                 for share, number in zip(shares[image], classes[image], strict=True):

@@ -15,7 +15,7 @@ from simmim.config.labels import ProbeConfig
 from simmim.data.classes import Classes, Labelled, split_classes
 from simmim.data.crops import central_crops, check_measured
 from simmim.errors import UserError, printable, require
-from simmim.evaluation.inference import readable_batches
+from simmim.evaluation.inference import results
 from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import block_features, completed, start
 from simmim.models.encoders import ConvEncoder, TimmEncoder
@@ -134,8 +134,11 @@ def _features(
     images = central_crops(config, files.paths)
     check_measured(config, images)
     found, labels = [], []
-    for pixels, sources in readable_batches(config, images, next(encoder.parameters()).device):
-        found.append([f.float().cpu().numpy() for f in block_features(encoder, pixels, blocks)])
+    device = next(encoder.parameters()).device
+    for features, sources in results(
+        lambda pixels: block_features(encoder, pixels, blocks), config, images, device
+    ):
+        found.append([block.numpy() for block in features])
         labels.append(files.labels[sources].numpy())
     return [np.concatenate(parts) for parts in zip(*found, strict=True)], np.concatenate(labels)
 

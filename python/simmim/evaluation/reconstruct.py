@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
@@ -12,13 +11,8 @@ from simmim.data.item import Item
 from simmim.data.listing import check_outside
 from simmim.data.sources import find_source
 from simmim.data.splits import split_files
-from simmim.errors import UserError, printable
-from simmim.evaluation.plot import (
-    check_picture,
-    choose_display,
-    reconstruct,
-    reconstruction_picture,
-)
+from simmim.errors import UserError, say
+from simmim.evaluation import plot
 from simmim.models.build import build_masking, build_model
 from simmim.models.simmim import SimMIM
 from simmim.storage import checkpoint
@@ -41,8 +35,7 @@ def command(config: ReconstructConfig) -> int:
     Raises:
         UserError: as ``draw``, or the picture may not be replaced.
     """
-    check_picture(config.out)
-    check_replaceable(config.out, config.overwrite, config.checkpoint)
+    check_replaceable(config.out, config.overwrite, config.checkpoint, config.data)
     draw(config)
     print(f"wrote {config.out}")
     return 0
@@ -55,11 +48,9 @@ def draw(config: ReconstructConfig) -> None:
         UserError: no checkpoint there, no images, none that can be read, no such picture format, or
             a picture that would lie among the images.
     """
-    if config.count < 1:
-        raise UserError(f"--count must be at least 1, not {config.count}")
-    check_picture(config.out)
+    plot.check_picture(config.out)
     model, trained = load_model(config.checkpoint)
-    display = choose_display(trained, config.show_bands)
+    display = plot.choose_display(trained, config.show_bands)
     for folder in (config.data, trained.data, trained.val_data):
         if folder is not None:
             check_outside(config.out, folder)
@@ -72,7 +63,7 @@ def draw(config: ReconstructConfig) -> None:
     samples = _first_readable(config, trained, paths)
     batch = collate(samples)
     mask = build_masking(trained)(batch.ids, seed=config.seed)
-    reconstruction_picture(reconstruct(model, batch.images, mask, display), config.out)
+    plot.reconstruction_picture(plot.reconstruct(model, batch.images, mask, display), config.out)
 
 
 def _first_readable(
@@ -86,7 +77,7 @@ def _first_readable(
         elif config.on_bad_image == "error":
             raise UserError("cannot read {}: {}".format(*sample.bad[0]))
         else:
-            print(printable("skipped {}: {}".format(*sample.bad[0])), file=sys.stderr)
+            say("skipped {}: {}".format(*sample.bad[0]))
         if len(samples) == config.count:
             break
     if not samples:

@@ -16,6 +16,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError, printable, require
 from simmim.exchange.importing import check_suffix, import_model
 from simmim.exchange.mae import check_plain
+from simmim.exchange.pixels import describe_pixels, describe_processor
 from simmim.exchange.settings import family_of
 from simmim.exchange.transformers import CLASSES, describe
 from simmim.models.build import build_model
@@ -27,7 +28,7 @@ from simmim_kernels.integrations import checkpoints
 
 State = dict[str, Tensor]
 #: what a folder of transformers' consists of
-_IN_FOLDER = ("model.safetensors", "config.json")
+_IN_FOLDER = ("model.safetensors", "config.json", "preprocessor_config.json")
 _PICKLES = (".pt", ".pth", ".bin")
 #: under which key a project's pickles hold the tensors
 _HELD = {"microsoft": "model", "mae": "model", "mmpretrain": "state_dict"}
@@ -84,10 +85,10 @@ def export_model(config: ExportConfig) -> list[str]:
         check_suffix(config.out)
         checkpoint.save_model(config.out, state["config"], theirs)
     elif config.project == "transformers":
-        _write_folder(config.out, theirs, described)
+        _write_folder(config.out, theirs, described, trained)
     else:
         _write(config.out, theirs, _HELD.get(config.project))
-    return [f"{len(theirs)} tensors for {config.project}"]
+    return [f"{len(theirs)} tensors for {config.project}", describe_pixels(trained)]
 
 
 def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]:
@@ -111,6 +112,11 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
     family = family_of(model.encoder)
     if family is None:
         raise UserError(f"{config.checkpoint}: the encoder is none of timm's")
+    if trained.fc_norm and family not in ("vit", "beit"):
+        raise UserError(
+            f"{config.checkpoint} was fine-tuned with --fc-norm, which no {family} of others has: "
+            "--project simmim keeps it"
+        )
     if config.project == "transformers":
         if family not in ("swin", "swinv2"):
             raise UserError(
@@ -126,8 +132,8 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
         encoder = {k: v for k, v in state["model"].items() if k.startswith("encoder.backbone.")}
         theirs = checkpoints.from_simmim(encoder, "transformers")
         theirs |= {f"classifier.{n}": state["model"][f"head.{n}"] for n in ("weight", "bias")}
-        _write_folder(config.out, theirs, described)
-        return [f"{len(theirs)} tensors of a classifier for transformers"]
+        _write_folder(config.out, theirs, described, trained)
+        return [f"{len(theirs)} tensors of a classifier for transformers", describe_pixels(trained)]
     head = "head.fc." if family.startswith("swin") else "head."
     theirs = checkpoints.from_simmim(state["model"], "timm")
     theirs |= {k: v for k, v in state["model"].items() if k.startswith("fc_norm.")}
@@ -139,14 +145,19 @@ def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]
     return [
         f"{len(theirs)} tensors of a classifier for timm: "
         f"create_model(..., num_classes={classes}, global_pool='avg'{how})",
+        describe_pixels(trained),
         *([f"its outputs are, in this order: {', '.join(map(printable, names))}"] if names else []),
     ]
 
 
-def _write_folder(out: Path, theirs: State, described: dict[str, Any]) -> None:
-    weights, configuration = (out / name for name in _IN_FOLDER)
+def _write_folder(
+    out: Path, theirs: State, described: dict[str, Any], trained: PretrainConfig | FinetuneConfig
+) -> None:
+    weights, configuration, processor = (out / name for name in _IN_FOLDER)
     _write(weights, theirs)
     write_text(configuration, json.dumps(described, indent=2) + "\n")
+    if trained.channels == 3 and trained.pixel_type == "uint8":
+        write_text(processor, json.dumps(describe_processor(trained), indent=2) + "\n")
 
 
 def _write(path: Path, state: State, held: str | None = None) -> None:

@@ -103,7 +103,7 @@ def read_source(path: Path, weights: str | None = None) -> Source:
             source.unread[name.removeprefix(model.prefix)] = value.name
     if outside:
         source.notes.append(f"left out, not under {model.prefix}: {summary(outside)}")
-    source.transformers = _read_config(path) if model.project == "transformers" else None
+    source.transformers = read_beside(path, _CONFIG) if model.project == "transformers" else None
     source.microsoft = _plain(as_mapping(_get(loaded, "config")))
     source.mae = _plain(as_mapping(_get(loaded, "args"))) if model.project == "mae" else None
     own = metadata.get("config", _get(loaded, "config"))
@@ -236,8 +236,9 @@ def _why_no_model(loaded: Any) -> str:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
-    described = (path if path.is_dir() else path.parent) / _CONFIG
+def read_beside(path: Path, name: str) -> dict[str, Any] | None:
+    """What a file of JSON beside a model says; ``None`` where there is none."""
+    described = (path if path.is_dir() else path.parent) / name
     if not described.is_file():
         return None
     try:

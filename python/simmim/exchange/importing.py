@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.exchange import ImportConfig
+from simmim.config.images import BROUGHT
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
@@ -17,6 +18,7 @@ from simmim.exchange.files import Source, read_source, summary
 from simmim.exchange.geometry import Size, fit_tables
 from simmim.exchange.mae import complete_decoder
 from simmim.exchange.microsoft import read_microsoft
+from simmim.exchange.pixels import read_pixels
 from simmim.exchange.settings import complete, family_of, unlike_plain
 from simmim.exchange.transformers import check_windows, read_settings
 from simmim.models.build import build_model, encoder_of
@@ -100,7 +102,9 @@ def read_model(config: ImportConfig) -> Imported:
     if "decoder_pos_embed" in ours and not (config.encoder_only or config.classifier):
         trained, more = complete_decoder(described.trained, ours, source, config.decoder_heads)
         described = described._replace(trained=trained, notes=described.notes + more)
-    notes = [f"{len(source.tensors)} tensors of {project}", *source.notes, *described.notes]
+    pixels, said = read_pixels(source, config)
+    described = described._replace(trained=dataclasses.replace(described.trained, **pixels))
+    notes = [f"{len(source.tensors)} tensors of {project}", *source.notes, *described.notes, *said]
     torch.manual_seed(0)
     finish = _finish_classifier if config.classifier else _finish_model
     model, ours, settings, kind, more = finish(config, described.trained, ours, project)
@@ -235,6 +239,10 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, pr
 
 def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: State, project: str):
     """As `_finish_model`, for a fine-tuned classifier."""
+    if project == "simmim":
+        raise UserError(
+            f"{config.source} is simmim's own: of simmim finetune all commands take it as it is"
+        )
     renamed = {}
     for name, value in ours.items():
         head = next((h for h in _HEADS if name.startswith(h)), None)
@@ -253,6 +261,7 @@ def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: Stat
         encoder_args=trained.encoder_args,
         img_size=trained.img_size,
         channels=trained.channels,
+        **{name: getattr(trained, name) for name in BROUGHT},
         fc_norm=fc_norm,
     )
     model = Classifier(encoder_of(trained), len(renamed["head.weight"]), fc_norm=fc_norm)

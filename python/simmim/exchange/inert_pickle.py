@@ -7,7 +7,6 @@ file can be read although the file also holds an optimiser, a configuration or a
 
 from __future__ import annotations
 
-import io
 import pickle
 import tarfile
 from pathlib import Path
@@ -28,40 +27,35 @@ class Inert:
 
     Attributes:
         name: as in the pickle, with its module.
-        arguments: what it was called with, a tuple; None where it is only named.
+        made: whether it is an object, not the class or function itself.
         state: what its attributes were to be set from; None where nothing was.
         items: what was stored in it, where it behaves as a dictionary.
-        elements: what was appended or added to it.
     """
 
-    __slots__ = ("arguments", "elements", "items", "name", "state")
+    __slots__ = ("items", "made", "name", "state")
 
-    def __init__(self, name: str, arguments: tuple | None = None) -> None:
+    def __init__(self, name: str, made: bool = False) -> None:
         # the older protocols write some modules by their names in Python 2
         self.name = name.replace("__builtin__.", "builtins.").replace("copy_reg.", "copyreg.")
-        self.arguments = arguments
+        self.made = made
         self.state: Any = None
         self.items: dict = {}
-        self.elements: list = []
 
     def __call__(self, *arguments: Any) -> Any:
         """A tensor or container where this names a maker of them, otherwise an inert object."""
-        if self.arguments is None and self.name in _MAKERS:
+        if not self.made and self.name in _MAKERS:
             made = _MAKERS[self.name](*arguments)
             if made is not None:
                 return made
-        return Inert(self.name, arguments)
+        return Inert(self.name, made=True)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items[key] = value
 
-    def append(self, element: Any) -> None:
-        self.elements.append(element)
+    def append(self, _element: Any) -> None:
+        """Elements are dropped: nobody looks for tensors in lists of unknown classes."""
 
-    def extend(self, elements: list) -> None:
-        self.elements.extend(elements)
-
-    add = append
+    extend = add = append
 
     def __repr__(self) -> str:
         return f"<inert {self.name}>"
@@ -173,10 +167,6 @@ class _Module:
     @staticmethod
     def load(file: IO[bytes], **options: Any) -> Any:
         return _Unpickler(file, **options).load()
-
-    @staticmethod
-    def loads(data: bytes, **options: Any) -> Any:
-        return _Unpickler(io.BytesIO(data), **options).load()
 
 
 def _make_tensor(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from simmim.config.images import ENCODER, values_of
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.exchange.files import Source
@@ -22,11 +23,8 @@ PUBLISHED_HEADS = 16
 def complete_decoder(
     trained: PretrainConfig, ours: dict[str, Tensor], source: Source, heads: int | None
 ) -> tuple[PretrainConfig, list[str]]:
-    """``trained`` with the settings of the decoder among tensors ``ours``, and what was assumed.
-
-    Raises:
-        UserError: heads or an activation that our decoder cannot have.
-    """
+    """``trained`` with the settings of the decoder among tensors ``ours``, and what was assumed;
+    raises ``UserError`` for heads or an activation that our decoder cannot have."""
     said, own = source.transformers or {}, json.loads(source.ours or "{}")
     act = said.get("hidden_act", "gelu")
     if act != "gelu":
@@ -45,11 +43,7 @@ def complete_decoder(
     arguments = source.mae or {}
     norm_pix = said.get("norm_pix_loss", arguments.get("norm_pix_loss", True))
     settings = {
-        "encoder": trained.encoder,
-        "encoder_args": trained.encoder_args,
-        "img_size": trained.img_size,
-        "channels": trained.channels,
-        "drop_path": trained.drop_path,
+        **values_of(trained, (*ENCODER, "drop_path")),
         "decoder_width": width,
         "decoder_depth": max(1, len(blocks)),
         "decoder_heads": heads,
@@ -70,11 +64,8 @@ def complete_decoder(
 
 
 def check_plain(model: MAE, trained: PretrainConfig, project: str) -> None:
-    """Refuse to export what other projects' MAE cannot be.
-
-    Raises:
-        UserError: another encoder than a plain ViT, another loss or target than theirs.
-    """
+    """Raise ``UserError`` for what MAE of other projects cannot be: another encoder than a plain
+    ViT, another loss or target than theirs."""
     if not isinstance(model, MAE) or family_of(model.encoder) != "vit":
         raise UserError(f"{project} has a ViT with MAE's decoder (--method mae) alone")
     difference = unlike_plain(model.encoder, trained)

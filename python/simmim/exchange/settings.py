@@ -81,10 +81,11 @@ def arguments_of(encoder: TimmEncoder) -> Arguments:
         "embed_dim": backbone.patch_embed.proj.out_channels,
         "mlp_ratio": fc1.out_features / fc1.in_features if isinstance(fc1, nn.Linear) else None,
         "qkv_bias": biased,
-        "act_layer": _activation(getattr(mlp, "act", None)),
         "norm_eps": norms[0] if norms else None,
     }
     family = family_of(encoder)
+    if family in ("vit", "swinv2"):
+        found["act_layer"] = _activation(getattr(mlp, "act", None))
     if family in ("vit", "beit"):
         found |= {"depth": len(backbone.blocks), "num_heads": attention.num_heads}
         if family == "beit":
@@ -93,7 +94,6 @@ def arguments_of(encoder: TimmEncoder) -> Arguments:
                 "use_rel_pos_bias": attention.relative_position_bias_table is not None,
                 "use_shared_rel_pos_bias": backbone.rel_pos_bias is not None,
             }
-            found.pop("act_layer")
         return found
     stages = [stage.blocks[0] for stage in backbone.layers]
     found |= {
@@ -104,8 +104,6 @@ def arguments_of(encoder: TimmEncoder) -> Arguments:
     if family == "swinv2":
         sizes = (block.attn.pretrained_window_size for block in stages)
         found["pretrained_window_sizes"] = tuple(max(size) for size in sizes)
-    else:
-        found.pop("act_layer")
     return found
 
 

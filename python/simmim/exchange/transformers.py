@@ -44,9 +44,9 @@ _OTHER_FIELDS = frozenset(
         *("initializer_range", "classifier_dropout_prob", "gradient_checkpointing"),
         # geometry, channels, head
         *("image_size", "num_channels", "encoder_stride", "hidden_act", "intermediate_size"),
-        "use_absolute_embeddings",
+        *("use_absolute_embeddings", "layer_norm_eps"),
         # derived from others
-        *("num_layers", "path_norm", "stage_names", "out_features", "out_indices"),
+        *("num_layers", "path_norm", "stage_names", "out_features", "out_indices", "hidden_size"),
         # of the pooler, which is not taken, and of MAE's decoder and masks, which are read elsewhere
         *("pooler_output_size", "pooler_act", "decoder_num_attention_heads", "mask_ratio"),
         *("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"),
@@ -62,11 +62,8 @@ _OTHER_FIELDS = frozenset(
 
 
 def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
-    """What a transformers configuration says of the encoder, by the encoder's arguments.
-
-    Raises:
-        UserError: a setting, named in the message, that no encoder here has.
-    """
+    """What a transformers configuration says of the encoder, by the encoder's arguments; raises
+    ``UserError`` for a setting, which it names, that no encoder here has."""
     model_type = config.get("model_type")
     family = _FAMILIES.get(model_type)
     if family is None:
@@ -79,8 +76,6 @@ def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
     if family == "swinv2":
         names = names | {"pretrained_window_sizes": "pretrained_window_sizes"}
     unknown = fields.keys() - names.keys() - _OTHER_FIELDS
-    unknown -= {"layer_norm_eps"} if family != "vit" else set()
-    unknown -= {"hidden_size"} if family != "vit" else set()
     if unknown:
         raise UserError(
             f"{where} has {', '.join(sorted(unknown))}, of which no effect is known: if it has none "
@@ -113,12 +108,8 @@ def read_settings(config: dict[str, Any], where: str) -> dict[str, Wanted]:
 
 
 def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, Any]:
-    """transformers' configuration of the same model.
-
-    Raises:
-        UserError: something of the encoder, named in the message, that transformers' models do not
-            have.
-    """
+    """transformers' configuration of the same model; raises ``UserError`` for something of the
+    encoder, which it names, that transformers' models do not have."""
     encoder: TimmEncoder = model.encoder
     family = family_of(encoder)
     height, width = trained.size
@@ -129,10 +120,8 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
     _check_plain(encoder, trained, family)
     check_windows(encoder, family)
     arguments = arguments_of(encoder)
-    names = {
-        argument: name
-        for name, argument in (_COMMON | (_VIT if family == "vit" else _SWIN)).items()
-    }
+    fields = _COMMON | (_VIT if family == "vit" else _SWIN)
+    names = {argument: name for name, argument in fields.items()}
     activations = {ours: theirs for theirs, (ours, _) in ACTIVATIONS.items()}
     described = {
         "model_type": family,
@@ -164,12 +153,9 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
 
 
 def check_windows(encoder: TimmEncoder, family: str) -> None:
-    """Refuse windows that timm's Swin and transformers' treat differently.
-
-    Raises:
-        UserError: shifted windows that do not divide their grid (timm shifts before it pads,
-            transformers after), or tables of windows that timm made smaller to fit their grid.
-    """
+    """Raise ``UserError`` for windows that timm's Swin and transformers' treat differently: shifted
+    ones that do not divide their grid (timm shifts before it pads, transformers after), or tables
+    of windows that timm made smaller to fit their grid."""
     if not family.startswith("swin"):
         return
     blocks = encoder.blocks()

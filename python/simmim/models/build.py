@@ -35,7 +35,7 @@ def encoder_size(config: PretrainConfig) -> tuple[int, int]:
 
 def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
     """A newly initialised encoder; raises ``UserError`` where settings do not fit together."""
-    mean, std = _statistics(config)
+    mean, std = statistics(config)
     given = _GIVEN & config.encoder_args.keys()
     if given:
         raise UserError(f"--encoder-args cannot have {', '.join(sorted(given))}: {_WHY_GIVEN}")
@@ -53,7 +53,7 @@ def encoder_of(config: PretrainConfig) -> TimmEncoder | ConvEncoder:
 
 def build_model(config: PretrainConfig) -> SimMIM:
     """A newly initialised model; raises ``UserError`` where settings do not fit together."""
-    mean, std = _statistics(config)
+    mean, std = statistics(config)
     encoder = encoder_of(config)
     if config.mask_unit % encoder.patch:
         raise UserError(
@@ -61,11 +61,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
             f"{encoder.patch} pixels: use {encoder.patch} or {2 * encoder.patch}"
         )
     _check_method(config)
-    target_norm = {
-        "none": lambda: None,
-        "window": lambda: WindowNorm(config.target_window),
-        "patch": PatchNorm,
-    }[config.target_norm]
+    norms = {"window": WindowNorm(config.target_window), "patch": PatchNorm()}
     target = TARGETS[config.target]
     cell = getattr(target, "cell", 1)
     if config.mask_unit % cell:
@@ -89,7 +85,7 @@ def build_model(config: PretrainConfig) -> SimMIM:
         loss=config.loss,
         mean=mean if config.normalize else None,
         std=std if config.normalize else None,
-        target_norm=target_norm(),
+        target_norm=norms.get(config.target_norm),
         target=target,
         sigmoid=not config.normalize,
         plain=config.plain,
@@ -114,7 +110,7 @@ def _check_method(config: PretrainConfig) -> None:
         raise UserError("--second-ratio is for --method mae with a Swin: leave it out")
 
 
-def _statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(config: PretrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation as the kernels take them: of 8-bit images those of the numbers by 255."""
     if not config.mean:
         return channel_statistics(config.channels)

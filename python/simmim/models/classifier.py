@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from simmim.config.images import BROUGHT, measured
+from simmim.config.images import BROUGHT, ENCODER, measured, values_of
 from simmim.config.labels import FinetuneConfig, LabelledConfig
 from simmim.config.numbers import flag
 from simmim.config.pretrain import PretrainConfig
@@ -24,9 +24,7 @@ from simmim_kernels.integrations.position_tables import resample, tables_of
 Config = TypeVar("Config", bound=LabelledConfig)
 Weights = dict[str, Tensor]
 
-#: what a checkpoint brings along, with what stands in where there is none
-_BROUGHT = {"encoder": None, "encoder_args": {}, "img_size": 224, "channels": 3}
-_IMAGES = PretrainConfig()
+_DEFAULTS = PretrainConfig()
 
 
 def completed(config: Config) -> tuple[Config, Weights | None]:
@@ -42,15 +40,19 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
             raise UserError(
                 "say what to start from: --checkpoint FILE, or --encoder NAME for random weights"
             )
-        missing = {n: v for n, v in _BROUGHT.items() if getattr(config, n) is None}
+        missing = {n: getattr(_DEFAULTS, n) for n in ENCODER if getattr(config, n) is None}
         return dataclasses.replace(config, **missing), None
-    trained, weights = trained_encoder(config.checkpoint)
+    try:
+        trained, weights = trained_encoder(config.checkpoint)
+    except UserError as error:
+        resumed = "; a run that is resumed has its weights: leave out --checkpoint"
+        raise UserError(f"{error}{resumed if getattr(config, 'resume', False) else ''}") from error
     if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):
         raise UserError(
             f"{config.checkpoint} was fine-tuned with --fc-norm, its encoder has no final norm: give "
             "--fc-norm here too"
         )
-    brought = {name: getattr(trained, name) for name in _BROUGHT}
+    brought = values_of(trained, ENCODER)
     # the images may be larger or smaller than in pre-training, and arguments go on top
     brought["img_size"] = config.img_size or trained.img_size
     brought["encoder_args"] = {**trained.encoder_args, **config.encoder_args}
@@ -64,15 +66,23 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
     for name in BROUGHT:
         # images of another kind are read as the command line says
         given = getattr(config, name)
-        brought[name] = getattr(trained, name) if given == getattr(_IMAGES, name) else given
+        brought[name] = getattr(trained, name) if given == getattr(_DEFAULTS, name) else given
+    for name in ("interpolation", "test_crop"):
+        if getattr(config, name) is None:
+            brought[name] = getattr(trained, name, None)
     config = dataclasses.replace(config, **brought)
     config.check_images(measured=True)
-    return config, _fit_tables(weights, trained, encoder_settings(config))
+    try:
+        return config, _fit_tables(weights, trained, encoder_settings(config))
+    except UserError as error:
+        preset = getattr(config, "preset", "none")
+        own = f"; --preset {preset} is for checkpoints of pretrain --preset {preset}"
+        raise UserError(f"{error}{'' if preset == 'none' else own}") from error
 
 
 def encoder_settings(config: LabelledConfig | PretrainConfig) -> PretrainConfig:
     """The encoder of a completed ``config``."""
-    return PretrainConfig(**{name: getattr(config, name) for name in (*_BROUGHT, *BROUGHT)})
+    return PretrainConfig(**values_of(config, (*ENCODER, *BROUGHT)))
 
 
 def _fit_tables(

@@ -9,29 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
+import simmim_kernels as sk
 from simmim.errors import UserError
 from simmim.models import published
 from simmim.models.encoders import ConvEncoder, TimmEncoder
 from simmim.models.targets import Target, as_image, outputs_of
-from simmim_kernels import (
-    PatchMask,
-    PatchNorm,
-    WindowNorm,
-    mask_image,
-    masked_l1,
-    masked_linear_l1,
-    masked_linear_mse,
-    masked_linear_smooth_l1,
-    masked_mse,
-    masked_smooth_l1,
-)
+from simmim_kernels import PatchMask, PatchNorm, WindowNorm, mask_image
 from simmim_kernels.channel_statistics import ChannelStatistics
 
-LOSSES = {"l1": masked_l1, "mse": masked_mse, "smooth_l1": masked_smooth_l1}
-HEAD_AND_LOSSES = {
-    "l1": masked_linear_l1,
-    "mse": masked_linear_mse,
-    "smooth_l1": masked_linear_smooth_l1,
+#: each loss alone, and with the head
+LOSSES = {
+    "l1": (sk.masked_l1, sk.masked_linear_l1),
+    "mse": (sk.masked_mse, sk.masked_linear_mse),
+    "smooth_l1": (sk.masked_smooth_l1, sk.masked_linear_smooth_l1),
 }
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -125,7 +115,7 @@ class SimMIM(ChannelStatistics):
         separate = self.plain or self.sigmoid or with_data is not None
         if separate or not self._covers_tokens(images, mask):
             return self.score(self.predict_tokens(images, mask), images, mask, reduction, with_data)
-        return HEAD_AND_LOSSES[self.loss](
+        return LOSSES[self.loss][1](
             self.encoder(images, mask),
             self.head.weight,
             self.head.bias,
@@ -187,7 +177,7 @@ class SimMIM(ChannelStatistics):
                 mean, deviation = published.local_statistics(target, self.target_norm, side)
                 target = (target - mean) / deviation
             return published.masked_loss(image, target, mask, self.loss, reduction, self.eps)
-        return LOSSES[self.loss](prediction, target, mask, reduction=reduction, **self._target())
+        return LOSSES[self.loss][0](prediction, target, mask, reduction=reduction, **self._target())
 
     def _in_place(self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predicted tokens of what ``mask`` hides among zeros; any other prediction as it is."""

@@ -11,12 +11,12 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from simmim.config.run import RunConfig
+from simmim.config.run import Config
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
 from simmim.storage.files import replacing
@@ -25,8 +25,6 @@ VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
-
-Config = TypeVar("Config", bound=RunConfig)
 
 
 class DamagedError(UserError):
@@ -52,12 +50,6 @@ def numbered(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=step_of)
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest update in ``folder``, good or damaged, or ``None``."""
-    found = numbered(folder)
-    return found[-1] if found else None
-
-
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path`` with its checksums, and read it back before it takes its place.
 
@@ -67,22 +59,22 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """
     contents = {"version": VERSION, **state}
     contents[_CHECKSUMS] = checksums(contents)
-    with replacing(path, _check_archive_of_save) as temporary, temporary.open("wb") as file:
+
+    def check(written: Path) -> None:
+        try:
+            check_archive(written)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise OSError(
+                None, f"the disk gives back something else ({first_line(error)})"
+            ) from None
+
+    with replacing(path, check) as temporary, temporary.open("wb") as file:
         torch.save(contents, file)
 
 
-def _check_archive_of_save(path: Path) -> None:
-    try:
-        check_archive(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise OSError(None, f"the disk gives back something else ({first_line(error)})") from None
-
-
 def load(path: Path, kind: str | None = "pretrain") -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, without running code that it might contain.
-
-    Args:
-        kind: the command whose checkpoint is expected; ``None`` for any.
+    """Read a checkpoint of the command ``kind``, ``None`` for any, onto the CPU, without running
+    code that it might contain.
 
     Raises:
         UserError: no such file, damaged, not a checkpoint of this version, or of another command. If
@@ -137,12 +129,8 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
 
 
 def _explain_wrong_command(path: Path, state: Mapping[str, Any], wanted: str) -> str:
-    """Why the checkpoint at ``path`` can't be used here, and what can, in one line.
-
-    Args:
-        state: what it holds.
-        wanted: the command whose checkpoint was expected.
-    """
+    """Why the checkpoint at ``path``, which holds ``state``, can't be used where one of the command
+    ``wanted`` is expected, and what can, in one line."""
     if state["kind"] != "finetune":
         return (
             f"{path} was written by simmim {state['kind']}, whose models have no classes: train one "
@@ -165,11 +153,8 @@ def _is_good(path: Path, kind: str | None) -> bool:
 
 
 def settings(path: Path, state: Mapping[str, Any], kind: type[Config]) -> Config:
-    """The configuration of the run that wrote ``state``, read from ``path``.
-
-    Raises:
-        UserError: settings of another version.
-    """
+    """The configuration of the run that wrote ``state``, read from ``path``; raises ``UserError``
+    for settings of another version."""
     try:
         return kind.from_json(state["config"])
     except UserError as error:

@@ -29,7 +29,8 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
         UserError: it could not be written, for instance because the disk is full; what stood at
             ``path`` stays, and no temporary file is left.
     """
-    temporary = _temporary(path)
+    name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"
+    temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         flush_file(temporary)
@@ -46,11 +47,7 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, in place of what stood there.
-
-    Raises:
-        UserError: it could not be written; what stood there stays.
-    """
+    """Write ``text`` as UTF-8 to ``path``, in place of what stood there, as ``replacing`` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -63,9 +60,8 @@ def flush_file(path: Path) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError, AttributeError):  # macOS has none
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def flush_folder(folder: Path) -> None:
@@ -85,12 +81,6 @@ def is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _temporary(path: Path) -> Path:
-    suffix = f".{secrets.token_hex(4)}.tmp"
-    name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"
-    return path.with_name(name + suffix)
 
 
 def cause_of(error: BaseException) -> str:

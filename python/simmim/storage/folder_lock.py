@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import secrets
-import sys
 import threading
 import time
 import weakref
 from pathlib import Path
 
-from simmim.errors import UserError
+from simmim.errors import UserError, say
 from simmim.storage.files import cause_of
 from simmim.storage.lock_holder import Holder
 
@@ -65,7 +63,7 @@ class FolderLock:
             if self._confirm(path, seen):
                 self._hold(path, holder)
                 if reasons and reasons[-1]:
-                    print(f"took over {self.what} from {reasons[-1]}", file=sys.stderr, flush=True)
+                    say(f"took over {self.what} from {reasons[-1]}")
                 return
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -74,11 +72,8 @@ class FolderLock:
         raise UserError(f"{self.what} is being taken by another process: try again")
 
     def check_held(self) -> None:
-        """Check that no other process has taken the lock over, as they may after a long standstill.
-
-        Raises:
-            UserError: one has, or the lock's folder has vanished.
-        """
+        """Raise ``UserError`` where another process has taken the lock over, as they may after a
+        long standstill, or the lock's folder has vanished."""
         for attempt in range(5):
             existing = self._existing()
             if self._path not in existing:
@@ -118,12 +113,9 @@ class FolderLock:
         self._release = weakref.finalize(self, _give_back, path, holder, stop)
 
     def _existing(self) -> list[Path]:
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return []
-        pattern = re.compile(re.escape(self.name) + r"\.[0-9]+\.lock")
-        found = [self.folder / name for name in names if pattern.fullmatch(name)]
+        found = [
+            p for p in self.folder.glob(f"{self.name}.*.lock") if p.name.split(".")[-2].isdecimal()
+        ]
         return sorted(found, key=_number)
 
     def _holder(self, path: Path) -> Holder | None:
@@ -133,11 +125,8 @@ class FolderLock:
             return None
 
     def _why_stale(self, path: Path, holder: Holder | None) -> str:
-        """From whom the lock ``path`` can be taken over, and why; empty if nobody holds it.
-
-        Raises:
-            UserError: it is held.
-        """
+        """From whom the lock ``path`` can be taken over, and why; empty if nobody holds it. Raises
+        ``UserError`` where somebody does."""
         age = self._age(path)
         if age is None or (holder is not None and holder.is_this_process()):
             return ""

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 
@@ -26,11 +26,8 @@ def _process_space() -> str:
 
 
 def start_time(pid: int) -> str | None:
-    """When process ``pid`` was started, as the system counts; empty where it does not say.
-
-    Returns:
-        ``None`` if there is no such process, or only its exit status is left.
-    """
+    """When process ``pid`` was started, as the system counts; empty where it does not say, ``None``
+    if there is no such process, or only its exit status is left."""
     # the name of the program, in parentheses, may hold spaces and parentheses itself
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(fields) >= 20:
@@ -69,15 +66,13 @@ class Holder:
     @classmethod
     def from_json(cls, text: str) -> Holder | None:
         """The holder that ``to_json`` described; ``None`` if the text is not complete."""
+        kinds = {field.name: int if field.name == "pid" else str for field in fields(cls)}
         try:
             values = json.loads(text)
-            holder = cls(**values)
-        except (ValueError, TypeError):
+            complete = {name: type(value) for name, value in values.items()} == kinds
+        except (ValueError, AttributeError):
             return None
-        kinds = {name: int if name == "pid" else str for name in asdict(holder)}
-        complete = values.keys() == kinds.keys()
-        right = all(isinstance(getattr(holder, name), kind) for name, kind in kinds.items())
-        return holder if complete and right else None
+        return cls(**values) if complete else None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -86,8 +81,7 @@ class Holder:
         return self.host, self.boot, self.space
 
     def is_this_process(self) -> bool:
-        me = Holder()
-        return (self.place(), self.pid, self.started) == (me.place(), me.pid, me.started)
+        return self == Holder(token=self.token)
 
     def runs(self) -> bool | None:
         """Whether the process still runs; ``None`` where that cannot be seen from here."""

@@ -20,11 +20,9 @@ _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.+)\.(\d+)\.\d+")
 
 @dataclass
 class Manifest:
-    """What a command has written into ``out``.
+    """What the command ``kind`` has written into the folder ``out``.
 
     Attributes:
-        out: the folder.
-        kind: the command.
         files: names relative to ``out``, noted before the file is written.
         sessions: host, process number and time of the processes that trained, by which
             TensorBoard's files are recognised: those are named when a run has long begun.
@@ -54,11 +52,7 @@ class Manifest:
         return manifest
 
     def save(self) -> None:
-        """Write the manifest.
-
-        Raises:
-            UserError: it could not be written.
-        """
+        """Write the manifest; raises ``UserError`` where it cannot be written."""
         values = {"version": _VERSION, "files": sorted(self.files), "sessions": self.sessions}
         write_text(self.path, json.dumps(values, indent=1) + "\n")
 

@@ -9,30 +9,29 @@ from simmim.errors import UserError
 from simmim.storage.manifest import manifests
 
 
-def check_replaceable(path: Path, overwrite: bool, source: Path | None = None) -> None:
-    """Refuse to write to ``path`` where something stands that must stay.
-
-    Args:
-        path: the file to write.
-        overwrite: another file may be replaced.
-        source: a file that is read.
-
-    Raises:
-        UserError: ``path`` is a folder, a device, the ``source``, a file of a run, or exists and
-            ``overwrite`` was not given.
-    """
+def check_replaceable(path: Path, overwrite: bool, *sources: Path | None) -> None:
+    """Raise ``UserError`` where something stands at ``path`` that must stay, a folder, a device, one of
+    the files ``sources`` that are read, a file of a run, or any file without ``overwrite``, or where
+    nothing can be written."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
-    if not os.path.lexists(path):
-        return
-    # what is written takes the place of what stood there, and root may replace /dev/null
-    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is a device or a pipe, to which nothing is written: name a file")
-    if source is not None and source.exists() and path.exists() and path.samefile(source):
-        raise UserError(f"{path} is the file that is read: choose another --out")
-    for out in (path.parent, path.parent.parent):
-        for manifest in manifests(out):
-            if manifest.wrote(out / path.relative_to(out)):
-                raise UserError(f"{path} belongs to the run in {out}: choose another --out")
-    if not overwrite:
-        raise UserError(f"{path} exists: replace it with --overwrite, or choose another --out")
+    if os.path.lexists(path):
+        # what is written takes the place of what stood there, and root may replace /dev/null
+        if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+            raise UserError(
+                f"{path} is a device or a pipe, to which nothing is written: name a file"
+            )
+        for source in filter(None, sources):
+            if source.exists() and path.exists() and path.samefile(source):
+                raise UserError(f"{path} is the file that is read: choose another --out")
+        for out in (path.parent, path.parent.parent):
+            for manifest in manifests(out):
+                if manifest.wrote(out / path.relative_to(out)):
+                    raise UserError(f"{path} belongs to the run in {out}: choose another --out")
+        if not overwrite:
+            raise UserError(f"{path} exists: replace it with --overwrite, or choose another --out")
+    # now, for what is to be written may take hours
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = "may not be written to" if folder.is_dir() else "is no folder"
+        raise UserError(f"cannot write {path}: {folder} {what}")

@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simmim.errors import UserError
+from simmim.errors import UserError, say
 from simmim.storage import checkpoint
 from simmim.storage.files import replacing
 from simmim.storage.folder_lock import FolderLock
@@ -29,15 +28,9 @@ _FILES = {
 _LEFTOVER = re.compile(r"(step-\d{8,}|last)\.pt\.([0-9a-f]{8}\.)?tmp|last\.tmp")
 
 
-class RunFolder:
-    """``out`` of one command.
-
-    Used as a context manager, it gives the lock back at the end.
-
-    Args:
-        out: the folder; created by ``lock``.
-        kind: the command: pretrain, finetune or probe.
-    """
+class RunFolder(contextlib.AbstractContextManager):
+    """``out`` of one command, pretrain, finetune or probe; ``lock`` makes it. Used as a context
+    manager, it gives the lock back at the end."""
 
     def __init__(self, out: Path, kind: str) -> None:
         self.out, self.kind = out, kind
@@ -79,21 +72,16 @@ class RunFolder:
             if self._created:
                 self.out.rmdir()
 
-    def __enter__(self) -> RunFolder:
-        return self
-
     def __exit__(self, *_error: object) -> None:
         self.release()
 
     def resume_from(self, check: Callable[[Path], object]) -> Path | None:
-        """The newest checkpoint that is not damaged; every damaged one is named on stderr.
+        """The newest checkpoint that is not damaged, ``None`` where there is no checkpoint at all;
+        every damaged one is named on stderr.
 
         Args:
             check: reads a checkpoint and raises ``DamagedError`` if it is damaged; another
                 ``UserError`` ends the search.
-
-        Returns:
-            its path, or ``None`` if there is no checkpoint at all.
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
@@ -107,7 +95,7 @@ class RunFolder:
                 damaged.append(error)
                 continue
             for error in damaged:
-                print(f"{error}; going on from {path}", file=sys.stderr, flush=True)
+                say(f"{error}; going on from {path}")
             self._check_in_the_way(resumed=True)
             return path
         if damaged:
@@ -121,45 +109,34 @@ class RunFolder:
         point_last_at(path)
 
     def check_start(self, overwrite: bool, restart: bool = False) -> None:
-        """Check that a new run may begin here.
-
-        Args:
-            overwrite: an earlier run's checkpoints, numbers and pictures may be deleted.
-            restart: the same for a run without a checkpoint.
-
-        Raises:
-            UserError: they may not, or there are files in the way that the command did not write.
-        """
+        """Raise ``UserError`` where a new run may not begin here: there are files in the way that
+        the command did not write, or results of an earlier run, which only ``overwrite`` lets go,
+        or ``restart`` where that run has no checkpoint."""
         self._adopt_checkpoints()
         held = self._results()
         if held and not (overwrite or (restart and not self._own_checkpoints())):
+            training = self.kind in TRAINING
+            what = "a run" if training else f"the results of a {self.kind}"
+            advice = "continue it with --resume, " if training else ""
             raise UserError(
-                f"{self.out} already holds {self._what()} ({held[-1].name}): "
-                + ("continue it with --resume, " if self.kind in TRAINING else "")
-                + "replace it with --overwrite, or choose another --out"
+                f"{self.out} already holds {what} ({held[-1].name}): {advice}replace it with "
+                "--overwrite, or choose another --out"
             )
         self._check_in_the_way(resumed=False)
 
     def start_anew(self, overwrite: bool, restart: bool = False) -> None:
-        """Delete what an earlier run of the same command left, and begin another one.
-
-        Raises:
-            UserError: as ``check_start``; nothing is deleted then.
-        """
+        """Delete what an earlier run of the same command left, and begin another one; raises as
+        ``check_start``, before anything is deleted."""
         self.check_start(overwrite, restart)
         for path in [*self.manifest.existing(), *self._adopted, *self._leftovers()]:
             path.unlink(missing_ok=True)
         self.manifest = Manifest(self.out, self.kind)
         self._begin()
 
-    def _what(self) -> str:
-        return "a run" if self.kind in TRAINING else f"the results of a {self.kind}"
-
     def _results(self) -> list[Path]:
         """The results that deleting the earlier run would lose."""
-        found = [
-            path for path in self.manifest.existing() if path.suffix in (".csv", ".png", ".pt")
-        ]
+        kinds = (".csv", ".png", ".pt")
+        found = [path for path in self.manifest.existing() if path.suffix in kinds]
         found += self._adopted
         rows = self.out / "metrics.csv"
         if rows in found and rows.read_bytes().count(b"\n") < 2:
@@ -225,11 +202,8 @@ class RunFolder:
         return [p for p in self.checkpoints.glob("*.tmp") if _LEFTOVER.fullmatch(p.name)]
 
     def claim(self, path: Path) -> None:
-        """Note that ``path`` is going to be written by this command.
-
-        Raises:
-            UserError: something stands there that it did not write.
-        """
+        """Note that ``path`` is going to be written by this command; raises ``UserError`` where
+        something stands there that it did not write."""
         if self.manifest.wrote(path):
             return
         if os.path.lexists(path):

@@ -3,21 +3,15 @@ its jobs, by whoever sends SIGSTOP. While the machine sleeps, the system's own c
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class RunClock:
-    """Seconds that the process was not stopped, for its main thread.
+    """Seconds that the process was not stopped, for its main thread, and in ``stopped`` those that
+    it was.
 
     A stop cannot be noticed, going on can: what lies between the last reading of the clock and that
     moment counts as stopped, so it is to be read often, at least with every update.
-
-    Attributes:
-        stopped: seconds that it stood still.
     """
 
     def __init__(self) -> None:
@@ -28,19 +22,8 @@ class RunClock:
         self._read = time.perf_counter()
         return self._read - self.stopped
 
-    @contextmanager
-    def noticing_stops(self) -> Iterator[None]:
-        """Stand still for each stop within the block, which must be run by the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGCONT, self._go_on)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGCONT, before)
-
-    def _go_on(self, _number: int, _frame: object) -> None:
+    def go_on(self, _number: int, _frame: object) -> None:
+        """A handler of SIGCONT, for the main thread: leave out the time since the last reading."""
         now = time.perf_counter()
         self.stopped += now - self._read
         self._read = now

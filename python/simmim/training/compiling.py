@@ -19,12 +19,8 @@ COSTS, SAVES = 60.0, 0.1
 
 
 def is_worth_compiling(seconds: float, updates: int) -> tuple[bool, str]:
-    """Whether compiling is earned back, and why.
-
-    Args:
-        seconds: of an update that is not compiled.
-        updates: still to be made.
-    """
+    """Whether compiling is earned back in ``updates`` that take ``seconds`` each without it, and
+    why."""
     left = f"{clock(seconds * updates)} left at {seconds:.2g} s an update"
     if seconds * updates * SAVES > COSTS:
         return True, f"with {left} it is earned back"
@@ -32,15 +28,12 @@ def is_worth_compiling(seconds: float, updates: int) -> tuple[bool, str]:
 
 
 def compile_model(model: nn.Module, trial: Callable[[], None]) -> str | None:
-    """Compile ``model.forward`` for inputs of fixed shapes, unless that fails.
-
-    Names of parameters stay, and random numbers are drawn as without compiling.
+    """Compile ``model.forward`` for inputs of fixed shapes; where that fails the model stays as it
+    was, and what kept it from being compiled is returned. Names of parameters stay, and random
+    numbers are drawn as without compiling.
 
     Args:
         trial: makes a forward and a backward pass, in which everything is compiled.
-
-    Returns:
-        ``None``, or what kept it from being compiled; the model is as before then.
     """
     model.forward = torch.compile(model.forward, dynamic=False, options={"fallback_random": True})
     try:

@@ -60,47 +60,33 @@ class Summary:
 
 
 class RunningSums:
-    """Loss and gradient norm summed over the updates since the last row of the training log, on the device,
-    read only when they are needed.
+    """Sums over the updates since the last row of the training log, on the device, read only when they
+    are needed.
 
     Attributes:
+        totals: ``float64 (3,)``: loss, gradient norm, number of skipped updates.
         count: updates that were summed, skipped ones among them until they are taken out.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.norm = torch.zeros_like(self.loss)
-        self.skipped = torch.zeros_like(self.loss)
+        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         self.count = 0
 
     def add(self, loss: Tensor, norm: Tensor, skipped: Tensor | None = None) -> None:
-        """Add those of one update, without waiting for the device.
-
-        Args:
-            skipped: other than 0 where the update was skipped, so that its numbers do not count.
-        """
+        """Add those of one update, without waiting for the device; they do not count where
+        ``skipped`` is other than 0."""
         if skipped is not None:
             loss, norm = (value.masked_fill(skipped > 0, 0) for value in (loss, norm))
-            self.skipped += skipped > 0
-        self.loss += loss
-        self.norm += norm
+            self.totals[2] += skipped > 0
+        self.totals[0] += loss
+        self.totals[1] += norm
         self.count += 1
 
-    def stack(self) -> Tensor:
-        """Both sums and the number of skipped updates, ``float64 (3,)``."""
-        return torch.stack([self.loss, self.norm, self.skipped])
-
     def take_out(self, skipped: int) -> None:
-        """Remove the skipped updates that ``stack`` reported from the counts."""
+        """Remove the skipped updates from the counts."""
         self.count -= skipped
-        self.skipped.zero_()
-
-    def clear(self) -> None:
-        """Begin the next row."""
-        self.restore(0.0, 0.0, 0)
+        self.totals[2] = 0
 
     def restore(self, loss: float, norm: float, count: int) -> None:
-        """Continue from sums that were saved."""
-        self.loss.fill_(loss)
-        self.norm.fill_(norm)
-        self.count = count
+        """Continue from sums that were saved, or anew from zeros."""
+        self.totals[0], self.totals[1], self.count = loss, norm, count

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
 
 from simmim.errors import LostProcessError, ProcessError, UserError, first_line
 
@@ -17,11 +18,8 @@ class NotFiniteError(UserError):
 
 
 class AgreedFailure(Exception):
-    """A failure of one process that all processes of the run learnt of at the same point.
-
-    Args:
-        error: what went wrong in this process; ``None`` where it was another one.
-    """
+    """A failure that all processes of the run learnt of at the same point; ``error`` is ``None``
+    where it was another process's."""
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__(str(error))
@@ -30,12 +28,8 @@ class AgreedFailure(Exception):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the failures below, for which PyTorch has long words, into ``UserError``.
-
-    Raises:
-        UserError: no memory left, or a process that read images was killed, which is what a system
-            without memory does.
-    """
+    """Turn failures for which PyTorch has long words into ``UserError``: no memory left, or a
+    process that read images was killed, which is what a system without memory does."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -125,24 +119,14 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
 
     The host waits for the device once, however many tensors there are.
     """
-    names, tensors = [], []
-    for name, value in _tensors(state, ""):
-        if value.is_floating_point() and value.numel():
-            names.append(name)
-            tensors.append(torch.isfinite(value).all())
-    if not tensors:
+    found = {
+        ".".join(str(getattr(key, "key", getattr(key, "idx", None))) for key in path): value
+        for path, value in tree_flatten_with_path(state)[0]
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    finite = [torch.isfinite(value).all() for value in found.values()]
+    if not finite:
         return None
-    device = max((t.device for t in tensors), key=lambda d: d.type != "cpu")
-    finite = torch.stack([t.to(device, non_blocking=True) for t in tensors]).tolist()
-    return next((name for name, ok in zip(names, finite, strict=True) if not ok), None)
-
-
-def _tensors(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}.{place}")
+    device = max((t.device for t in finite), key=lambda d: d.type != "cpu")
+    finite = torch.stack([t.to(device, non_blocking=True) for t in finite]).tolist()
+    return next((name for name, ok in zip(found, finite, strict=True) if not ok), None)

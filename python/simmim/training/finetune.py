@@ -14,14 +14,13 @@ from simmim.data.classes import split_classes
 from simmim.data.crops import central_crops, training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.errors import UnreadableImageError, require
-from simmim.evaluation.plot import confusion_picture, loss_curve
+from simmim.evaluation.plot import confusion_picture
 from simmim.models.classifier import Classifier, completed, start
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
-from simmim.training.optimizer import parameter_groups
 from simmim.training.progress import named_if_slow
-from simmim.training.report import print_trained, print_written, run_files, stopped
+from simmim.training.report import print_files, print_trained, stopped
 
 transforms = require("torchvision.transforms.v2")
 
@@ -40,17 +39,10 @@ def command(config: FinetuneConfig) -> int:
         f"{right} of {int(counters.confusion.sum())} test images right: accuracy "
         f"{counters.accuracy:.1%}, {len(names)} classes{unread}"
     )
-    confusion, curve = config.out / "confusion.png", config.out / "loss_curve.png"
-    for picture in (confusion, curve):
-        trainer.run_folder.claim(picture)
+    confusion = config.out / "confusion.png"
+    trainer.run_folder.claim(confusion)
     confusion_picture(counters.confusion.numpy(), names, confusion)
-    loss_curve(config.out / "metrics.csv", curve)
-    print_written(
-        ("checkpoint", summary.checkpoint),
-        ("confusion", confusion),
-        ("loss curve", curve),
-        *run_files(config.out),
-    )
+    print_files(trainer, summary, ("confusion", confusion))
     return 0
 
 
@@ -105,12 +97,6 @@ class Finetuner(Loop):
     def more_state(self) -> dict[str, list[str]]:
         return {"classes": self.classes.names}
 
-    def groups(self, model: Classifier) -> list[dict]:
-        config = self.config
-        return parameter_groups(
-            model, config.weight_decay, config.layer_decay, also_decay=config.also_decay
-        )
-
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         device = self.fabric.device
         images = batch.images.to(device, non_blocking=True)
@@ -161,11 +147,8 @@ class Finetuner(Loop):
 
 
 def mixing(mixup: float, cutmix: float) -> transforms.Transform | None:
-    """Mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), one of both at random, or nothing.
-
-    Args:
-        mixup, cutmix: parameters of their Beta distributions; 0 leaves one out.
-    """
+    """Mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), one of both at random, or nothing, by
+    the parameters of their Beta distributions; 0 leaves one out."""
     kinds = ((transforms.MixUp, mixup), (transforms.CutMix, cutmix))
     chosen = [kind(alpha=alpha) for kind, alpha in kinds if alpha]
     return transforms.RandomChoice(chosen) if chosen else None

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import signal
 from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.batches import Batch
-from simmim.data.crops import Crops
 from simmim.errors import UserError, first_line
 from simmim.storage import checkpoint
-from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
 from simmim.training.compiling import DECIDED_AT, compile_model, is_worth_compiling, uncompiled
-from simmim.training.counters import RunningSums, Summary
+from simmim.training.counters import Summary
 from simmim.training.failures import AgreedFailure, saved_on_failure
 from simmim.training.optimizer import learning_rate
 from simmim.training.reader import Reader
 from simmim.training.recording import Recording
 from simmim.training.records import NoRecords, Records
 from simmim.training.sharding import gathered
-from simmim.training.signals import caught_signals, worker_deaths_reported_when_reading
+from simmim.training.signals import caught_signals, handled
 
 #: what processes tell each other when one of them cannot go on; above all signals
 FAILED = 1000
 
 
 class Fitting(Recording):
-    """``fit`` and all that it does; what a run consists of and how it is saved is in ``Loop``.
+    """The part of ``Loop`` that trains: ``fit`` and all that it does.
 
     The state of a run changes in ``_update`` alone, wholly or not at all, so that it can be saved
     whatever ends the run.
     """
 
-    train_set: Crops
-    run_folder: RunFolder
-    saved_at: int
-
-    def __init__(self) -> None:
-        self.sums = RunningSums(self.fabric.device)
-        self.caught: list[int] = []
-        self.reader: Reader | None = None
-        # False while weights and counters belong to different updates, and while saving
-        self._whole = True
-
-    @abstractmethod
-    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
-        """The mean loss of one pass in ``epoch``."""
-
-    @abstractmethod
-    def _save(self) -> None:
-        """Write a checkpoint; all processes take part."""
+    #: False while weights and counters belong to different updates, and while saving
+    _whole = True
 
     def fit(self) -> Summary:
         """Train from the current update to the end, or until SIGTERM, SIGINT or SIGHUP.
@@ -67,10 +48,15 @@ class Fitting(Recording):
             BrokenPipeError: the reader of the output has gone.
         """
         config, order = self.config, self.order
-        records = Records if self.fabric.is_global_zero else NoRecords
+        numbers = order.updates, self.update, order.global_batch
         # signals first: what opens the records loads packages, which can take seconds
-        with self.run_folder, caught_signals() as self.caught, run_clock.noticing_stops():
-            self.records = records(config.out, self.update, order.updates, order.global_batch)
+        with (
+            self.run_folder,
+            caught_signals() as self.caught,
+            handled(signal.SIGCONT, run_clock.go_on),
+        ):
+            first = self.fabric.is_global_zero
+            self.records = Records(config.out, *numbers) if first else NoRecords(*numbers)
             with (
                 self.peers.watched(self._what_remains, self.records.say_from_any),
                 closing(self.records),
@@ -101,7 +87,9 @@ class Fitting(Recording):
             self.reader = Reader(self.train_set, config, order, self.update, self.fabric.device)
             self.records.say(f"images: read by {self.reader.way}")
             self._compile_at_start()
-            with worker_deaths_reported_when_reading():
+            # PyTorch's own handler raises wherever the main thread happens to be, in the middle of the
+            # optimiser's step too; without it, asking for a batch finds a dead worker within 5 seconds
+            with handled(signal.SIGCHLD, signal.SIG_DFL):
                 while self.update < order.updates and not stop:
                     began = run_clock()
                     stop = self._update()
@@ -153,7 +141,7 @@ class Fitting(Recording):
         """
         config, order = self.config, self.order
         self._seed_update()
-        total = torch.zeros_like(self.sums.loss)
+        total = torch.zeros_like(self.sums.totals[0])
         bad: dict[str, str] = {}
         notes: dict[str, str] = {}
         for turn in range(config.accumulate):
@@ -179,25 +167,20 @@ class Fitting(Recording):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.sums.add(total, norm, getattr(self.precision, "skipped", None))
-        self._add_bad(bad)
-        self._add_notes(notes)
+        self._name_files(bad, notes)
         self.update += 1
         self._whole = True
         return stop
 
     def _compile_at_start(self) -> None:
         """Compile the model where that is asked for or the run did so before."""
-        config, counters = self.config, self.counters
-        before = counters.compiled
+        config, before = self.config, self.counters.compiled
         if config.compile != "auto":
-            counters.compiled = config.compile == "on"
-        elif config.shard or (before is None and self.update >= DECIDED_AT):
-            counters.compiled = False
-        if counters.compiled:
-            self._compile("as before" if config.compile == "auto" else "as --compile says")
-        elif counters.compiled is False and config.compile == "auto":
-            why = "the model is spread over processes" if config.shard else "as before"
-            self.records.say(f"not compiled: {why}")
+            self._settle(config.compile == "on", "as --compile says")
+        elif config.shard:
+            self._settle(False, "the model is spread over processes")
+        elif before is not None or self.update >= DECIDED_AT:
+            self._settle(bool(before), "as before")
 
     def _decide_to_compile(self, began: float) -> None:
         """Decide it for ``--compile auto`` after the update that began at ``began``."""
@@ -209,11 +192,13 @@ class Fitting(Recording):
             return
         seconds, left = run_clock() - began, self.order.updates - self.update
         # all processes decide alike, by the time of the slowest
-        worth, why = is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left)
-        self.counters.compiled = worth
-        if worth:
+        self._settle(*is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left))
+
+    def _settle(self, compiled: bool, why: str) -> None:
+        self.counters.compiled = compiled
+        if compiled:
             self._compile(why)
-        else:
+        elif self.config.compile == "auto":
             self.records.say(f"not compiled: {why}")
 
     def _compile(self, why: str) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from simmim.config.exchange import ImportConfig
+from simmim.config.images import ENCODER, values_of
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
+from simmim.config.run import Config
 from simmim.errors import UserError
 from simmim.exchange.importing import Imported, read_model
 from simmim.models.build import build_model
 from simmim.storage import checkpoint
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 _ENCODER = "encoder.backbone."
 
 
@@ -35,11 +35,8 @@ def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, 
         return config, {}, ()
     source = ImportConfig(
         source=config.init_from,
-        encoder=config.encoder,
-        encoder_args=config.encoder_args,
-        img_size=config.img_size,
-        channels=config.channels,
         tables="cubic" if isinstance(config, FinetuneConfig) else "linear",
+        **values_of(config, ENCODER),
     )
     try:
         if isinstance(config, PretrainConfig):

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from simmim.config.run import RunConfig
-from simmim.data.batches import collate
+from simmim.config.run import STARTED_FROM, RunConfig
+from simmim.data.batches import Batch, collate
 from simmim.data.crops import Crops, check_measured, check_readable
-from simmim.data.fingerprint import Fingerprint
+from simmim.data.fingerprint import difference
 from simmim.data.order import Order
-from simmim.errors import UserError, first_line
+from simmim.errors import UserError, system_words
 from simmim.models.attention_path import choose_attention
 from simmim.storage import checkpoint
 from simmim.storage.files import write_text
 from simmim.storage.run_folder import RunFolder
 from simmim.training.clock import run_clock
-from simmim.training.counters import Counters
+from simmim.training.counters import Counters, RunningSums
 from simmim.training.failures import first_not_finite
 from simmim.training.fitting import Fitting
 from simmim.training.optimizer import adamw, parameter_groups
@@ -34,7 +34,7 @@ from simmim.training.resume_rules import accepted_changes, refused_changes
 from simmim.training.sharding import gathered, load_model, load_optimizer
 
 
-class Loop(Fitting):
+class Loop(Fitting, ABC):
     """One training run in ``config.out``, in one process or in several that torchrun started.
 
     The state of a run is a function of the number of updates done: order, crops and masks depend on
@@ -61,7 +61,7 @@ class Loop(Fitting):
         self,
         config: RunConfig,
         train_set: Crops,
-        fingerprint: Fingerprint,
+        fingerprint: dict[str, int | str],
         data_summary: Sequence[str] = (),
     ) -> None:
         self.config, self.train_set = config, train_set
@@ -99,10 +99,18 @@ class Loop(Fitting):
         )
         # in this order: sharding gives the model other parameters
         self.model = self.fabric.setup_module(model)
-        self.optimizer = self.fabric.setup_optimizers(self._adamw())
+        groups = parameter_groups(
+            self.model.module,
+            config.weight_decay,
+            getattr(config, "layer_decay", 1.0),
+            config.also_decay,
+        )
+        self.optimizer = self.fabric.setup_optimizers(adamw(groups, config.betas))
         self.update = 0
         self.counters = self.counters_type()
-        super().__init__()
+        self.sums = RunningSums(self.fabric.device)
+        self.caught: list[int] = []
+        self.reader = None
         self.run_folder = RunFolder(config.out, self.kind)
         self.folder = self.run_folder.checkpoints
         self.saved_at = -1
@@ -112,9 +120,13 @@ class Loop(Fitting):
     def build_model(self) -> nn.Module:
         """The model, newly initialised from the default generator; has ``encoder``."""
 
-    def groups(self, model: nn.Module) -> list[dict]:
-        """The optimiser's parameter groups."""
-        return parameter_groups(model, self.config.weight_decay, also_decay=self.config.also_decay)
+    @abstractmethod
+    def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
+        """The mean loss of one pass in ``epoch``."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Update the validation's counters and records; all processes take part."""
 
     def _check_also_decay(self, model: nn.Module) -> None:
         """Refuse ends of names that no parameter has; a preset's may be of another encoder's."""
@@ -125,9 +137,6 @@ class Loop(Fitting):
                 raise UserError(
                     f"--also-decay {end}: no parameter of {self.config.encoder} ends so"
                 )
-
-    def _adamw(self) -> torch.optim.AdamW:
-        return adamw(self.groups(self.model.module), self.config.betas)
 
     def more_state(self) -> dict[str, Any]:
         """Further entries of checkpoints."""
@@ -144,8 +153,8 @@ class Loop(Fitting):
     def _save(self) -> None:
         began = run_clock()
         loss_sum, norm_sum = self._read_sums()
-        self._add_bad(self.peers.union(self.counters.bad))
-        self.counters.partly = self.peers.union(self.counters.partly)
+        found = (self.peers.union(files) for files in (self.counters.bad, self.counters.partly))
+        self._name_files(*found)
         self.records.sync()
         state = {
             "kind": self.kind,
@@ -160,7 +169,7 @@ class Loop(Fitting):
             "summed": self.sums.count,
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
-            "data": self.fingerprint.state(),
+            "data": self.fingerprint,
             "scaler": self.precision.state_dict(),
             **self.more_state(),
         }
@@ -174,11 +183,8 @@ class Loop(Fitting):
         self.records.pause(run_clock() - began)
 
     def _in_first_process(self, action: Callable[[], Any]) -> Any:
-        """What ``action`` returns in the first process, in every process.
-
-        Raises:
-            UserError: it raised one, or what the system refuses, in the first process.
-        """
+        """What ``action`` returns in the first process, in every process; raises ``UserError`` for
+        one of the first process, or what the system refuses there."""
         result, problem = None, None
         if self.fabric.is_global_zero:
             try:
@@ -186,8 +192,7 @@ class Loop(Fitting):
             except UserError as error:
                 problem = str(error)
             except OSError as error:
-                where = f": {error.filename}" if error.filename else ""
-                problem = f"{error.strerror or first_line(error)}{where}"
+                problem = system_words(error)
         result, problem = self.fabric.broadcast((result, problem))
         if problem is not None:
             raise UserError(problem)
@@ -242,7 +247,7 @@ class Loop(Fitting):
         if changed:
             raise UserError(f"to resume {path} give the same settings: {'; '.join(changed)}")
         checkpoint.check_weights(path, state["model"], self.model.state_dict())
-        other = self.fingerprint.difference(state["data"])
+        other = difference(self.fingerprint, state["data"])
         if other:
             raise UserError(
                 f"the images are not those of {path} ({other}): resume with the same --data, or "
@@ -253,6 +258,11 @@ class Loop(Fitting):
     def _restore(self, path: Path) -> None:
         state = self._read(path)
         old = checkpoint.settings(path, state, type(self.config))
+        # config.json goes on saying what the run began with
+        began = {
+            n: getattr(self.config, n) or getattr(old, n) for n in STARTED_FROM if hasattr(old, n)
+        }
+        self.config = dataclasses.replace(self.config, **began)
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.precision.state_dict() and state["scaler"]:

@@ -20,10 +20,6 @@ class MixedPrecision(plugins.MixedPrecision):
     """Fabric's ``bf16-mixed`` and ``16-mixed``, the latter on CPUs too, for which Fabric would take
     bfloat16 instead, and for fused optimisers, whose gradients Fabric would not unscale.
 
-    Args:
-        precision: one of these names.
-        device: ``"cpu"`` or ``"cuda"``.
-
     Attributes:
         skipped: ``float32 ()`` on the device: other than 0 where the newest update was skipped; ``None``
             without a scaled loss.

@@ -10,11 +10,10 @@ from torch import Tensor
 from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.data.batches import Batch
-from simmim.data.crops import training_crops, validation_crops
+from simmim.data.crops import central_crops, training_crops
 from simmim.data.fingerprint import data_fingerprint
 from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
-from simmim.evaluation.plot import loss_curve
 from simmim.evaluation.reconstruct import draw
 from simmim.models.build import build_masking, build_model
 from simmim.models.published import on_grid
@@ -23,7 +22,7 @@ from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
 from simmim.training.loop import Loop
 from simmim.training.progress import named_if_slow
-from simmim.training.report import print_trained, print_written, run_files, stopped
+from simmim.training.report import print_files, print_trained, stopped
 from simmim_kernels import PatchMask
 
 
@@ -35,7 +34,7 @@ def command(config: PretrainConfig) -> int:
         return stopped(trainer, summary)
     print_trained(trainer, summary)
     counters = summary.counters
-    written = [("checkpoint", summary.checkpoint)]
+    pictures = []
     if counters.last_validation is not None:
         print(
             f"validation loss {counters.first_validation:.4f} at the start, "
@@ -48,12 +47,8 @@ def command(config: PretrainConfig) -> int:
             picture = config.out / "reconstruction.png"
             trainer.run_folder.claim(picture)
             draw(ReconstructConfig(summary.checkpoint, out=picture, count=config.picture))
-            written.append(("reconstruction", picture))
-    curve = config.out / "loss_curve.png"
-    trainer.run_folder.claim(curve)
-    loss_curve(config.out / "metrics.csv", curve, counters.baseline)
-    written += [("loss curve", curve), *run_files(config.out)]
-    print_written(*written)
+            pictures.append(("reconstruction", picture))
+    print_files(trainer, summary, *pictures, baseline=counters.baseline)
     return 0
 
 
@@ -82,7 +77,10 @@ class Trainer(Loop):
         with named_if_slow(f"looking for images in {config.data}"):
             files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
-        self.val_set = validation_crops(config, files.validation) if files.validation else None
+        self.val_set = None
+        if files.validation:
+            own = {"crops": config.val_crops, "cache": config.cache}
+            self.val_set = central_crops(config, files.validation, **own)
         self.masking = build_masking(config)
         super().__init__(
             config,

@@ -76,11 +76,8 @@ def _strategy(world: int, sharded: bool) -> object:
 
 
 class Peers:
-    """Communication between a run's processes other than gradients, always on the CPU.
-
-    Args:
-        rank, world: number of this process, and of all.
-    """
+    """Communication between a run's ``world`` processes, this one number ``rank``, other than
+    gradients; always on the CPU."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from simmim.errors import printable, require
+from simmim.errors import printable, require, say
 from simmim.training.clock import run_clock
 
 #: seconds without a word after which a log that is no terminal gets a line
@@ -18,23 +18,18 @@ QUIET = 20.0
 PATIENCE = 3.0
 
 
-def _print_quietly(text: str) -> None:
+def _say_quietly(text: str) -> None:
     """Print to stderr; a line that only informs is no reason to fail."""
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 @contextmanager
 def named_if_slow(
-    text: str, say: Callable[[str], None] = _print_quietly, patience: float = PATIENCE
+    text: str, say: Callable[[str], None] = _say_quietly, patience: float = PATIENCE
 ) -> Iterator[None]:
-    """Say ``text`` in the first process of the run if the block takes longer than a moment.
-
-    Args:
-        text: what the block does.
-        say: prints a line; called from another thread.
-        patience: seconds until then.
-    """
+    """Say ``text``, what the block does, in the first process of the run if that takes longer than
+    ``patience`` seconds; ``say`` is called from another thread."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -48,15 +43,8 @@ def named_if_slow(
 
 
 class FallibleOutput:
-    """Calls functions that write to one place until one of them fails: a closed pipe, a full disk.
-
-    Args:
-        where: the place, for the error; empty where it needs no name.
-
-    Attributes:
-        error: the first failure, ``None`` as long as there is none. A closed pipe is a
-            ``BrokenPipeError``.
-    """
+    """Calls functions that write to the place ``where`` until one of them fails, by a closed pipe
+    or a full disk; that first failure stays in ``error``."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -132,8 +120,11 @@ class Progress:
         """Show that ``update`` updates are done."""
         if self._bar is not None:
             self.terminal(self._bar.update, update - self._bar.n)
-        elif (update == self.first + 1 and update < self.total) or self._quiet():
-            self.say(f"update {update}/{self.total}  {self._speed(update)}")
+        elif (update == self.first + 1 and update < self.total) or (
+            time.perf_counter() - self._last_word > QUIET
+        ):
+            speed = f"{self.overall_rate(update):.3g} images/s"
+            self.say(f"update {update}/{self.total}  {speed}  {self._time_left(update)}")
 
     def since_last(self, update: int) -> tuple[int, float]:
         """Images, and the seconds that they took, since the last call; ``pause`` left out."""
@@ -176,19 +167,13 @@ class Progress:
         if self._bar is not None:
             self.terminal(self._bar.write, printable(text), file=sys.stderr)
         else:
-            self.terminal(print, printable(text), file=sys.stderr, flush=True)
+            self.terminal(say, text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self.terminal(self._bar.close)
             self._bar = None
-
-    def _quiet(self) -> bool:
-        return time.perf_counter() - self._last_word > QUIET
-
-    def _speed(self, update: int) -> str:
-        return f"{self.overall_rate(update):.3g} images/s  {self._time_left(update)}"
 
     def _time_left(self, update: int) -> str:
         left = (self.total - update) * self.global_batch / max(1e-9, self.overall_rate(update))

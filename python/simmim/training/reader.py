@@ -11,7 +11,7 @@ import torch
 from simmim.config.run import RunConfig
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
-from simmim.data.order import Order, Remaining
+from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches, usable_cores, ways
 from simmim.training.clock import run_clock
 
@@ -26,14 +26,7 @@ HELD_BACK = 0.1
 
 
 class Reader:
-    """Reads the batches of this process from ``update`` on.
-
-    Args:
-        train_set: the samples of an epoch.
-        config: settings of the run, completed.
-        order: which samples make a batch.
-        update: updates done.
-        device: where the model is.
+    """Reads the batches of this process from ``update`` on, onto ``device``.
 
     Attributes:
         failure: why this process of several could not read a batch, ``None`` as long as it can.
@@ -58,7 +51,7 @@ class Reader:
 
     def _start(self, way: Way, update: int) -> None:
         self.way, self._is_new = way, True
-        rest = Remaining(self.order, update)
+        rest = self.order.batches(update)
         self._batches = read_batches(self.train_set, rest, self.way, pin=self._copies is not None)
         self._is_first = True
 
@@ -83,24 +76,13 @@ class Reader:
 
     def blank(self) -> Batch:
         """A full batch of black images, all of them sample 0."""
-        shape = (self.order.batch, self.config.channels, *self.config.size)
-        none = torch.zeros(self.order.batch, dtype=torch.int64)
-        return Batch(
-            images=torch.zeros(
-                shape, dtype=getattr(torch, self.config.pixel_type), device=self.device
-            ),
-            ids=none.to(self.device),
-            sources=none,
-            bad=[],
-            read=none.bool(),
-            notes=[],
-            lost=False,
-            with_data=torch.ones(
-                (self.order.batch, *self.config.size), dtype=torch.bool, device=self.device
-            )
-            if self.config.nodata
-            else None,
-        )
+        count, size, device = self.order.batch, self.config.size, self.device
+        dtype = getattr(torch, self.config.pixel_type)
+        images = torch.zeros((count, self.config.channels, *size), dtype=dtype, device=device)
+        none, with_data = torch.zeros(count, dtype=torch.int64), None
+        if self.config.nodata:
+            with_data = torch.ones((count, *size), dtype=torch.bool, device=device)
+        return Batch(images, none.to(device), none, [], none.bool(), [], False, with_data)
 
     def close(self) -> None:
         """End the workers."""
@@ -111,16 +93,13 @@ class Reader:
         return self._waiting.take()
 
     def judge(self, images: int, seconds: float, waited: float, update: int) -> str:
-        """Try the next way to read while the run waits, and keep it if it is the faster one.
+        """Try the next way to read while the run waits, and keep it if it is the faster one;
+        returns what to say about it, or "".
 
         Args:
             images: trained on since the last call.
-            seconds: that they took.
-            waited: of these, the seconds spent waiting for images.
+            seconds, waited: that they took, and those of them that went by waiting for images.
             update: updates done.
-
-        Returns:
-            what to say about it, or "".
         """
         if self._is_new:
             # compiling, starting, filling caches

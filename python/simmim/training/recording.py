@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from simmim.config.conflicts import remarks
-from simmim.config.run import RunConfig
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
-from simmim.data.order import Order
 from simmim.data.read_ahead import usable_cores, validation_batches, way_to_validate
 from simmim.storage import checkpoint
 from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled
-from simmim.training.counters import Counters, RunningSums
 from simmim.training.failures import NotFiniteError
 from simmim.training.mixed_precision import LEAST_SCALE
-from simmim.training.processes import Peers
 from simmim.training.progress import named_if_slow
-from simmim.training.reader import Reader
-from simmim.training.records import NoRecords, Records
 
 
-class Recording(ABC):
-    """The records of a run, and the numbers in them, which must be finite."""
-
-    kind: ClassVar[str]
-    config: RunConfig
-    images: int
-    parameters: int
-    attention: str
-    data_summary: Sequence[str]
-    fabric: Any
-    order: Order
-    peers: Peers
-    model: Any
-    optimizer: Any
-    update: int
-    counters: Counters
-    log_every: int
-    folder: Path
-    reader: Reader | None
-    records: Records | NoRecords
-    sums: RunningSums
-
-    @abstractmethod
-    def validate(self) -> None:
-        """Update the validation's counters and records; all processes take part."""
-
-    @abstractmethod
-    def _what_remains(self) -> str:
-        """The available checkpoint, in words."""
+class Recording:
+    """The part of ``Loop``, whose attributes it uses, that records a run and checks that the numbers
+    are finite."""
 
     @property
     def precision(self) -> Any:
@@ -88,7 +54,9 @@ class Recording(ABC):
         at_end = self.update == self.order.updates
         if self.sums.count and (at_end or self.update % self.log_every == 0):
             self._log()
-        if self._validation_due() and self.counters.validated != self.update:
+        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
+        due = at_end or (rest == 0 and epoch % self.config.val_every == 0)
+        if due and self.counters.validated != self.update:
             self._validate()
 
     def _recorded(self) -> bool:
@@ -99,26 +67,18 @@ class Recording(ABC):
         """As ``read_ahead.validation_batches``; files that were passed over are noted."""
         way = way_to_validate(self.config.workers, self.fabric.device.type, usable_cores())
         for batch, count in validation_batches(dataset, self.order, way):
-            self._note_bad(batch)
+            check_readable(batch, self.config.on_bad_image)
+            self._name_files(dict(batch.bad), dict(batch.notes))
             yield batch, count
 
-    def _note_bad(self, batch: Batch) -> None:
-        """Remember and name the files of ``batch`` that were passed over."""
-        check_readable(batch, self.config.on_bad_image)
-        self._add_bad(dict(batch.bad))
-        self._add_notes(dict(batch.notes))
-
-    def _add_bad(self, found: dict[str, str]) -> None:
-        for path, reason in found.items():
-            if path not in self.counters.bad:
-                self.counters.bad[path] = reason
-                self.records.say(f"skipped {path}: {reason}")
-
-    def _add_notes(self, found: dict[str, str]) -> None:
-        for path, note in found.items():
-            if path not in self.counters.partly:
-                self.counters.partly[path] = note
-                self.records.say(f"{path}: {note}")
+    def _name_files(self, bad: dict[str, str], partly: dict[str, str]) -> None:
+        """Remember and name files that were passed over, and those that are used in part, with why."""
+        kinds = ((bad, self.counters.bad, "skipped "), (partly, self.counters.partly, ""))
+        for found, known, word in kinds:
+            for path, why in found.items():
+                if path not in known:
+                    known[path] = why
+                    self.records.say(f"{word}{path}: {why}")
 
     def _log(self) -> None:
         totals = self._read_sums()
@@ -138,7 +98,7 @@ class Recording(ABC):
             **({"skipped": self.counters.skipped} if self.precision.state_dict() else {}),
         )
         if self._recorded():
-            self.sums.clear()
+            self.sums.restore(0.0, 0.0, 0)
         if self.reader and self.update < self.order.updates:
             text = self.reader.judge(images, seconds, waited, self.update)
             if text:
@@ -152,7 +112,7 @@ class Recording(ABC):
             NotFiniteError: one of them is infinite or not a number: the weights are lost. Or updates
                 are skipped however little the loss is scaled, or none was ever made.
         """
-        *sums, skipped = self.fabric.all_reduce(self.sums.stack()).tolist()
+        *sums, skipped = self.fabric.all_reduce(self.sums.totals.clone()).tolist()
         self._count_skipped(round(skipped))
         if not all(map(math.isfinite, sums)):
             raise self._not_finite("the loss or its gradient")
@@ -175,6 +135,12 @@ class Recording(ABC):
 
     def _not_finite(self, what: str) -> NotFiniteError:
         """The error that says how to go on."""
+        if not self.update:
+            return NotFiniteError(
+                f"{what} is not finite before the first update: look for numbers that are too large in "
+                "the weights that the run begins with, and in the images, whose largest simmim stats "
+                "names; --nodata leaves them out"
+            )
         advice = f"lower --lr (now {self.config.lr:g})"
         if self.config.precision != "32-true":
             advice += ", or use --precision 32-true"
@@ -183,12 +149,6 @@ class Recording(ABC):
         return NotFiniteError(
             f"{what} is no longer finite by update {self.update}; {self._what_remains()}; {advice}"
         )
-
-    def _validation_due(self) -> bool:
-        if self.update == self.order.updates:
-            return True
-        epoch, rest = divmod(self.update, self.order.updates_per_epoch)
-        return rest == 0 and epoch % self.config.val_every == 0
 
     @torch.no_grad()
     def _validate(self) -> None:

@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING
 
 from simmim.errors import require
 from simmim.storage.files import is_utf8
-from simmim.training.metrics import MetricsFile, read_metrics
+from simmim.training.metrics import MetricsFile
 from simmim.training.progress import FallibleOutput, Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["MetricsFile", "NoRecords", "Records", "read_metrics"]
-
 
 def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    """A writer of event files in ``folder``, which is made.
-
-    Args:
-        purge_step: TensorBoard forgets earlier records from this step on.
-    """
+    """A writer of event files in ``folder``, which is made; TensorBoard forgets earlier records
+    from ``purge_step`` on."""
     tensorboard = require("torch.utils.tensorboard")
     folder.mkdir(parents=True, exist_ok=True)
     name = str(folder)
@@ -35,22 +30,17 @@ def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
 
 
 class Records(Progress):
-    """All three places for the numbers of one run.
+    """All three places for the numbers of one run, ``metrics.csv`` and ``tensorboard`` in its
+    folder ``out``.
 
     As on the terminal, a disk that takes no more raises nothing: ``error`` says so, and the run
     ends in order.
-
-    Args:
-        out: folder of the run; ``metrics.csv`` and ``tensorboard`` come to lie there.
-        update: updates done before this process began.
-        total: updates of the whole run.
-        global_batch: images in an update.
     """
 
-    def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
-        super().__init__(total, update, global_batch)
-        self.metrics = MetricsFile(out / "metrics.csv", update)
-        self.board = event_writer(out / "tensorboard", purge_step=update + 1)
+    def __init__(self, out: Path, total: int, done: int, global_batch: int) -> None:
+        super().__init__(total, done, global_batch)
+        self.metrics = MetricsFile(out / "metrics.csv", done)
+        self.board = event_writer(out / "tensorboard", purge_step=done + 1)
         self._to_metrics = FallibleOutput(str(out / "metrics.csv"))
         self._to_board = FallibleOutput(str(out / "tensorboard"))
         self._excepthook = threading.excepthook
@@ -113,9 +103,6 @@ class Records(Progress):
 
 class NoRecords(Progress):
     """The records of a process that leaves them to the first one of its run."""
-
-    def __init__(self, out: Path, update: int, total: int, global_batch: int) -> None:
-        super().__init__(total, update, global_batch)
 
     def training(self, update: int, epoch: int, **values: float) -> None: ...
 

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from simmim.data.listing import summarize_bad
+from simmim.evaluation.plot import loss_curve
 from simmim.training.counters import Summary
 from simmim.training.loop import Loop
 
@@ -38,13 +39,22 @@ def print_trained(trainer: Loop, summary: Summary) -> None:
         print(f"used in part: {summarize_bad(partly)}")
 
 
-def run_files(out: Path) -> list[tuple[str, Path]]:
-    """The files that every training run writes to ``out``."""
-    return [
+def print_files(
+    trainer: Loop, summary: Summary, *pictures: tuple[str, Path], baseline: float | None = None
+) -> None:
+    """Draw the loss curve, and say what the run has written and where; ``pictures`` were drawn before."""
+    out = trainer.config.out
+    curve = out / "loss_curve.png"
+    trainer.run_folder.claim(curve)
+    loss_curve(out / "metrics.csv", curve, baseline)
+    print_written(
+        ("checkpoint", summary.checkpoint),
+        *pictures,
+        ("loss curve", curve),
         ("configuration", out / "config.json"),
         ("numbers", out / "metrics.csv"),
         ("TensorBoard", out / "tensorboard"),
-    ]
+    )
 
 
 def print_written(*files: tuple[str, Path]) -> None:

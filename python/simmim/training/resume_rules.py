@@ -35,22 +35,13 @@ def refused_changes(new: RunConfig, old: RunConfig) -> list[str]:
     return [
         f"{flag(name)} {before}, not {after}"
         for name, before, after in _changes(new, old)
-        if name not in _WITHOUT_INFLUENCE | _PER_UPDATE
+        if name not in _WITHOUT_INFLUENCE | _PER_UPDATE and (name, after) != ("checkpoint", None)
     ]
 
 
 def accepted_changes(path: Path, new: RunConfig, old: RunConfig, update: int, order: Order) -> str:
-    """Which settings count from ``update`` on, in one line; empty where none changed.
-
-    Args:
-        path: the checkpoint from which the run goes on.
-        new, old: settings of the resumed run and of the one that wrote the checkpoint.
-        update: updates done.
-        order: that of the resumed run.
-
-    Raises:
-        UserError: the run was to end before ``update``.
-    """
+    """Which settings of a run that goes on from the checkpoint ``path`` count from ``update`` on,
+    in one line; empty where none changed. Raises ``UserError`` where the run was to end before."""
     if update > order.updates:
         least = math.ceil(update / order.updates_per_epoch)
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -40,20 +40,19 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def worker_deaths_reported_when_reading() -> Iterator[None]:
-    """Let a killed data-loader worker show only where a batch is asked for.
-
-    PyTorch's handler of SIGCHLD raises wherever the main thread happens to be, in the middle of the
-    optimiser's step too. Without it, asking for a batch finds the dead worker within 5 seconds.
-    """
+def handled(
+    number: int, handler: Callable[[int, object], None] | signal.Handlers
+) -> Iterator[None]:
+    """Let ``handler`` take signal ``number`` within the block; in other threads than the main one, which
+    can set none, change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(number, before)
 
 
 def leave_signals_to_parent(_worker: int) -> None:

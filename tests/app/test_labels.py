@@ -189,13 +189,14 @@ def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["saved dataset of images", "zarr group", "tar shards"])
-def test_labels_elsewhere_than_in_folders(name, tmp_path, capsys):
+def test_labels_elsewhere_than_in_folders_are_not_read(name, tmp_path, capsys):
     data = write(name, tmp_path / "source")
     capsys.readouterr()
     arguments = flags(data=data, encoder="cnn", device="cpu", out=tmp_path / "out")
     assert main(["probe", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "make a pack with simmim pack --labels" in error, error
+    assert error.count("\n") == 1 and "are not read" in error, error
+    assert "put the images of each class into a folder of its own" in error
 
 
 def test_nothing_to_start_from(labelled, capsys):

@@ -53,7 +53,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders; or a pack of such a folder, or with --labels of a table."""
+    each with the class folders; or a pack of such a folder."""
 
     val_data: Path | None = None
     """Folder with the same class folders, to test on."""

@@ -55,11 +55,6 @@ class PackConfig(ScanConfig):
     out: Path = Path("pack")
     """The folder to write. If --data holds train/ and val/ or test/, it gets one pack for each."""
 
-    labels: str = ""
-    """What holds the class of each image: a column of the table, an array of the zarr group, or, in tar
-    archives, the ending of the files beside the images, for example cls. Default: the first folder in an
-    image's name."""
-
     shortest_side: int = 0
     """Reduce images so that their shortest side has this many pixels, antialiased; smaller ones stay
     as they are. 0: keep all pixels."""

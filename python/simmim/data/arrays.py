@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from simmim.data.item import Source
-from simmim.data.tables import label_text
 from simmim.errors import UserError, first_line, require
 
 
@@ -48,15 +47,6 @@ class ArraySource(Source):
 
     def read(self, number: int) -> np.ndarray:
         return self._open()[number]
-
-    def labels(self, name: str) -> list[str]:
-        """The classes in another array of the group, one for each image."""
-        array = _open(self.path, name)
-        if array.shape != (self._count,):
-            raise UserError(
-                f"{self.path} has {self._count} images, and --labels {name} {array.shape}"
-            )
-        return [label_text(self.path, value) for value in array[:].tolist()]
 
     def _open(self):
         """The array, opened once in each process: zarr's threads do not outlive a fork."""

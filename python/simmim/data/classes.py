@@ -64,10 +64,10 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
                 "each part by itself, and give --data and --val-data"
             )
         return found, listing
+    advice = "put the images of each class into a folder of its own, as in {}/cat/1.png"
     if not is_folder_of_files(folder):
-        raise UserError(
-            f"{folder} is an array or a table: for its labels make a pack with simmim pack --labels"
-        )
+        advice = advice.format("FOLDER")
+        raise UserError(f"{folder} is an array or a table, whose labels are not read: {advice}")
     everything, without = Listing(folder), {path.resolve() for path in without}
     listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
@@ -87,10 +87,9 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
                 listings[path.name] = listing
     if len(listings) < 2:
         raise UserError(
-            f"{folder} holds {len(listings)} class folders, and a classifier needs two: put the "
-            f"images of each class into a folder of its own, as in {folder}/cat/1.png"
-            + ", or make a pack with simmim pack --labels"
-            * (not listings)
+            f"{folder} holds {len(listings)} class folders, and a classifier needs two: "
+            + advice.format(folder)
+            + "; labels in lists, tables and archives are not read" * (not listings)
         )
     for name, listing in listings.items():
         check_no_split_inside(folder / name)

@@ -64,7 +64,6 @@ class Listing:
         without: folders that were to be left out.
         by_column: whether ``--column`` says which of several columns or arrays they are.
         dangling: links that lead nowhere.
-        labels: the classes of all ``paths``, empty text for none, where the source states them.
     """
 
     folder: Path
@@ -75,7 +74,6 @@ class Listing:
     without: list[Path] = field(default_factory=list)
     by_column: bool = False
     dangling: list[Path] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
 
     def left_out(self) -> str:
         """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
@@ -103,7 +101,6 @@ class Listing:
         self.without += other.without
         self.by_column |= other.by_column
         self.dangling += other.dangling
-        self.labels += other.labels
 
 
 def _kind(path: Path | Item) -> str:

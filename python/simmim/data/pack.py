@@ -75,12 +75,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     check_links(listing, config.on_bad_image)
     say(listing.summary())
     wanted = first_contents(config, listing.paths)
-    if config.labels and not listing.labels:
-        raise UserError(
-            f"--labels {config.labels} is for tables, zarr groups and tar archives, and {data} is none"
-        )
-    stated = listing.labels if config.labels else ()
-    source = data_fingerprint(listing.paths, listing.folder, stated)
+    source = data_fingerprint(listing.paths, listing.folder)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
     if is_pack(data):
         # of a pack that is packed again, what is said of its images still holds
@@ -142,7 +137,6 @@ def _append(
 ) -> dict[str, str]:
     """Pack the images that follow ``rows``, which grows; returns why others were left out."""
     names = [name_below(image, listing.folder) for image in listing.paths]
-    labels = listing.labels or list(map(_first_folder, listing.paths, names))
     first, bad, dtype = 0, {}, np.dtype(wanted.dtype)
     for row in rows:
         first = names.index(row.name, first) + 1
@@ -154,8 +148,8 @@ def _append(
     ):
         pixels.seek(0, os.SEEK_END)
         images = listing.paths[first:]
-        for name, label, image, found in zip(
-            names[first:], labels[first:], images, _read(config, wanted, images), strict=True
+        for name, image, found in zip(
+            names[first:], images, _read(config, wanted, images), strict=True
         ):
             progress.update()
             start, crc = pixels.tell(), 0
@@ -176,7 +170,7 @@ def _append(
                 continue
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
-            rows.append(Row(name, label, offset, height, width, channels, crc))
+            rows.append(Row(name, _label(image, name), offset, height, width, channels, crc))
             # the pixels first, so that the index never names what is not there
             pixels.flush()
             csv.writer(index, lineterminator="\n").writerow(rows[-1])
@@ -192,11 +186,14 @@ def _append(
     return bad
 
 
-def _first_folder(image: Path | Item, name: str) -> str:
-    """The class of an image that is called ``name``, of which no table tells; empty if it has none."""
+def _label(image: Path | Item, name: str) -> str:
+    """The class of an image that is called ``name``; empty if it has none."""
+    if not isinstance(image, Path):
+        rows = getattr(image.source, "rows", None)
+        return rows[image.number].label if rows else ""
     folder, _, below = name.partition("/")
     # a list's images may lie elsewhere, and then their folders are no classes
-    return folder if isinstance(image, Path) and below and folder != ".." else ""
+    return folder if below and folder != ".." else ""
 
 
 def _read(

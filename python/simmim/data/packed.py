@@ -39,8 +39,8 @@ HEADER = 128
 
 
 class Row(NamedTuple):
-    """An image of a pack: its name below the folder or source that it came from; its class, by --labels or
-    the first folder in that name, empty where neither tells; where its first number lies in
+    """An image of a pack: its name below the folder or source that it came from; its class, the
+    first folder in that name, empty where it came from no folder; where its first number lies in
     ``pixels.npy``; its size, and the CRC-32 of its bytes."""
 
     name: str
@@ -146,26 +146,25 @@ class PackSource:
 
 def list_pack(path: Path) -> Listing:
     """The images of the pack ``path``."""
-    source = PackSource(path)
-    return Listing(path, items(source), labels=[row.label for row in source.rows])
+    return Listing(path, items(PackSource(path)))
 
 
 def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
     """The images of a pack by class, and all of them; raises ``UserError`` for fewer than two
     classes."""
     listing, found = list_pack(path), {}
-    for item, label in zip(listing.paths, listing.labels, strict=True):
-        if label:
-            found.setdefault(label, []).append(item)
+    for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
+        if row.label:
+            found.setdefault(row.label, []).append(item)
     # a pack of a list has them in its order
     found = dict(sorted(found.items()))
     without = len(listing.paths) - sum(map(len, found.values()))
     listing.left += Counter({"image without a class": without} if without else {})
-    listing.paths, listing.labels = [item for paths in found.values() for item in paths], []
+    listing.paths = [item for paths in found.values() for item in paths]
     if len(found) < 2:
         raise UserError(
             f"{path} holds images of {len(found)} classes, and a classifier needs two: pack a folder "
-            "that holds one folder of images per class, or a table with --labels"
+            "that holds one folder of images per class"
         )
     return found, listing
 

@@ -50,24 +50,6 @@ class ShardSource:
             file.seek(offset)
             return file.read(size)
 
-    def labels(self, ending: str) -> list[str]:
-        """The text of the file beside each image that ends so, as WebDataset names them; empty for none."""
-
-        def stem(name: str) -> str:
-            folder, slash, file = name.rpartition("/")
-            return folder + slash + file.partition(".")[0]
-
-        with tarfile.open(self.path, "r:") as archive:
-            texts = {
-                stem(member.name): archive.extractfile(member)
-                .read()
-                .decode(errors="replace")
-                .strip()
-                for member in archive
-                if member.isfile() and member.name.endswith(f".{ending}")
-            }
-        return [texts.get(stem(name), "") for name, _, _ in self._members]
-
 
 def _members(path: Path, suffixes: Collection[str]) -> list[tuple[str, int, int]]:
     """Name, offset and size of each image, in the order of the archive."""

@@ -27,7 +27,7 @@ from simmim.data.listing import (
 )
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
-from simmim.data.tables import TableSource, check_column
+from simmim.data.tables import TableSource
 from simmim.errors import UserError, printable
 
 #: names of columns that hold paths, where several columns hold text
@@ -74,17 +74,14 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         raise no_such_source(path)
     if is_pack(path):
         return list_pack(path)
-    suffix, labels = path.suffix.lower(), getattr(config, "labels", "")
+    suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
-        paths, classes = read_columns(path, config.column, labels)
-        return _listed(path, paths, classes, by_column=suffix == ".csv")
+        return _listed(path, read_paths(path, config.column), by_column=suffix == ".csv")
     if suffix == ".tar":
-        return _archives(path, [path], labels)
+        return _archives(path, [path])
     if suffix == ".npy" or _is_zarr(path):
         array = ArraySource(path, config.column)
         listing = Listing(path.parent, items(array), by_column=array.in_group)
-        if labels and array.in_group:
-            listing.labels = array.labels(labels)
     elif suffix == ".parquet" or _is_saved_dataset(path):
         listing = _table(path, [path] if suffix == ".parquet" else [], config)
     elif suffix in SUFFIXES:
@@ -147,7 +144,7 @@ def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
     tables = [path for path in shards if path not in archives]
     _check_one_part(folder, archives or tables)
     if archives:
-        used, listing = archives, _archives(folder, archives, getattr(config, "labels", ""))
+        used, listing = archives, _archives(folder, archives)
     elif tables:
         used, listing = tables, _table(folder, tables, config)
     else:
@@ -179,36 +176,30 @@ def _part_of(path: Path) -> str:
     return next((roles[word] for word in words if word in roles), "")
 
 
-def _archives(path: Path, archives: list[Path], labels: str) -> Listing:
-    shards = [ShardSource(archive, SUFFIXES) for archive in archives]
-    found = [item for shard in shards for item in items(shard)]
+def _archives(path: Path, archives: list[Path]) -> Listing:
+    found = [item for archive in archives for item in items(ShardSource(archive, SUFFIXES))]
     if not found:
         raise UserError(f"no images in {path}: none of its members ends as an image file does")
     listing = Listing(path if path.is_dir() else path.parent, found)
     leave_arrays(listing)
-    if labels:
-        texts = {shard.path: shard.labels(labels) for shard in shards}
-        listing.labels = [texts[item.source.path][item.number] for item in listing.paths]
     return listing
 
 
 def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
-    table = TableSource(path, files, config.column, getattr(config, "labels", ""))
+    table = TableSource(path, files, config.column)
     if table.texts is None:
-        folder = path if path.is_dir() else path.parent
-        return Listing(folder, items(table), by_column=True, labels=table.labels)
-    return _listed(files[0] if files else path, table.texts, table.labels, by_column=True)
+        return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
+    return _listed(files[0] if files else path, table.texts, by_column=True)
 
 
-def read_columns(path: Path, column: str, labels: str) -> tuple[list[str], list[str]]:
-    """The paths in a text file, one a line, or in a column of a CSV file with a header, and the column
-    with their classes, where one is named; raises ``UserError`` where there is no header, no such
-    column, or no telling which one is meant."""
+def read_paths(path: Path, column: str = "") -> list[str]:
+    """The paths in a text file, one a line, or in a column of a CSV file with a header; raises
+    ``UserError`` where there is no header, no such column, or no telling which one is meant."""
     text = _decode(path.read_bytes())
     if "\0" in text:
         raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
     if path.suffix.lower() == ".txt":
-        return [line for line in text.splitlines() if line.strip()], []
+        return [line for line in text.splitlines() if line.strip()]
     # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
     header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
@@ -225,10 +216,7 @@ def read_columns(path: Path, column: str, labels: str) -> tuple[list[str], list[
         raise UserError(
             f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
         )
-    if labels:
-        check_column(path, labels, names)
-    rows = list(table)
-    return [row[name] for row in rows], [row[labels] for row in rows] if labels else []
+    return [row[name] for row in table]
 
 
 def _decode(content: bytes) -> str:
@@ -239,16 +227,12 @@ def _decode(content: bytes) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _listed(path: Path, lines: Sequence[str], labels: list[str], *, by_column: bool) -> Listing:
-    """Files that a list names, as seen from the list's own folder, and their classes."""
+def _listed(path: Path, lines: Sequence[str], *, by_column: bool) -> Listing:
+    """Files that a list names, as seen from the list's own folder."""
     paths = [path.parent / line for line in lines]
     if not paths:
         raise UserError(f"{path}: it names no image")
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
-    stated: dict[Path, str] = {}
-    for image, label in zip(paths, labels, strict=False):
-        if stated.setdefault(image, label) != label:
-            raise UserError(f"{path}: {image} has the classes {stated[image]!r} and {label!r}")
-    return Listing(path.parent, paths, by_column=by_column, labels=labels)
+    return Listing(path.parent, paths, by_column=by_column)

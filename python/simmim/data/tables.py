@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,14 @@ class TableSource(Source):
         path: what names the table: a file, or a folder.
         files: its parquet files; empty for a folder of ``save_to_disk``.
         column: the column's name; by default the only one that can hold images.
-        labels: the name of the column with their classes; empty for none.
 
     Attributes:
         texts: what a column of text holds: paths of files.
-        labels: the classes, empty text for none.
     """
 
     kind = "rows of a table"
 
-    def __init__(
-        self, path: Path, files: Sequence[Path] = (), column: str = "", labels: str = ""
-    ) -> None:
+    def __init__(self, path: Path, files: Sequence[Path] = (), column: str = "") -> None:
         datasets = require("datasets", "data")
         datasets.disable_progress_bars()
         self.path, self.texts = path, None
@@ -60,14 +56,6 @@ class TableSource(Source):
                 else "none of them holds images, files' contents, arrays or paths"
             )
             raise UserError(f"{path} has the columns {held}: {advice}")
-        self.labels = []
-        if labels:
-            check_column(path, labels, ranks)
-            words, values = getattr(table.features[labels], "int2str", None), table[labels]
-            if words:
-                # -1 stands for no class, in test sets
-                values = [words(v) if v is not None and v >= 0 else "" for v in values]
-            self.labels = [label_text(path, value) for value in values]
         feature = table.features[name]
         if ranks[name] == 1:
             self.texts = [text or "" for text in table[name]]
@@ -90,26 +78,6 @@ class TableSource(Source):
         if isinstance(value, dict):
             value = value["bytes"] or (Path(value["path"]).read_bytes() if value["path"] else b"")
         return value
-
-
-def check_column(path: Path, labels: str, names: Iterable[str]) -> None:
-    """Raise ``UserError`` where a table has no column of that name."""
-    if labels not in names:
-        raise UserError(f"{path} has the columns {', '.join(names)}, and no --labels {labels}")
-
-
-def label_text(path: Path, value: Any) -> str:
-    """A class as it stands in a table: text, a whole number, or nothing.
-
-    Raises:
-        UserError: something else, such as several classes of one image.
-    """
-    # what lacks numbers has those that are there as floating-point ones
-    if isinstance(value, float):
-        value = None if value != value else int(value) if value.is_integer() else value
-    if value is not None and not isinstance(value, str | int):
-        raise UserError(f"{path}: --labels holds {value!r}, and a class is text or a whole number")
-    return "" if value is None else str(value)
 
 
 def _rank(feature: Any) -> int:

@@ -1,8 +1,8 @@
 """A fingerprint of a run's images, to tell whether a resumed run has the same ones.
 
-Seen are another number of files, other paths below the folder of the data, other sizes and other
-class names. Not seen is a file that was changed and kept its size, and any change of the images
-that are only validated on. Where the folder itself lies does not matter.
+Seen are another number of files, other paths below the folder of the data, other sizes, other
+class names and other labels. Not seen is a file that was changed and kept its size, and any change of
+the images that are only validated on. Where the folder itself lies does not matter.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ class Fingerprint:
         paths: hash of their paths below the folder of the data, in order.
         sizes: hash of their sizes in bytes.
         classes: hash of the class names in order; empty without classes.
+        labels: hash of each image's class; empty without classes.
     """
 
     images: int
     paths: str
     sizes: str
     classes: str
+    labels: str = ""
 
     def state(self) -> dict[str, int | str]:
-        """The fingerprint as a checkpoint stores it."""
-        return asdict(self)
+        """The fingerprint as a checkpoint stores it, and packs that were begun before there were labels."""
+        return {name: value for name, value in asdict(self).items() if value or name != "labels"}
 
     def difference(self, kept: dict[str, int | str]) -> str:
         """What is other than in a checkpoint that keeps ``kept``, in one line; empty if nothing is.
@@ -48,17 +50,23 @@ class Fingerprint:
         """
         if kept["images"] != self.images:
             return f"{kept['images']:,} images then, {self.images:,} now"
-        own = self.state()
+        own = asdict(self)
         words = {
             "classes": "other class names",
+            "labels": "other labels",
             "paths": "other file names or folders",
             "sizes": "files of other sizes",
         }
-        return ", ".join(text for name, text in words.items() if kept[name] != own[name])
+        return ", ".join(
+            text for name, text in words.items() if kept.get(name, own[name]) != own[name]
+        )
 
 
 def data_fingerprint(
-    paths: Sequence[Path | Item], root: Path, classes: Sequence[str] = ()
+    paths: Sequence[Path | Item],
+    root: Path,
+    classes: Sequence[str] = (),
+    labels: Sequence[object] = (),
 ) -> Fingerprint:
     """The fingerprint of images.
 
@@ -66,6 +74,7 @@ def data_fingerprint(
         paths: images to train on, in the order of the run.
         root: the folder that they were found in, which may be moved.
         classes: names in the order of the labels.
+        labels: that of each image.
     """
     pieces = [paths[start : start + 256] for start in range(0, len(paths), 256)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -75,6 +84,7 @@ def data_fingerprint(
         paths=_hash(os.fsencode(name_below(path, root)) for path in paths),
         sizes=_hash(str(size).encode() for size in sizes),
         classes=_hash(map(os.fsencode, classes)) if classes else "",
+        labels=_hash(os.fsencode(str(label)) for label in labels) if labels else "",
     )
 
 

@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
     Attributes:
         name: below the folder or source that it came from.
-        label: its class, the first folder in its name; empty where it came from no folder.
+        label: its class, by its label or the first folder in its name; empty where it had neither.
         offset: of its first number in ``pixels.npy``.
         crc32: of its bytes.
     """
@@ -103,7 +103,7 @@ class PackSource:
         UserError: it is not packed to its end, or damaged.
     """
 
-    kind = "packed"
+    kind, columns = "packed", ("label",)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -114,6 +114,7 @@ class PackSource:
             self.pixels = np.load(path / PIXELS, mmap_mode="r")
             about = json.loads((path / PACK).read_text())
             self.bands, self.shortest_side = tuple(about["bands"]), about["shortest_side"]
+            self._classes = about.get("classes")
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {first_line(error)}") from error
         follow = all(one.end == other.offset for one, other in pairwise(self.rows))
@@ -133,6 +134,10 @@ class PackSource:
     def size(self, number: int) -> int:
         """The checksum, which tells more than the bytes."""
         return self.rows[number].crc32
+
+    def labels(self, column: str) -> tuple[list[str | None], list[str]]:
+        labels = [row.label or None for row in self.rows]
+        return labels, self._classes or list(dict.fromkeys(filter(None, labels)))
 
     def read(self, number: int) -> Tensor:
         """The image ``(C, H, W)``, a view of the map."""
@@ -163,25 +168,6 @@ class PackSource:
 def list_pack(path: Path) -> Listing:
     """The images of the pack ``path``."""
     return Listing(path, items(PackSource(path)))
-
-
-def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
-    """The images of a pack by class, and all of them.
-
-    Raises:
-        UserError: it has fewer than two classes.
-    """
-    listing, found = list_pack(path), {}
-    for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
-        if row.label:
-            found.setdefault(row.label, []).append(item)
-    listing.paths = [item for paths in found.values() for item in paths]
-    if len(found) < 2:
-        raise UserError(
-            f"{path} holds images of {len(found)} classes, and a classifier needs two: pack a folder "
-            "that holds one folder of images per class"
-        )
-    return found, listing
 
 
 def check_pack(path: Path) -> int:

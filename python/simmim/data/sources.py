@@ -8,6 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from simmim.config.apply import ApplyConfig
@@ -27,11 +28,8 @@ from simmim.data.listing import (
 )
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
-from simmim.data.tables import TableSource
+from simmim.data.tables import PATH_COLUMNS, TableSource
 from simmim.errors import UserError, printable
-
-#: names of columns that hold paths, where several columns hold text
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 
 #: names of folders and shards that are parts of a data set and never classes, in any letter case
 ROLES = {
@@ -67,7 +65,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     if is_folder_of_files(path):
         listing = list_images(path, without)
         if not listing.paths:
-            listing = _find_shards(listing, config) or listing
+            listing = find_shards(listing, config) or listing
         check_any(listing)
         return listing
     if not path.exists():
@@ -78,6 +76,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     if suffix in (".txt", ".csv"):
         listing = _listed(path, read_paths(path, config.column))
         listing.by_column = suffix == ".csv"
+        listing.tables = [CsvTable(path)] if listing.by_column else []
         return listing
     if suffix == ".tar":
         return _archives(path, [path])
@@ -139,7 +138,7 @@ def _is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
+def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
     """The images of a folder that holds tar archives, parquet files or saved datasets.
 
     Args:
@@ -196,8 +195,22 @@ def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
     if table.texts is None:
         return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
     listing = _listed(files[0] if files else path, table.texts)
-    listing.by_column = True
+    listing.by_column, listing.tables = True, [table]
     return listing
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """The columns of a list of files with a header."""
+
+    path: Path
+
+    @property
+    def columns(self) -> list[str]:
+        return list(_read_table(self.path).fieldnames or ())
+
+    def labels(self, column: str) -> tuple[list[str], tuple[()]]:
+        return [row[column] for row in _read_table(self.path)], ()
 
 
 def read_paths(path: Path, column: str = "") -> list[str]:
@@ -206,11 +219,22 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     Raises:
         UserError: no header, no such column, or which one is meant cannot be told.
     """
-    text = _decode(path.read_bytes())
-    if "\0" in text:
-        raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
     if path.suffix.lower() == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in _read_text(path).splitlines() if line.strip()]
+    table = _read_table(path)
+    names = list(table.fieldnames or ())
+    likely = [name for name in names if name.lower() in PATH_COLUMNS] or names
+    name = column or (likely[0] if len(likely) == 1 else "")
+    if not name or name not in names:
+        raise UserError(
+            f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
+        )
+    return [row[name] for row in table]
+
+
+def _read_table(path: Path) -> csv.DictReader:
+    """The rows of a CSV file with a header."""
+    text = _read_text(path)
     # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
@@ -221,23 +245,21 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     if first is not None or not names:
         begins = f"begins with {printable(first)}" if first else "is empty"
         raise UserError(f"{path} {begins}: its first line must name the columns, for example path")
-    likely = [name for name in names if name.lower() in _PATH_COLUMNS] or names
-    name = column or (likely[0] if len(likely) == 1 else "")
-    if not name or name not in names:
-        raise UserError(
-            f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
-        )
-    return [row[name] for row in table]
+    return table
 
 
-def _decode(content: bytes) -> str:
+def _read_text(path: Path) -> str:
     """The text of a list in UTF-8, or in the UTF-16 that PowerShell and Excel write."""
+    content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
         # surrogates are let through: names of files may hold any bytes
-        return content.decode("utf-16", errors="surrogatepass")
-    return io.TextIOWrapper(
-        io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape"
-    ).read()
+        text = content.decode("utf-16", errors="surrogatepass")
+    else:
+        file = io.BytesIO(content)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape").read()
+    if "\0" in text:
+        raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
+    return text
 
 
 def _listed(path: Path, lines: Sequence[str]) -> Listing:

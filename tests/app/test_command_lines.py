@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import tifffile
 import timm
 import torch
+import webdataset
 from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -77,6 +79,14 @@ def write_what_pages_name(folder: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         bands = np.random.default_rng(number).integers(0, 4000, (5, 72, 80), np.uint16)
         tifffile.imwrite(path, bands, planarconfig="separate", photometric="minisblack")
+    files = sorted((folder / "FOLDER").glob("*/*"))
+    table = {"path": files, "species": [path.parent.name for path in files]}
+    pandas.DataFrame(table).to_csv(folder / "table.csv")
+    (folder / "SHARDS").mkdir()
+    with webdataset.ShardWriter(str(folder / "SHARDS/%04d.tar"), maxcount=30, verbose=0) as writer:
+        for number, path in enumerate(files):
+            content = {"png": path.read_bytes(), "cls": number % 2}
+            writer.write({"__key__": str(number), **content})
     vit = timm.create_model("vit_tiny_patch16_224")
     torch.save(vit.state_dict(), folder / "timm.pth")
     small = {"embed_dim": 16, "depths": "1,1,1,1", "num_heads": "1,2,4,8"}

@@ -79,7 +79,7 @@ def test_a_pack_of_a_pack_keeps_the_classes(labelled, tmp_path, capsys):
     for data in (labelled, tmp_path / "large", tmp_path / "small"):
         classes = split_classes(finetuning(data, tmp_path / "run"))
         assert classes.names == ["dark", "gray", "light"] and len(classes.train.paths) == 12
-        assert "left: 1 image " in classes.summary[0], classes.summary
+        assert "left: 1 " in classes.summary[0], classes.summary
 
 
 def test_parts_of_a_data_set_are_no_classes_of_a_pack(labelled, tmp_path, capsys):
@@ -125,7 +125,8 @@ MISTAKES = {
     "empty class": (keep_none, (), "dark: it holds no file that ends in"),
     "what to do": (keep_none, (), "add images of this class or remove its folder"),
     "no classes": (keep_no_folder, (), "holds 0 class folders"),
-    "a list": (None, ("--data", "LIST"), "is a file: classes are folders, one per class"),
+    "a list": (None, ("--data", "LIST"), "list.txt holds no column of labels: name a table"),
+    "a column": (None, ("--label-column", "x"), "holds a folder per class: leave it out"),
     "few": (None, ("--per-class", "9"), "fewer than --per-class 9"),
     "test classes": (None, ("--val-data", "OTHER"), "class 'light' is in"),
     "no checkpoint": (None, ("--checkpoint", "NOWHERE"), "no such checkpoint"),
@@ -148,8 +149,8 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
         spoil(labelled)
     places = {"OUT": tmp_path / "out", "OTHER": tmp_path / "other"}
     places |= {"NOWHERE": tmp_path / "nowhere.pt", "PRETRAINED": pretrained}
-    places["LIST"] = tmp_path / "list.csv"
-    places["LIST"].touch()
+    places["LIST"] = tmp_path / "list.txt"
+    places["LIST"].write_text("a.png\n")
     capsys.readouterr()
     data = () if "--data" in arguments else ("--data", labelled)
     arguments = [command, *data, *SMALL, *arguments]
@@ -188,15 +189,17 @@ def test_a_preset_for_other_encoders(labelled, pretrained, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["saved dataset of images", "zarr group", "tar shards"])
-def test_labels_elsewhere_than_in_folders_are_not_read(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["npy, channels first", "zarr group"])
+def test_arrays_hold_no_labels(name, tmp_path, capsys):
     data = write(name, tmp_path / "source")
     capsys.readouterr()
     arguments = flags(data=data, encoder="cnn", device="cpu", out=tmp_path / "out")
     assert main(["probe", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "are not read" in error, error
-    assert "put the images of each class into a folder of its own" in error
+    assert error.count("\n") == 1 and "holds no column of labels: name a table" in error, error
+    assert (
+        "put the images of each class into a folder of its own, as in FOLDER/cat/1.png or" in error
+    )
 
 
 def test_nothing_to_start_from(labelled, capsys):

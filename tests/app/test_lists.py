@@ -9,7 +9,7 @@ import pytest
 
 from simmim.cli import main
 from simmim.config.images import SourceConfig
-from simmim.data.sources import find_source, read_columns
+from simmim.data.sources import CsvTable, find_source, read_paths
 
 from .sources import PICTURES, png, write_pictures
 
@@ -84,6 +84,17 @@ def test_tables_of_paths_with_a_row_without_one(tmp_path, capsys):
     assert f"{path}: its path number 2, '', is no image" in error and error.count("\n") == 1
 
 
+def test_paths_beside_other_text_in_parquet_are_told_by_their_name_as_in_csv(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(png(PICTURES[0]))
+    table = pandas.DataFrame({"species": ["cat"], "File": ["a.png"]})
+    table.to_parquet(tmp_path / "list.parquet")
+    assert find_source(tmp_path / "list.parquet", SourceConfig()).paths == [tmp_path / "a.png"]
+    table.rename(columns={"File": "where"}).to_parquet(tmp_path / "list.parquet")
+    arguments = ["stats", "--data", str(tmp_path / "list.parquet")]
+    assert main([*arguments, "--out", str(tmp_path / "a.json")]) == 2
+    assert "say with --column which of species, where holds the images" in capsys.readouterr().err
+
+
 def test_paths_in_a_folder_of_tables_are_seen_from_it(tmp_path):
     paths = write_pictures(tmp_path / "pictures")
     (tmp_path / "tables").mkdir()
@@ -115,4 +126,5 @@ def test_lines_end_as_on_any_system(end, encoding, tmp_path):
         end.join(["path,label", "a;b;c;d;e;f.png,1", '"e,f.png",2', ""]).encode(encoding)
     )
     paths = ["a;b;c;d;e;f.png", "e,f.png"]
-    assert read_columns(table, "path", "label") == (paths, ["1", "2"])
+    assert read_paths(table, "path") == paths
+    assert CsvTable(table).labels("label")[0] == ["1", "2"]

@@ -138,7 +138,8 @@ def test_labels_and_names_are_kept(labelled, tmp_path):
 def test_no_classes_in_a_pack_of_no_classes(tmp_path, capsys):
     data = pack(write("npy, channels first", tmp_path / "a"), tmp_path / "pack")
     assert run("probe", "--data", data, "--encoder", "cnn", "--out", tmp_path / "probe") == 2
-    assert f"{data} holds images of 0 classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{data} holds images of 0 classes" in error and "pack --label-column" in error
 
 
 def many(folder: Path) -> Path:

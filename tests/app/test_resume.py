@@ -45,9 +45,9 @@ def config_of(photographs: Path, out: Path, **changes) -> PretrainConfig:
     return PretrainConfig(**settings)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, kind: str = "pretrain") -> None:
     """Weights, optimiser, generators and counters bit for bit; the log row for row."""
-    a, b = (checkpoint.load(path / "checkpoints" / checkpoint.LAST) for path in (one, other))
+    a, b = (checkpoint.load(path / "checkpoints" / checkpoint.LAST, kind) for path in (one, other))
     for key in ("config",):
         a.pop(key), b.pop(key)
     assert_equal(a, b, "")

@@ -35,6 +35,10 @@ class LabelledConfig(ImageConfig):
     """3 reads 8-bit images as RGB and 1 as gray; any other number takes all bands as they are. Default
     that of the checkpoint or of --stats, else 3."""
 
+    label_column: str = ""
+    """Which column of a table, or ending of the files beside the images in tar archives, holds the labels;
+    default: cls in archives, in tables the only one named label, labels, class, cls, category or target."""
+
     val_share: float = 0.2
     """Without --val-data: share of each class of --data that is held out for testing; at least one
     image."""
@@ -45,18 +49,18 @@ class LabelledConfig(ImageConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(RunConfig, LabelledConfig):
-    """Train an encoder and a linear classifier on images in one folder per class."""
+    """Train an encoder and a linear classifier on labelled images."""
 
     preset: Literal["none", Published] = "none"
     """A named set of defaults for everything below; flags override it. The presets follow to the letter how
     SimMIM's (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet."""
 
     data: Path | None = None
-    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders; or a pack of such a folder."""
+    """Folder that holds one folder of images per class, or a table or tar archives with labels, see
+    --label-column; or train/ beside val/, validation/ or test/ with one of these; or a pack."""
 
     val_data: Path | None = None
-    """Folder with the same class folders, to test on."""
+    """Images of the same classes, to test on."""
 
     out: Path = Path("runs/finetune")
     """Folder for checkpoints, logs, pictures and the configuration."""
@@ -137,11 +141,11 @@ class ProbeConfig(InferenceConfig, LabelledConfig):
     over the patch tokens of a block."""
 
     data: Path | None = None
-    """Folder that holds one folder of images per class, or train/ beside val/, validation/ or test/,
-    each with the class folders; or what simmim pack made of it."""
+    """Folder that holds one folder of images per class, or a table or tar archives with labels, see
+    --label-column; or train/ beside val/, validation/ or test/ with one of these; or a pack."""
 
     val_data: Path | None = None
-    """Folder with the same class folders, to test on."""
+    """Images of the same classes, to test on."""
 
     out: Path = Path("runs/probe")
     """Folder for the results."""

@@ -55,6 +55,10 @@ class PackConfig(ScanConfig):
     out: Path = Path("pack")
     """The folder to write. If --data holds train/ and val/ or test/, it gets one pack for each."""
 
+    label_column: str = ""
+    """Which column of a table, or ending of the files beside the images in tar archives, holds labels to
+    keep. Class folders are kept without it."""
+
     shortest_side: int = 0
     """Reduce images so that their shortest side has this many pixels, antialiased; smaller ones stay
     as they are. 0: keep all pixels."""

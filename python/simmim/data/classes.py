@@ -1,4 +1,5 @@
-"""Labelled images: one folder per class, split into those to train on and those to test on."""
+"""Labelled images, in one folder per class or with labels beside them, split into those to train on and
+those to test on."""
 
 from __future__ import annotations
 
@@ -15,9 +16,16 @@ from torch import Tensor
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
+from simmim.data.labels import ADVICE, label_classes
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
-from simmim.data.packed import pack_classes
-from simmim.data.sources import ROLES, check_column_and_layout, is_folder_of_files, is_pack
+from simmim.data.sources import (
+    ROLES,
+    check_column_and_layout,
+    find_shards,
+    find_source,
+    is_folder_of_files,
+    is_pack,
+)
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
 from simmim.errors import UserError
 
@@ -35,8 +43,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes in the order of the labels, their images, the folder that all files to
-    train on lie below, and lines that say which files are used, how many were left, and why."""
+    """Names of the classes in the order of the labels, their images, the folder from which those to
+    train on are named, and lines that say which files are used, how many were left, and why."""
 
     names: list[str]
     train: Labelled
@@ -45,29 +53,26 @@ class Classes:
     summary: tuple[str, ...] = ()
 
 
-def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, Images], Listing]:
+def find_classes(
+    folder: Path, config: FinetuneConfig | ProbeConfig, without: Iterable[Path] = ()
+) -> tuple[dict[str, Images], Listing]:
     """The images of each folder in ``folder`` under the folder's name, in sorted order, or those of
-    a pack of such a folder, and what was found and left in all of them. Hidden folders, those of
-    runs, and ``without`` are no classes.
+    another source by their labels, and what was found and left in all of them. Hidden folders, those
+    of runs, and ``without`` are no classes.
 
     Raises:
-        UserError: fewer than two class folders, or one without images.
+        UserError: no such source, fewer than two classes, or a class folder without images.
     """
-    if is_pack(folder):
-        found, listing = pack_classes(folder)
-        part = next(
-            (name for name in found if name.lower() in itertools.chain(*ROLES.values())), ""
-        )
-        if part:
+    if not is_folder_of_files(folder):
+        listing = find_source(folder, config)
+        found = label_classes(listing, folder, config)
+        parts = [n for n in found if n.lower() in itertools.chain(*ROLES.values())]
+        if parts and is_pack(folder):
             raise UserError(
-                f"{folder} holds images of {part}/, which is a part of a data set and no class: pack "
-                "each part by itself, and give --data and --val-data"
+                f"{folder} holds images of {parts[0]}/, which is a part of a data set and no class: "
+                "pack each part by itself, and give --data and --val-data"
             )
         return found, listing
-    advice = "put the images of each class into a folder of its own, as in {}/cat/1.png"
-    if not is_folder_of_files(folder):
-        advice = advice.format("FOLDER")
-        raise UserError(f"{folder} is an array or a table, whose labels are not read: {advice}")
     everything, without = Listing(folder), {path.resolve() for path in without}
     listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
@@ -85,11 +90,16 @@ def find_classes(folder: Path, without: Iterable[Path] = ()) -> tuple[dict[str, 
             # a folder that holds nothing but runs, or is a pack, is no class
             if listing.paths or not (listing.runs or listing.without or listing.left["pack"]):
                 listings[path.name] = listing
+    if not any(listing.paths for listing in listings.values()):
+        inside = list_images(folder, without)
+        shards = None if inside.paths else find_shards(inside, config)
+        if shards is not None:
+            return label_classes(shards, folder, config), shards
     if len(listings) < 2:
         raise UserError(
             f"{folder} holds {len(listings)} class folders, and a classifier needs two: "
-            + advice.format(folder)
-            + "; labels in lists, tables and archives are not read" * (not listings)
+            + ADVICE.format(folder)
+            + ", or name a table or archives with labels" * (not listings)
         )
     for name, listing in listings.items():
         check_no_split_inside(folder / name)
@@ -107,25 +117,33 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
         UserError: no folder given, folders that do not fit together, or classes that are too small.
     """
     if config.data is None:
-        raise UserError("say where the labelled images are: --data FOLDER, one folder per class")
+        raise UserError(
+            "say where the labelled images are: --data FOLDER, one folder per class, or --data TABLE"
+        )
     split = resolve_split(config.data, config.val_data, config.out, classes=True)
     held_out = [] if split.held_out is None else [split.held_out]
-    found, listing = find_classes(split.train, [config.out, *held_out])
+    found, listing = find_classes(split.train, config, [config.out, *held_out])
     check_column_and_layout(config, listing)
+    if config.label_column and not listing.labels:
+        raise UserError(
+            f"--label-column {config.label_column} is for tables and archives, and {config.data} holds "
+            "a folder per class: leave it out"
+        )
     check_links(listing, config.on_bad_image)
-    summary = [*split.notes, f"{len(found)} classes, {listing.summary()}"]
+    root, summary = listing.folder, [*split.notes, f"{len(found)} classes, {listing.summary()}"]
     if split.held_out is None:
         train, test = _hold_out(found, config)
     else:
         train = found
-        test, listing = find_classes(split.held_out, [config.out])
+        test, listing = find_classes(split.held_out, config, [config.out])
         check_links(listing, config.on_bad_image)
         summary.append(f"to test on: {listing.summary()}")
         for name in sorted(train.keys() ^ test.keys()):
             here, there = (split.train, split.held_out)[:: 1 if name in train else -1]
             raise UserError(
-                f"class {name!r} is in {here} but not in {there}: add or remove its folder"
+                f"class {name!r} is in {here} but not in {there}: add images of it, or remove it"
             )
+        test = {name: test[name] for name in train}
     if config.per_class:
         train = {
             name: _some(paths, name, number, config)
@@ -133,7 +151,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
         }
     # a label is the class's place in both
     test = {name: test[name] for name in train}
-    return Classes(list(train), _labelled(train), _labelled(test), split.train, tuple(summary))
+    return Classes(list(train), _labelled(train), _labelled(test), root, tuple(summary))
 
 
 def _hold_out(
@@ -144,7 +162,7 @@ def _hold_out(
         if len(paths) == 1:
             raise UserError(
                 f"class {name!r} has one image, {paths[0]}, and needs one to train on and one to "
-                "test on: add images, remove the folder, or test on others with --val-data FOLDER"
+                "test on: add images, remove it, or test on others with --val-data FOLDER"
             )
         count = min(max(1, round(config.val_share * len(paths))), len(paths) - 1)
         mixed = random_numbers(ORDER, VALIDATION_SEED, number, 1).permutation(len(paths))

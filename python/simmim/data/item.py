@@ -36,6 +36,25 @@ class Source(Protocol):
         of a pack, a tensor ``(C, H, W)``."""
 
 
+class Labels(Protocol):
+    """What may say the labels of images: a table, or an archive.
+
+    Attributes:
+        columns: names of what it holds for each image, its labels perhaps among them.
+    """
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    def labels(self, column: str) -> tuple[Sequence[object], Sequence[str]]:
+        """The label of each image in order, ``None`` where it has none, and the names of all classes in the
+        order that was given to them; no names where none was given.
+
+        Raises:
+            UserError: what the column holds is no label.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """Image ``number`` of ``source``; stands where a path of an image file can stand."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simmim.data.item import Item
+from simmim.data.item import Item, Labels
 from simmim.errors import UserError
 
 #: kinds that are read, by suffix
@@ -64,6 +64,8 @@ class Listing:
         without: folders that were to be left out.
         by_column: whether ``--column`` says which of several columns or arrays they are.
         dangling: links that lead nowhere.
+        tables: those that name the images, one after the other; empty where images are no paths of a list.
+        labels: the column that the images' labels are in; empty where none was looked for.
     """
 
     folder: Path
@@ -74,6 +76,8 @@ class Listing:
     without: list[Path] = field(default_factory=list)
     by_column: bool = False
     dangling: list[Path] = field(default_factory=list)
+    tables: list[Labels] = field(default_factory=list)
+    labels: str = ""
 
     def left_out(self) -> str:
         """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
@@ -91,7 +95,8 @@ class Listing:
         found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
         left = self.left_out()
-        return f"{images}: {found}" + (f"; left: {left}" if left else "")
+        labels = f"; labels from {self.labels}" if self.labels else ""
+        return f"{images}: {found}{labels}" + (f"; left: {left}" if left else "")
 
     def add(self, other: Listing) -> None:
         """Count what ``other`` found along with this one's."""
@@ -101,6 +106,7 @@ class Listing:
         self.without += other.without
         self.by_column |= other.by_column
         self.dangling += other.dangling
+        self.tables += other.tables
 
 
 def _kind(path: Path | Item) -> str:

@@ -21,6 +21,7 @@ from simmim.data.fingerprint import data_fingerprint
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import BadImageError, LostImageError, file_errors, read_image
 from simmim.data.item import Item, name_below
+from simmim.data.labels import read_labels
 from simmim.data.listing import PACK, Listing, summarize_bad
 from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, damaged_rows, read_rows
 from simmim.data.sources import check_column_and_layout, find_source, is_folder_of_files, is_pack
@@ -73,10 +74,17 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     listing = find_source(data, config, [config.out])
     check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
+    labels, classes = [], []
+    if config.label_column or is_pack(data):
+        labels, classes = read_labels(listing, data, config)
+    if not classes:
+        # as of a pack that holds none
+        labels, listing.labels = [], ""
     say(listing.summary())
     wanted = first_contents(config, listing.paths)
-    source = data_fingerprint(listing.paths, listing.folder)
+    source = data_fingerprint(listing.paths, listing.folder, labels=labels)
     about = {**wanted._asdict(), "shortest_side": config.shortest_side, "source": source}
+    about |= {"classes": classes} if classes else {}
     if is_pack(data):
         # of a pack that is packed again, what is said of its images still holds
         before = listing.paths[0].source
@@ -87,7 +95,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     lock.acquire()
     try:
         rows = _begin(out, json.loads(json.dumps(about)))
-        bad = _append(config, listing, wanted, out, rows)
+        bad = _append(config, listing, wanted, out, rows, labels)
     finally:
         lock.release()
     size = (out / PIXELS).stat().st_size / 2**20
@@ -133,9 +141,10 @@ def _begin(out: Path, about: dict) -> list[Row]:
 
 
 def _append(
-    config: PackConfig, listing: Listing, wanted: Reading, out: Path, rows: list[Row]
+    config: PackConfig, listing: Listing, wanted: Reading, out: Path, rows: list[Row], labels: list
 ) -> dict[str, str]:
-    """Pack the images that follow ``rows``, which grows; returns why others were left out."""
+    """Pack the images that follow ``rows``, which grows, under ``labels``, or where there are none under
+    their folders; returns why others were left out."""
     names = [name_below(image, listing.folder) for image in listing.paths]
     first, bad, dtype = 0, {}, np.dtype(wanted.dtype)
     for row in rows:
@@ -148,8 +157,12 @@ def _append(
     ):
         pixels.seek(0, os.SEEK_END)
         images = listing.paths[first:]
-        for name, image, found in zip(
-            names[first:], images, _read(config, wanted, images), strict=True
+        for name, label, image, found in zip(
+            names[first:],
+            (labels or names)[first:],
+            images,
+            _read(config, wanted, images),
+            strict=True,
         ):
             progress.update()
             start, crc = pixels.tell(), 0
@@ -170,7 +183,8 @@ def _append(
                 continue
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
-            rows.append(Row(name, _label(image, name), offset, height, width, channels, crc))
+            label = label if labels else _label(image, name)
+            rows.append(Row(name, label, offset, height, width, channels, crc))
             # the pixels first, so that the index never names what is not there
             pixels.flush()
             csv.writer(index, lineterminator="\n").writerow(rows[-1])
@@ -187,10 +201,9 @@ def _append(
 
 
 def _label(image: Path | Item, name: str) -> str:
-    """The class of an image that is called ``name``; empty if it has none."""
+    """The class of an image that is called ``name``, by its folder; empty if it has none."""
     if not isinstance(image, Path):
-        rows = getattr(image.source, "rows", None)
-        return rows[image.number].label if rows else ""
+        return ""
     folder, _, below = name.partition("/")
     # a list's images may lie elsewhere, and then their folders are no classes
     return folder if below and folder != ".." else ""

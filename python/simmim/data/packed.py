@@ -15,7 +15,6 @@ import io
 import json
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +38,8 @@ HEADER = 128
 
 
 class Row(NamedTuple):
-    """An image of a pack: its name below the folder or source that it came from; its class, the
-    first folder in that name, empty where it came from no folder; where its first number lies in
+    """An image of a pack: its name below the folder or source that it came from; its class, by its
+    label or the first folder in that name, empty where it had neither; where its first number lies in
     ``pixels.npy``; its size, and the CRC-32 of its bytes."""
 
     name: str
@@ -91,7 +90,7 @@ class PackSource:
         shortest_side: to which larger images were reduced; 0 where none was.
     """
 
-    kind = "packed"
+    kind, columns = "packed", ("label",)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,6 +101,7 @@ class PackSource:
             self.pixels = np.load(path / PIXELS, mmap_mode="r")
             about = json.loads((path / PACK).read_text())
             self.bands, self.shortest_side = tuple(about["bands"]), about["shortest_side"]
+            self._classes = about.get("classes")
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {first_line(error)}") from error
         follow = all(one.end == other.offset for one, other in pairwise(self.rows))
@@ -121,6 +121,10 @@ class PackSource:
     def size(self, number: int) -> int:
         """The checksum, which tells more than the bytes."""
         return self.rows[number].crc32
+
+    def labels(self, column: str) -> tuple[list[str | None], list[str]]:
+        labels = [row.label or None for row in self.rows]
+        return labels, self._classes or sorted(set(filter(None, labels)))
 
     def read(self, number: int) -> Tensor:
         """The image ``(C, H, W)``, a view of the map."""
@@ -147,26 +151,6 @@ class PackSource:
 def list_pack(path: Path) -> Listing:
     """The images of the pack ``path``."""
     return Listing(path, items(PackSource(path)))
-
-
-def pack_classes(path: Path) -> tuple[dict[str, list], Listing]:
-    """The images of a pack by class, and all of them; raises ``UserError`` for fewer than two
-    classes."""
-    listing, found = list_pack(path), {}
-    for item, row in zip(listing.paths, listing.paths[0].source.rows, strict=True):
-        if row.label:
-            found.setdefault(row.label, []).append(item)
-    # a pack of a list has them in its order
-    found = dict(sorted(found.items()))
-    without = len(listing.paths) - sum(map(len, found.values()))
-    listing.left += Counter({"image without a class": without} if without else {})
-    listing.paths = [item for paths in found.values() for item in paths]
-    if len(found) < 2:
-        raise UserError(
-            f"{path} holds images of {len(found)} classes, and a classifier needs two: pack a folder "
-            "that holds one folder of images per class"
-        )
-    return found, listing
 
 
 def check_pack(path: Path) -> int:

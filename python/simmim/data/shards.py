@@ -24,16 +24,8 @@ class ShardSource:
 
     def __init__(self, path: Path, suffixes: Collection[str]) -> None:
         self.path = path
-        stat, index = path.stat(), path.with_name(path.name + ".index.json")
-        state = [stat.st_size, stat.st_mtime_ns, sorted(suffixes)]
-        kept = {}
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(index.read_text())
-        if kept.get("archive") != state:
-            kept = {"archive": state, "members": _members(path, suffixes)}
-            with contextlib.suppress(OSError, UserError):
-                write_text(index, json.dumps(kept))
-        self._members = kept["members"]
+        self._suffixes = suffixes
+        self._members = [member for member in _index(path) if self._is_image(member[0])]
 
     def __len__(self) -> int:
         return len(self._members)
@@ -50,15 +42,59 @@ class ShardSource:
             file.seek(offset)
             return file.read(size)
 
+    @property
+    def columns(self) -> list[str]:
+        """Endings of the members beside the images."""
+        names = (name for name, *_ in _index(self.path) if not self._is_image(name))
+        return list(dict.fromkeys(ending for _, ending in map(_parted, names) if ending))
 
-def _members(path: Path, suffixes: Collection[str]) -> list[tuple[str, int, int]]:
-    """Name, offset and size of each image, in the order of the archive."""
+    def labels(self, column: str) -> tuple[list[str | None], tuple[()]]:
+        """The text of the member beside each image whose name ends in ``column``."""
+        texts: dict[str, str] = {}
+        with self.path.open("rb") as file:
+            for name, offset, size in _index(self.path):
+                key, ending = _parted(name)
+                if ending == column:
+                    file.seek(offset)
+                    try:
+                        texts[key] = file.read(size).decode()
+                    except UnicodeDecodeError:
+                        raise UserError(f"{self.path}/{name} is no text, and so no label") from None
+        return [texts.get(_parted(member[0])[0]) for member in self._members], ()
+
+    def _is_image(self, name: str) -> bool:
+        return Path(name).suffix.lower() in self._suffixes
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """What names of one sample share, and their ending, from the first dot as in WebDataset."""
+    folder, slash, base = name.rpartition("/")
+    key, _, ending = base.partition(".")
+    return f"{folder}{slash}{key}", ending.lower()
+
+
+def _index(path: Path) -> list[tuple[str, int, int]]:
+    """Name, offset and size of each file in an archive, as kept beside it or found."""
+    stat, index = path.stat(), path.with_name(path.name + ".index.json")
+    state = [stat.st_size, stat.st_mtime_ns, "all files"]
+    kept = {}
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(index.read_text())
+    if kept.get("archive") != state:
+        kept = {"archive": state, "members": _members(path)}
+        with contextlib.suppress(OSError, UserError):
+            write_text(index, json.dumps(kept))
+    return kept["members"]
+
+
+def _members(path: Path) -> list[tuple[str, int, int]]:
+    """Name, offset and size of each file, in the order of the archive."""
     try:
         with tarfile.open(path, "r:") as archive:
             found = [
                 (member.name, member.offset_data, member.size)
                 for member in archive
-                if member.isfile() and Path(member.name).suffix.lower() in suffixes
+                if member.isfile()
             ]
             _check_end(path, archive.offset)
             return found

@@ -8,12 +8,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from simmim.config.apply import ApplyConfig
 from simmim.config.images import SourceConfig
 from simmim.data.arrays import ArraySource
-from simmim.data.item import items
+from simmim.data.item import Labels, items
 from simmim.data.listing import (
     ARRAYS,
     PACK,
@@ -27,11 +28,8 @@ from simmim.data.listing import (
 )
 from simmim.data.packed import list_pack
 from simmim.data.shards import ShardSource
-from simmim.data.tables import TableSource
+from simmim.data.tables import PATH_COLUMNS, TableSource
 from simmim.errors import UserError, printable
-
-#: names of columns that hold paths, where several columns hold text
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 
 #: names of folders and shards that are parts of a data set and never classes, in any letter case
 ROLES = {
@@ -67,7 +65,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     if is_folder_of_files(path):
         listing = list_images(path, without)
         if not listing.paths:
-            listing = _find_shards(listing, config) or listing
+            listing = find_shards(listing, config) or listing
         check_any(listing)
         return listing
     if not path.exists():
@@ -76,7 +74,8 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         return list_pack(path)
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
-        return _listed(path, read_paths(path, config.column), by_column=suffix == ".csv")
+        tables = [CsvTable(path)] if suffix == ".csv" else []
+        return _listed(path, read_paths(path, config.column), tables)
     if suffix == ".tar":
         return _archives(path, [path])
     if suffix == ".npy" or _is_zarr(path):
@@ -136,7 +135,7 @@ def _is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def _find_shards(found: Listing, config: SourceConfig) -> Listing | None:
+def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
     """The images of a folder that was searched for files and holds tar archives, parquet files or
     saved datasets."""
     folder, shards = found.folder, sorted(found.shards)
@@ -189,17 +188,42 @@ def _table(path: Path, files: list[Path], config: SourceConfig) -> Listing:
     table = TableSource(path, files, config.column)
     if table.texts is None:
         return Listing(path if path.is_dir() else path.parent, items(table), by_column=True)
-    return _listed(files[0] if files else path, table.texts, by_column=True)
+    return _listed(files[0] if files else path, table.texts, [table])
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """The columns of a list of files with a header."""
+
+    path: Path
+
+    @property
+    def columns(self) -> list[str]:
+        return list(_read_table(self.path).fieldnames or ())
+
+    def labels(self, column: str) -> tuple[list[str], tuple[()]]:
+        return [row[column] for row in _read_table(self.path)], ()
 
 
 def read_paths(path: Path, column: str = "") -> list[str]:
     """The paths in a text file, one a line, or in a column of a CSV file with a header; raises
     ``UserError`` where there is no header, no such column, or no telling which one is meant."""
-    text = _decode(path.read_bytes())
-    if "\0" in text:
-        raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
     if path.suffix.lower() == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in _read_text(path).splitlines() if line.strip()]
+    table = _read_table(path)
+    names = list(table.fieldnames or ())
+    likely = [name for name in names if name.lower() in PATH_COLUMNS] or names
+    name = column or (likely[0] if len(likely) == 1 else "")
+    if not name or name not in names:
+        raise UserError(
+            f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
+        )
+    return [row[name] for row in table]
+
+
+def _read_table(path: Path) -> csv.DictReader:
+    """The rows of a CSV file with a header."""
+    text = _read_text(path)
     # spreadsheets write what separates lists where they are: semicolons, or tabs beside UTF-16
     header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
@@ -210,29 +234,28 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     if first is not None or not names:
         begins = f"begins with {printable(first)}" if first else "is empty"
         raise UserError(f"{path} {begins}: its first line must name the columns, for example path")
-    likely = [name for name in names if name.lower() in _PATH_COLUMNS] or names
-    name = column or (likely[0] if len(likely) == 1 else "")
-    if not name or name not in names:
-        raise UserError(
-            f"{path} has the columns {', '.join(names)}: say with --column which one holds paths"
-        )
-    return [row[name] for row in table]
+    return table
 
 
-def _decode(content: bytes) -> str:
+def _read_text(path: Path) -> str:
     """The text of a list in UTF-8, or in the UTF-16 that PowerShell and Excel write."""
+    content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
         # surrogates are let through: names of files may hold any bytes
-        return content.decode("utf-16", errors="surrogatepass")
-    return content.decode("utf-8-sig", errors="surrogateescape")
+        text = content.decode("utf-16", errors="surrogatepass")
+    else:
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise UserError(f"{path} is no text in UTF-8, nor in UTF-16 that begins with its mark")
+    return text
 
 
-def _listed(path: Path, lines: Sequence[str], *, by_column: bool) -> Listing:
-    """Files that a list names, as seen from the list's own folder."""
+def _listed(path: Path, lines: Sequence[str], tables: list[Labels]) -> Listing:
+    """Files that a list names, as seen from the list's own folder, and what holds its columns."""
     paths = [path.parent / line for line in lines]
     if not paths:
         raise UserError(f"{path}: it names no image")
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
-    return Listing(path.parent, paths, by_column=by_column)
+    return Listing(path.parent, paths, by_column=bool(tables), tables=tables)

@@ -69,10 +69,6 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
     for source in sources:
         if not source.exists():
             raise no_such_source(source)
-        if classes and not source.is_dir():
-            raise UserError(
-                f"{source} is a file: classes are folders, one per class, or a pack of such folders"
-            )
     if not all(map(is_folder_of_files, sources)):
         return Split(data, val_data)
     for folder in sources:

@@ -12,6 +12,9 @@ import numpy as np
 from simmim.data.item import Source
 from simmim.errors import UserError, first_line, require
 
+#: names of columns that hold paths, where several columns hold text
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
+
 
 class TableSource(Source):
     """A column of image files' contents or of arrays; raises ``UserError`` where it cannot be read,
@@ -46,6 +49,8 @@ class TableSource(Source):
             ) from error
         ranks = {name: _rank(feature) for name, feature in table.features.items()}
         likely = [name for name in ranks if 0 < ranks[name] == max(ranks.values())]
+        if len(likely) > 1 and ranks[likely[0]] == 1:
+            likely = [name for name in likely if name.lower() in PATH_COLUMNS]
         name = column or (likely[0] if len(likely) == 1 else "")
         if not ranks.get(name):
             held = ", ".join(map(str, ranks))
@@ -64,6 +69,7 @@ class TableSource(Source):
         elif ranks[name] == 3:
             table = table.with_format("numpy", dtype=np.dtype(_inner(feature).dtype))
         self._table, self._column = table.select_columns([name]), name
+        self._whole, self._files = table, files
         held = files or [entry["filename"] for entry in table.cache_files]
         self._bytes = sum(os.path.getsize(file) for file in held)
 
@@ -72,6 +78,35 @@ class TableSource(Source):
 
     def size(self, number: int) -> int:
         return self._bytes
+
+    @property
+    def columns(self) -> list[str]:
+        return self._whole.column_names
+
+    def labels(self, column: str) -> tuple[list, list[str]]:
+        feature = self._whole.features[column]
+        values = self._whole.with_format(None).select_columns([column])[:][column]
+        names = getattr(feature, "names", [])
+        for file in self._files:
+            # datasets takes the numbers of all files for the names of the first
+            schema = require("pyarrow.parquet", "data").read_schema(file)
+            other = require("datasets", "data").Features.from_arrow_schema(schema).get(column)
+            if getattr(other, "names", []) != names:
+                raise UserError(
+                    f"{file} has other classes in its column {column}, or in another order, than "
+                    f"{self._files[0]}: write them anew with the same ones"
+                )
+        if names:
+            named = dict(enumerate(names))
+            return [named.get(value) for value in values], names
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
+            advice = ": convert it, in pandas with astype('Int64')" * kind.startswith("float")
+            raise UserError(
+                f"{self.path} has {kind} in its column {column}, and classes are names or whole "
+                f"numbers{advice}"
+            )
+        return values, []
 
     def read(self, number: int) -> bytes | np.ndarray:
         value = self._table[number][self._column]

@@ -79,7 +79,12 @@ class Finetuner(Loop):
         super().__init__(
             config,
             training_crops(config, self.classes.train.paths),
-            data_fingerprint(self.classes.train.paths, self.classes.root, self.classes.names),
+            data_fingerprint(
+                self.classes.train.paths,
+                self.classes.root,
+                self.classes.names,
+                self.classes.train.labels.tolist(),
+            ),
             (*self.classes.summary, *loaded),
         )
 

@@ -12,12 +12,13 @@ from simmim.data.order import Order
 from simmim.errors import UserError
 
 #: settings that have no influence on the weights, or none of their own: of --batch-size and
-#: --accumulate only the product with the number of processes must stay, which the loop checks
+#: --accumulate only the product with the number of processes must stay, which the loop checks, as it
+#: does the labels, whatever their column is called
 _WITHOUT_INFLUENCE = frozenset(
     {
         *("data", "out", "resume", "overwrite", "val_data", "on_bad_image", "workers", "cache"),
         *("batch_size", "accumulate", "device", "shard", "log_every", "val_every", "save_every"),
-        *("keep", "picture", "stats", "show_bands", "init_from"),
+        *("keep", "picture", "stats", "show_bands", "init_from", "label_column"),
     }
 )
 #: settings that act anew at every update: from the resumed update on the new value counts

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 import webdataset
@@ -13,7 +14,7 @@ import webdataset
 from simmim.cli import main
 from simmim.data.classes import split_classes
 
-from .labelled_tables import dataset_of, rows_of, save_list, save_table
+from .labelled_tables import NAMES, dataset_of, rows_of, save_list, save_table
 from .labels import probing
 from .test_labels import SMALL, flags
 
@@ -175,3 +176,14 @@ def test_samples_without_a_label_file(labelled, tmp_path):
     classes = split_classes(probing(tmp_path / "images.tar", tmp_path / "out"))
     assert "left: 1 without a label (not read)" in classes.summary[0]
     assert len(classes.train.paths) + len(classes.test.paths) == 17
+
+
+def test_arrays_beside_pictures_have_no_labels_of_their_own(labelled, tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "images.tar")) as writer:
+        for number, (path, name) in enumerate(rows_of(labelled)):
+            content = {"npy": np.zeros(3), "png": path.read_bytes(), "cls": NAMES.index(name)}
+            writer.write({"__key__": f"{number}", **content})
+    classes = split_classes(probing(tmp_path / "images.tar", tmp_path / "out"))
+    assert "18 NumPy beside pictures" in classes.summary[0]
+    for label, image in zip(classes.train.labels.tolist(), classes.train.paths, strict=True):
+        assert int(Path(str(image)).stem) % 3 == label

@@ -131,6 +131,9 @@ def test_labels_that_cannot_be(tmp_path, capsys):
         f"is for tables, zarr groups and tar archives, and {folder} is none"
         in capsys.readouterr().err
     )
+    assert run("pack", "--data", folder, "--out", tmp_path / "before") == 0
+    assert run(*start, tmp_path / "before") == 2
+    assert "a pack of a pack keeps its classes" in capsys.readouterr().err
     (folder / "list.csv").write_text("path,label\n0.png,a\n1.png,b\n0.png,b\n")
     assert run(*start, folder / "list.csv") == 2
     assert "0.png has the classes 'a' and 'b'" in capsys.readouterr().err

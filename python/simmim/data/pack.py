@@ -75,9 +75,10 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     check_links(listing, config.on_bad_image)
     print(printable(listing.summary()), file=sys.stderr)
     wanted = first_contents(config, listing.paths)
-    if config.labels and not listing.labels:
+    if config.labels and (is_pack(data) or not listing.labels):
         raise UserError(
-            f"--labels {config.labels} is for tables, zarr groups and tar archives, and {data} is none"
+            f"--labels {config.labels} is for tables, zarr groups and tar archives, and {data} is none; "
+            "a pack of a pack keeps its classes"
         )
     stated = listing.labels if config.labels else ()
     source = data_fingerprint(listing.paths, listing.folder, stated).state()

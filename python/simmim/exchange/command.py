@@ -88,7 +88,9 @@ def export_model(config: ExportConfig) -> list[str]:
         _write_folder(config.out, theirs, described, trained)
     else:
         _write(config.out, theirs, _HELD.get(config.project))
-    return [f"{len(theirs)} tensors for {config.project}", describe_pixels(trained)]
+    # with one of ours its settings go along
+    pixels = [] if config.project == "simmim" else [describe_pixels(trained)]
+    return [f"{len(theirs)} tensors for {config.project}", *pixels]
 
 
 def _export_classifier(config: ExportConfig, state: dict[str, Any]) -> list[str]:

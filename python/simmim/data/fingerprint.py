@@ -48,9 +48,9 @@ def data_fingerprint(
         "classes": _hash(map(os.fsencode, classes)) if classes else "",
     }
     # packs that were begun before there were labels go on
-    return found | (
-        {"labels": _hash(os.fsencode(str(label)) for label in labels)} if labels else {}
-    )
+    if labels:
+        found["labels"] = _hash(os.fsencode(str(label)) for label in labels)
+    return found
 
 
 def difference(now: dict[str, int | str], kept: dict[str, int | str]) -> str:

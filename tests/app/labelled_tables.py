@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas
 import pyarrow.parquet
+import pytest
 import webdataset
+from PIL import Image
 
 NAMES = ["dark", "gray", "light"]
 #: an order that is not that of the alphabet, with a class that has no image
@@ -91,6 +94,17 @@ def write_text_shards(rows: list, at: Path) -> Path:
     return at / "images.tar"
 
 
+def write_zarr(rows: list, at: Path) -> Path:
+    """Images and labels side by side in a group."""
+    zarr = pytest.importorskip("zarr", reason="needs Python 3.11")
+    group = zarr.open_group(at / "images.zarr", mode="w")
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in rows])
+    for name, values in (("images", pixels), ("species", np.array(numbered(rows), "int64"))):
+        array = group.create_array(name, shape=values.shape, dtype=values.dtype)
+        array[...] = values
+    return at / "images.zarr"
+
+
 NUMBERS = ["0", "1", "2"]
 #: the writer, the column of the labels, names of the classes
 KINDS: dict[str, tuple[Callable[[list, Path], Path], str, list[str]]] = {
@@ -100,18 +114,21 @@ KINDS: dict[str, tuple[Callable[[list, Path], Path], str, list[str]]] = {
     "parquet of contents": (write_contents, "category", NAMES),
     "parquet of datasets": (write_dataset_parquet, "labels", ["light", "dark", "gray"]),
     "saved dataset": (write_dataset, "labels", ["light", "dark", "gray"]),
+    "zarr group": (write_zarr, "species", NUMBERS),
     "shards": (write_shards, "cls", NUMBERS),
     "shards of text": (write_text_shards, "cls.txt", NAMES),
 }
 #: where the column is named
-NAMED = ("saved dataset", "shards of text")
+NAMED = ("saved dataset", "shards of text", "zarr group")
 
 
 def write(kind: str, rows: list, at: Path) -> tuple[Path, dict, list[str]]:
     """The data, settings that go with them, and names of the classes."""
     at.mkdir(exist_ok=True)
     writer, column, names = KINDS[kind]
-    return writer(rows, at), {"label_column": column} if kind in NAMED else {}, names
+    settings = {"label_column": column} if kind in NAMED else {}
+    settings |= {"column": "images"} if kind == "zarr group" else {}
+    return writer(rows, at), settings, names
 
 
 def save_table(at: Path, **columns: object) -> Path:

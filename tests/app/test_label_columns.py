@@ -75,7 +75,7 @@ def test_a_run_equals_that_on_class_folders(kind, labelled, tmp_path, capsys):
 def test_a_pack_keeps_labels(kind, labelled, tmp_path):
     data, settings, names = write(kind, rows_of(labelled), tmp_path / "table")
     packs = [tmp_path / "pack", tmp_path / "again"]
-    arguments = flags(data=data, out=packs[0], label_column=KINDS[kind][1])
+    arguments = flags(data=data, out=packs[0], **{**settings, "label_column": KINDS[kind][1]})
     assert main(["pack", *arguments]) == main(["pack", *flags(data=packs[0], out=packs[1])]) == 0
     wanted = split_classes(finetuning(data, tmp_path / "run", **settings))
     for path in packs:

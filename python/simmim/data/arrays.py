@@ -42,6 +42,17 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def columns(self) -> list[str]:
+        """The arrays of a group that hold one value for each image."""
+        if not self.in_group:
+            return []
+        group = require("zarr", "data").open(str(self.path), mode="r")
+        return sorted(name for name, array in group.arrays() if array.shape == (self._count,))
+
+    def labels(self, column: str) -> tuple[list[object], tuple[()]]:
+        return _open(self.path, column)[:].tolist(), ()
+
     def size(self, number: int) -> int:
         return self._bytes
 

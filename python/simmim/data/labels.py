@@ -1,4 +1,5 @@
-"""Labels of images in a column of a table, in members of tar archives beside them, or in a pack."""
+"""Labels of images in a column of a table, in an array of a zarr group, in members of tar archives beside
+them, or in a pack."""
 
 from __future__ import annotations
 
@@ -63,10 +64,10 @@ def read_labels(
     """
     images = listing.paths
     tables = listing.tables or list(dict.fromkeys(getattr(i, "source", None) for i in images))
-    if not all(hasattr(table, "labels") for table in tables):
+    if not all(isinstance(t, ShardSource) or getattr(t, "columns", ()) for t in tables):
         raise UserError(
             f"{path} holds no column of labels: name a table of them and their images (csv, parquet, "
-            f"datasets), or {ADVICE.format('FOLDER')} or 1.npy"
+            f"datasets, zarr group), or {ADVICE.format('FOLDER')} or 1.npy"
             + ", without --label-column"
             * bool(config.label_column)
         )

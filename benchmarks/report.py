@@ -238,8 +238,11 @@ TABLES = (
 
 
 def tables_of(folder: Path) -> tuple[tuple[str, str, Callable[[Path], str]], ...]:
-    """The tables that these results have in the documentation."""
-    return (("docs/benchmarks.md", "counted", counted.summary),) if folder == COUNTED else TABLES
+    """The tables that these results have in the documentation: where no whole run was measured, that of
+    the ops alone."""
+    if folder == COUNTED:
+        return (("docs/benchmarks.md", "counted", counted.summary),)
+    return TABLES if (folder / "pretrain.json").exists() else TABLES[1:2]
 
 
 def write_page(folder: Path) -> None:

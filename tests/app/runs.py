@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from simmim.data.images import read_image
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the server imports once, each run starts from there at once
 _CONTEXT.set_forkserver_preload(
@@ -179,3 +181,27 @@ def _die(moment: str, turn: str) -> None:
         module.point_last_at = lambda path: (kill(), genuine_point(path))
     else:
         raise ValueError(moment)
+
+
+def stop_at(trainer: Any, update: int) -> None:
+    """Have the process sent SIGTERM in the middle of ``update``, counted from 1."""
+    step = trainer.optimizer.step
+
+    def stop() -> None:
+        if trainer.update == update - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step()
+
+    trainer.optimizer.step = stop
+
+
+def kill_readers(monkeypatch: Any) -> None:
+    """Have every process that reads images killed at its first one."""
+    parent, genuine = os.getpid(), read_image
+
+    def die(path: Any, wanted: Any) -> Any:
+        if os.getpid() == parent:
+            return genuine(path, wanted)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("simmim.data.crops.read_image", die)

@@ -6,7 +6,6 @@ import functools
 import os
 import resource
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
@@ -15,10 +14,8 @@ import pandas
 import pytest
 import tifffile
 
-from simmim.data import images
-
 from .conftest import write_labelled
-from .runs import run_command
+from .runs import kill_readers, run_command
 from .test_apply import FAST, TRAIN, fine_tune, rows_of, run
 
 
@@ -112,13 +109,7 @@ def test_results_never_replace_the_list_of_images(tuned, labelled, tmp_path, cap
 
 
 def test_a_reader_that_is_killed(tuned, labelled, tmp_path, capsys, monkeypatch):
-    def die(path, wanted):
-        if os.getpid() == parent:
-            return genuine(path, wanted)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    parent, genuine = os.getpid(), images.read_image
-    monkeypatch.setattr("simmim.data.crops.read_image", die)
+    kill_readers(monkeypatch)
     for command, name in (("predict", "a.csv"), ("features", "a.npy")):
         start = (command, "--checkpoint", tuned, "--data", labelled, "--out", tmp_path / name)
         assert run(*start, "--workers", 1, "--device", "cpu") == 2

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from simmim.training.failures import explained
 
 from .conftest import write_photographs
 from .pictures import find_images
-from .runs import run_command
+from .runs import kill_readers, run_command
 from .test_cli import FAST
 
 
@@ -205,13 +204,7 @@ def test_our_own_format_is_safetensors(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_reader_that_is_killed(photographs, tmp_path, capsys, monkeypatch):
-    def die(path, channels):
-        if os.getpid() == parent:
-            return genuine(path, channels)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    parent, genuine = os.getpid(), images.read_image
-    monkeypatch.setattr("simmim.data.crops.read_image", die)
+    kill_readers(monkeypatch)
     assert main(pretrain(photographs, tmp_path / "run", "--workers", 1)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "a process that reads images was killed" in last and "--workers" in last

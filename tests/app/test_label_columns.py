@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import signal
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from .labelled_tables import (
     write_csv,
 )
 from .labels import finetuning, probing
+from .runs import stop_at
 from .sources import BANDS, COUNT
 from .test_labels import flags
 from .test_resume import assert_equal, assert_same_run
@@ -142,14 +142,7 @@ def test_a_resumed_run_is_the_same(kind, labelled, tmp_path):
     whole = finetuning(data, tmp_path / "whole", **settings)
     Finetuner(whole).fit()
     stopped = Finetuner(dataclasses.replace(whole, out=tmp_path / "stopped"))
-    step = stopped.optimizer.step
-
-    def stop_at_the_second() -> None:
-        if stopped.update == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        step()
-
-    stopped.optimizer.step = stop_at_the_second
+    stop_at(stopped, 2)
     assert stopped.fit().signal == signal.SIGTERM
     # a name for the column that was found before is no other run
     resumed = dataclasses.replace(stopped.config, resume=True, label_column=KINDS[kind][1])

@@ -53,6 +53,11 @@ MISTAKES: dict[str, tuple[Callable[[Path, list], Path], dict, str]] = {
         {"label_column": "kind"},
         "has the columns path, label: say with --label-column which holds the labels",
     ),
+    "two labels of one image": (
+        lambda at, paths: save_list(at, [paths[0], *paths[:17]], ["b", *HALVES[:17]]),
+        {},
+        "two labels in the column label: 'b' and 'a'",
+    ),
     "none that is obvious": (
         lambda at, paths: save_table(at, path=paths, kind=HALVES),
         {},

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import tarfile
 
@@ -29,6 +28,7 @@ from simmim.data.splits import split_files
 from simmim.errors import UserError
 from simmim.training.pretrain import Trainer
 
+from .runs import stop_at
 from .sources import (
     BANDS,
     COLOURS,
@@ -99,14 +99,7 @@ def test_resuming_is_bitwise(name, crops, tmp_path):
     stopped = dataclasses.replace(whole, out=tmp_path / "stopped", workers="auto")
     Trainer(whole).fit()
     trainer = Trainer(stopped)
-    step = trainer.optimizer.step
-
-    def stop_at_the_fifth() -> None:
-        if trainer.update == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        step()
-
-    trainer.optimizer.step = stop_at_the_fifth
+    stop_at(trainer, 5)
     assert trainer.fit().signal == signal.SIGTERM
     resumed = Trainer(dataclasses.replace(stopped, resume=True, workers=1))
     assert resumed.update == 5

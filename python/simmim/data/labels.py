@@ -60,7 +60,8 @@ def read_labels(
     ``datasets`` or a pack, else whole numbers by size and other names sorted as text.
 
     Raises:
-        UserError: nothing that holds labels, no such column, or one that holds something else.
+        UserError: nothing that holds labels, no such column, one that holds something else, or two
+            labels of one image.
     """
     images = listing.paths
     tables = listing.tables or list(dict.fromkeys(getattr(i, "source", None) for i in images))
@@ -68,8 +69,7 @@ def read_labels(
         raise UserError(
             f"{path} holds no column of labels: name a table of them and their images (csv, parquet, "
             f"datasets, zarr group), or {ADVICE.format('FOLDER')} or 1.npy"
-            + ", without --label-column"
-            * bool(config.label_column)
+            f"{', without --label-column' if config.label_column else ''}"
         )
     archives = isinstance(tables[0], ShardSource)
     held = [table.columns for table in tables]
@@ -98,6 +98,11 @@ def read_labels(
         labels = list(chain.from_iterable(found.values()))
     else:
         labels = [found[image.source][image.number] for image in images]
+    stated: dict[Path | Item, str] = {}
+    for image, label in zip(images, labels, strict=True):
+        if stated.setdefault(image, label) != label:
+            both = f"{stated[image]!r} and {label!r}"
+            raise UserError(f"{path} gives {image} two labels in {listing.labels}: {both}")
     others = set(labels) - {"", *order}
     whole = all(map(_WHOLE.fullmatch, others))
     if not whole and all(map(_NUMBER.fullmatch, others)):

@@ -146,6 +146,7 @@ def _append(
     """Pack the images that follow ``rows``, which grows, under ``labels``, or where there are none under
     their folders; returns why others were left out."""
     names = [name_below(image, listing.folder) for image in listing.paths]
+    labels = labels or list(map(_label, listing.paths, names))
     first, bad, dtype = 0, {}, np.dtype(wanted.dtype)
     for row in rows:
         first = names.index(row.name, first) + 1
@@ -159,7 +160,7 @@ def _append(
         images = listing.paths[first:]
         for name, label, image, found in zip(
             names[first:],
-            (labels or names)[first:],
+            labels[first:],
             images,
             _read(config, wanted, images),
             strict=True,
@@ -183,7 +184,6 @@ def _append(
                 continue
             channels, height, width = found.shape
             offset = (start - HEADER) // dtype.itemsize
-            label = label if labels else _label(image, name)
             rows.append(Row(name, label, offset, height, width, channels, crc))
             # the pixels first, so that the index never names what is not there
             pixels.flush()

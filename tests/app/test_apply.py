@@ -180,6 +180,7 @@ def test_other_images_are_refused_without_advice_that_does_not_help(tuned, tmp_p
         assert last.endswith("none of the 2 images can be read: 2 TIFF (16 bits a channel)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fc_norm", [False, True])
 def test_fine_tuned_encoders_are_probed_and_tuned_further(fc_norm, labelled, tmp_path, capsys):
     more = ("--fc-norm",) if fc_norm else ()
@@ -219,6 +220,7 @@ def assert_same_logits(ours, theirs) -> None:
     torch.testing.assert_close(getattr(got, "logits", got), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_classifiers_for_transformers(family, labelled, tmp_path):
     """Read by their own class, and by simmim import, with the names of the classes."""
@@ -260,6 +262,7 @@ def test_classifiers_that_transformers_has_not(family, labelled, tmp_path, capsy
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fc_norm", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classifiers_for_timm(family, fc_norm, labelled, tmp_path, capsys):

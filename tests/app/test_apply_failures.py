@@ -59,6 +59,7 @@ def test_images_for_which_a_result_is_not_finite(tmp_path, capsys):
     assert "is not finite before the first update: look for numbers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_features_on_a_full_disk(kind, tuned, labelled, tmp_path):
     """The disk is full near the end: neither they nor their names take the place of those before."""

@@ -320,6 +320,7 @@ def backbones():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [False, True])
 @pytest.mark.parametrize("name", backbones())
 def test_backbones_of_transformers(name, shards, tmp_path, imports):

@@ -148,6 +148,7 @@ def test_a_loss_that_is_infinite_once_does_not_end_the_run(photographs, tmp_path
     assert state["scaler"]["scale"] == 65536 / 4 and state["counters"]["skipped"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_a_run_that_never_recovers_ends(photographs, tmp_path, log_every):
     config = half(photographs, tmp_path / "run", epochs=6, save_every=3, log_every=log_every)

@@ -161,6 +161,7 @@ def test_a_checkpoint_of_ours_of_another_size(photographs, tmp_path, capsys):
     assert "interpolated 1 position tables" in line and "newly initialised" not in line
 
 
+@pytest.mark.slow
 def test_mistakes_cost_one_line(photographs, labelled, pretrained, tmp_path, capsys):
     _, file = theirs(tmp_path)
     (tmp_path / "text.pth").write_text("no tensors")
@@ -205,6 +206,7 @@ def test_killed_before_the_first_checkpoint(command, photographs, labelled, tmp_
     assert torch.equal(loaded(out)[f"encoder.backbone.{name}"], model.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_goes_on_without_the_checkpoint_it_began_with(
     labelled, pretrained, tmp_path, monkeypatch, capsys
 ):
@@ -224,6 +226,7 @@ def test_a_fine_tuning_goes_on_without_the_checkpoint_it_began_with(
     assert f"--checkpoint {began}, not" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_name_its_preset(photographs, labelled, pretrained, tmp_path, capsys):
     """What is not given is that of the run all the same."""
     decoder = ("--decoder-width", 32, "--decoder-heads", 4, "--mask-unit", 8)

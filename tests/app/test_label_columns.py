@@ -50,6 +50,7 @@ def folders_in_order(labelled: Path, names: list[str]) -> None:
             (labelled / name).rename(labelled / f"{number} {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_equals_that_on_class_folders(kind, labelled, tmp_path, capsys):
     rows = rows_of(labelled)

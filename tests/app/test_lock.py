@@ -230,6 +230,7 @@ def test_it_is_renewed(tmp_path, monkeypatch):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_who_lost_it_notices(tmp_path):
     lock = lock_of(tmp_path)
     lock.acquire()
@@ -242,6 +243,7 @@ def test_who_lost_it_notices(tmp_path):
     assert locks(tmp_path) == [other]
 
 
+@pytest.mark.slow
 def test_who_tried_and_died_takes_nothing(tmp_path):
     lock = lock_of(tmp_path)
     lock.acquire()

@@ -128,6 +128,7 @@ def test_a_run_without_statistics_names_the_command(tmp_path, capsys):
     assert "simmim stats" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("plain", [False, True])
 def test_training_on_bands(dtype, plain, tmp_path, capsys):
@@ -213,6 +214,7 @@ def classes(tmp_path) -> Path:
     return tmp_path / "classes"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_its_statistics(classes, tmp_path, capsys):
     """To probe, finetune and reconstruct; the command line wins for other images."""
     stats = measure(classes, tmp_path / "stats.json", "--bands", "3,1")

@@ -132,6 +132,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "target", "loss", "target_norm"), CASES)
 def test_kernels_and_plain_pytorch_agree(family, target, loss, target_norm):
     mean, std = channel_statistics(3)

@@ -127,6 +127,7 @@ def test_other_sizes_and_shapes_with_interpolated_positions():
     assert_within_budget(out.loss, plain, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", MODELS)
 def test_a_model_in_half_precision(case, dtype):

@@ -180,6 +180,7 @@ def test_bad_beta_and_index_are_named():
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_norm", [None, sk.WindowNorm(5)], ids=["none", "window"])
 def test_two_losses_in_one_graph_of_any_size(target_norm):
     """Numbers that the first loss has looked at are the second's, too."""

@@ -6,6 +6,7 @@ import functools
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pandas
 import pytest
 import tifffile
+
+from simmim.storage import files
 
 from .conftest import write_labelled
 from .runs import kill_readers, run_command
@@ -72,6 +75,28 @@ def test_features_on_a_full_disk(kind, tuned, labelled, tmp_path):
     assert run_command(*arguments, output=said, errors=said, prepare=limited) == 2
     assert f"cannot write {out}: File too large" in said.read_text()
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+
+
+def end_when_written(number: int) -> None:
+    """Have the process sent a signal before a finished file takes its place."""
+    files.flush_file = lambda path: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_no_temporary_file(number, tuned, labelled, tmp_path):
+    said = tmp_path / "said.txt"
+    start = ("--checkpoint", tuned, "--data", labelled, *FAST)
+    commands = {
+        "a.csv": ("predict", *start),
+        "b.npy": ("features", *start),
+        "c.pth": ("export", "--checkpoint", tuned, "--project", "timm"),
+        "d.json": ("stats", "--data", labelled),
+    }
+    for name, command in commands.items():
+        out = tmp_path / "results" / name
+        end = functools.partial(end_when_written, number)
+        status = run_command(*command, "--out", out, output=said, errors=said, prepare=end)
+        assert (status, list(out.parent.iterdir())) == (128 + number, []), said.read_text()
 
 
 def test_places_where_nothing_can_be_written(tuned, labelled, small_drive, capsys):

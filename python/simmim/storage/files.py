@@ -6,6 +6,9 @@ import contextlib
 import errno
 import os
 import secrets
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,23 +30,41 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
 
     Raises:
         UserError: it could not be written, for instance because the disk is full; what stood at
-            ``path`` stays, and no temporary file is left.
+            ``path`` stays, and no temporary file is left, nor is one after SIGTERM or SIGHUP.
     """
     name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"
     temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        flush_file(temporary)
-        if check is not None:
-            check(temporary)
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, UserError) or not isinstance(error, Exception):
-            raise
-        raise UserError(f"cannot write {path}: {cause_of(error)}") from error
+    with _signals_as_exceptions():
+        try:
+            yield temporary
+            flush_file(temporary)
+            if check is not None:
+                check(temporary)
+            temporary.replace(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            raise UserError(f"cannot write {path}: {cause_of(error)}") from error
     flush_folder(path.parent)
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise ``SystemExit`` within the block where they would kill the process, so
+    that the block can clear up."""
+    killing: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        both = (signal.SIGTERM, signal.SIGHUP)
+        killing = [number for number in both if signal.getsignal(number) is signal.SIG_DFL]
+    for number in killing:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in killing:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,6 +107,7 @@ class Contender:
 
 def contenders_in(folder: Path, data: Path, turn: int) -> list[Contender]:
     flags = ("--encoder", "vit_tiny_patch16_224", "--img-size", SIZE, "--batch-size", BATCH)
+    flags = (*flags, "--precision", "bf16-mixed")  # that of the other contenders
     if turn != TURN:  # a trial
         flags = (*flags, "--log-every", turn)
     found = []

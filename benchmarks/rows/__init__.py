@@ -12,7 +12,7 @@ from benchmarks.rows.shapes import Setting
 FILES = (
     "call_overhead", "random_mask", "mask_strategies", "masked_loss", "mask_tokens", "mask_image",
     "crop_resize", "normalize_targets", "normalize_patches", "masked_linear",
-    "masked_patch_embed", "place_tokens", "mae", "last_block", "attention", "step",
+    "masked_patch_embed", "place_tokens", "mae", "last_block", "attention", "precision", "step",
     "transformers", "methods",
 )  # fmt: skip
 

@@ -153,10 +153,12 @@ class RunConfig(ImageConfig):
     seed: int = 0
     """Seed of initialisation, order, crops and masks."""
 
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """32-true: float32 throughout; bf16-mixed: matrix products in bfloat16; 16-mixed: in float16 with
-    loss scaling, for GPUs without bfloat16 (V100, T4). With 16-mixed an update whose gradient overflows
-    is skipped, though the schedule counts it, and halves the scale."""
+    loss scaling. auto takes bf16-mixed where the GPU or CPU has fast products in bfloat16, 16-mixed on
+    other GPUs (V100, T4) and 32-true on other CPUs; the log says which, and a resumed run keeps it.
+    With 16-mixed an update whose gradient overflows is skipped, though the schedule counts it, and
+    halves the scale."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""

@@ -27,8 +27,9 @@ from simmim.training.clock import run_clock
 from simmim.training.counters import Counters, RunningSums
 from simmim.training.failures import first_not_finite
 from simmim.training.fitting import Fitting
+from simmim.training.mixed_precision import choose_precision
 from simmim.training.optimizer import adamw, parameter_groups
-from simmim.training.processes import Peers, launch
+from simmim.training.processes import Peers, chosen_device, launch
 from simmim.training.progress import named_if_slow
 from simmim.training.resume_rules import accepted_changes, refused_changes
 from simmim.training.sharding import gathered, load_model, load_optimizer
@@ -64,6 +65,10 @@ class Loop(Fitting, ABC):
         fingerprint: dict[str, int | str],
         data_summary: Sequence[str] = (),
     ) -> None:
+        precision, self.precision_line = choose_precision(
+            config.precision, chosen_device(config.device)
+        )
+        config = dataclasses.replace(config, precision=precision)  # which a resumed run keeps
         self.config, self.train_set = config, train_set
         self.images = len(train_set.paths)
         self.fingerprint, self.data_summary = fingerprint, data_summary
@@ -87,6 +92,8 @@ class Loop(Fitting, ABC):
             )
         self.log_every = config.log_every or self.order.updates_per_epoch
         self.peers = Peers(self.order.rank, self.order.world)
+        if len(self.peers.union({precision: ""})) > 1:
+            raise UserError("the processes' devices differ in what is fast: give --precision")
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
         torch.manual_seed(config.seed)

@@ -16,6 +16,34 @@ plugins = require("lightning_fabric.plugins")
 LEAST_SCALE = 1.0
 
 
+def choose_precision(wanted: str, device: str) -> tuple[str, str]:
+    """Fabric's name of the precision to train in, and a line for the log, or none.
+
+    Args:
+        wanted: that name, or ``"auto"``: bfloat16 where its products are fast, else float16 on GPUs and
+            float32 on CPUs.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    fast = has_fast_bfloat16(device)
+    if wanted == "auto":
+        chosen = "bf16-mixed" if fast else "16-mixed" if device == "cuda" else "32-true"
+        has = "has" if fast else "has no"
+        return chosen, f"precision: {chosen}, as this {device} {has} fast products in bfloat16"
+    if wanted == "bf16-mixed" and not fast:
+        return wanted, f"precision: {wanted} is slow on this {device}; --precision auto avoids it"
+    return wanted, ""
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 are faster than in float32, as ``benchmarks/rows/precision.py``
+    measures: a CPU without instructions for them takes several times as long."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # ATEN_CPU_CAPABILITY may forbid what the processor has
+    allowed = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return allowed and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 class MixedPrecision(plugins.MixedPrecision):
     """Fabric's ``bf16-mixed`` and ``16-mixed``, the latter on CPUs too, for which Fabric would take
     bfloat16 instead, and for fused optimisers, whose gradients Fabric would not unscale.

@@ -39,7 +39,7 @@ class Recording:
             f"{order.global_batch} images ({config.epochs} epochs), {self.fabric.device.type}"
             f"{processes}, {config.precision}, into {config.out}"
         )
-        for line in (*self.data_summary, self.attention):
+        for line in filter(None, (*self.data_summary, self.precision_line, self.attention)):
             self.records.say(line)
         for remark in remarks(config):
             self.records.say(remark)

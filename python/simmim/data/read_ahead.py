@@ -113,11 +113,6 @@ def validation_batches(dataset: Crops, order: Order, way: Way) -> Iterator[tuple
         end_reading(batches)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, shared fairly with those that torchrun started beside it."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
 def read_batches(
     dataset: Crops, batches: Iterable[list[Index]], way: Way, pin: bool = False
 ) -> Iterator[Batch]:

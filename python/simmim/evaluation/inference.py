@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from simmim.config.apply import InferenceConfig
+from simmim.cores import usable_cores
 from simmim.data.crops import Crops, check_readable
 from simmim.data.listing import summarize_bad
 from simmim.data.order import Order
-from simmim.data.read_ahead import usable_cores, validation_batches, ways
+from simmim.data.read_ahead import validation_batches, ways
 from simmim.errors import UnreadableImageError, say
 
 _NOT_FINITE = "the model gives no finite numbers for it"

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import torch
 
 from simmim.config.run import RunConfig
+from simmim.cores import usable_cores
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order
-from simmim.data.read_ahead import Way, end_reading, read_batches, usable_cores, ways
+from simmim.data.read_ahead import Way, end_reading, read_batches, ways
 from simmim.training.clock import run_clock
 
 #: seconds of training after which it is judged whether images come fast enough

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from simmim.config.conflicts import remarks
+from simmim.cores import usable_cores
 from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
-from simmim.data.read_ahead import usable_cores, validation_batches, way_to_validate
+from simmim.data.read_ahead import validation_batches, way_to_validate
 from simmim.storage import checkpoint
 from simmim.training.clock import run_clock
 from simmim.training.compiling import uncompiled

@@ -12,6 +12,8 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 import simmim_kernels as sk
 from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
+from tests.ops import calls
+from tests.ops.loss_cases import LOSSES, numbers_of
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
 IMAGE, TOKENS, STATS = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 48), (0.5, 0.4, 0.3)
@@ -19,6 +21,10 @@ BYTES = torch.randint(0, 256, IMAGE.shape, dtype=torch.uint8)
 
 # Each op with arguments that it takes.
 CALLS = {
+    **{
+        f"masked_{kind}": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK} | numbers_of(kind, 0.5)
+        for kind in LOSSES
+    },
     "masked_l1": {"pred": TOKENS, "target": BYTES, "mask": MASK, "mean": STATS, "std": STATS},
     "masked_mse": {
         "pred": TOKENS,
@@ -27,8 +33,6 @@ CALLS = {
         "eps": 1e-5,
         "target_norm": sk.PatchNorm(),
     },
-    "masked_smooth_l1": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "beta": 0.5},
-    "masked_huber": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "delta": 0.5},
     "masked_linear_l1": {
         "tokens": torch.randn(2, 4, 5),
         "weight": torch.randn(48, 5),
@@ -87,17 +91,7 @@ CALLS = {
     },
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
-DIFFERENTIABLE = [
-    *(
-        "masked_l1",
-        "masked_mse",
-        "masked_smooth_l1",
-        "masked_huber",
-        "masked_linear_l1",
-        "mask_tokens",
-    ),
-    *("mask_image", "masked_patch_embed"),
-]
+DIFFERENTIABLE = {call.function.__name__ for call in calls.CALLS.values() if call.leaves}
 # Of floating point: the rest have no sign to put off.
 SIGNED = [
     (name, argument)

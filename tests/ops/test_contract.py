@@ -20,6 +20,11 @@ COMPILED = [name for name, call in CALLS.items() if call.compiles]
 ONE_OF_EACH = [*{CALLS[name].modules: name for name in reversed(COMPILED)}.values()]
 
 
+def test_every_public_op_is_in_the_table():
+    ops = {n for n in sk.__all__ if getattr(sk, n).__module__.startswith("simmim_kernels.ops.")}
+    assert not ops - {call.function.__name__ for call in CALLS.values()}
+
+
 def assert_same(found, expected, exact=True):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):

@@ -13,6 +13,7 @@ import simmim_kernels as sk
 from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
 from tests.ops import calls
+from tests.ops.calls import OPS
 from tests.ops.loss_cases import LOSSES, numbers_of
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
@@ -56,6 +57,22 @@ CALLS = {
         "token": torch.randn(5),
         "mean": STATS,
         "std": STATS,
+    },
+    "visible_patch_embed": {
+        "image": IMAGE,
+        "weight": torch.randn(5, 3, 4, 4),
+        "bias": torch.randn(5),
+        "mask": MASK,
+        "pos_embed": torch.randn(4, 5),
+        "mean": STATS,
+        "std": STATS,
+    },
+    "restore_tokens": {
+        "x": TOKENS[:, :3],
+        "mask": MASK,
+        "token": torch.randn(48),
+        "pos_embed": torch.randn(4, 48),
+        "prefix_tokens": 1,
     },
     "normalize_targets": {
         "image": BYTES,
@@ -105,6 +122,10 @@ def changed(function, value):
     if isinstance(value, sk.PatchMask):
         return sk.PatchMask(*map(function, value))
     return function(value) if isinstance(value, torch.Tensor) else value
+
+
+def test_every_public_op_has_its_call():
+    assert CALLS.keys() == OPS - {f"masked_linear_{kind}" for kind in LOSSES if kind != "l1"}
 
 
 @pytest.mark.parametrize("wrong", ["x", [[0.5]], object()], ids=["text", "list", "object"])

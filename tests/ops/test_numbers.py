@@ -2,6 +2,7 @@
 against the same call with plain Python numbers."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from simmim_kernels import nn
 from simmim_kernels.backends._loss_spec import KINDS
 from simmim_kernels.ops.place_tokens import place_tokens, take_masked_tokens
 from tests.backends import BACKENDS
+from tests.ops.calls import OPS
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
 IMAGE, TOKENS, ROWS = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 48), torch.randn(4, 48)
@@ -135,6 +137,13 @@ def flat(table):
     return [
         (f"{name}-{arg}", *call) for name, calls in table.items() for arg, call in calls.items()
     ]
+
+
+def test_every_number_of_a_public_op_is_in_a_table():
+    for name in OPS:
+        given = inspect.signature(getattr(sk, name)).parameters.values()
+        expected = {p.name for p in given if re.search(r"\b(int|float)\b", p.annotation)}
+        assert not expected - WHOLE.get(name, {}).keys() - REAL.get(name, {}).keys(), name
 
 
 def parts(result):

@@ -14,8 +14,10 @@ import pytest
 # PyTorch is imported where it is needed: the process that starts pytest's workers has no use for it.
 from tests.backends import BACKENDS, CASES, DEVICE, EXAMPLES
 
+# Emulation is too slow to look for the smallest case that fails.
+PHASES = [phase for phase in hypothesis.Phase if not (CASES and phase is hypothesis.Phase.shrink)]
 # The same cases in every clone; `--hypothesis-profile=search` looks for new ones.
-hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=EXAMPLES, phases=PHASES)
 hypothesis.settings.register_profile(
     "same", hypothesis.settings.get_profile("search"), derandomize=True
 )

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simmim_kernels as sk
+from tests.ops.loss_cases import LOSSES, numbers_of
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SETTINGS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -190,7 +191,6 @@ LAYOUTS = (
     "tokens_sliced",
     "units",
 )
-LOSSES = {"l1": {}, "mse": {}, "smooth_l1": {"beta": 0.7}}
 
 
 def losses(every: int) -> Iterator[Case]:
@@ -213,7 +213,7 @@ def losses(every: int) -> Iterator[Case]:
             pred = leaf(rows_of(image, patch, layout, fine))
             options = {"order": order, "target_norm": norm, "reduction": reduction}
             loss = getattr(sk, f"masked_{kind}")(
-                pred, target, given, **options, **stats, **LOSSES[kind]
+                pred, target, given, **options, **stats, **numbers_of(kind, 0.7)
             )
             name = f"masked_{kind} {layout} {dtype} {target_dtype} {patch} {reduction} {norm}"
             yield name, with_gradients(loss, pred)
@@ -253,7 +253,7 @@ def heads(every: int) -> Iterator[Case]:
         )
         target = pattern(3, 3, 48, 32, seed=2)
         loss = getattr(sk, f"masked_linear_{kind}")(
-            x, weight, bias, target, given, target_norm=norm, **LOSSES[kind]
+            x, weight, bias, target, given, target_norm=norm, **numbers_of(kind, 0.7)
         )
         name = f"masked_linear_{kind} {dtype} {type(given).__name__} {norm}"
         yield name, with_gradients(loss, x, weight, bias)

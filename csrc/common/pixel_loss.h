@@ -17,8 +17,9 @@ constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
 SIMMIM_BEGIN
 
 // A loss has `value` and its derivative `slope`, both of d and of `parameter(beta)`. The sum of the
-// values is multiplied by `unit(beta)`, the slopes are not. C is a float type or, on the CPU, a
-// vector of one, which has arithmetic, comparisons and `?:` but no functions of <math.h>.
+// values is multiplied by `unit(beta)`, the slopes are not. Both are 0 at d = 0, which is what
+// lanes without a masked pixel compute. C is a float type or, on the CPU, a vector of one, which
+// has arithmetic, comparisons and `?:` but no functions of <math.h>.
 struct PixelLoss {
     static double parameter(double) { return 0.0; }
     static double unit(double) { return 1.0; }

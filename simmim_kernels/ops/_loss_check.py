@@ -103,5 +103,6 @@ def _check_listed(pred: Tensor, target: Tensor, index: Tensor, unit_h: int, unit
         raise ValueError(
             f"pred has shape {tuple(pred.shape)}; allowed for {tuple(index.shape)} masked units of "
             f"{unit_h} x {unit_w} pixels and {channels} channels: "
-            f"{(*index.shape, channels * unit_h * unit_w)}, or the tokens of the whole image"
+            f"{(*index.shape, channels * unit_h * unit_w)}, or the tokens of the whole image, "
+            "without class tokens"
         )

@@ -82,7 +82,7 @@ def inverse_block_mask(
     The complement of the `block_mask` of `N - K` units with the same seed, epoch and sample ids, so
     that what stays visible is compact. Arguments, result and errors are those of `block_mask`.
 
-    Source: CAPI (Darcet et al., 2025).
+    Source: the strategy of data2vec 2.0 (Baevski et al., 2022), used by CAPI (Darcet et al., 2025).
     """
     grid_h, grid_w = sides(grid)
     count = grid_h * grid_w - masked_count(grid_h * grid_w, ratio)

@@ -243,7 +243,7 @@ def restore_tokens(
         raise ValueError(
             f"x has shape {tuple(x.shape)}; allowed for {prefix_tokens} prefix tokens and a mask that "
             f"leaves {mask.visible.shape[1]} units visible in each of {mask.visible.shape[0]} "
-            f"samples: {(*expected, x.shape[2])}"
+            f"samples: {(*expected, x.shape[2])}; mask.on_grid gives the mask of smaller units"
         )
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
     rows = x.reshape(expected[0] * expected[1], x.shape[2])

@@ -85,16 +85,14 @@ def _crops(images, ids):
 # Name: the modules that it needs, what makes its tensors for a batch, and the call.
 CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
     "random_mask": (("random_mask",), lambda b: (_ids(b),), _mask),
-    "block_mask": (
-        ("block_mask",),
-        lambda b: (_ids(b),),
-        lambda ids: sk.block_mask(ids, (14, 14), 0.6, seed=3),
-    ),
-    "box_mask": (
-        ("box_mask",),
-        lambda b: (_ids(b),),
-        lambda ids: sk.box_mask(ids, (14, 14), 0.6, seed=3),
-    ),
+    **{
+        name: (
+            (name,),
+            lambda b: (_ids(b),),
+            lambda ids, name=name: getattr(sk, name)(ids, (14, 14), 0.75, seed=3),
+        )
+        for name in ("block_mask", "box_mask", "uniform_mask")
+    },
     "crops": (
         ("random_crops", "crop_resize"),
         lambda b: (_image(b, torch.uint8), _ids(b)),

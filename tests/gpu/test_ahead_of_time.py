@@ -2,13 +2,12 @@
 spills, and what moves much data moves it 16 bytes at a time."""
 
 import importlib
-import importlib.util
-import inspect
 from types import SimpleNamespace
 
 import pytest
 
 from tests.gpu import launches
+from tests.gpu.suite import modules_of
 
 pytest.importorskip("triton")
 from simmim_kernels.backends import triton as package
@@ -16,9 +15,6 @@ from tests.gpu.ahead_of_time import TARGETS, compiled_by
 
 pytestmark = pytest.mark.slow
 
-MODULES = [
-    name for name, value in inspect.getmembers(launches, inspect.isfunction) if name[0] != "_"
-]
 # These read little: masks, lists, partial sums; or a few numbers of a row in each thread.
 NARROW = {
     "_random_mask",
@@ -38,7 +34,7 @@ NARROW |= {"_mask_image bytes"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", modules_of("triton"))
 def test_compiles_without_spills_and_loads_wide(module, target):
     backend = SimpleNamespace(**{module: importlib.import_module(f"{package.__name__}.{module}")})
     calls = list(getattr(launches, module)(backend).items())

@@ -13,6 +13,7 @@ from simmim_kernels.backends.triton import (
     normalize_targets,
 )
 from tests.gpu.ahead_of_time import compiled_by
+from tests.ops.loss_cases import LOSSES, numbers_of
 
 IMAGE, MASK = torch.empty(2, 3, 32, 32), torch.zeros(2, 2, 2, dtype=torch.bool)
 TOKENS = torch.empty(2, 16, 192)
@@ -30,8 +31,7 @@ CALLS = {
     "fill": lambda value: mask_image.mask_image_forward(
         IMAGE, MASK, None, value, None, None, torch.float32
     ),
-    "smooth_l1": _loss("smooth_l1"),
-    "huber": _loss("huber"),
+    **{kind: _loss(kind) for kind in LOSSES if numbers_of(kind, 1.0)},
     "patches": lambda value: normalize_patches.normalize_patches(IMAGE, 8, value, None, None),
     "window": lambda value: normalize_targets.normalize_targets(IMAGE, 5, value, None, None),
 }

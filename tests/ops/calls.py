@@ -25,6 +25,7 @@ from tests.ops.call_arguments import (
     tokens,
 )
 
+OPS = {n for n in sk.__all__ if getattr(sk, n).__module__.startswith("simmim_kernels.ops.")}
 LOSS = {"leaves": ("pred",), "modules": ("masked_loss",)}
 CALLS: dict[str, Call] = {
     "masked_l1 tokens": Call(

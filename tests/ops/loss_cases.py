@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 
 import simmim_kernels as sk
+from simmim_kernels.backends._loss_spec import KINDS
 from tests.ops.integer_images import INTEGERS, as_float, integers
 
-LOSSES = ("l1", "mse", "smooth_l1", "huber")
+LOSSES = KINDS
 LAYOUTS = ("image", "channels_last", "cyx", "yxc", "map", "map_last", "units")
 BETA = 0.7
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -16,7 +19,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def numbers_of(kind, beta):
     """`beta` under the name that it has for this loss, where the loss takes one."""
-    return {"smooth_l1": {"beta": beta}, "huber": {"delta": beta}}.get(kind, {})
+    given, common = (
+        inspect.signature(getattr(sk, f"masked_{name}")).parameters for name in (kind, "l1")
+    )
+    return dict.fromkeys(given.keys() - common.keys(), beta)
 
 
 def ours(kind, pred, target, mask, layout, **options):

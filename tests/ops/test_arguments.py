@@ -12,6 +12,9 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 import simmim_kernels as sk
 from simmim_kernels.backends._loss_spec import LossSpec
 from tests.backends import BACKENDS
+from tests.ops import calls
+from tests.ops.calls import OPS
+from tests.ops.loss_cases import LOSSES, numbers_of
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
 IMAGE, TOKENS, STATS = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 48), (0.5, 0.4, 0.3)
@@ -19,6 +22,10 @@ BYTES = torch.randint(0, 256, IMAGE.shape, dtype=torch.uint8)
 
 # Each op with arguments that it takes.
 CALLS = {
+    **{
+        f"masked_{kind}": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK} | numbers_of(kind, 0.5)
+        for kind in LOSSES
+    },
     "masked_l1": {"pred": TOKENS, "target": BYTES, "mask": MASK, "mean": STATS, "std": STATS},
     "masked_mse": {
         "pred": TOKENS,
@@ -27,8 +34,6 @@ CALLS = {
         "eps": 1e-5,
         "target_norm": sk.PatchNorm(),
     },
-    "masked_smooth_l1": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "beta": 0.5},
-    "masked_huber": {"pred": IMAGE, "target": IMAGE + 1, "mask": MASK, "delta": 0.5},
     "masked_linear_l1": {
         "tokens": torch.randn(2, 4, 5),
         "weight": torch.randn(48, 5),
@@ -52,6 +57,22 @@ CALLS = {
         "token": torch.randn(5),
         "mean": STATS,
         "std": STATS,
+    },
+    "visible_patch_embed": {
+        "image": IMAGE,
+        "weight": torch.randn(5, 3, 4, 4),
+        "bias": torch.randn(5),
+        "mask": MASK,
+        "pos_embed": torch.randn(4, 5),
+        "mean": STATS,
+        "std": STATS,
+    },
+    "restore_tokens": {
+        "x": TOKENS[:, :3],
+        "mask": MASK,
+        "token": torch.randn(48),
+        "pos_embed": torch.randn(4, 48),
+        "prefix_tokens": 1,
     },
     "normalize_targets": {
         "image": BYTES,
@@ -87,17 +108,7 @@ CALLS = {
     },
 }
 ARGUMENTS = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
-DIFFERENTIABLE = [
-    *(
-        "masked_l1",
-        "masked_mse",
-        "masked_smooth_l1",
-        "masked_huber",
-        "masked_linear_l1",
-        "mask_tokens",
-    ),
-    *("mask_image", "masked_patch_embed"),
-]
+DIFFERENTIABLE = {call.function.__name__ for call in calls.CALLS.values() if call.leaves}
 # Of floating point: the rest have no sign to put off.
 SIGNED = [
     (name, argument)
@@ -111,6 +122,10 @@ def changed(function, value):
     if isinstance(value, sk.PatchMask):
         return sk.PatchMask(*map(function, value))
     return function(value) if isinstance(value, torch.Tensor) else value
+
+
+def test_every_public_op_has_its_call():
+    assert CALLS.keys() == OPS - {f"masked_linear_{kind}" for kind in LOSSES if kind != "l1"}
 
 
 @pytest.mark.parametrize("wrong", ["x", [[0.5]], object()], ids=["text", "list", "object"])

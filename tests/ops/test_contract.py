@@ -11,13 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import simmim_kernels as sk
 from simmim_kernels import backends
 from tests.backends import BACKENDS, DEVICE
-from tests.ops.calls import CALLS, arguments_of, outputs, results
+from tests.ops.calls import CALLS, OPS, arguments_of, outputs, results
 
 DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
 EXACT = [name for name, call in CALLS.items() if not call.products]
 # Every call is compiled by AOTAutograd for any sizes, one of every op by Inductor.
 COMPILED = [name for name, call in CALLS.items() if call.compiles]
 ONE_OF_EACH = [*{CALLS[name].modules: name for name in reversed(COMPILED)}.values()]
+
+
+def test_every_public_op_is_in_the_table():
+    assert not OPS - {call.function.__name__ for call in CALLS.values()}
 
 
 def assert_same(found, expected, exact=True):

@@ -167,6 +167,8 @@ def test_bad_beta_and_index_are_named():
                 loss(pred, target, mask)
     with pytest.raises(ValueError, match="pred has shape"):
         sk.masked_l1(pred[:, 1:], target, mask)
+    with pytest.raises(ValueError, match="tokens of the whole image, without class tokens"):
+        sk.masked_l1(torch.zeros(2, 5, 48), target, mask)
     for bad in (-1, 0, 4):  # 0 is named once for every unit
         wrong = mask._replace(masked=torch.full_like(mask.masked, bad))
         with pytest.raises(ValueError, match=r"^masked names "):
@@ -202,20 +204,17 @@ def test_two_losses_in_one_graph_of_any_size(target_norm):
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_modules(kind):
-    module = {
-        "l1": nn.MaskedL1Loss,
-        "mse": nn.MaskedMSELoss,
-        "smooth_l1": nn.MaskedSmoothL1Loss,
-        "huber": nn.MaskedHuberLoss,
-    }
+    function = getattr(sk, f"masked_{kind}")
+    (module,) = [m for m in nn._MaskedLoss.__subclasses__() if m.function is function]
+    assert module.__name__ in nn.__all__
     pred, target, mask, stats = problem(2, 3, (2, 2), 8, 4, "yxc", torch.float32, torch.uint8)
     extra = numbers_of(kind, 0.5)
-    loss = module[kind](order="yxc", reduction="none", eps=2.0, **stats, **extra)
+    loss = module(order="yxc", reduction="none", eps=2.0, **stats, **extra)
     assert all(f"{name}=0.5" in repr(loss) for name in extra)
     assert "order='yxc'" in repr(loss) and "reduction='none'" in repr(loss)
     expected = ours(kind, pred, target, mask, "yxc", reduction="none", eps=2.0, **stats, **extra)
     assert torch.equal(loss(pred, target, mask), expected)
-    normed = module[kind](order="yxc", target_norm=sk.PatchNorm(), **extra)
+    normed = module(order="yxc", target_norm=sk.PatchNorm(), **extra)
     assert "PatchNorm" in repr(normed)
     expected = ours(kind, pred, target, mask, "yxc", target_norm=sk.PatchNorm(), **extra)
     assert torch.equal(normed(pred, target, mask), expected)

@@ -1,6 +1,8 @@
 """Every size, seed, ratio and epsilon that a public function takes, as every type of number there is,
 against the same call with plain Python numbers."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ import torch
 
 import simmim_kernels as sk
 from simmim_kernels import nn
+from simmim_kernels.backends._loss_spec import KINDS
 from simmim_kernels.ops.place_tokens import place_tokens, take_masked_tokens
 from tests.backends import BACKENDS
+from tests.ops.calls import OPS
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
 IMAGE, TOKENS, ROWS = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 48), torch.randn(4, 48)
@@ -37,6 +41,21 @@ def crops(sizes=(20, 30), size=(4, 4), scale=0.5, ratio=0.75, flip=0.5, seed=1, 
     return sk.random_crops(
         *(IDS, sizes, size, (scale, scale), (ratio, ratio)), flip=flip, seed=seed, epoch=epoch
     )
+
+
+def numbers(loss, *tensors):
+    """Calls of a loss with each of its parameters that are real numbers."""
+    given = inspect.signature(loss).parameters.values()
+    names = [p.name for p in given if isinstance(p.default, float)]
+    return {name: (0.5, lambda x, n=name: loss(*tensors, **{n: x})) for name in names}
+
+
+def numbers_of_module(module):
+    calls = {
+        name: (0.5, lambda x, n=name: module(**{n: x})(*LOSS))
+        for name in ("eps", *module.parameters_of_loss)
+    }
+    return {**calls, "mean": (0.5, lambda x: module(mean=[x] * 3, std=[1.5] * 3)(*LOSS))}
 
 
 # By function and argument: a whole number that the call takes, and the call.
@@ -106,26 +125,9 @@ REAL = {
         "ratio": (0.5, lambda x: crops(ratio=x)),
         "flip": (0.5, lambda x: crops(flip=x)),
     },
-    "masked_l1": {"eps": (0.5, lambda x: sk.masked_l1(*LOSS, eps=x))},
-    "masked_mse": {"eps": (0.5, lambda x: sk.masked_mse(*LOSS, eps=x))},
-    "masked_smooth_l1": {
-        "beta": (0.5, lambda x: sk.masked_smooth_l1(*LOSS, beta=x)),
-        "eps": (0.5, lambda x: sk.masked_smooth_l1(*LOSS, eps=x)),
-    },
-    "masked_huber": {
-        "delta": (0.5, lambda x: sk.masked_huber(*LOSS, delta=x)),
-        "eps": (0.5, lambda x: sk.masked_huber(*LOSS, eps=x)),
-    },
-    "masked_linear_huber": {"delta": (0.5, lambda x: sk.masked_linear_huber(*HEAD, delta=x))},
-    "masked_linear_l1": {"eps": (0.5, lambda x: sk.masked_linear_l1(*HEAD, eps=x))},
-    "masked_linear_mse": {"eps": (0.5, lambda x: sk.masked_linear_mse(*HEAD, eps=x))},
-    "masked_linear_smooth_l1": {"beta": (0.5, lambda x: sk.masked_linear_smooth_l1(*HEAD, beta=x))},
-    "MaskedL1Loss": {
-        "eps": (0.5, lambda x: nn.MaskedL1Loss(eps=x)(*LOSS)),
-        "mean": (0.5, lambda x: nn.MaskedL1Loss(mean=[x] * 3, std=[1.5] * 3)(*LOSS)),
-    },
-    "MaskedSmoothL1Loss": {"beta": (0.5, lambda x: nn.MaskedSmoothL1Loss(beta=x)(*LOSS))},
-    "MaskedHuberLoss": {"delta": (0.5, lambda x: nn.MaskedHuberLoss(delta=x)(*LOSS))},
+    **{f"masked_{k}": numbers(getattr(sk, f"masked_{k}"), *LOSS) for k in KINDS},
+    **{f"masked_linear_{k}": numbers(getattr(sk, f"masked_linear_{k}"), *HEAD) for k in KINDS},
+    **{m.__name__: numbers_of_module(m) for m in nn._MaskedLoss.__subclasses__()},
 }
 INTEGERS = (*(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)),)
 FLOATS = ("float16", "float32", "float64", "longdouble")
@@ -135,6 +137,13 @@ def flat(table):
     return [
         (f"{name}-{arg}", *call) for name, calls in table.items() for arg, call in calls.items()
     ]
+
+
+def test_every_number_of_a_public_op_is_in_a_table():
+    for name in OPS:
+        given = inspect.signature(getattr(sk, name)).parameters.values()
+        expected = {p.name for p in given if re.search(r"\b(int|float)\b", p.annotation)}
+        assert not expected - WHOLE.get(name, {}).keys() - REAL.get(name, {}).keys(), name
 
 
 def parts(result):

@@ -25,6 +25,11 @@ def test_every_public_name_has_its_reference():
     assert len(listed) == len(set(listed))
 
 
+def test_every_public_name_is_used_where_types_are_checked():
+    used = set(re.findall(r"\w+", (ROOT / "tests/repo/typed_use.py").read_text()))
+    assert not {*sk.__all__, *nn.__all__} - used
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page):
     if "transformers" in page.read_text():

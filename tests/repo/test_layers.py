@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from simmim_kernels.backends._loss_spec import LossSpec
+from tests.gpu.cuda_cases import CASES
+from tests.gpu.suite import modules_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(
@@ -30,6 +32,11 @@ LAYERS = (
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_layer_has_a_file_of_the_op(op, layer):
     assert (ROOT / layer.format(op)).is_file()
+
+
+def test_every_op_on_a_gpu_has_a_case_for_one():
+    named = {op for modules, *_ in CASES.values() for op in modules}
+    assert named == {*modules_of("triton")} - {"avg_dist"}  # a number, so it waits for the GPU
 
 
 @pytest.mark.parametrize("op", NAMES)

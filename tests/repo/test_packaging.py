@@ -38,7 +38,7 @@ token = pattern(1, 1, 40).requires_grad_()
 out = sk.mask_tokens(x, mask, token)
 results += [out, *torch.autograd.grad(out, (x, token), pattern(5, 96, 40))]
 image, pred = pattern(5, 3, 32, 48), pattern(5, 3, 32, 48).flip(0).contiguous().requires_grad_()
-for loss in (sk.masked_l1, sk.masked_mse, sk.masked_smooth_l1, sk.masked_huber):
+for loss in (getattr(sk, f"masked_{kind}") for kind in sk.backends._loss_spec.KINDS):
     value = loss(pred, image, mask)
     results += [value, *torch.autograd.grad(value, pred)]
 results.append(sk.mask_image((image * 60 + 128).to(torch.uint8), mask, mean=(.5,) * 3, std=(.2,) * 3))

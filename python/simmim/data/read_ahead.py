@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simmim.data.batches import Batch, Sample, collate
@@ -124,7 +126,7 @@ def read_batches(
         dataset,
         batch_sampler=batches,
         num_workers=way.count,
-        collate_fn=collate,
+        collate_fn=_collate_in_process if way.count else collate,
         pin_memory=pin,
         worker_init_fn=leave_signals_to_parent,
         # forkserver, Python 3.14's default, imports everything anew: seconds before the first batch
@@ -132,7 +134,21 @@ def read_batches(
         # a loader without its own generator draws from the default one, which drop-path uses
         generator=torch.Generator(),
     )
-    return _Processes(iter(loader)) if way.count else iter(loader)
+    return _Processes(iter(loader), pin) if way.count else iter(loader)
+
+
+def _collate_in_process(samples: list[Sample]) -> Batch:
+    """A batch in shared memory, or of arrays, which go through a pipe, where that is full: Docker gives
+    a container 64 MB. The loader shares memory later, where a failure is lost and the run waits for
+    ever."""
+    batch = collate(samples)
+    try:
+        for part in batch:
+            if isinstance(part, Tensor):
+                part.share_memory_()
+    except RuntimeError:
+        return Batch(*(part.numpy() if isinstance(part, Tensor) else part for part in batch))
+    return batch
 
 
 def end_reading(batches: Iterator[Batch]) -> None:
@@ -146,19 +162,24 @@ def end_reading(batches: Iterator[Batch]) -> None:
 
 class _Processes(Iterator[Batch]):
     """Batches of a loader's processes, whose end in the middle of handing one over is named as any
-    other end of theirs."""
+    other end of theirs. Arrays become tensors, pinned ones if asked for."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Iterator[Batch], pin: bool) -> None:
+        self._batches, self._pin = batches, pin
         self._shutdown_workers = batches._shutdown_workers
 
     def __next__(self) -> Batch:
         try:
-            return next(self._batches)
+            return Batch(*map(self._tensor, next(self._batches)))
         except (ConnectionError, EOFError) as error:
             if "DataLoader worker process" in str(error):  # what reading an image raised there
                 raise
             raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
+
+    def _tensor(self, part: Any) -> Any:
+        if not isinstance(part, np.ndarray):
+            return part
+        return torch.from_numpy(part).pin_memory() if self._pin else torch.from_numpy(part)
 
 
 class _Threads(Iterator[Batch]):

@@ -1,8 +1,9 @@
-"""The limits of containers: found, and kept to by PyTorch's threads and by what reads images."""
+"""The limits of containers: cores, which PyTorch's threads and readers keep to, and shared memory."""
 
 import contextlib
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,25 @@ from pathlib import Path
 import pytest
 
 from simmim import cores
+from simmim.training.metrics import read_metrics
 
-from .conftest import environment
+from .conftest import command, environment
 
 SAY = "import simmim, torch, simmim.cores as c; print(c.core_limit(), torch.get_num_threads())"
+
+PRETRAIN = ("pretrain", "--encoder", "vit_tiny_patch16_224", "--encoder-args", "depth", 1)
+PRETRAIN += (
+    "--img-size",
+    192,
+    "--device",
+    "cpu",
+    "--epochs",
+    1,
+    "--batch-size",
+    4,
+    "--log-every",
+    1,
+)
 
 
 def limits(version: int, micros: int, period: int = 100_000) -> dict[str, str]:
@@ -92,3 +108,23 @@ def test_a_real_limit():
             assert said.stdout.split() == ["1.0", str(threads)], said.stderr
     finally:
         group.rmdir()
+
+
+@pytest.mark.slow
+def test_small_shared_memory(photographs, tmp_path):
+    """A real /dev/shm of 64 KiB, too small for a batch: Docker's has 64 MB, for all batches ahead."""
+    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec"
+    if subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{small} true"], capture_output=True
+    ).returncode:
+        pytest.skip("this machine does not let us mount a file system")
+    losses = {}
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        words = command(*PRETRAIN, "--data", photographs, "--out", out, "--workers", workers)
+        script = f"{small} {shlex.join(words)}"
+        subprocess.run(
+            ["unshare", "-m", "sh", "-c", script], env=environment(), check=True, timeout=120
+        )
+        losses[workers] = [row["loss"] for row in read_metrics(out / "metrics.csv")]
+    assert losses[0] == losses[2]

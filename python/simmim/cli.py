@@ -36,6 +36,7 @@ from simmim.errors import (
     system_words,
 )
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
+from simmim.slurm import describe_as_torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        describe_as_torchrun()
         status = _run(arguments)
         sys.stdout.flush()
         return status

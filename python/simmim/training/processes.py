@@ -1,4 +1,4 @@
-"""Runs of several processes started by torchrun: Lightning Fabric, and what it does not cover."""
+"""Runs of several processes started by torchrun or srun: Lightning Fabric, and what it does not cover."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import distributed
 
 from simmim.errors import LostProcessError, UserError, require
+from simmim.slurm import describe_as_torchrun, is_started_by_srun
 from simmim.training.mixed_precision import MixedPrecision
 from simmim.training.sharding import shard
 
 fabric_package = require("lightning_fabric")
+environments = require("lightning_fabric.plugins.environments")
 strategies = require("lightning_fabric.strategies")
 
 
@@ -27,7 +29,7 @@ def chosen_device(device: str) -> str:
 
 
 def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
-    """Fabric for this process and, under torchrun, for those that were started with it.
+    """Fabric for this process and, under torchrun or srun, for those that were started with it.
 
     Args:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -37,27 +39,40 @@ def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
     Raises:
         UserError: no such device, more processes than GPUs, or nothing to spread over.
     """
+    by_srun = is_started_by_srun()
+    together = by_srun or (distributed.is_available() and distributed.is_torchelastic_launched())
     here, world = 1, 1
-    if distributed.is_available() and distributed.is_torchelastic_launched():
+    if together:
+        describe_as_torchrun()
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     device = chosen_device(device)
     if device == "cuda" and here > torch.cuda.device_count():
+        advice = "let tasks see all GPUs of a node" if by_srun else "lower --nproc-per-node"
         raise UserError(
-            f"torchrun started {here} processes here, but PyTorch sees "
-            f"{torch.cuda.device_count()} GPUs: lower --nproc-per-node, or use --device cpu"
+            f"{'srun' if by_srun else 'torchrun'} started {here} processes here, but PyTorch sees "
+            f"{torch.cuda.device_count()} GPUs: {advice}, or use --device cpu"
         )
     if sharded and world == 1:
         raise UserError(
             "--shard spreads the model over several processes: start them with "
             "torchrun --nproc-per-node N -m simmim pretrain ..."
         )
-    mixed = precision.endswith("-mixed")
+    if "MASTER_ADDR" not in os.environ and by_srun:
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+        os.environ["MASTER_ADDR"] = environments.SLURMEnvironment.resolve_root_node_address(nodes)
+    # named, or Fabric finds others by their variables: Slurm's in jobs whose one process trains alone
+    started = (
+        environments.TorchElasticEnvironment if together else environments.LightningEnvironment
+    )
+    plugins = [started()]
+    if precision.endswith("-mixed"):
+        plugins.append(MixedPrecision(precision, device))
     fabric = fabric_package.Fabric(
         accelerator=device,
         devices=here,
         num_nodes=world // here,
-        precision=None if mixed else precision,
-        plugins=MixedPrecision(precision, device) if mixed else None,
+        precision=precision if len(plugins) == 1 else None,
+        plugins=plugins,
         strategy=_strategy(world, sharded),
     )
     fabric.launch()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -140,6 +142,15 @@ class MaskedEncoder(ChannelStatistics):
             )
         return self.family.all_tokens(self._visible_patches(images, mask))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "backbone" and getattr(self, "_is_replica", False):
+            # DataParallel's replica has a backbone of its own, and shares all else with the original.
+            part = "_stage" if self.family is None else "family"
+            runner = copy(getattr(self, part))
+            runner.backbone = value
+            setattr(self, part, runner)
+
     def undo(self) -> nn.Module:
         """The model as it was, with the weights that it has now. The encoder is of no use then."""
         self.report.undo()
@@ -167,6 +178,15 @@ class MaskedEncoder(ChannelStatistics):
             self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"
 
 
+class _Masking(threading.local):
+    """What a thread that runs `_Stage.tokens` puts into the stage's output: mask, token and layout."""
+
+    now: tuple[PatchMask | Tensor, Tensor, str] | None = None
+
+
+_MASKING = _Masking()
+
+
 class _Stage:
     """The stage of a model that turns pixels into patches, with the token put into its output.
 
@@ -192,7 +212,7 @@ class _Stage:
             )
         if is_changed(module):
             raise ValueError(f"MaskedEncoder: {found} of this {cls} was changed already: undo that")
-        self.backbone, self.module = backbone, module
+        self.backbone = backbone
         self.prefix = getattr(backbone, "num_prefix_tokens", 0)
         self._learn_shapes(module, found, img_size)
         report._replace_forward(module, _substituting)
@@ -225,12 +245,11 @@ class _Stage:
         )
 
     def tokens(self, image: Tensor, mask: PatchMask | Tensor, token: Tensor) -> Tensor:
-        # On the module and not here: a copy of the encoder must find its own.
-        self.module._masking = (mask, token, self.layout)
+        before, _MASKING.now = _MASKING.now, (mask, token, self.layout)
         try:
             x = _first(self.backbone.forward_features(image))
         finally:
-            del self.module._masking
+            _MASKING.now = before
         if self.out_layout == "NCHW":
             return x.flatten(2).transpose(1, 2)
         return x[:, self.prefix :] if x.dim() == 3 else x.flatten(1, 2)
@@ -241,9 +260,9 @@ def _substituting(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         out = theirs(module, *args, **kwargs)
-        if not hasattr(module, "_masking"):
+        if _MASKING.now is None:
             return out
-        mask, token, layout = module._masking
+        mask, token, layout = _MASKING.now
         x = _first(out)
         if layout == "NCHW":
             x = mask_tokens(x.permute(0, 2, 3, 1), mask, token).permute(0, 3, 1, 2)

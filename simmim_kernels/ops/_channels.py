@@ -11,8 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_float
+from simmim_kernels._numbers import UNORDERED, to_float
 from simmim_kernels.ops._check import FLOATS, is_tensor
+from simmim_kernels.ops._define import needs_grad
 
 Channels = Sequence[float] | Tensor | None
 
@@ -40,6 +41,8 @@ def channel_stats(
 def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Tensor:
     if isinstance(values, Tensor):
         is_tensor(name, values, FLOATS)
+        if needs_grad(values):
+            raise ValueError(f"{name} requires grad; allowed: a tensor that gets none, detach it")
         return values.float() if values.dtype.itemsize == 2 else values
     device = image.device
     plain = (
@@ -49,7 +52,7 @@ def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Te
     )
     if plain and (name, values, device) in _passed:
         return _tensor(values, device)
-    listed = _listed(name, values)
+    listed = listed_channels(name, values)
     least = 0.0 if name == "std" else -math.inf
     if not all(least < value < math.inf for value in listed):
         allowed = "positive" if name == "std" else "finite"
@@ -59,9 +62,10 @@ def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Te
     return _tensor(listed, device)
 
 
-def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
+def listed_channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """`values` as Python floats; `TypeError` for what is no sequence of numbers."""
     try:
-        if not isinstance(values, str):
+        if not isinstance(values, UNORDERED):
             return tuple(to_float(name, value) for value in values)
     except TypeError:
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_int
+from simmim_kernels._numbers import to_bool, to_int
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
@@ -165,7 +165,8 @@ def mask_tokens(
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
     grid = mask_grid(mask)
-    args = (x, grid, token, pos_embed, to_int("prefix_tokens", prefix_tokens), bool(keep_dtype))
+    prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+    args = (x, grid, token, pos_embed, prefix_tokens, to_bool("keep_dtype", keep_dtype))
     if needs_grad(x, token, pos_embed):
         return differentiate(_MaskTokens, *args)
     return _forward(*args)

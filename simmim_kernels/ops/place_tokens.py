@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_int, to_sides
+from simmim_kernels._numbers import to_bool, to_int, to_sides
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
@@ -182,6 +182,7 @@ def place_tokens(
     is_tensor("token", token, FLOATS)
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
+    keep_dtype = to_bool("keep_dtype", keep_dtype)
     dtype = rows.dtype if keep_dtype else torch.promote_types(rows.dtype, token.dtype)
     args = (rows, mask_grid(mask), token, pos_embed)
     return _placed(*args, 0, *to_sides("grid", grid), dtype)
@@ -245,6 +246,7 @@ def restore_tokens(
             f"leaves {mask.visible.shape[1]} units visible in each of {mask.visible.shape[0]} "
             f"samples: {(*expected, x.shape[2])}"
         )
+    keep_dtype = to_bool("keep_dtype", keep_dtype)
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
     rows = x.reshape(expected[0] * expected[1], x.shape[2])
     return _placed(rows, grid, token, pos_embed, prefix_tokens, *grid.shape[1:], dtype)

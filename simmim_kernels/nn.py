@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simmim_kernels._numbers import to_bool, to_float, to_int
 from simmim_kernels.masks import PatchMask
-from simmim_kernels.ops._channels import listed_channels
+from simmim_kernels.ops._channels import check_pair, listed_channels
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.target_norm import TargetNorm
@@ -87,6 +87,7 @@ class _MaskedLoss(nn.Module):
         super().__init__()
         self.order, self.eps, self.reduction = order, to_float("eps", eps), reduction
         self.target_norm = target_norm
+        check_pair(mean, std)
         # Numbers and no buffers: a cast of the module leaves them alone.
         self.mean = None if mean is None else listed_channels("mean", mean)
         self.std = None if std is None else listed_channels("std", std)

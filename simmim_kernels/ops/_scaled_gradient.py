@@ -19,12 +19,19 @@ def _check(grad: Tensor, factor: Tensor) -> None:
 
 
 def _rows(grad: Tensor, factor: Tensor) -> Tensor:
-    """The factor, or that of each row of `grad`, in a shape that multiplies it."""
-    return factor.view(-1, *(1,) * (grad.dim() - 1)) if factor.dim() else factor
+    """The factor, or that of each row of `grad`, in a shape that multiplies it: with dimensions, because
+    GPUs round a number without to the type of `grad` first."""
+    return factor.view(-1, *(1,) * (grad.dim() - 1))
 
 
 def _multiplied(grad: Tensor, factor: Tensor) -> Tensor:
     return (grad * _rows(grad, factor)).to(grad.dtype)
+
+
+def _scaled_copy(grad: Tensor, factor: Tensor) -> Tensor:
+    grad = grad.clone()
+    _scale_in_place(grad, factor)
+    return grad
 
 
 def _fake(grad: Tensor, factor: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ _scaled_gradient = define(
     module="masked_loss",
     check=_check,
     fake=_fake,
-    run=_multiplied,
+    run=_scaled_copy,
 )
 
 
@@ -107,6 +114,6 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
     if shared or _keeps_graph():
-        grad = grad.clone()
+        return _scaled_copy(grad, factor)
     _scale_in_place(grad, factor)
     return grad

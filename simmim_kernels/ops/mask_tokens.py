@@ -10,7 +10,7 @@ from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, is_token, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 
 _LAYOUTS = {3: "(B, L, D)", 4: "(B, h, w, D)"}
 
@@ -80,6 +80,7 @@ _forward = define(
     module="mask_tokens",
     check=check,
     fake=_fake_forward,
+    gradient=lambda *args: apply(_MaskTokens, *args),
 )
 
 # A dtype of None asks for no gradient of that input; its place is then an empty tensor.

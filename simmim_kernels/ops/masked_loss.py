@@ -11,7 +11,14 @@ from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
-from simmim_kernels.ops._define import are_plain, define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import (
+    apply,
+    are_plain,
+    define,
+    differentiate,
+    first_order,
+    needs_grad,
+)
 from simmim_kernels.ops._loss_check import PREDICTIONS, check, check_tensors
 from simmim_kernels.ops._loss_options import with_norm, with_numbers
 from simmim_kernels.ops._scaled_gradient import scaled
@@ -34,6 +41,7 @@ _masked_loss = define(
     module="masked_loss",
     check=check,
     fake=_fake,
+    gradient=lambda *args: apply(_MaskedLossOp, *args[:-1]),
 )
 
 
@@ -79,6 +87,22 @@ class _MaskedLoss(torch.autograd.Function):
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
         return (scaled(grad, factor, ctx.shared), *(None,) * 6)
+
+
+class _MaskedLossOp(_MaskedLoss):
+    """All results of the op, of which the loss has a gradient."""
+
+    @staticmethod
+    def forward(ctx, pred, *args):
+        results = _masked_loss(pred, *args, True)
+        loss = _MaskedLoss.keep(ctx, *results, *args[:3])
+        ctx.shared = True
+        ctx.mark_non_differentiable(*results[1:])
+        return loss, *results[1:]
+
+    @first_order
+    def backward(ctx, grad_loss, *_):
+        return _MaskedLoss.backward(ctx, grad_loss)
 
 
 class _MaskedLossInPlace(_MaskedLoss):

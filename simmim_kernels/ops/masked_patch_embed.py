@@ -18,7 +18,7 @@ from simmim_kernels.ops._channels import (
     check_channels,
 )
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 from simmim_kernels.ops.place_tokens import check_grid, check_patch_mask, place_tokens, take_tokens
 
 
@@ -71,6 +71,7 @@ _gather = define(
     module="masked_patch_embed",
     check=_check_gather,
     fake=_fake_gather,
+    gradient=lambda *args: apply(_GatherPatches, *args),
 )
 
 _gather_backward = define(

@@ -13,6 +13,8 @@ from numbers import Real
 
 import torch
 
+#: What can be iterated over and is no sequence of numbers.
+UNORDERED = (str, bytes, set, frozenset, dict)
 _SYMBOLIC = (torch.SymInt, torch.SymFloat)
 _LARGEST = sys.float_info.max
 
@@ -51,10 +53,18 @@ def to_float(name: str, value: object) -> float:
     raise TypeError(f"{name} must be a number, got {_described(value)}")
 
 
+def to_bool(name: str, value: object) -> bool:
+    """`value` as a Python bool: Python's, NumPy's, a 0-dimensional tensor or array of bools; `TypeError`,
+    naming the argument, for anything else."""
+    if isinstance(value, bool) or (_is_bool(value) and _is_scalar(value)):
+        return bool(value)
+    raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def to_sides(name: str, value: object) -> tuple[int, int]:
     """Two whole numbers, the sides of a grid, from any sequence of two."""
     try:
-        first, second = value if not isinstance(value, str | bytes) else ()
+        first, second = value if not isinstance(value, UNORDERED) else ()
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}; allowed: two whole numbers") from None
     return to_int(name, first), to_int(name, second)

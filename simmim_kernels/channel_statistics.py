@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels._numbers import to_float
+from simmim_kernels.ops._channels import check_pair, listed_channels
 
 
 class ChannelStatistics(nn.Module):
@@ -27,10 +27,11 @@ class ChannelStatistics(nn.Module):
         like: Tensor,
     ) -> None:
         """Sets the buffers, on the device of the parameter `like`; float64 if that is."""
+        check_pair(mean, std)
         self._statistics = {}
         for name, values in (("mean", mean), ("std", std)):
             if values is not None:
-                values = tuple(to_float(name, value) for value in values)
+                values = listed_channels(name, values)
                 self._statistics[name] = values
                 values = _tensor(values, like)
             self.register_buffer(name, values, persistent=False)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels._numbers import to_float, to_int
+from simmim_kernels._numbers import to_bool, to_float, to_int
 from simmim_kernels.masks import PatchMask
+from simmim_kernels.ops._channels import check_pair, listed_channels
 from simmim_kernels.ops.mask_tokens import mask_tokens
 from simmim_kernels.ops.masked_loss import masked_huber, masked_l1, masked_mse, masked_smooth_l1
 from simmim_kernels.target_norm import TargetNorm
@@ -38,7 +39,8 @@ class MaskToken(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.prefix_tokens, self.keep_dtype = to_int("prefix_tokens", prefix_tokens), keep_dtype
+        self.prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+        self.keep_dtype = to_bool("keep_dtype", keep_dtype)
         self.token = nn.Parameter(
             torch.empty((1, 1, to_int("width", width)), device=device, dtype=dtype)
         )
@@ -85,9 +87,10 @@ class _MaskedLoss(nn.Module):
         super().__init__()
         self.order, self.eps, self.reduction = order, to_float("eps", eps), reduction
         self.target_norm = target_norm
+        check_pair(mean, std)
         # Numbers and no buffers: a cast of the module leaves them alone.
-        self.mean = None if mean is None else tuple(to_float("mean", value) for value in mean)
-        self.std = None if std is None else tuple(to_float("std", value) for value in std)
+        self.mean = None if mean is None else listed_channels("mean", mean)
+        self.std = None if std is None else listed_channels("std", std)
 
     def forward(self, pred: Tensor, target: Tensor, mask: PatchMask | Tensor) -> Tensor:
         return type(self).function(pred, target, mask, **self.options())

@@ -16,6 +16,10 @@ constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
 
 SIMMIM_BEGIN
 
+// Float16 gradients are kept times this before they are divided by the pixels: no slope of a
+// difference of two numbers of 16 bits is then beyond float16.
+constexpr float kHalfSlope = 0.25f;
+
 // A loss has `value` and its derivative `slope`, both of d and of `parameter(beta)`. The sum of the
 // values is multiplied by `unit(beta)`, the slopes are not. Both are 0 at d = 0, which is what
 // lanes without a masked pixel compute. C is a float type or, on the CPU, a vector of one, which

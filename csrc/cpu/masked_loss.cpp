@@ -82,7 +82,8 @@ void run(const Walk<C>& walk, const Weights& weights, double unit, double* sums,
     parallel_for(threads, elements, threads, [&](int64_t part) {
         for (int64_t i = pieces * part / threads; i < pieces * (part + 1) / threads; ++i) {
             const int64_t b = i / per_sample;
-            const double scale = scale_out ? 1.0 : weights.over(1.0, denominator[apart ? b : 0]);
+            const double scale =
+                scale_out ? kHalfSlope : weights.over(1.0, denominator[apart ? b : 0]);
             double total[kLanes] = {};
             walk.piece(b, i % per_sample, C(scale), scratch + part * bytes, total);
             partial[i] = sum_lanes(total);
@@ -94,7 +95,8 @@ void run(const Walk<C>& walk, const Weights& weights, double unit, double* sums,
     for (int64_t b = 0; b < results; ++b) {
         const bool empty = walk.batch == 0;
         loss[b] = empty ? C(0) : C(weights.over(sum[b] * unit, denominator[b]));
-        if (scale_out) scale_out[b] = empty ? C(0) : C(weights.over(1.0, denominator[b]));
+        if (scale_out)
+            scale_out[b] = empty ? C(0) : C(weights.over(1.0 / kHalfSlope, denominator[b]));
     }
 }
 

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(FEW ? kMostThreads / 4 : kMostThreads, FEW ? 1
     if (threadIdx.x == 0 && first == 0 && owner >= 0 && (each || row == 0)) {
         w.scaling.leave(each ? owner : 0, found);
     }
-    const float factor = w.scaled ? float(found) : 1.0f;
+    const float factor = w.scaled ? float(found) : kHalfSlope;
     for (int32_t c = int32_t(threadIdx.x); c < cell.channels; c += threads) {
         const double spread = w.std.base ? w.std.load(c) : 1.0;
         gains[c] = float(1.0 / (w.unit * spread));

@@ -119,9 +119,11 @@ struct LossScale {
         return masked == 0.0 ? 0.0 : factor / (masked * double(channels));
     }
 
-    // The first block of a result stores its factor for the launches that follow.
+    // The first block of a result stores its factor for the launches that follow, and what the
+    // caller multiplies float16 slopes by.
     __device__ __forceinline__ void leave(int64_t result, double found) const {
         scale[result] = found;
+        found /= kHalfSlope;
         if (out.element == kFloat64) {
             if (out.base) static_cast<double*>(out.base)[result] = found;
         } else if (out.base) {

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
         (each || sample == 0)) {
         w.scaling.leave(each ? owner : 0, found);
     }
-    const float factor = w.scaled ? float(found) : 1.0f;
+    const float factor = w.scaled ? float(found) : kHalfSlope;
 
     const int32_t i = piece.group * V, down = w.cut.down;
     double sum = 0;

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMostThreads, 4)
     if (threadIdx.x == 0 && tile == 0 && (each ? sample >= 0 : row == 0)) {
         problem.scaling.leave(each ? sample : 0, found);
     }
-    const double factor = problem.scaled ? found : 1.0;
+    const double factor = problem.scaled ? found : kHalfSlope;
     double sum = 0;
     for (int k = 0; k < kNumbers; ++k) {
         const int64_t i = (tile * kNumbers + k) * blockDim.x + threadIdx.x;

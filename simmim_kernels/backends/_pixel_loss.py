@@ -21,6 +21,10 @@ def _huber(d: Tensor, delta: float) -> Tensor:
 
 Function = Callable[[Tensor, float], Tensor]
 
+# Float16 gradients are kept times this before they are divided by the pixels: no slope of a difference of
+# two numbers of 16 bits is then beyond float16.
+HALF_SLOPE = 0.25
+
 # By name: a pixel's loss as a function of the difference and `LossSpec.beta`, and its derivative with
 # respect to the difference. C++ numbers the losses in this order.
 PIXEL_LOSSES: dict[str, tuple[Function, Function]] = {

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simmim_kernels._numbers import to_int
 from simmim_kernels.attention import attention
 from simmim_kernels.grid import token_grid
 from simmim_kernels.integrations.instance import has_hooks, is_changed
 from simmim_kernels.masks import PatchMask
+from simmim_kernels.ops._check import FLOATS, is_tensor
 from simmim_kernels.ops.place_tokens import take_masked_tokens
 
 _NORMS = ("LayerNorm", "LayerNormFp32", "RMSNorm", "RmsNorm", "RmsNormFp32", "Identity")
@@ -51,10 +53,10 @@ class MaskedLastBlock:
             raise TypeError(
                 f"{type(block).__qualname__} can't run on masked tokens alone: {reason}"
             )
-        if prefix_tokens < 0:
+        self.prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+        if self.prefix_tokens < 0:
             raise ValueError(f"prefix_tokens is {prefix_tokens}; allowed: 0 or more")
         self.block = block
-        self.prefix_tokens = prefix_tokens
         self._run = _family(block)[1]
 
     def __call__(
@@ -81,9 +83,25 @@ class MaskedLastBlock:
             TypeError: a plain bool mask, whose samples may differ in the number of masked tokens.
             ValueError: shapes that don't fit, for Swin a map that one window does not cover.
         """
+        is_tensor("x", x, FLOATS)
+        if shared_rel_pos_bias is not None:
+            self._check_bias(shared_rel_pos_bias, x.shape[1])
         grid = tuple(x.shape[1:3]) if x.dim() == 4 else grid
         masked = _Masked(mask, self.prefix_tokens, x.shape[1:-1].numel(), grid)
         return self._run(self.block, x, masked, shared_rel_pos_bias)
+
+    def _check_bias(self, bias: Tensor, tokens: int) -> None:
+        if self._run is not _beit:
+            raise ValueError(
+                f"shared_rel_pos_bias is given to a {type(self.block).__qualname__}, which adds none; "
+                "allowed: None"
+            )
+        is_tensor("shared_rel_pos_bias", bias, FLOATS)
+        shape = (self.block.attn.num_heads, tokens, tokens)
+        if bias.shape not in (shape, (1, *shape)):
+            raise ValueError(
+                f"shared_rel_pos_bias has shape {tuple(bias.shape)}; allowed: {shape}, {(1, *shape)}"
+            )
 
     @staticmethod
     def why_not(block: nn.Module) -> str | None:

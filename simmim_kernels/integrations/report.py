@@ -55,14 +55,16 @@ class Report:
 
 
 class _Attribute:
-    """An attribute of one object."""
+    """An attribute of one object, which keeps what somebody else has set since."""
 
     def __init__(self, owner: Any, name: str, value: Any) -> None:
-        self.owner, self.name, self.before = owner, name, getattr(owner, name)
+        self.owner, self.name, self.value = owner, name, value
+        self.before = getattr(owner, name)
         setattr(owner, name, value)
 
     def undo(self) -> None:
-        setattr(self.owner, self.name, self.before)
+        if getattr(self.owner, self.name) == self.value:
+            setattr(self.owner, self.name, self.before)
 
 
 class _Change:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from simmim_kernels._numbers import to_sides
 from simmim_kernels.channel_statistics import ChannelStatistics
-from simmim_kernels.integrations.instance import is_changed
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.timm_families import ViT, family_of
+from simmim_kernels.integrations.timm_stage import Stage, image_size_of
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._channels import Channels
+from simmim_kernels.ops._check import PIXELS, has_dims, is_tensor
 from simmim_kernels.ops.mask_image import mask_image
-from simmim_kernels.ops.mask_tokens import mask_tokens
-
-_STAGES = ("patch_embed", "stem")
 
 
 class MaskedEncoder(ChannelStatistics):
@@ -77,6 +74,9 @@ class MaskedEncoder(ChannelStatistics):
                 f"MaskedEncoder: this {type(backbone).__name__} drops patches while it trains, and "
                 "every hidden one must be predicted; build it with patch_drop_rate=0"
             )
+        if stage is not None and not isinstance(stage, str):
+            raise TypeError(f"stage must be the name of a module, got {type(stage).__name__}")
+        img_size = None if img_size is None else to_sides("img_size", img_size)
         self.backbone = backbone
         self.report = Report(type(backbone).__name__)
         self.family = family_of(backbone) if stage is None else None
@@ -90,7 +90,7 @@ class MaskedEncoder(ChannelStatistics):
             self.width, token_width = backbone.num_features, backbone.patch_embed.proj.out_channels
             self._tell_family()
         else:
-            self._stage = _Stage(backbone, stage, img_size or _image_size(backbone), self.report)
+            self._stage = Stage(backbone, stage, img_size or image_size_of(backbone), self.report)
             self.patch, token_width = self._stage.patch, self._stage.width
             self.stride, self.width = self._stage.out_stride, self._stage.out_width
         like = next(backbone.parameters())
@@ -101,6 +101,7 @@ class MaskedEncoder(ChannelStatistics):
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
         `(B, C, H, W)`, uint8 or floating, under a mask."""
+        _check(images)
         if self.family is not None:
             return self.family.tokens(self._patches(images, mask), self._patch_grid(images))
         dtype = self.mask_token.dtype
@@ -114,6 +115,7 @@ class MaskedEncoder(ChannelStatistics):
         None where the last block needs all tokens or must be called (a hook), where samples may hide
         different numbers (a plain mask), or where a mask unit is smaller than an output token.
         """
+        _check(images)
         if self.family is None or not isinstance(mask, PatchMask):
             return None
         out_grid = images.shape[2] // self.stride, images.shape[3] // self.stride
@@ -133,12 +135,22 @@ class MaskedEncoder(ChannelStatistics):
         Raises:
             TypeError: no ViT: the tokens of all others depend on their neighbours in a grid.
         """
+        _check(images)
         if not isinstance(self.family, ViT):
             raise TypeError(
                 f"visible_tokens: this {type(self.backbone).__name__} needs its patches on a whole "
                 "grid; allowed: a ViT"
             )
         return self.family.all_tokens(self._visible_patches(images, mask))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "backbone" and getattr(self, "_is_replica", False):
+            # DataParallel's replica has a backbone of its own, and shares all else with the original.
+            part = "_stage" if self.family is None else "family"
+            runner = copy(getattr(self, part))
+            runner.backbone = value
+            setattr(self, part, runner)
 
     def undo(self) -> nn.Module:
         """The model as it was, with the weights that it has now. The encoder is of no use then."""
@@ -167,137 +179,6 @@ class MaskedEncoder(ChannelStatistics):
             self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"
 
 
-class _Stage:
-    """The stage of a model that turns pixels into patches, with the token put into its output.
-
-    Its forward is changed on the instance, and is the class's own but while `tokens` runs.
-    """
-
-    def __init__(
-        self, backbone: nn.Module, name: str | None, img_size: tuple[int, int], report: Report
-    ) -> None:
-        cls = type(backbone).__name__
-        names = _STAGES if name is None else (name,)
-        modules = dict(backbone.named_modules())
-        found = next((n for n in names if isinstance(modules.get(n), nn.Module)), None)
-        if found is None:
-            raise TypeError(
-                f"MaskedEncoder: {cls} has no {' or '.join(names)}; {_advice(backbone)}"
-            )
-        module = modules[found]
-        if not _convolves(module):
-            raise TypeError(
-                f"MaskedEncoder: {found} of {cls} has no convolution that turns pixels into patches; "
-                f"{_advice(backbone)}"
-            )
-        if is_changed(module):
-            raise ValueError(f"MaskedEncoder: {found} of this {cls} was changed already: undo that")
-        self.backbone, self.module = backbone, module
-        self.prefix = getattr(backbone, "num_prefix_tokens", 0)
-        self._learn_shapes(module, found, img_size)
-        report._replace_forward(module, _substituting)
-        report.replaced[found] = "mask_tokens on its output, in this encoder's calls"
-        report.left["patches"] = "all are embedded: this family's stage is run as it is"
-
-    def _learn_shapes(self, module: nn.Module, name: str, img_size: tuple[int, int]) -> None:
-        """Run the model on zeros, and read from what comes how its stage and output are laid out."""
-        seen: list[Tensor] = []
-        hook = module.register_forward_hook(lambda _, __, out: seen.append(_first(out)))
-        like = next(self.backbone.parameters())
-        channels = next(m for m in module.modules() if isinstance(m, nn.Conv2d)).in_channels
-        training = self.backbone.training
-        try:
-            with torch.no_grad():
-                zeros = like.new_zeros(1, channels, *img_size)
-                out = self.backbone.eval().forward_features(zeros)
-        finally:
-            hook.remove()
-            self.backbone.train(training)
-        where = f"MaskedEncoder: {type(self.backbone).__name__}"
-        if not seen:
-            raise ValueError(
-                f"{where} does not call its {name} as one module; pass stage=, the name of the "
-                "module that turns pixels into patches"
-            )
-        self.layout, self.patch, self.width = _layout(f"{where}.{name}", seen[0], img_size, 0)
-        self.out_layout, self.out_stride, self.out_width = _layout(
-            where, _first(out), img_size, self.prefix
-        )
-
-    def tokens(self, image: Tensor, mask: PatchMask | Tensor, token: Tensor) -> Tensor:
-        # On the module and not here: a copy of the encoder must find its own.
-        self.module._masking = (mask, token, self.layout)
-        try:
-            x = _first(self.backbone.forward_features(image))
-        finally:
-            del self.module._masking
-        if self.out_layout == "NCHW":
-            return x.flatten(2).transpose(1, 2)
-        return x[:, self.prefix :] if x.dim() == 3 else x.flatten(1, 2)
-
-
-def _substituting(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """The stage's forward, with the token in its output while there is a mask."""
-
-    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        out = theirs(module, *args, **kwargs)
-        if not hasattr(module, "_masking"):
-            return out
-        mask, token, layout = module._masking
-        x = _first(out)
-        if layout == "NCHW":
-            x = mask_tokens(x.permute(0, 2, 3, 1), mask, token).permute(0, 3, 1, 2)
-        else:
-            x = mask_tokens(x, mask, token)
-        return (x, *out[1:]) if isinstance(out, tuple) else x
-
-    return forward
-
-
-def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d) for m in module.modules())
-
-
-def _advice(backbone: nn.Module) -> str:
-    """What to do about a model whose stage of patches was not found."""
-    stages = [name for name, module in backbone.named_children() if _convolves(module)]
-    if stages:
-        return (
-            "pass stage=, the name of the module whose convolutions turn pixels into patches; this "
-            f"model has convolutions in {', '.join(stages)}"
-        )
-    return (
-        "this model embeds patches without a convolution, which is not supported; use one that does, "
-        "as the ViT of a fixed size with the same weights (vit_base_patch16_224)"
-    )
-
-
-def _first(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple | list) else out
-
-
-def _image_size(backbone: nn.Module) -> tuple[int, int]:
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    size = size or getattr(backbone, "pretrained_cfg", {}).get("input_size", (0, 224, 224))[1:]
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _layout(what: str, x: Tensor, img_size: tuple[int, int], prefix: int) -> tuple[str, int, int]:
-    """How a map or a row of tokens lies over an image: its layout, pixels a token, numbers a token."""
-    height, width = img_size
-    if x.dim() == 3:
-        tokens = max(x.shape[1] - prefix, 1)
-        side = math.isqrt(height * width // tokens)
-        if side and (height // side) * (width // side) == tokens:
-            return "NLC", side, x.shape[2]
-    elif x.dim() == 4:
-        for layout, (h, w), channels in (
-            ("NCHW", x.shape[2:], x.shape[1]),
-            ("NHWC", x.shape[1:3], x.shape[3]),
-        ):
-            if height % h == width % w == 0 and height // h == width // w:
-                return layout, height // h, channels
-    raise ValueError(
-        f"{what} gives {tuple(x.shape)} for an image of {height} x {width}, which is no grid of "
-        "square tokens; pass img_size="
-    )
+def _check(images: Tensor) -> None:
+    is_tensor("images", images, PIXELS)
+    has_dims("images", images, {4: "(B, C, H, W)"})

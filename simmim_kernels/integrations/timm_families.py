@@ -106,9 +106,8 @@ class Family(ABC):
         grid = size[0] // embed.patch_size[0], size[1] // embed.patch_size[1]
         pos = self.pos_embed(grid)
         norm = None if isinstance(embed.norm, nn.Identity) else embed.norm
-        called = type(embed.proj) is not nn.Conv2d or any(
-            has_hooks(m) or is_changed(m) for m in (embed, embed.proj)
-        )
+        plain = type(embed.proj) is nn.Conv2d and embed.proj.groups == 1
+        called = not plain or any(has_hooks(m) or is_changed(m) for m in (embed, embed.proj))
         if called or (token is None and norm is not None):
             dtype = next(embed.parameters()).dtype
             x = embed(mask_image(images, mask, 0.0, mean=mean, std=std, dtype=dtype))

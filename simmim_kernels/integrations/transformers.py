@@ -177,8 +177,9 @@ def _why_not_head(decoder: nn.Module) -> str | None:
         isinstance(decoder, nn.Sequential)
         and [type(m) for m in decoder] == [nn.Conv2d, nn.PixelShuffle]
         and decoder[0].kernel_size == (1, 1)
+        and decoder[0].groups == 1
     )
-    return None if plain else "it is no 1x1 Conv2d with PixelShuffle: it predicts every token"
+    return None if plain else "it is no plain 1x1 Conv2d with PixelShuffle: it predicts every token"
 
 
 def _model_forward(

@@ -65,6 +65,8 @@ def why_not_embed(embeddings: nn.Module) -> str | None:
     if type(conv) is not nn.Conv2d:
         kind = type(conv)
         return f"its projection is a {kind.__module__}.{kind.__name__}, not torch's Conv2d"
+    if conv.groups > 1:
+        return "its convolution is grouped"
     if conv.kernel_size != conv.stride or conv.padding not in ((0, 0), "valid"):
         return "its patches overlap, so visible ones need pixels of masked ones"
     if getattr(embed, "norm", None) is not None:

@@ -11,8 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_float
+from simmim_kernels._numbers import UNORDERED, to_float
 from simmim_kernels.ops._check import FLOATS, is_tensor
+from simmim_kernels.ops._define import needs_grad
 
 Channels = Sequence[float] | Tensor | None
 
@@ -32,14 +33,15 @@ def channel_stats(
     """
     if mean is None and std is None:
         return None, None
-    if mean is None or std is None:
-        raise ValueError("mean and std go together: give both or neither")
+    check_pair(mean, std)
     return _as_tensor("mean", mean, image), _as_tensor("std", std, image)
 
 
 def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Tensor:
     if isinstance(values, Tensor):
         is_tensor(name, values, FLOATS)
+        if needs_grad(values):
+            raise ValueError(f"{name} requires grad; allowed: a tensor that gets none, detach it")
         return values.float() if values.dtype.itemsize == 2 else values
     device = image.device
     plain = (
@@ -49,24 +51,33 @@ def _as_tensor(name: str, values: Sequence[float] | Tensor, image: Tensor) -> Te
     )
     if plain and (name, values, device) in _passed:
         return _tensor(values, device)
-    listed = _listed(name, values)
-    least = 0.0 if name == "std" else -math.inf
-    if not all(least < value < math.inf for value in listed):
-        allowed = "positive" if name == "std" else "finite"
-        raise ValueError(f"{name} is {listed}; allowed: {allowed} numbers")
+    listed = listed_channels(name, values)
     if plain and len(_passed) < _MOST:
         _passed.add((name, values, device))
     return _tensor(listed, device)
 
 
-def _listed(name: str, values: Sequence[float]) -> tuple[float, ...]:
+def listed_channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """`mean` or `std` as Python floats. `TypeError` for what is no sequence of numbers, `ValueError` for
+    one that is not finite, and for a `std` that is not positive."""
     try:
-        if not isinstance(values, str):
-            return tuple(to_float(name, value) for value in values)
+        if isinstance(values, UNORDERED):
+            raise TypeError
+        listed = tuple(to_float(name, value) for value in values)
     except TypeError:
-        pass
-    # Written here and not before: symbolic numbers can't be shown while they are traced.
-    raise TypeError(f"{name} is {values!r}; allowed: one number a channel")
+        # Written here and not before: symbolic numbers can't be shown while they are traced.
+        raise TypeError(f"{name} is {values!r}; allowed: one number a channel") from None
+    least = 0.0 if name == "std" else -math.inf
+    if not all(least < value < math.inf for value in listed):
+        allowed = "positive" if name == "std" else "finite"
+        raise ValueError(f"{name} is {listed}; allowed: {allowed} numbers")
+    return listed
+
+
+def check_pair(mean: Channels, std: Channels) -> None:
+    """`ValueError` where one of `mean` and `std` is given without the other."""
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std go together: give both or neither")
 
 
 def check_channels(name: str, value: Tensor | None, channels: int) -> None:
@@ -80,8 +91,7 @@ def check_channels(name: str, value: Tensor | None, channels: int) -> None:
 
 def check_channel_stats(image: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
     """Checks the `mean` and `std` that normalise `image`: both or neither, one number a channel."""
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together: give both or neither")
+    check_pair(mean, std)
     check_channels("mean", mean, image.shape[1])
     check_channels("std", std, image.shape[1])
 

@@ -115,6 +115,7 @@ def define(
     check: Callable[..., None],
     fake: Callable[..., Any],
     run: Callable[..., Any] | None = None,
+    gradient: Callable[..., Any] | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> Op:
     """Register the op of `schema`, whose first argument is a tensor.
@@ -128,6 +129,8 @@ def define(
         fake: allocates outputs of the right shape, type and strides from fake tensors.
         run: what runs on every device, for an op that is made of others; without it the function of
             that name in the backend that serves.
+        gradient: the op's result with a gradient, from its autograd Function; None for arguments of
+            which that has none. Exported programs hold the op alone, without the Function around it.
     """
     name = schema.partition("(")[0]
     schema, spec_at = _expand(schema)
@@ -139,8 +142,17 @@ def define(
 
     for key in _KEYS:
         _LIBRARY.impl(name, run_grouped, key)
-    # Gradients are the autograd Functions' business, which call the op from outside.
-    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+    def run_with_gradient(*args: Any) -> Any:
+        result = gradient(*op.grouped(args)) if needs_grad(*args) else None
+        if result is not None:
+            return result
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.overload(*args)
+
+    _LIBRARY.impl(
+        name, run_with_gradient if gradient else torch.library.fallthrough_kernel, "Autograd"
+    )
 
     def checked_fake(*args: Any) -> Any:
         args = op.grouped(args)
@@ -160,11 +172,26 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+class _NoContext:
+    """What a Function's forward leaves to a backward that is not called."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+
 def differentiate(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply(*args)`, refusing the transforms that no kernel here supports."""
+    if torch.compiler.is_exporting():
+        # A strict export would keep the Function as a part without gradients; the op has its own.
+        return function.forward(_NoContext(), *args)
     if torch.compiler.is_compiling():
         return function.apply(*args)
     refuse_transforms(function, args)
+    return apply(function, *args)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, whose backward keeps the choice of backend."""
     result = function.apply(*args)
     forced = backends.forced()
     if forced is not None:

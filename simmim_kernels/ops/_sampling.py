@@ -81,7 +81,10 @@ def sample_ids(n_or_ids: int | Tensor, device: torch.device | str | None) -> Ten
     if isinstance(n_or_ids, Tensor) and n_or_ids.dim() > 0:
         is_tensor("n_or_ids", n_or_ids, (torch.int64,))
         return n_or_ids if device is None else _moved(n_or_ids, torch.device(device))
-    count = to_int("n_or_ids", n_or_ids)
+    try:
+        count = to_int("n_or_ids", n_or_ids)
+    except TypeError as error:
+        raise TypeError(f"{error}; sample ids are a tensor int64 (B,)") from None
     if not 0 <= count < 1 << 31:
         raise ValueError(
             f"n_or_ids is {count}; allowed: a batch size from 0 to 2^31 - 1 or int64 sample ids"

@@ -6,6 +6,7 @@ import sys
 
 import torch
 from torch import Tensor
+from torch._functorch import config
 
 from simmim_kernels import backends
 from simmim_kernels.ops._define import are_plain, define
@@ -13,32 +14,40 @@ from simmim_kernels.ops._define import are_plain, define
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
-def _check(grad: Tensor, factor: Tensor) -> None:
+def _check(grad: Tensor, factor: Tensor, *_: bool) -> None:
     if factor.dim() > 1 or (factor.dim() and factor.shape[0] != grad.shape[0]):
         raise ValueError(f"factor has shape {tuple(factor.shape)}; allowed: (), ({grad.shape[0]},)")
 
 
 def _rows(grad: Tensor, factor: Tensor) -> Tensor:
-    """The factor, or that of each row of `grad`, in a shape that multiplies it."""
-    return factor.view(-1, *(1,) * (grad.dim() - 1)) if factor.dim() else factor
+    """The factor, or that of each row of `grad`, in a shape that multiplies it: with dimensions, because
+    GPUs round a number without to the type of `grad` first."""
+    return factor.view(-1, *(1,) * (grad.dim() - 1))
 
 
 def _multiplied(grad: Tensor, factor: Tensor) -> Tensor:
     return (grad * _rows(grad, factor)).to(grad.dtype)
 
 
-def _fake(grad: Tensor, factor: Tensor) -> Tensor:
+def _scaled_copy(grad: Tensor, factor: Tensor, *_: bool) -> Tensor:
+    grad = grad.clone()
+    _scale_in_place(grad, factor)
+    return grad
+
+
+def _fake(grad: Tensor, factor: Tensor, donated: bool) -> Tensor:
     _lower_in_place()
     return torch.empty_like(grad)
 
 
-# What compiled backward passes call.
+# What compiled backward passes call. `donated`, PyTorch's setting, is an argument because Inductor's cache
+# of compiled code does not tell apart graphs that differ in it alone.
 _scaled_gradient = define(
-    "scaled_gradient(Tensor grad, Tensor factor) -> Tensor",
+    "scaled_gradient(Tensor grad, Tensor factor, bool donated) -> Tensor",
     module="masked_loss",
     check=_check,
     fake=_fake,
-    run=_multiplied,
+    run=_scaled_copy,
 )
 
 
@@ -76,7 +85,7 @@ def _lower_in_place() -> None:
         return
     ir = lowering.ir
 
-    def lower(grad, factor):
+    def lower(grad, factor, donated):
         node = lowering.V.graph.current_node.args[0]
         grad.realize()
         buffer = grad.data.data if isinstance(grad.data, ir.StorageBox) else None
@@ -84,7 +93,7 @@ def _lower_in_place() -> None:
             in_place = torch.ops.simmim_kernels.scale_gradient_.default
             ir.FallbackKernel.create(in_place, grad, factor)
             return grad
-        return lowering.fallback_handler(op, add_to_fallback_set=False)(grad, factor)
+        return lowering.fallback_handler(op, add_to_fallback_set=False)(grad, factor, donated)
 
     lowering.register_lowering(op, type_promotion_kind=None)(lower)
 
@@ -98,7 +107,7 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
     kernel does.
     """
     if torch.compiler.is_compiling():
-        return _scaled_gradient(grad, factor)
+        return _scaled_gradient(grad, factor, config.donated_buffer)
     if not are_plain((grad, factor)):
         return _multiplied(grad, factor)
     if grad.device.type == "cpu" and not factor.dim():
@@ -107,6 +116,6 @@ def scaled(grad: Tensor, factor: Tensor, shared: bool) -> Tensor:
             return grad * number
         return grad if number == 1.0 else grad.mul_(number)
     if shared or _keeps_graph():
-        grad = grad.clone()
+        return _scaled_copy(grad, factor)
     _scale_in_place(grad, factor)
     return grad

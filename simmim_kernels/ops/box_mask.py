@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simmim_kernels._numbers import to_bool
 from simmim_kernels.backends._results import empty_lists
 from simmim_kernels.masks import PatchMask
 from simmim_kernels.ops._sampling import check_sampling, checked_ratio, define_mask, draw, sides
@@ -75,4 +76,6 @@ def box_mask(
     grid_h, grid_w = sides(grid)
     part = checked_ratio(ratio)
     box = int(grid_h * part), int(grid_w * part)
-    return draw(_box_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, *box, bool(center))
+    return draw(
+        _box_mask, n_or_ids, device, seed, epoch, grid_h, grid_w, *box, to_bool("center", center)
+    )

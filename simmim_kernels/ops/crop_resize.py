@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_sides
+from simmim_kernels._numbers import to_bool, to_sides
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
 from simmim_kernels.ops._define import define, needs_grad
 
@@ -138,8 +138,7 @@ def crop_resize(
     height, width = to_sides("size", size)
     if not isinstance(interpolation, str):
         raise TypeError(f"interpolation must be a text, got {type(interpolation).__name__}")
-    if not isinstance(antialias, bool):
-        raise TypeError(f"antialias must be a bool, got {type(antialias).__name__}")
+    antialias = to_bool("antialias", antialias)
     if dtype is None:
         dtype = listed[0].dtype if listed else torch.uint8
     elif not isinstance(dtype, torch.dtype):

@@ -16,7 +16,7 @@ from simmim_kernels.ops._channels import (
     check_channels,
 )
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_mask, is_tensor, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 
 
 def _check_units(name: str, image: Tensor, mask: Tensor) -> None:
@@ -61,6 +61,7 @@ _forward = define(
     module="mask_image",
     check=_check_forward,
     fake=lambda image, mask, fill, value, mean, std, dtype: empty_image(image, dtype),
+    gradient=lambda *args: apply(_MaskImage, *args),
 )
 
 # A dtype of None asks for no gradient of that input; its place is then an empty tensor.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_int
+from simmim_kernels._numbers import to_bool, to_int
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, is_token, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 
 _LAYOUTS = {3: "(B, L, D)", 4: "(B, h, w, D)"}
 
@@ -80,6 +80,7 @@ _forward = define(
     module="mask_tokens",
     check=check,
     fake=_fake_forward,
+    gradient=lambda *args: apply(_MaskTokens, *args),
 )
 
 # A dtype of None asks for no gradient of that input; its place is then an empty tensor.
@@ -165,7 +166,8 @@ def mask_tokens(
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
     grid = mask_grid(mask)
-    args = (x, grid, token, pos_embed, to_int("prefix_tokens", prefix_tokens), bool(keep_dtype))
+    prefix_tokens = to_int("prefix_tokens", prefix_tokens)
+    args = (x, grid, token, pos_embed, prefix_tokens, to_bool("keep_dtype", keep_dtype))
     if needs_grad(x, token, pos_embed):
         return differentiate(_MaskTokens, *args)
     return _forward(*args)

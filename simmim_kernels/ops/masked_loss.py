@@ -11,7 +11,14 @@ from simmim_kernels.backends._results import empty_loss
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._channels import Channels, channel_stats
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor
-from simmim_kernels.ops._define import are_plain, define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import (
+    apply,
+    are_plain,
+    define,
+    differentiate,
+    first_order,
+    needs_grad,
+)
 from simmim_kernels.ops._loss_check import PREDICTIONS, check, check_tensors
 from simmim_kernels.ops._loss_options import with_norm, with_numbers
 from simmim_kernels.ops._scaled_gradient import scaled
@@ -27,13 +34,14 @@ def _fake(pred, target, mask, index, mean, std, spec, with_grad) -> tuple[Tensor
 
 # The gradient is that of pred, for a gradient of 1 of each result. In float16 it lacks the division
 # by the denominator, which would leave it a few bits: it must still be multiplied by `scale`, of
-# the loss's shape; in every other type `scale` is empty. Without `with_grad` both are empty.
+# the loss's shape, which also takes back `HALF_SLOPE`; in every other type `scale` is empty. Without `with_grad` both are empty.
 _masked_loss = define(
     "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean, Tensor? std,"
     " LossSpec spec, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",
     module="masked_loss",
     check=check,
     fake=_fake,
+    gradient=lambda *args: apply(_MaskedLossOp, *args[:-1]),
 )
 
 
@@ -79,6 +87,22 @@ class _MaskedLoss(torch.autograd.Function):
         if factor.dim() and index is not None and index.dim() == 1:  # rows of samples of any count
             factor = factor[(index // ctx.tokens).clamp(min=0)]
         return (scaled(grad, factor, ctx.shared), *(None,) * 6)
+
+
+class _MaskedLossOp(_MaskedLoss):
+    """All results of the op, of which the loss has a gradient."""
+
+    @staticmethod
+    def forward(ctx, pred, *args):
+        results = _masked_loss(pred, *args, True)
+        loss = _MaskedLoss.keep(ctx, *results, *args[:3])
+        ctx.shared = True
+        ctx.mark_non_differentiable(*results[1:])
+        return loss, *results[1:]
+
+    @first_order
+    def backward(ctx, grad_loss, *_):
+        return _MaskedLoss.backward(ctx, grad_loss)
 
 
 class _MaskedLossInPlace(_MaskedLoss):

@@ -18,7 +18,7 @@ from simmim_kernels.ops._channels import (
     check_channels,
 )
 from simmim_kernels.ops._check import FLOATS, PIXELS, has_dims, is_tensor, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 from simmim_kernels.ops.place_tokens import check_grid, check_patch_mask, place_tokens, take_tokens
 
 
@@ -71,6 +71,7 @@ _gather = define(
     module="masked_patch_embed",
     check=_check_gather,
     fake=_fake_gather,
+    gradient=lambda *args: apply(_GatherPatches, *args),
 )
 
 _gather_backward = define(
@@ -162,9 +163,11 @@ def masked_patch_embed(
 
     Source: SimMIM's patch embedding followed by `x * (1 - w) + mask_token * w`.
     """
+    if norm is not None and not callable(norm):
+        raise TypeError(f"norm must be callable, got {type(norm).__name__}")
     rows, grid = _embed_visible(image, weight, bias, mask, mean, std)
     if norm is not None:
-        rows = norm(rows)
+        rows = _normed(norm, rows)
     return place_tokens(
         rows, mask_grid(mask), token, grid, pos_embed=pos_embed, keep_dtype=keep_dtype
     )
@@ -221,6 +224,17 @@ def visible_patch_embed(
         rows = rows + take_tokens(everywhere, mask.mask, (h, w), rows.shape[0])
     visible = mask.visible.shape[1] * math.prod(scale_of((h, w), mask.mask.shape[1:]))
     return rows.view(image.shape[0], visible, weight.shape[0])
+
+
+def _normed(norm: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    normed = norm(rows)
+    shape = getattr(normed, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != rows.shape[0]:
+        made = f"a {type(normed).__name__}" if shape is None else tuple(shape)
+        raise ValueError(
+            f"norm made {made} of rows of shape {tuple(rows.shape)}; allowed: one row of each"
+        )
+    return normed
 
 
 def _embed_visible(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simmim_kernels._numbers import to_int, to_sides
+from simmim_kernels._numbers import to_bool, to_int, to_sides
 from simmim_kernels.backends._results import empty_gradients
 from simmim_kernels.grid import token_grid, whole_scale
 from simmim_kernels.masks import PatchMask, mask_grid
 from simmim_kernels.ops._check import FLOATS, has_dims, is_mask, is_tensor, is_token, same_device
-from simmim_kernels.ops._define import define, differentiate, first_order, needs_grad
+from simmim_kernels.ops._define import apply, define, differentiate, first_order, needs_grad
 
 
 def check_grid(mask: Tensor, batch: int, h: int, w: int, count: int) -> None:
@@ -65,6 +65,12 @@ def _fake_place(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dty
     return rows.new_empty((mask.shape[0], prefix_tokens + h * w, rows.shape[1]), dtype=dtype)
 
 
+def _place_with_gradient(rows, mask, token, pos_embed, prefix_tokens, prefixed, h, w, dtype):
+    if token is None:  # the gradient of `_take`
+        return None
+    return apply(_PlaceTokens, rows, mask, token, pos_embed, prefix_tokens, h, w, dtype)
+
+
 def _check_take(
     x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
 ) -> None:
@@ -91,6 +97,15 @@ def _fake_take(
     )
 
 
+def _take_with_gradient(
+    x, mask, prefix_tokens, prefixed, h, w, count, rows_dtype, token_dtype, pos_rows, pos_dtype
+):
+    if prefixed or rows_dtype is None or token_dtype or pos_dtype:  # the gradient of `_place`
+        return None
+    rows = apply(_TakeTokens, x, mask, prefix_tokens, h, w, count)
+    return rows, x.new_empty(0), x.new_empty(0)
+
+
 # Rows in ascending order of the visible tokens, sample after sample; rows beyond the last visible
 # token are padding. With `prefixed` those of each sample begin with its prefix tokens; without,
 # prefix tokens become zeros. No token means zeros.
@@ -100,6 +115,7 @@ _place = define(
     module="place_tokens",
     check=_check_place,
     fake=_fake_place,
+    gradient=_place_with_gradient,
 )
 
 # The visible rows of x, after those of the prefix with `prefixed`; the sum of the masked ones; and
@@ -113,6 +129,7 @@ _take = define(
     module="place_tokens",
     check=_check_take,
     fake=_fake_take,
+    gradient=_take_with_gradient,
 )
 
 
@@ -182,6 +199,7 @@ def place_tokens(
     is_tensor("token", token, FLOATS)
     if pos_embed is not None:
         is_tensor("pos_embed", pos_embed, FLOATS)
+    keep_dtype = to_bool("keep_dtype", keep_dtype)
     dtype = rows.dtype if keep_dtype else torch.promote_types(rows.dtype, token.dtype)
     args = (rows, mask_grid(mask), token, pos_embed)
     return _placed(*args, 0, *to_sides("grid", grid), dtype)
@@ -245,6 +263,7 @@ def restore_tokens(
             f"leaves {mask.visible.shape[1]} units visible in each of {mask.visible.shape[0]} "
             f"samples: {(*expected, x.shape[2])}; mask.on_grid gives the mask of smaller units"
         )
+    keep_dtype = to_bool("keep_dtype", keep_dtype)
     dtype = x.dtype if keep_dtype else torch.promote_types(x.dtype, token.dtype)
     rows = x.reshape(expected[0] * expected[1], x.shape[2])
     return _placed(rows, grid, token, pos_embed, prefix_tokens, *grid.shape[1:], dtype)

@@ -65,6 +65,21 @@ def test_memory_that_others_read_is_left_alone(step):
 
 
 @pytest.mark.slow
+def test_a_graph_that_is_kept_does_not_run_cached_code_of_one_that_was_not(step):
+    """PyTorch asks whoever keeps a compiled graph to set `donated_buffer=False`, and its cache of
+    compiled code on disk does not see that setting."""
+    function, tensors = step
+    expected = torch.autograd.grad(function(*tensors) * 3.0, tensors[1])[0]
+    for kept in (False, True):
+        torch._dynamo.reset()
+        with torch._functorch.config.patch(donated_buffer=not kept):
+            loss = torch.compile(function, fullgraph=True)(*tensors) * 3.0
+            for _ in range(3 if kept else 1):
+                (grad,) = torch.autograd.grad(loss, tensors[1], retain_graph=kept)
+                assert torch.allclose(grad, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_gradients_of_a_leaf_stay_after_the_next_step():
     pred, target, mask, _ = problem(2, 3, (2, 2), 8, 4, "cyx", torch.float32, torch.float32)
     pred.requires_grad_()

@@ -268,6 +268,22 @@ def test_bad_inputs_are_named():
         last(torch.zeros(3, 27, D), mask)
     with pytest.raises(ValueError, match="prefix_tokens is -1"):
         MaskedLastBlock(block, prefix_tokens=-1)
+    for wrong in ("1", 1.0, None):
+        with pytest.raises(TypeError, match=r"^prefix_tokens must be a whole number"):
+            MaskedLastBlock(block, prefix_tokens=wrong)
+    for wrong in ("x", None, x.long()):
+        with pytest.raises(TypeError, match=r"^x "):
+            last(wrong, mask)
     window = MaskedLastBlock(built("swin")[0])
+    shared = torch.zeros(HEADS, 25, 25)
+    for other, tokens in ((last, x), (window, torch.zeros(3, 4, 6, D))):
+        with pytest.raises(ValueError, match=r"^shared_rel_pos_bias is given .* allowed: None"):
+            other(tokens, mask, shared_rel_pos_bias=shared)
+    last = MaskedLastBlock(built("beit, shared bias")[0], prefix_tokens=1)
+    for shape in ((25, 25), (2, HEADS, 25, 25), (HEADS, 1, 25), (HEADS, 24, 24)):
+        with pytest.raises(ValueError, match=r"^shared_rel_pos_bias has shape .* \(3, 25, 25\)"):
+            last(torch.zeros(3, 25, D), mask, shared_rel_pos_bias=torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"^shared_rel_pos_bias must be a tensor"):
+        last(torch.zeros(3, 25, D), mask, shared_rel_pos_bias=0.5)
     with pytest.raises(ValueError, match=r"allowed: \(B, 4, 6, D\)"):
         window(torch.zeros(3, 6, 4, D), mask)

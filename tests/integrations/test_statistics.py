@@ -102,6 +102,29 @@ def test_loss_modules_hold_numbers():
     assert (loss.mean, loss.std) == (MEAN, STD)
 
 
+LOSSES = [nn.MaskedL1Loss, nn.MaskedMSELoss, nn.MaskedSmoothL1Loss, nn.MaskedHuberLoss]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"std": None}, ValueError, "mean and std go together"),
+        ({"mean": None}, ValueError, "mean and std go together"),
+        ({"mean": 0.5}, TypeError, "mean is 0.5; allowed: one number a channel"),
+        ({"mean": {0.5, 0.4}}, TypeError, "mean is {.*; allowed: one number a channel"),
+        ({"mean": (0.5, 0.4, float("inf"))}, ValueError, "mean is .*; allowed: finite numbers"),
+        ({"std": (0.5, 0.0, 0.3)}, ValueError, "std is .*; allowed: positive numbers"),
+        ({"std": torch.tensor([0.5, 0.4, float("nan")])}, ValueError, "std is .*; allowed: pos"),
+    ],
+)
+def test_wrong_statistics_are_named_where_they_are_given(change, error, words):
+    model = encoder_of_vit().backbone
+    makers = (lambda **stats: MaskedEncoder(model, **stats), *LOSSES)
+    for make in makers:
+        with pytest.raises(error, match=rf"^{words}"):
+            make(**{"mean": MEAN, "std": STD} | change)
+
+
 def test_a_stage_without_a_convolution_is_named():
     model = timm.create_model("naflexvit_base_patch16_gap", depth=1, embed_dim=32, num_heads=2)
     with pytest.raises(

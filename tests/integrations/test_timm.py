@@ -205,6 +205,23 @@ def test_what_is_refused_in_one_line(make, error, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["convnext", "vit"])
+def test_bad_arguments_are_named(name):
+    images, mask = problem()
+    for size in (64, "64", (64.0, 64.0), (64, 64, 3)):
+        with pytest.raises(TypeError, match=r"^img_size "):
+            MaskedEncoder(build(name), img_size=size)
+    with pytest.raises(TypeError, match=r"^stage must be the name of a module, got Identity"):
+        MaskedEncoder(build(name), stage=nn.Identity())
+    encoder = MaskedEncoder(build(name))
+    for call in (encoder, encoder.hidden_tokens, encoder.visible_tokens):
+        for wrong in (None, "x", images.long()):
+            with pytest.raises(TypeError, match=r"^images "):
+                call(wrong, mask)
+        with pytest.raises(ValueError, match=r"^images has shape .*; allowed: \(B, C, H, W\)"):
+            call(images[0], mask)
+
+
 def test_outputs_that_form_no_grid_are_refused():
     with pytest.raises(ValueError, match="no grid of square tokens"):
         MaskedEncoder(build("convnext"), img_size=(70, 64))

@@ -52,6 +52,16 @@ def test_products_where_they_are_faster(dtype, training, expected):
     assert calls_of_sdpa(model, dtype, training) == 2
 
 
+@named
+def test_a_path_chosen_afterwards_outlives_undo():
+    model = build("ViT")
+    report = sk.apply_kernels(model)
+    model.set_attn_implementation("eager")
+    report.undo()
+    assert model.config._attn_implementation == "eager"
+    assert calls_of_sdpa(model, torch.float32) == 0
+
+
 def test_none_leaves_it_alone():
     model = build("ViT").bfloat16()
     report = sk.apply_kernels(model, attention=None)

@@ -8,7 +8,7 @@ from torch import nn
 
 import simmim_kernels as sk
 from tests.integrations import test_transformers_mae as mae
-from tests.integrations.transformers_models import build, flat, problem, transformers
+from tests.integrations.transformers_models import CASES, build, flat, problem, transformers
 
 MAEDecoder = transformers.models.vit_mae.modeling_vit_mae.ViTMAEDecoder
 
@@ -61,11 +61,25 @@ def assert_same_step(model, change, where, images, **mask):
 PARTS = ["vit.embeddings.patch_embeddings", "vit.embeddings.patch_embeddings.projection"]
 
 
-@pytest.mark.parametrize("where", [*PARTS, "decoder.0"])
-@pytest.mark.parametrize("change", [own_forward, own_class])
-def test_parts_of_vit_that_were_changed(change, where):
+def grouped(convolution):
+    """Each half of the outputs sees half of the inputs."""
+    convolution.groups = 2
+    inputs = convolution.in_channels // 2
+    convolution.weight = nn.Parameter(convolution.weight.detach()[:, :inputs].clone())
+
+
+CHANGES = [
+    (change, where) for change in (own_forward, own_class) for where in (*PARTS, "decoder.0")
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"), [*CHANGES, (grouped, PARTS[1]), (grouped, "decoder.0")]
+)
+def test_parts_of_vit_that_were_changed(change, where, monkeypatch):
     torch.manual_seed(0)
-    model, (images, mask, side) = build("ViT"), problem("ViT")
+    monkeypatch.setitem(CASES, "ViT, 4 channels", ("ViT", {"num_channels": 4}))
+    model, (images, mask, side) = build("ViT, 4 channels"), problem("ViT, 4 channels")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

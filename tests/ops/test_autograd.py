@@ -61,6 +61,29 @@ def test_zeros_without_memory(name, key):
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_exported_programs_give_every_gradient(name, strict):
+    """An exported program holds the ops, without the Functions around them."""
+    call, arguments = CALLS[name], arguments_of(name)
+    names = [key for key in arguments if key in call.leaves]
+
+    class Model(torch.nn.Module):
+        def forward(self, *leaves):
+            return outputs(call.function(**arguments | dict(zip(names, leaves, strict=True))))[0]
+
+    leaves = tuple(arguments[key].detach().requires_grad_() for key in names)
+    program = torch.export.export(Model(), leaves, strict=strict).module()
+    for ours, theirs in zip(
+        torch.autograd.grad(program(*leaves).float().square().sum(), leaves),
+        torch.autograd.grad(Model()(*leaves).float().square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert not program(*(leaf.detach() for leaf in leaves)).requires_grad
+
+
 @pytest.mark.parametrize("name", [n for n in LOSSES if CALLS[n].products])
 def test_a_product_that_a_selective_checkpoint_keeps_stays_as_it_is(name):
     """The gradient takes the prediction's memory only where nobody else has the prediction."""

@@ -7,7 +7,7 @@ import torch
 
 import simmim_kernels as sk
 from tests.backends import BACKENDS
-from tests.ops.loss_cases import problem
+from tests.ops.loss_cases import numbers_of, ours, problem
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -125,3 +125,30 @@ def test_gradients_of_float16_survive_a_scaler():
     masked = mask.mask.sum() * 32 * 32 * 3
     expected = (65536 / masked).half()
     assert torch.equal(pred.grad.abs().unique(), torch.stack((torch.zeros(()).half(), expected)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("target", [torch.uint16, torch.int16, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("kind", "number"), [("mse", None), ("huber", 1e5), ("smooth_l1", 1e6)])
+def test_gradients_of_float16_hold_any_difference_of_16_bits(
+    kind, number, reduction, target, backend
+):
+    """A slope may lie beyond float16 where the gradient, divided by the pixels, does not."""
+    limits = torch.iinfo(target) if target != torch.float16 else torch.finfo(target)
+    numbers = torch.tensor([limits.min, limits.max], dtype=torch.float64)
+    wanted = numbers.view(2, 1, 1, 1).expand(2, 3, 8, 8).to(target)
+    pred = torch.tensor([65504.0, -65504.0] * 4).half().expand(2, 3, 8, 8)
+    mask, extra = torch.ones(2, 2, 2, dtype=torch.bool), numbers_of(kind, number)
+    grads = []
+    for leaf, goal, runs in (
+        (pred.clone(), wanted, backend),
+        (pred.double(), wanted.double(), "reference"),
+    ):
+        leaf.requires_grad_()
+        with sk.backend(runs):
+            loss = ours(kind, leaf, goal, mask, "cyx", reduction=reduction, **extra)
+            loss.sum().backward()
+        grads.append(leaf.grad.double())
+    # rounded twice, once by half the least number there is
+    torch.testing.assert_close(*grads, rtol=1.01 * torch.finfo(torch.float16).eps, atol=2**-25)

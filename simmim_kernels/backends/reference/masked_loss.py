@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_kernels.backends._loss_spec import LossSpec, check_names
-from simmim_kernels.backends._pixel_loss import PIXEL_LOSSES
+from simmim_kernels.backends._pixel_loss import HALF_SLOPE, PIXEL_LOSSES
 from simmim_kernels.backends.reference.normalize_patches import normalize_patches
 from simmim_kernels.backends.reference.normalize_targets import normalize_targets, normalized_pixels
 from simmim_kernels.grid import prediction_patch, refine, scale_of
@@ -109,10 +109,12 @@ def masked_loss(
     slope = derivative(difference, spec.beta)
     scale = scale.to(dtype)
     unscaled = pred.dtype == torch.float16
-    if not unscaled and spec.reduction == "none":
+    if unscaled:
+        slope, scale = slope * HALF_SLOPE, scale / HALF_SLOPE
+    elif spec.reduction == "none":
         each = scale if sample is None else scale[sample]
         slope = slope * each.view(-1, *(1,) * (slope.dim() - 1))
-    elif not unscaled:
+    else:
         slope = slope * scale
     slope = slope if index is not None else _as_prediction(slope, pred, patch, spec.order)
     if grad is None:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from simmim_kernels.backends.triton._grid import unit_of
-from simmim_kernels.backends.triton._loss_sums import sample_of
+from simmim_kernels.backends.triton._loss_sums import HALF_SLOPE, sample_of
 from simmim_kernels.backends.triton._scalars import float64
 
 IMAGE, TOKENS, MAP, LISTED = range(4)  # layouts of the prediction; the kernel knows the numbers
@@ -170,6 +170,8 @@ def loss_pass(
         if SCALED:
             factor = tl.load(scale + row * EACH)
             slope = slope * factor.to(COMPUTE)
+        else:
+            slope = slope * HALF_SLOPE
         if grad.dtype.element_ty != tl.float64:
             slope = slope.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
         if LAYOUT == 3:

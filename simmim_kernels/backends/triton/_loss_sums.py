@@ -7,9 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simmim_kernels.backends import _pixel_loss
 from simmim_kernels.backends.triton import OPTIONS, cdiv, on_device_of
 from simmim_kernels.backends.triton._scalars import float64
 
+HALF_SLOPE = tl.constexpr(_pixel_loss.HALF_SLOPE)
 _COUNTED = 1 << 15  # mask units counted by one program
 
 
@@ -83,7 +85,7 @@ def scales(
     found = tl.where(denominator == 0, 0.0, float64(factor) / denominator)
     tl.store(scale + result, found)
     if STORE:
-        tl.store(scale_out + result, found.to(scale_out.dtype.element_ty))
+        tl.store(scale_out + result, (found / HALF_SLOPE).to(scale_out.dtype.element_ty))
     if AFFINE:
         for start in range(0, CHANNELS, BLOCK):
             channel = start + lane

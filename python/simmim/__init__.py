@@ -7,13 +7,11 @@
 
 import os
 
-from simmim.cores import usable_cores, visible_cores
+from simmim.cores import limit_threads
 
 # After each parallel loop GNU's OpenMP keeps its other cores busy for 8 ms by default (measured by
 # hand), which are the cores that are to read the next batch. With this it is about 0.5 ms, more than
 # lies between the loops of one update. The variable is read when PyTorch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-# PyTorch takes all cores that it sees, although a container may be limited to the time of a few.
-if usable_cores() < visible_cores():
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+limit_threads()

@@ -26,6 +26,7 @@ from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.config.run import STARTED_FROM, Config
 from simmim.config.scan import PackConfig, StatsConfig
+from simmim.cores import limit_threads
 from simmim.errors import (
     LostProcessError,
     MissingPackageError,
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         describe_as_torchrun()
+        limit_threads()
         status = _run(arguments)
         sys.stdout.flush()
         return status

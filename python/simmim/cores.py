@@ -9,6 +9,13 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 
 
+def limit_threads() -> None:
+    """Have PyTorch, if it is not loaded yet, start one thread for each usable core, unless
+    ``OMP_NUM_THREADS`` is set. By itself it takes all that it sees."""
+    if usable_cores() < visible_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+
+
 def usable_cores() -> int:
     """Cores that this process may use, shared fairly with those that torchrun started beside it."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

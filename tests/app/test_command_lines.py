@@ -26,7 +26,7 @@ from .conftest import smooth_image
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINE = re.compile(r"^ {4}((?:torchrun .*-m )?simmim [^#\n]*)", re.MULTILINE)
+LINE = re.compile(r"^ {4}((?:(?:torchrun|srun) .*-m )?simmim [^#\n]*)", re.MULTILINE)
 #: what stands for a name that the reader puts in, and what keeps a run short
 INSTEAD = {
     "FILE_OR_FOLDER": "timm.pth",
@@ -113,6 +113,9 @@ def test_every_command_line_runs(tmp_path, monkeypatch, capsys):
             asked = parse_torchrun(words[1:])
             assert asked.module and asked.training_script == "simmim"
             words = ["simmim", *asked.training_script_args]
+        if words[0] == "srun":  # test_slurm.py has what it tells the processes
+            assert words[words.index("simmim") - 2 :][:2] == ["python", "-m"]
+            words = words[words.index("simmim") :]
         status = main(words[1:])
         said = "".join(capsys.readouterr())
         assert status == 0, f"{page}: {line}\n{shlex.join(words)}\n{said}"

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from simmim import slurm
+from simmim import cores, slurm
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.slurm import describe_as_torchrun, is_started_by_srun
@@ -64,6 +64,9 @@ def test_variables(described):
 def test_who_is_alone(described, monkeypatch):
     """A job's script, a step of one task, torchrun's processes, and a shell of srun --pty."""
     assert described() and is_started_by_srun()
+    monkeypatch.setattr(cores, "visible_cores", lambda: 8)
+    monkeypatch.setattr(cores, "core_limit", lambda: 8.0)
+    assert cores.usable_cores() == 4
     assert not described(STEP_NUM_TASKS="1")
     monkeypatch.setattr(slurm, "_has_terminal", lambda: True)
     assert not described()

@@ -47,7 +47,9 @@ def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     device = chosen_device(device)
     if device == "cuda" and here > torch.cuda.device_count():
-        advice = "let tasks see all GPUs of a node" if by_srun else "lower --nproc-per-node"
+        advice = (
+            "give --gpus-per-node, not --gpus-per-task" if by_srun else "lower --nproc-per-node"
+        )
         raise UserError(
             f"{'srun' if by_srun else 'torchrun'} started {here} processes here, but PyTorch sees "
             f"{torch.cuda.device_count()} GPUs: {advice}, or use --device cpu"

@@ -34,7 +34,8 @@ def _fake(pred, target, mask, index, mean, std, spec, with_grad) -> tuple[Tensor
 
 # The gradient is that of pred, for a gradient of 1 of each result. In float16 it lacks the division
 # by the denominator, which would leave it a few bits: it must still be multiplied by `scale`, of
-# the loss's shape, which also takes back `HALF_SLOPE`; in every other type `scale` is empty. Without `with_grad` both are empty.
+# the loss's shape, which also takes back `HALF_SLOPE`; in every other type `scale` is empty. Without
+# `with_grad` both are empty.
 _masked_loss = define(
     "masked_loss(Tensor pred, Tensor target, Tensor mask, Tensor? index, Tensor? mean, Tensor? std,"
     " LossSpec spec, bool with_grad) -> (Tensor loss, Tensor grad, Tensor scale)",

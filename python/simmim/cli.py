@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _STATUSES = """Exit status: 0 done; 1 another process of the run has died or failed; 2 a mistake in
 what was asked for, numbers that are no longer finite, or something that the system refuses, told in
-one line; 129, 130, 143 a closed terminal (SIGHUP), Ctrl-C, SIGTERM; 141 the reader of the output has
-gone. Whatever ends a training run early, its state is saved first where that is possible, and
+one line; 129, 130, 138, 140, 143 a closed terminal (SIGHUP), Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM; 141
+the reader of the output has gone. Whatever ends a training run early, its state is saved first where that is possible, and
 --resume goes on from there."""
 
 

@@ -227,7 +227,7 @@ def test_when_no_disk_takes_the_checkpoint_the_one_before_is_named(
         Trainer(config_of(photographs, tmp_path / "run")).fit()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_that_a_process_was_started_to_ignore(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -249,6 +249,24 @@ def test_the_second_signal_has_its_usual_effect_but_a_closing_terminal_sends_two
         assert caught == [signal.SIGHUP, signal.SIGHUP, signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_signals_of_batch_systems_but_for_a_program_that_uses_them():
+    with caught_signals() as caught:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.01)
+    assert sorted(caught) == [signal.SIGUSR1, signal.SIGUSR2]
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: seen.append(number))
+    try:
+        with caught_signals() as caught:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (caught, seen) == ([], [signal.SIGUSR2])
 
 
 def endless(photographs: Path, out: Path, *more: object) -> tuple[object, ...]:

@@ -37,7 +37,7 @@ class Fitting(Recording):
     _whole = True
 
     def fit(self) -> Summary:
-        """Train from the current update to the end, or until SIGTERM, SIGINT or SIGHUP.
+        """Train from the current update to the end, or until a signal of ``STOPPING``.
 
         Whatever ends the run early, the state after the last whole update is saved if it can be.
 

@@ -1,4 +1,5 @@
-"""End in order when asked to: Ctrl-C, SIGTERM, and SIGHUP from a terminal that closes."""
+"""End in order when asked to: Ctrl-C, SIGTERM, SIGHUP from a terminal that closes, and SIGUSR1 or SIGUSR2
+from a batch system before a job's time is over (``sbatch --signal``)."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+#: those that programs give meanings of their own
+_FREE = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGHUP instead of dying; a second one takes its usual effect.
+    """Collect the signals of ``STOPPING`` instead of dying; a second one takes its usual effect.
 
     Only SIGHUP stays caught: where a terminal closes, the shell and the system send one each. A
     signal that the process was started to ignore (SIGHUP under ``nohup``, SIGINT in the background
-    of a shell script) stays ignored.
+    of a shell script) stays ignored, and SIGUSR1 and SIGUSR2 stay with handlers that they have.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +33,8 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
     for number in STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        current = signal.getsignal(number)
+        if current is not signal.SIG_IGN and (number not in _FREE or current is signal.SIG_DFL):
             before[number] = signal.signal(number, note)
     try:
         yield caught

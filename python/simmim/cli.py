@@ -37,7 +37,7 @@ from simmim.errors import (
     system_words,
 )
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
-from simmim.slurm import describe_as_torchrun
+from simmim.slurm import describe_as_torchrun, is_started_by_srun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,6 +159,12 @@ def _run(arguments: list[str]) -> int:
     else:
         check_numbers(config)
         check_conflicts(config)
+    started = is_started_by_srun() or "TORCHELASTIC_RUN_ID" in os.environ
+    processes = int(os.environ["WORLD_SIZE"]) if started else 1
+    if processes > 1 and not isinstance(config, PretrainConfig | FinetuneConfig):
+        if not _is_first():
+            return 0
+        say(f"{arguments[0]} runs in one of the {processes} processes")
     if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
         if "torch" not in sys.modules and _is_first():
             # PyTorch takes seconds to load, from a cold disk many

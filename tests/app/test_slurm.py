@@ -6,6 +6,7 @@ import os
 import pytest
 
 from simmim import cores, slurm
+from simmim.cli import main
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.slurm import describe_as_torchrun, is_started_by_srun
@@ -74,6 +75,15 @@ def test_who_is_alone(described, monkeypatch):
     described()
     os.environ["TORCHELASTIC_RUN_ID"] = "none"
     assert not is_started_by_srun()
+
+
+def test_other_commands_run_in_the_first_process(described, photographs, tmp_path, capsys):
+    for task in (1, 0):
+        described(PROCID=str(task))
+        out = tmp_path / "stats.json"
+        assert main(["stats", "--data", str(photographs), "--out", str(out)]) == 0
+        said = "".join(capsys.readouterr())
+        assert (out.exists(), "stats runs in one of the 2 processes" in said) == (task == 0,) * 2
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ def caption(*contents: dict) -> str:
     dates = sorted({each["date"] for each in environments})
     where = f"{e['commit']}, {e['date']}"
     if len(commits) > 1:
-        where = f"{len(commits)} commits, named beside their rows, {dates[0]} to {dates[-1]}"
+        days = " to ".join(sorted({dates[0], dates[-1]}))
+        where = f"{len(commits)} commits, named beside their rows, {days}"
     machine = f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}"
     if "gpu" in e:
         machine = f"{e['gpu']}, CUDA {e['cuda']}, Triton {e['triton']}"

@@ -123,6 +123,7 @@ def train(config, die_at: str | None = None) -> int:
 
 def _train(config, die_at: str | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    os.setsid()  # without the terminal that the tests may run in, as srun's tasks are
     import torch
 
     from simmim.config.pretrain import PretrainConfig

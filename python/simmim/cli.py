@@ -36,8 +36,8 @@ from simmim.errors import (
     say,
     system_words,
 )
+from simmim.launchers import describe_as_torchrun, is_started_with_others
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
-from simmim.slurm import describe_as_torchrun, is_started_by_srun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _STATUSES = """Exit status: 0 done; 1 another process of the run has died or failed; 2 a mistake in
 what was asked for, numbers that are no longer finite, or something that the system refuses, told in
 one line; 129, 130, 138, 140, 143 a closed terminal (SIGHUP), Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM; 141
-the reader of the output has gone. Whatever ends a training run early, its state is saved first where that is possible, and
---resume goes on from there."""
+the reader of the output has gone. Whatever ends a training run early, its state is saved first where
+that is possible, and --resume goes on from there."""
 
 
 #: settings of each command, and the module whose ``command`` runs it
@@ -159,8 +159,7 @@ def _run(arguments: list[str]) -> int:
     else:
         check_numbers(config)
         check_conflicts(config)
-    started = is_started_by_srun() or "TORCHELASTIC_RUN_ID" in os.environ
-    processes = int(os.environ["WORLD_SIZE"]) if started else 1
+    processes = int(os.environ["WORLD_SIZE"]) if is_started_with_others() else 1
     if processes > 1 and not isinstance(config, PretrainConfig | FinetuneConfig):
         if not _is_first():
             return 0

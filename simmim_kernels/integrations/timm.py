@@ -101,7 +101,7 @@ class MaskedEncoder(ChannelStatistics):
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
         `(B, C, H, W)`, uint8 or floating, under a mask."""
-        _check(images)
+        _check_images(images)
         if self.family is not None:
             return self.family.tokens(self._patches(images, mask), self._patch_grid(images))
         dtype = self.mask_token.dtype
@@ -115,7 +115,7 @@ class MaskedEncoder(ChannelStatistics):
         None where the last block needs all tokens or must be called (a hook), where samples may hide
         different numbers (a plain mask), or where a mask unit is smaller than an output token.
         """
-        _check(images)
+        _check_images(images)
         if self.family is None or not isinstance(mask, PatchMask):
             return None
         out_grid = images.shape[2] // self.stride, images.shape[3] // self.stride
@@ -135,7 +135,7 @@ class MaskedEncoder(ChannelStatistics):
         Raises:
             TypeError: no ViT: the tokens of all others depend on their neighbours in a grid.
         """
-        _check(images)
+        _check_images(images)
         if not isinstance(self.family, ViT):
             raise TypeError(
                 f"visible_tokens: this {type(self.backbone).__name__} needs its patches on a whole "
@@ -179,6 +179,6 @@ class MaskedEncoder(ChannelStatistics):
             self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"
 
 
-def _check(images: Tensor) -> None:
+def _check_images(images: Tensor) -> None:
     is_tensor("images", images, PIXELS)
     has_dims("images", images, {4: "(B, C, H, W)"})

@@ -82,7 +82,7 @@ def end_when_written(number: int) -> None:
     files.flush_file = lambda path: os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_leave_no_temporary_file(number, tuned, labelled, tmp_path):
     said = tmp_path / "said.txt"
     start = ("--checkpoint", tuned, "--data", labelled, *FAST)

@@ -113,7 +113,7 @@ def test_every_command_line_runs(tmp_path, monkeypatch, capsys):
             asked = parse_torchrun(words[1:])
             assert asked.module and asked.training_script == "simmim"
             words = ["simmim", *asked.training_script_args]
-        if words[0] == "srun":  # test_slurm.py has what it tells the processes
+        if words[0] == "srun":  # test_launchers.py has what it tells the processes
             assert words[words.index("simmim") - 2 :][:2] == ["python", "-m"]
             words = words[words.index("simmim") :]
         status = main(words[1:])

@@ -30,7 +30,7 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
 
     Raises:
         UserError: it could not be written, for instance because the disk is full; what stood at
-            ``path`` stays, and no temporary file is left, nor is one after SIGTERM or SIGHUP.
+            ``path`` stays, and no temporary file is left, nor is one after a signal that ends the process.
     """
     name = path.name if len(os.fsencode(path.name)) < 200 else "simmim"
     temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
@@ -52,12 +52,12 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise ``SystemExit`` within the block where they would kill the process, so
-    that the block can clear up."""
+    """Signals that would kill the process raise ``SystemExit`` within the block, so that it can clear
+    up."""
     killing: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        both = (signal.SIGTERM, signal.SIGHUP)
-        killing = [number for number in both if signal.getsignal(number) is signal.SIG_DFL]
+        all_of_them = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        killing = [number for number in all_of_them if signal.getsignal(number) is signal.SIG_DFL]
     for number in killing:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:

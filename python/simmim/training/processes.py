@@ -10,7 +10,11 @@ import torch
 from torch import distributed
 
 from simmim.errors import LostProcessError, UserError, require
-from simmim.slurm import describe_as_torchrun, is_started_by_srun
+from simmim.launchers import (
+    describe_as_torchrun,
+    is_started_by_srun,
+    is_started_with_others,
+)
 from simmim.training.mixed_precision import MixedPrecision
 from simmim.training.sharding import shard
 
@@ -39,8 +43,7 @@ def launch(device: str, precision: str, sharded: bool) -> fabric_package.Fabric:
     Raises:
         UserError: no such device, more processes than GPUs, or nothing to spread over.
     """
-    by_srun = is_started_by_srun()
-    together = by_srun or (distributed.is_available() and distributed.is_torchelastic_launched())
+    by_srun, together = is_started_by_srun(), is_started_with_others()
     here, world = 1, 1
     if together:
         describe_as_torchrun()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 #: those that programs give meanings of their own
-_FREE = (signal.SIGUSR1, signal.SIGUSR2)
+_USER_DEFINED = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
@@ -34,7 +34,9 @@ def caught_signals() -> Iterator[list[int]]:
 
     for number in STOPPING:
         current = signal.getsignal(number)
-        if current is not signal.SIG_IGN and (number not in _FREE or current is signal.SIG_DFL):
+        if current is not signal.SIG_IGN and (
+            number not in _USER_DEFINED or current is signal.SIG_DFL
+        ):
             before[number] = signal.signal(number, note)
     try:
         yield caught

@@ -1,4 +1,4 @@
-"""Processes that Slurm's srun starts, described to PyTorch as torchrun describes its own."""
+"""Processes that torchrun or Slurm's srun starts together, srun's described as torchrun's are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import os
 
 from simmim.errors import UserError
 
+#: a variable that torchrun alone sets
+_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+
+
+def is_started_with_others() -> bool:
+    """Whether this is one of the processes that torchrun or srun started as one run."""
+    return _BY_TORCHRUN in os.environ or is_started_by_srun()
+
 
 def is_started_by_srun() -> bool:
     """Whether srun started this process among several. A shell of ``srun --pty`` is one of them, but
     runs commands alone; it has a terminal, which other tasks have not."""
     several = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    return several and "TORCHELASTIC_RUN_ID" not in os.environ and not _has_terminal()
+    return several and _BY_TORCHRUN not in os.environ and not _has_terminal()
 
 
 def _has_terminal() -> bool:

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from simmim import cores, slurm
+from simmim import cores, launchers
 from simmim.cli import main
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
-from simmim.slurm import describe_as_torchrun, is_started_by_srun
+from simmim.launchers import describe_as_torchrun, is_started_by_srun
 from simmim.training.metrics import read_metrics
 
 from .conftest import TINY
@@ -37,7 +37,7 @@ TORCHRUN |= {"MASTER_ADDR", "MASTER_PORT"}
 @pytest.fixture
 def described(monkeypatch):
     """What a task is told: torchrun's variables, made of Slurm's with ``changes``."""
-    monkeypatch.setattr(slurm, "_has_terminal", lambda: False)
+    monkeypatch.setattr(launchers, "_has_terminal", lambda: False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
 
     def describe(**changes: str) -> dict[str, str]:
@@ -69,9 +69,9 @@ def test_who_is_alone(described, monkeypatch):
     monkeypatch.setattr(cores, "core_limit", lambda: 8.0)
     assert cores.usable_cores() == 4
     assert not described(STEP_NUM_TASKS="1")
-    monkeypatch.setattr(slurm, "_has_terminal", lambda: True)
+    monkeypatch.setattr(launchers, "_has_terminal", lambda: True)
     assert not described()
-    monkeypatch.setattr(slurm, "_has_terminal", lambda: False)
+    monkeypatch.setattr(launchers, "_has_terminal", lambda: False)
     described()
     os.environ["TORCHELASTIC_RUN_ID"] = "none"
     assert not is_started_by_srun()
@@ -108,4 +108,5 @@ def test_runs(photographs, tmp_path):
         out: [row["loss"] for row in read_metrics(tmp_path / out / "metrics.csv")]
         for out in ("torchrun", "srun", "script")
     }
-    assert losses["srun"] == losses["torchrun"] and len(losses["script"]) == 2 * len(losses["srun"])
+    assert losses["srun"] and losses["srun"] == losses["torchrun"]
+    assert len(losses["script"]) == 2 * len(losses["srun"])

@@ -31,7 +31,7 @@ class Encoder:
         name: what the application calls it.
         patch: side of the tokens that the published mask lies on.
         timm_name: timm's name where the application's is another.
-        options: timm's arguments for the published model.
+        options: timm's arguments; where there is a `timm_name`, for the published model alone.
     """
 
     name: str
@@ -48,9 +48,18 @@ ENCODERS = {
     "VIT_TI": Encoder("vit_tiny_patch16_224", 192, 3),
     "VIT_S": Encoder("vit_small_patch16_224", 384, 6),
     "VIT_B": Encoder("vit_base_patch16_224", 768, 12),
-    "SWIN_T": Encoder("swin_tiny_patch4_window7_224", 96, 3, patch=4),
     "SWIN_B": Encoder("simmim_swin_base", 128, 4, 24, 4, _SWIN_B, {"window_size": 6}),
     "SWIN_V2_B": Encoder("swinv2_base_window12_192", 128, 4, 24, 4),
+}
+# Of trials: timm's smallest models with one block a stage.
+SHALLOW = {
+    "vit_tiny_patch16_224": {"depth": 1},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)},
+}
+VIT, SWIN = SHALLOW
+ENCODERS |= {
+    "TRIAL_VIT": Encoder(VIT, 192, 3, 1, options=SHALLOW[VIT]),
+    "TRIAL_SWIN": Encoder(SWIN, 96, 3, 4, 4, options=SHALLOW[SWIN]),
 }
 
 
@@ -134,8 +143,9 @@ def make_model(name: str, encoder: Encoder, size: int, window: int | None) -> nn
     from simmim.models.encoders import build_encoder
     from simmim.models.simmim import SimMIM
 
+    arguments = {} if encoder.timm_name else encoder.options
     return SimMIM(
-        build_encoder(encoder.name, img_size=(size, size), mean=MEAN, std=STD),
+        build_encoder(encoder.name, img_size=(size, size), mean=MEAN, std=STD, **arguments),
         mean=MEAN,
         std=STD,
         target_norm=sk.WindowNorm(window) if window else None,

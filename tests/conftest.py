@@ -24,9 +24,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("same")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from tests.interpreter import remember_types_and_patches, round_bfloat16
+    from tests.interpreter import remember_types_and_patches, round_bfloat16, share_shapes
 
     round_bfloat16()
+    share_shapes()
     remember_types_and_patches()
 # `nohup` and shells that put a command in the background have it ignore signals, and every process
 # that is started here would inherit that.

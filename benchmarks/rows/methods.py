@@ -17,7 +17,7 @@ from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import OURS, Contest, Row, rates
 from benchmarks.rows.shapes import Setting
 
-SIZE, BATCH, PEAK_BATCH = 192, 16, 64
+SIZE, BATCH, PEAK_BATCH, TRIAL_SIZE = 192, 16, 64, 64
 MAE, SIMMIM, TRANSFORMERS = OURS, "SimMIM", "transformers"
 # encoder, its arguments, and what MAE is told of masks and decoder
 ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -39,14 +39,17 @@ def rows(setting: Setting) -> Iterator[Row]:
     if setting.on_gpu:
         return
     for shape in ENCODERS:
-        what = f"{shape}, {SIZE} px, bfloat16"
-        build_row = partial(build, shape, setting.tiny)
+        size = TRIAL_SIZE if setting.tiny else SIZE
+        what = f"{shape}, {size} px, bfloat16"
+        build_row = partial(build, shape, size, setting.tiny)
         yield Row("methods", what, "training step", build_row, needs=("timm", "transformers"))
 
 
-def make_step(shape: str, name: str) -> Callable[[Tensor, Tensor], Any]:
+def make_step(
+    shape: str, name: str, size: int = SIZE, tiny: bool = False
+) -> Callable[[Tensor, Tensor], Any]:
     """One update of a contender on uint8 images and the samples' numbers."""
-    from benchmarks.models import MEAN, STD, Step
+    from benchmarks.models import MEAN, SHALLOW, STD, Step
     from benchmarks.rows import transformers as theirs
     from simmim.models.attention_path import choose_attention
     from simmim.models.build import build_masking, build_model
@@ -55,20 +58,22 @@ def make_step(shape: str, name: str) -> Callable[[Tensor, Tensor], Any]:
     torch.manual_seed(0)
     if name == TRANSFORMERS:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        model = theirs.make_model("ViTMAE")
+        model = theirs.make_model("ViTMAE", size, tiny)
         return Step(model, "cpu", lambda images, ids: ((images / 255 - mean) / std,))
     encoder, arguments, settings = ENCODERS[shape]
+    if tiny:
+        arguments = arguments | SHALLOW[encoder]
     method, settings = ("mae", settings) if name == MAE else ("simmim", {})
     config = dataclasses.replace(
-        METHODS[method], encoder=encoder, encoder_args=arguments, img_size=SIZE, **settings
+        METHODS[method], encoder=encoder, encoder_args=arguments, img_size=size, **settings
     )
     model, masking = build_model(config), build_masking(config)
     choose_attention(model, "auto", "cpu", "bf16-mixed")
     return Step(model, "cpu", lambda images, ids: (images, masking(ids, seed=0)))
 
 
-def draw_batch(count: int) -> tuple[Tensor, Tensor]:
-    images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
+def draw_batch(count: int, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
     return images, torch.randint(0, 1 << 40, (count,))
 
 
@@ -77,7 +82,7 @@ def make_alone(shape: str, name: str) -> Callable[[], Any]:
     return partial(make_step(shape, name), *draw_batch(PEAK_BATCH))
 
 
-def build(shape: str, tiny: bool) -> Contest:
+def build(shape: str, size: int, tiny: bool) -> Contest:
     count = 2 if tiny else BATCH
     names = [MAE, SIMMIM] + ([TRANSFORMERS] if shape.startswith("VIT") else [])
     notes = {
@@ -88,8 +93,8 @@ def build(shape: str, tiny: bool) -> Contest:
     }
 
     return Contest(
-        {name: make_step(shape, name) for name in names},
-        partial(draw_batch, count),
+        {name: make_step(shape, name, size, tiny) for name in names},
+        partial(draw_batch, count, size),
         effort=0.36,
         targets=TARGETS.get(shape, {}),
         notes=notes,

@@ -73,8 +73,8 @@ class Plan:
 
 def plans(setting: Setting) -> Iterator[Plan]:
     if setting.tiny:
-        yield Plan("VIT_TI", 64, 2, setting.device, tiny=True)
-        yield Plan("SWIN_T", 64, 2, setting.device, window=7, tiny=True)
+        yield Plan("TRIAL_VIT", 64, 2, setting.device, tiny=True)
+        yield Plan("TRIAL_SWIN", 64, 2, setting.device, window=7, tiny=True)
     elif setting.on_gpu:  # the compiled one last, for compiling takes a minute
         yield Plan("VIT_B", 224, 256, "cuda")
         yield Plan("SWIN_B", 192, 256, "cuda", window=WINDOW)

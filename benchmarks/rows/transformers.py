@@ -18,7 +18,7 @@ from benchmarks.rows.shapes import RATIO, Setting
 if TYPE_CHECKING:
     from benchmarks.models import Step
 
-SIZE, BATCH, UNIT = 192, 16, 32
+SIZE, BATCH, UNIT, TRIAL_SIZE = 192, 16, 32, 64
 MODELS = {
     "ViT": {
         "hidden_size": 192,
@@ -58,7 +58,7 @@ TARGETS = {
 }
 TINY = {
     "ViT": {"num_hidden_layers": 1},
-    "Swin": {"depths": [1, 1, 1, 1]},
+    "Swin": {"depths": [1, 1, 1, 1], "window_size": 2},
     "ViTMAE": {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1},
 }
 
@@ -67,17 +67,18 @@ def rows(setting: Setting) -> Iterator[Row]:
     if setting.on_gpu:
         return  # the same models as the rows of `step`, which time is short for
     for family in MODELS:
-        shape = f"{family}, {SIZE} px, batch {BATCH}, bfloat16"
-        builder = partial(build, family, setting.tiny)
+        count, size = (2, TRIAL_SIZE) if setting.tiny else (BATCH, SIZE)
+        shape = f"{family}, {size} px, batch {count}, bfloat16"
+        builder = partial(build, family, count, size, setting.tiny)
         yield Row("transformers", shape, "training step", builder, needs=("transformers",))
 
 
-def make_model(family: str, tiny: bool = False) -> nn.Module:
+def make_model(family: str, size: int = SIZE, tiny: bool = False) -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
     options = MODELS[family] | (TINY[family] if tiny else {})
-    config = getattr(transformers, f"{family}Config")(image_size=SIZE, **options)
+    config = getattr(transformers, f"{family}Config")(image_size=size, **options)
     task = "PreTraining" if family == "ViTMAE" else "MaskedImageModeling"
     return getattr(transformers, f"{family}For{task}")(config).train()
 
@@ -98,12 +99,14 @@ def make_step(model: nn.Module, name: str) -> Step:
 
 
 def draw_batch(model: nn.Module, count: int) -> tuple[Tensor, sk.PatchMask, Tensor]:
-    side = SIZE // model.config.patch_size
+    size = model.config.image_size
+    side = size // model.config.patch_size
+    images = torch.randn(count, 3, size, size)
     if hasattr(model.config, "mask_ratio"):  # MAE, whose mask is made of noise
         mask = sk.random_mask(count, (side, side), model.config.mask_ratio)
-        return torch.randn(count, 3, SIZE, SIZE), mask, mask.mask.flatten(1).float()
-    mask = sk.random_mask(count, (SIZE // UNIT, SIZE // UNIT), RATIO)
-    return torch.randn(count, 3, SIZE, SIZE), mask, mask.on_grid((side, side)).mask.flatten(1)
+        return images, mask, mask.mask.flatten(1).float()
+    mask = sk.random_mask(count, (size // UNIT, size // UNIT), RATIO)
+    return images, mask, mask.on_grid((side, side)).mask.flatten(1)
 
 
 def make_alone(family: str, name: str) -> Callable[[], Any]:
@@ -112,9 +115,8 @@ def make_alone(family: str, name: str) -> Callable[[], Any]:
     return partial(make_step(model, name), *draw_batch(model, BATCH))
 
 
-def build(family: str, tiny: bool) -> Contest:
-    count = 2 if tiny else BATCH
-    model = make_model(family, tiny)
+def build(family: str, count: int, size: int, tiny: bool) -> Contest:
+    model = make_model(family, size, tiny)
     contenders, notes = {}, {}
     for name, (_, _, compile) in CONTENDERS.items():
         if compile and family == "Swin":

@@ -1,8 +1,8 @@
 """`python -m benchmarks.bench_pretrain`: what a user types, against a plain loop and the step alone.
 
 `simmim pretrain` with its default settings reads JPEG files of 500 x 375 pixels that are cut from
-scikit-image's photographs; ViT-Ti at 192 px, batch 16, bfloat16. Every contender is a process of its
-own that is stopped (SIGSTOP) while another one runs, so that turns of 50 updates are interleaved.
+scikit-image's photographs; ViT-Ti at 192 px, batch 16, all contenders in the type that it takes by
+itself, bfloat16 or float32. Every contender is a process of its own that is stopped (SIGSTOP) while another one runs, so that turns of 50 updates are interleaved.
 `simmim pretrain --cache`, which decodes each file once, shows what decoding costs.
 """
 
@@ -29,7 +29,6 @@ from benchmarks.memory import peak
 from benchmarks.rows.common import OURS
 
 OP = "pretrain"
-SHAPE = "VIT_TI, 192 px, batch 16, bfloat16, JPEG files of 500x375"
 WHAT = "training run"
 FILES = 1024
 #: updates of a turn: the rows of `simmim pretrain`'s log, by which it is timed, are as far apart
@@ -46,6 +45,8 @@ LOOPS = {
     INSTALLED: (False, False),
 }
 CACHED = f"{OURS}, --cache"
+#: how the lines of `simmim pretrain` begin that are kept
+LOG = ("compil", "not compil", "images:", "attention:", "precision:")
 #: those that this file runs itself, each in a process started with `--contender`
 CONTENDERS = (*TARGETS, INSTALLED)
 
@@ -105,9 +106,14 @@ class Contender:
             self.process.wait()
 
 
+def shape() -> str:
+    from benchmarks.rows.shapes import type_of_steps
+
+    return f"VIT_TI, 192 px, batch 16, {type_of_steps('cpu')}, JPEG files of 500x375"
+
+
 def contenders_in(folder: Path, data: Path, turn: int) -> list[Contender]:
     flags = ("--encoder", "vit_tiny_patch16_224", "--img-size", SIZE, "--batch-size", BATCH)
-    flags = (*flags, "--precision", "bf16-mixed")  # that of the other contenders
     if turn != TURN:  # a trial
         flags = (*flags, "--log-every", turn)
     found = []
@@ -166,12 +172,10 @@ def measure(rounds: int, turn: int = TURN) -> dict[str, Any]:
                 print(f"images/s: {', '.join(speeds)}; load {os.getloadavg()[0]:.1f}", flush=True)
             said = (folder / "0.txt").read_text()
             print(said)
-            notes = {c.name: _notes(c, turn) for c in contenders}
-            notes[OURS]["log"] = [
-                line
-                for line in said.splitlines()
-                if line.startswith(("compil", "not compil", "images:", "attention:"))
-            ]
+            log = [line for line in said.splitlines() if line.startswith(LOG)]
+            (path,) = (line.split()[1] for line in log if line.startswith("attention:"))
+            notes = {c.name: _notes(c, turn, path) for c in contenders}
+            notes[OURS]["log"] = log
         finally:
             for contender in contenders:
                 contender.end()
@@ -179,7 +183,7 @@ def measure(rounds: int, turn: int = TURN) -> dict[str, Any]:
     timings = {c.name: vars(spread([s * micro for s in c.seconds])) for c in contenders}
     return {
         "op": OP,
-        "shape": SHAPE,
+        "shape": shape(),
         "what": WHAT,
         "moved": 0,
         "timings": timings,
@@ -188,7 +192,12 @@ def measure(rounds: int, turn: int = TURN) -> dict[str, Any]:
     }
 
 
-def _notes(contender: Contender, turn: int) -> dict[str, Any]:
+def _notes(contender: Contender, turn: int, attention: str) -> dict[str, Any]:
+    """What is stored of a contender.
+
+    Args:
+        attention: the path that `simmim pretrain` takes.
+    """
     from statistics import median
 
     notes = {
@@ -196,7 +205,7 @@ def _notes(contender: Contender, turn: int) -> dict[str, Any]:
         "peak_mib": peak(contender.process.pid),  # without its workers
     }
     if contender.is_run:
-        return notes | {"attention": "products", "waiting": float(contender.rows()[-1]["waiting"])}
+        return notes | {"attention": attention, "waiting": float(contender.rows()[-1]["waiting"])}
     return notes | contender.rows()[-1]
 
 

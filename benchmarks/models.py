@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import simmim_kernels as sk
 from benchmarks import peers
-from benchmarks.rows.shapes import RATIO
+from benchmarks.rows.shapes import RATIO, type_of_steps
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNIT = 32
@@ -163,7 +163,7 @@ def set_attention(model: nn.Module, fused: bool) -> None:
 
 
 class Step:
-    """A contender: one optimiser step on a batch, in bfloat16.
+    """A contender: one optimiser step on a batch, in the device's `type_of_steps`.
 
     Args:
         model: returns the loss, or an output that holds it.
@@ -173,13 +173,14 @@ class Step:
     def __init__(self, model: nn.Module, device: str, arguments: Callable[..., tuple]) -> None:
         self.model = self.run = model.to(device).train()
         self.device, self.arguments = device, arguments
+        self.is_mixed = type_of_steps(device) == "bfloat16"
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def compile(self) -> None:
         self.run = torch.compile(self.model, dynamic=False)
 
     def __call__(self, *batch: Any) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_mixed):
             out = self.run(*self.arguments(*batch))
         loss = getattr(out, "loss", out)
         loss.backward()

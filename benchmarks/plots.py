@@ -75,7 +75,7 @@ def plot_memory(folder: Path) -> None:
     loaded = load(folder)
     steps = [row for op in ("step", "transformers") for row in loaded.get(op, {"rows": []})["rows"]]
     groups = [
-        (row["shape"].replace(", 192 px, batch 16, bfloat16", ""), peaks)
+        (row["shape"].replace(", 192 px, batch 16", ""), peaks)
         for row in steps
         if (peaks := {k: n["peak_mib"] for k, n in row["notes"].items() if "peak_mib" in n})
     ]

@@ -1,4 +1,4 @@
-"""Training steps of `--method mae` beside SimMIM's of the same encoder, in bfloat16.
+"""Training steps of `--method mae` beside SimMIM's of the same encoder.
 
 Two methods, which learn differently: a ratio here is no speed-up of either.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import OURS, Contest, Row, rates
-from benchmarks.rows.shapes import Setting
+from benchmarks.rows.shapes import Setting, type_of_steps
 
 SIZE, BATCH, PEAK_BATCH, TRIAL_SIZE = 192, 16, 64, 64
 MAE, SIMMIM, TRANSFORMERS = OURS, "SimMIM", "transformers"
@@ -40,7 +40,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         return
     for shape in ENCODERS:
         size = TRIAL_SIZE if setting.tiny else SIZE
-        what = f"{shape}, {size} px, bfloat16"
+        what = f"{shape}, {size} px, {type_of_steps('cpu')}"
         build_row = partial(build, shape, size, setting.tiny)
         yield Row("methods", what, "training step", build_row, needs=("timm", "transformers"))
 
@@ -54,6 +54,7 @@ def make_step(
     from simmim.models.attention_path import choose_attention
     from simmim.models.build import build_masking, build_model
     from simmim.presets import METHODS
+    from simmim.training.mixed_precision import choose_precision
 
     torch.manual_seed(0)
     if name == TRANSFORMERS:
@@ -68,7 +69,7 @@ def make_step(
         METHODS[method], encoder=encoder, encoder_args=arguments, img_size=size, **settings
     )
     model, masking = build_model(config), build_masking(config)
-    choose_attention(model, "auto", "cpu", "bf16-mixed")
+    choose_attention(model, "auto", "cpu", choose_precision("auto", "cpu")[0])
     return Step(model, "cpu", lambda images, ids: (images, masking(ids, seed=0)))
 
 

@@ -97,3 +97,11 @@ def trial(device: str) -> Setting:
     """Every kind of row at the smallest size, to see that it runs; the times mean nothing."""
     backends = GPU.backends if device == "cuda" else ("cpu", "reference")
     return Setting(device, (TINY,), (2,), backends=backends, compile=False, tiny=True)
+
+
+def type_of_steps(device: str) -> str:
+    """The type of whole training steps, which `simmim pretrain` takes too: `"bfloat16"` where products in
+    it are fast, else `"float32"`."""
+    from simmim.fast_types import has_fast_bfloat16
+
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"

@@ -1,4 +1,4 @@
-"""Whole training steps in bfloat16: ours against published arithmetic, transformers, compiled.
+"""Whole training steps: ours against published arithmetic, transformers, compiled.
 
 Each contender first runs with either attention path and keeps the faster one, which its notes tell.
 """
@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import OURS, Contest, Row, rates
-from benchmarks.rows.shapes import Setting
+from benchmarks.rows.shapes import Setting, type_of_steps
 
 if TYPE_CHECKING:
     from benchmarks.models import Batch, Step
@@ -91,7 +91,8 @@ def plans(setting: Setting) -> Iterator[Plan]:
 def rows(setting: Setting) -> Iterator[Row]:
     for plan in plans(setting):
         targets = f", window-{plan.window} targets" if plan.window else ""
-        shape = f"{plan.encoder}, {plan.size} px, batch {plan.batch}, bfloat16{targets}"
+        dtype = type_of_steps(plan.device)
+        shape = f"{plan.encoder}, {plan.size} px, batch {plan.batch}, {dtype}{targets}"
         what = "compiled training step" if plan.compile else "training step"
         needs = ("timm", "transformers") if "transformers" in plan.names else ("timm",)
         yield Row("step", shape, what, partial(build, plan), needs)

@@ -1,4 +1,4 @@
-"""Training steps of transformers' own models, in bfloat16, with `apply_kernels` and without."""
+"""Training steps of transformers' own models, with `apply_kernels` and without."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import simmim_kernels as sk
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import Contest, Row, rates
-from benchmarks.rows.shapes import RATIO, Setting
+from benchmarks.rows.shapes import RATIO, Setting, type_of_steps
 
 if TYPE_CHECKING:
     from benchmarks.models import Step
@@ -68,7 +68,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         return  # the same models as the rows of `step`, which time is short for
     for family in MODELS:
         count, size = (2, TRIAL_SIZE) if setting.tiny else (BATCH, SIZE)
-        shape = f"{family}, {size} px, batch {count}, bfloat16"
+        shape = f"{family}, {size} px, batch {count}, {type_of_steps('cpu')}"
         builder = partial(build, family, count, size, setting.tiny)
         yield Row("transformers", shape, "training step", builder, needs=("transformers",))
 

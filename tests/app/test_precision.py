@@ -11,7 +11,7 @@ import torch
 from simmim.cli import main
 from simmim.config.pretrain import PretrainConfig
 from simmim.training import mixed_precision
-from simmim.training.mixed_precision import choose_precision, has_fast_bfloat16
+from simmim.training.mixed_precision import choose_precision
 from simmim.training.pretrain import Trainer
 
 from .conftest import TINY, environment
@@ -71,4 +71,4 @@ def test_this_processor_is_judged_by_what_its_kernel_says():
     flags = Path("/proc/cpuinfo").read_text().split()
     if "avx512f" not in flags or torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("needs AVX-512")
-    assert has_fast_bfloat16("cpu") == ("avx512_bf16" in flags)
+    assert mixed_precision.has_fast_bfloat16("cpu") == ("avx512_bf16" in flags)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simmim.errors import require
+from simmim.fast_types import has_fast_bfloat16
 
 plugins = require("lightning_fabric.plugins")
 
@@ -32,16 +33,6 @@ def choose_precision(wanted: str, device: str) -> tuple[str, str]:
     if wanted == "bf16-mixed" and not fast:
         return wanted, f"precision: {wanted} is slow on this {device}; --precision auto avoids it"
     return wanted, ""
-
-
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are faster than in float32, which on CPUs takes instructions for them
-    (``benchmarks/rows/precision.py``, and "bfloat16 on CPUs" in ``benchmarks/NOTES.md``)."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # ATEN_CPU_CAPABILITY may forbid what the processor has
-    allowed = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return allowed and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 class MixedPrecision(plugins.MixedPrecision):

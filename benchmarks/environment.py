@@ -57,6 +57,8 @@ def processor() -> str:
 
 
 def machine(environment: dict[str, str | int]) -> str:
-    """The name of the folder for a machine's results."""
-    name = environment.get("gpu") or f"{environment['processor']} {environment['threads']} threads"
+    """The name of the folder for a machine's results: one processor's name may stand for several
+    generations, with other instruction sets."""
+    of_cpu = "{processor} {instruction_set} {threads} threads".format_map(environment)
+    name = environment.get("gpu") or of_cpu
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

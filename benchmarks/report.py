@@ -225,7 +225,7 @@ def headline(folder: Path) -> str:
 
 
 def fill(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the markers of `name`, such as `table:amd-epyc-2-threads`."""
+    """`text` with `content` between the markers of `name`, such as `table:amd-epyc-avx512-2-threads`."""
     pattern = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
 

@@ -262,8 +262,8 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
 
 
 def test_the_folder_of_a_machine_is_named_after_processor_or_gpu():
-    facts = {"processor": "AMD EPYC", "threads": 2}
-    assert environment.machine(facts) == "amd-epyc-2-threads"
+    facts = {"processor": "AMD EPYC", "instruction_set": "avx512", "threads": 2}
+    assert environment.machine(facts) == "amd-epyc-avx512-2-threads"
     assert environment.machine(facts | {"gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 

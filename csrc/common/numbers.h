@@ -36,6 +36,7 @@ SIMMIM_HD U widen_float16(U half) {
     U bits;
     std::memcpy(&bits, &scaled, sizeof(bits));
     bits = body >= 0x7C00u ? 0x7F800000u | shifted : bits;
+    bits = body > 0x7C00u ? 0x00400000u | bits : bits;  // a quiet NaN, as processors make it
     return ((half & 0x8000u) << 16) | bits;
 }
 

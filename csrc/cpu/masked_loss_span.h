@@ -142,7 +142,7 @@ void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter, 
             P* grad = grad_row + x;
             const C* target = target_row + x;
             if (!runs[r].masked) {
-                for (int64_t i = 0; kGrad && i < n; ++i) grad[i] = P{};
+                if (kGrad) zero_run(grad, n);
                 continue;
             }
             int64_t i = 0;

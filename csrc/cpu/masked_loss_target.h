@@ -33,6 +33,22 @@ struct Affine {
     C operator()(C stored) const { return (stored - offset) * scale; }
 };
 
+// to[i * channels + c] = planes[c * n + i]; GCC makes shuffles of the three stores of colours.
+template <class C>
+inline void interleave_planes(const C* __restrict__ planes, int64_t channels, int64_t n,
+                              C* __restrict__ to) {
+    if (channels == 3) {
+        for (int64_t i = 0; i < n; ++i) {
+            to[3 * i] = planes[i];
+            to[3 * i + 1] = planes[n + i];
+            to[3 * i + 2] = planes[2 * n + i];
+        }
+        return;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < n; ++i) to[i * channels + c] = planes[c * n + i];
+}
+
 // The target image; pixels u become (u - mean) / std, those of uint8 (u / 255 - mean) / std.
 struct Target : ImageLayout {
     Memory memory;
@@ -50,38 +66,27 @@ struct Target : ImageLayout {
         return {C(mean ? unit * mean[c] : 0.0), C(1.0 / (unit * (std ? std[c] : 1.0)))};
     }
 
-    // Reads n pixels from `offset` on and writes them `step` apart.
+    // Reads n pixels from `offset` on.
     template <class C>
-    void load(int64_t offset, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
+    void load(int64_t offset, const Affine<C>& of, int64_t n, C* row) const {
         if (memory.element == kUInt8) {
-            load_integers(numbers<uint8_t>(memory, offset), of, n, row, step);
+            load_integers(numbers<uint8_t>(memory, offset), of, n, row);
         } else if (memory.element == kUInt16) {
-            load_integers(numbers<uint16_t>(memory, offset), of, n, row, step);
+            load_integers(numbers<uint16_t>(memory, offset), of, n, row);
         } else if (memory.element == kInt16) {
-            load_integers(numbers<int16_t>(memory, offset), of, n, row, step);
-        } else if (in_place<C>()) {
-            const C* p = reinterpret_cast<const C*>(memory.at(offset));
-            for (int64_t i = 0; i < n; ++i) row[i * step] = p[i];
-        } else if (step == 1) {
+            load_integers(numbers<int16_t>(memory, offset), of, n, row);
+        } else {
             memory.load(offset, sx, n, row);
             for (int64_t i = 0; std && i < n; ++i) row[i] = of(row[i]);
-        } else {
-            C side[kRow];
-            for (int64_t i = 0; i < n; i += kRow) {
-                const int64_t m = min_of(kRow, n - i);
-                memory.load(offset + i * sx, sx, m, side);
-                for (int64_t j = 0; std && j < m; ++j) side[j] = of(side[j]);
-                for (int64_t j = 0; j < m; ++j) row[(i + j) * step] = side[j];
-            }
         }
     }
 
     template <class T, class C>
-    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row, int64_t step) const {
-        if (sx == 1 && step == 1) {
+    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row) const {
+        if (sx == 1) {
             for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i]));
         } else {
-            for (int64_t i = 0; i < n; ++i) row[i * step] = of(C(from[i * sx]));
+            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i * sx]));
         }
     }
 
@@ -101,7 +106,7 @@ struct Target : ImageLayout {
                 for (int64_t i = 0; i < 16; ++i) out[16 * k + i] = of(C(p[k * sy + i]));
             }
         } else {
-            for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n, 1);
+            for (int64_t k = 0; k < lines; ++k) load(offset + k * sy, of, n, out + k * n);
         }
     }
 };

@@ -90,11 +90,17 @@ struct Scorer {
             to += n * count;
         };
         if (pred.is_interleaved(p, channels)) {
-            for (int64_t dy = 0; dy < p; ++dy) {
+            // Several lines are written before the first is read: a vector that is read right after
+            // its numbers were stored in parts waits for all of them.
+            const int64_t n = channels * p, at_once = kTile / n;
+            C planes[kTile];
+            for (int64_t dy = 0; dy < p; dy += at_once) {
+                const int64_t lines = min_of(at_once, p - dy), pixels = lines * p;
                 for (int64_t c = 0; c < channels; ++c)
-                    target.load(target.at(b, c, y + dy, x), target.template affine<C>(c), p,
-                                tile + c, channels);
-                score(tile, 0, channels * p, 1);
+                    target.load_lines(target.at(b, c, y + dy, x), target.template affine<C>(c),
+                                      lines, p, planes + c * pixels);
+                interleave_planes(planes, channels, pixels, tile);
+                for (int64_t k = 0; k < lines; ++k) score(tile + k * n, 0, n, 1);
             }
             return;
         }
@@ -153,7 +159,7 @@ struct Scorer {
         const Affine<C> affine = target.template affine<C>(c);
         score_made(b, c, y, count, runs, run_count, scale, total,
                    [&](int64_t row, int64_t x, int64_t n, C* to) {
-                       target.load(target.at(b, c, row, x), affine, n, to, 1);
+                       target.load(target.at(b, c, row, x), affine, n, to);
                    });
     }
 

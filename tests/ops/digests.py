@@ -38,6 +38,19 @@ def losses() -> Iterator[Tensor]:
             yield torch.autograd.grad(loss.sum(), leaf)[0]
 
 
+def all_halves() -> Tensor:
+    """Every number of 16 bits, infinities and NaN among them, `int16 (1, 1, 256, 256)`."""
+    return torch.arange(-(2**15), 2**15).to(torch.int16).view(1, 1, 256, 256)
+
+
+def losses_of_every_half() -> Iterator[Tensor]:
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    for dtype in (torch.float16, torch.bfloat16):
+        pred = all_halves().view(dtype).requires_grad_()
+        loss = sk.masked_mse(pred, torch.randn(pred.shape), mask, reduction="sum")
+        yield torch.autograd.grad(loss, pred)[0]
+
+
 def masked_images() -> Iterator[Tensor]:
     for last, source, unit in itertools.product((0, 1), (*FLOATS, torch.uint8), (1, 5, 33)):
         image = (torch.randn(2, 3, 2 * unit, 3 * unit) * 40 + 120).clamp(0, 255).to(source)
@@ -67,7 +80,7 @@ def normalised_images() -> Iterator[Tensor]:
 def digest() -> dict[str, str]:
     """A hash of the bits of each group, one thread or several."""
     found = {}
-    for group in (calls, losses, masked_images, normalised_images):
+    for group in (calls, losses, losses_of_every_half, masked_images, normalised_images):
         torch.manual_seed(5)
         bits = hashlib.sha256()
         for tensor in group():

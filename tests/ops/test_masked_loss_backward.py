@@ -7,6 +7,7 @@ import torch
 
 import simmim_kernels as sk
 from tests.backends import BACKENDS
+from tests.ops.digests import all_halves
 from tests.ops.loss_cases import numbers_of, ours, problem
 
 
@@ -152,3 +153,18 @@ def test_gradients_of_float16_hold_any_difference_of_16_bits(
         grads.append(leaf.grad.double())
     # rounded twice, once by half the least number there is
     torch.testing.assert_close(*grads, rtol=1.01 * torch.finfo(torch.float16).eps, atol=2**-25)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_prediction_of_16_bits_has_plain_pytorchs_gradient(backend, dtype):
+    """Rounded once, bit for bit: subnormal, large and infinite ones, and NaN where that has NaN."""
+    grads = []
+    for name in (backend, "reference"):
+        pred = all_halves().view(dtype).clone().requires_grad_()
+        target, mask = torch.linspace(-3, 3, 2**16), torch.ones(1, 4, 4, dtype=torch.bool)
+        with sk.backend(name):
+            loss = sk.masked_mse(pred, target.view(pred.shape), mask, reduction="sum")
+            grads += torch.autograd.grad(loss, pred)
+    found, expected = (grad.view(torch.int16)[~grad.isnan()] for grad in grads)
+    assert torch.equal(*(grad.isnan() for grad in grads)) and torch.equal(found, expected)

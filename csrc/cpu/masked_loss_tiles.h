@@ -92,7 +92,7 @@ struct Scorer {
         if (pred.is_interleaved(p, channels)) {
             // Several lines are written before the first is read: a vector that is read right after
             // its numbers were stored in parts waits for all of them.
-            const int64_t n = channels * p, at_once = kTile / n;
+            const int64_t at_once = kTile / (channels * p);
             C planes[kTile];
             for (int64_t dy = 0; dy < p; dy += at_once) {
                 const int64_t lines = min_of(at_once, p - dy), pixels = lines * p;
@@ -100,7 +100,7 @@ struct Scorer {
                     target.load_lines(target.at(b, c, y + dy, x), target.template affine<C>(c),
                                       lines, p, planes + c * pixels);
                 interleave_planes(planes, channels, pixels, tile);
-                for (int64_t k = 0; k < lines; ++k) score(tile + k * n, 0, n, 1);
+                score(tile, 0, channels * pixels, 1);
             }
             return;
         }
@@ -124,8 +124,8 @@ struct Scorer {
     void score_made_token(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
                           double* total) const {
         const bool interleaved = pred.is_interleaved(p, channels);
-        const int64_t block = interleaved ? channels * p : p * p;
-        const int64_t most = interleaved ? block : kTile / p * p;
+        const int64_t line = interleaved ? channels * p : p;
+        const int64_t block = line * p, most = kTile / line * line;
         const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
         for (int64_t first = 0; first < channels * p * p; first += block) {
             for (int64_t i = first, n; i < first + block; i += n) {

@@ -70,11 +70,13 @@ struct Target : ImageLayout {
     template <class C>
     void load(int64_t offset, const Affine<C>& of, int64_t n, C* row) const {
         if (memory.element == kUInt8) {
-            load_integers(numbers<uint8_t>(memory, offset), of, n, row);
+            load_affine(numbers<uint8_t>(memory, offset), of, n, row);
         } else if (memory.element == kUInt16) {
-            load_integers(numbers<uint16_t>(memory, offset), of, n, row);
+            load_affine(numbers<uint16_t>(memory, offset), of, n, row);
         } else if (memory.element == kInt16) {
-            load_integers(numbers<int16_t>(memory, offset), of, n, row);
+            load_affine(numbers<int16_t>(memory, offset), of, n, row);
+        } else if (std && memory.element == kElement<C>) {
+            load_affine(numbers<C>(memory, offset), of, n, row);
         } else {
             memory.load(offset, sx, n, row);
             for (int64_t i = 0; std && i < n; ++i) row[i] = of(row[i]);
@@ -82,11 +84,13 @@ struct Target : ImageLayout {
     }
 
     template <class T, class C>
-    void load_integers(const T* from, const Affine<C>& of, int64_t n, C* row) const {
+    void load_affine(const T* __restrict__ from, const Affine<C>& of, int64_t n,
+                     C* __restrict__ row) const {
+        const Affine<C> own = of;
         if (sx == 1) {
-            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i]));
+            for (int64_t i = 0; i < n; ++i) row[i] = own(C(from[i]));
         } else {
-            for (int64_t i = 0; i < n; ++i) row[i] = of(C(from[i * sx]));
+            for (int64_t i = 0; i < n; ++i) row[i] = own(C(from[i * sx]));
         }
     }
 

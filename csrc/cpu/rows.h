@@ -24,10 +24,19 @@ inline C convert(T v) {
         return C(widen(v));
 }
 
+// Numbers that are converted together where the compiler's own loop does not use the processor's
+// conversion: of float16, from and to float32.
+template <class C, class T>
+constexpr int64_t kTogether =
+    kSame<T, Float16> && kSame<C, float> ? kVectorBytes / int64_t(sizeof(C)) : 0;
+
 template <class C, class T>
 inline void load_as(const T* source, int64_t stride, int64_t n, C* row) {
     if (stride == 1) {
-        for (int64_t i = 0; i < n; ++i) row[i] = convert<C>(source[i]);
+        int64_t i = 0;
+        if constexpr (constexpr int64_t m = kTogether<C, T>; m > 0)
+            for (; i + m <= n; i += m) store_vector<C, m>(load_vector<C, m>(source + i), row + i);
+        for (; i < n; ++i) row[i] = convert<C>(source[i]);
     } else {
         for (int64_t i = 0; i < n; ++i) row[i] = convert<C>(source[i * stride]);
     }
@@ -36,7 +45,10 @@ inline void load_as(const T* source, int64_t stride, int64_t n, C* row) {
 template <class C, class T>
 inline void store_as(const C* row, int64_t n, int64_t stride, T* target) {
     if (stride == 1) {
-        for (int64_t i = 0; i < n; ++i) target[i] = Narrow<T>::from(row[i]);
+        int64_t i = 0;
+        if constexpr (constexpr int64_t m = kTogether<C, T>; m > 0)
+            for (; i + m <= n; i += m) store_vector<C, m>(load_vector<C, m>(row + i), target + i);
+        for (; i < n; ++i) target[i] = Narrow<T>::from(row[i]);
     } else {
         for (int64_t i = 0; i < n; ++i) target[i * stride] = Narrow<T>::from(row[i]);
     }

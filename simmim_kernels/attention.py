@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simmim_kernels.fast_types import has_fast_bfloat16
+
+# Found once: compiled code asks, too.
+_FAST_16_BIT_CPU = has_fast_bfloat16("cpu")
+
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float, fused: bool
@@ -18,7 +23,8 @@ def attention(
         bias: `(B, heads, K, N)` or what broadcasts to it, or None.
         scale: factor of the scores.
         fused: use `scaled_dot_product_attention`, otherwise matmul, softmax, matmul. On CPUs the
-            latter is the faster where gradients are wanted in a 16-bit type, or for `bias`.
+            latter is the faster where gradients are wanted for `bias`, or in a 16-bit type that the
+            processor has instructions for.
 
     Returns:
         `(B, heads, K, d)` in `v`'s type.
@@ -44,5 +50,10 @@ def is_fused_faster(device: str, dtype: torch.dtype, biased: bool) -> bool:
         dtype: what the products run in.
         biased: whether a bias that wants a gradient is added to the scores.
     """
-    # In 16-bit types, and for the gradient of a bias, its backward pass is the slow one on CPUs.
-    return device != "cpu" or (dtype in (torch.float32, torch.float64) and not biased)
+    if device != "cpu":
+        return True
+    # Its backward pass is the slow one for the gradient of a bias, and in 16-bit types; but products
+    # in these are far slower still on a processor without instructions for them.
+    if dtype in (torch.float32, torch.float64):
+        return not biased
+    return not _FAST_16_BIT_CPU

@@ -25,7 +25,7 @@ def build(name: str, options: dict) -> Contest:
     "ours" is the one that the application takes."""
     import timm
 
-    from simmim.fast_types import has_fast_bfloat16
+    from simmim_kernels.fast_types import has_fast_bfloat16
 
     model = timm.create_model(name, num_classes=0, **options)
     device = next(model.parameters()).device.type

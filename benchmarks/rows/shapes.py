@@ -102,6 +102,6 @@ def trial(device: str) -> Setting:
 def type_of_steps(device: str) -> str:
     """The type of whole training steps, which `simmim pretrain` takes too: `"bfloat16"` where products in
     it are fast, else `"float32"`."""
-    from simmim.fast_types import has_fast_bfloat16
+    from simmim_kernels.fast_types import has_fast_bfloat16
 
     return "bfloat16" if has_fast_bfloat16(device) else "float32"

@@ -21,11 +21,18 @@ def encoder(name):
     return build_encoder(name, **arguments, **SIZES[name])
 
 
-def test_the_table():
+@pytest.fixture(params=[True, False], ids=["fast bfloat16", "slow bfloat16"])
+def fast(request, monkeypatch):
+    monkeypatch.setattr("simmim_kernels.attention._FAST_16_BIT_CPU", request.param)
+    return request.param
+
+
+def test_the_table(fast):
     assert is_fused_faster("cuda", torch.bfloat16, True)
     assert is_fused_faster("cpu", torch.float32, False)
     assert not is_fused_faster("cpu", torch.float32, True)
-    assert not is_fused_faster("cpu", torch.bfloat16, False)
+    assert is_fused_faster("cpu", torch.bfloat16, False) == (not fast)
+    assert is_fused_faster("cpu", torch.float16, True) == (not fast)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -44,10 +51,11 @@ def test_both_paths_give_the_same_tokens(name):
     torch.testing.assert_close(*tokens)
 
 
-def test_the_log_says_what_was_chosen():
+def test_the_log_says_what_was_chosen(fast):
     model = encoder("vit_tiny_patch16_224")
     line = choose_attention(model, "auto", "cpu", "bf16-mixed")
-    assert line == "attention: products in 2 layers, faster for bf16-mixed on cpu"
+    path = "products" if fast else "sdpa"
+    assert line == f"attention: {path} in 2 layers, faster for bf16-mixed on cpu"
     assert choose_attention(model, "sdpa", "cpu", "32-true").startswith("attention: sdpa in 2")
     assert all(block.attn.fused_attn for block in model.backbone.blocks)
     assert "no layer" in choose_attention(torch.nn.Linear(1, 1), "auto", "cpu", "32-true")

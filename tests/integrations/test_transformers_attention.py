@@ -36,10 +36,17 @@ def calls_of_sdpa(model, dtype, training=True):
 
 @named
 @pytest.mark.parametrize(
-    ("dtype", "training", "expected"),
-    [(torch.float32, True, 2), (torch.bfloat16, True, 0), (torch.bfloat16, False, 2)],
+    ("dtype", "fast", "training", "expected"),
+    [
+        (torch.float32, True, True, 2),
+        (torch.bfloat16, True, True, 0),
+        (torch.bfloat16, True, False, 2),
+        (torch.bfloat16, False, True, 2),
+    ],
 )
-def test_products_where_they_are_faster(dtype, training, expected):
+def test_products_where_they_are_faster(dtype, fast, training, expected, monkeypatch):
+    """With instructions for bfloat16, which this processor may lack, and without."""
+    monkeypatch.setattr("simmim_kernels.attention._FAST_16_BIT_CPU", fast)
     model = build("ViT").to(dtype).train(training)
     assert calls_of_sdpa(model, dtype, training) == 2
     report = sk.apply_kernels(model)

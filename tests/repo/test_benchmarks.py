@@ -46,7 +46,9 @@ def test_every_op_has_rows_with_names_of_their_own(setting):
 def test_every_stored_row_still_exists(monkeypatch):
     names = set()
     for fast in (False, True):  # steps are in float32, or in bfloat16
-        monkeypatch.setattr("simmim.fast_types.has_fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(
+            "simmim_kernels.fast_types.has_fast_bfloat16", lambda device, fast=fast: fast
+        )
         for setting in (CPU, gpu_model.SETTING):
             names |= {(row.op, row.shape, row.what) for row in rows.all_rows(setting)}
         names.add((bench_pretrain.OP, bench_pretrain.shape(), bench_pretrain.WHAT))

@@ -92,6 +92,7 @@ MAY_IMPORT = {
     "simmim_kernels/integrations": (*INTEGRATIONS, *OPS),
     "simmim_kernels": (
         "simmim_kernels",
+        "simmim_kernels.fast_types",
         "simmim_kernels.memory",
         "simmim_kernels.nn",
         *INTEGRATIONS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simmim.errors import require
-from simmim.fast_types import has_fast_bfloat16
+from simmim_kernels.fast_types import has_fast_bfloat16
 
 plugins = require("lightning_fabric.plugins")
 

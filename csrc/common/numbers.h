@@ -21,9 +21,13 @@ SIMMIM_HD uint32_t float_to_bits(float value) {
 // On a CPU the 16-bit types are integer arithmetic without branches, on numbers and on vectors of
 // them alike (U: the bits of float32, F: float32); a GPU has an instruction for each conversion.
 template <class U>
-SIMMIM_HD U narrow_to_bfloat16(U u) {  // round to nearest even, NaN stays NaN
-    const U rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-    return (u & 0x7FFFFFFFu) > 0x7F800000u ? U{} + 0x7FC0u : rounded;
+SIMMIM_HD U round_to_bfloat16(U u) {  // to nearest even; not for NaN
+    return (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+}
+
+template <class U>
+SIMMIM_HD U narrow_to_bfloat16(U u) {  // NaN stays NaN
+    return (u & 0x7FFFFFFFu) > 0x7F800000u ? U{} + 0x7FC0u : round_to_bfloat16(u);
 }
 
 template <class F, class U>

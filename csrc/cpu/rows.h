@@ -24,8 +24,8 @@ inline C convert(T v) {
         return C(widen(v));
 }
 
-// Numbers that are converted together where the compiler's own loop does not use the processor's
-// conversion: of float16, from and to float32.
+// How many numbers are converted together where the compiler's own loop would not use the
+// processor's conversion, float16 from and to float32; 0 for other types.
 template <class C, class T>
 constexpr int64_t kTogether =
     kSame<T, Float16> && kSame<C, float> ? kVectorBytes / int64_t(sizeof(C)) : 0;

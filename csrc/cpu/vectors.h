@@ -45,8 +45,8 @@ constexpr bool kSame = false;
 template <class T>
 constexpr bool kSame<T, T> = true;
 
-// n 16-bit numbers as 32-bit ones, and back; of the latter the upper halves are zero. With AVX2 GCC
-// makes four and three instructions of what are one and two.
+// Reads n 16-bit numbers into 32 bits each, and writes them back; their upper halves are zero. With
+// AVX2, GCC makes four and three instructions of what are one and two.
 template <int64_t n>
 inline Vector<uint32_t, n> read_halves(const void* source) {
 #if defined(__AVX2__)
@@ -72,7 +72,8 @@ inline void write_halves(const Vector<uint32_t, n>& bits, void* target) {
     std::memcpy(target, &halves, sizeof(halves));
 }
 
-// The bits of n numbers of float16, from and to float32, by the processor where it can.
+// Reads n numbers of float16 as float32, and writes them, by the processor's own conversion where
+// it has one.
 template <int64_t n>
 inline Vector<float, n> read_float16(const void* source) {
 #if defined(__F16C__)
@@ -118,10 +119,10 @@ template <class C, int64_t n, class T>
 inline void store_vector(const Vector<C, n>& from, T* target) {
     typedef Vector<float, n> Float;
     if constexpr (kSame<T, BFloat16>) {
+        typedef Vector<uint32_t, n> Bits;
         const Float numbers = __builtin_convertvector(from, Float);
-        const auto u = same_bits<Vector<uint32_t, n>>(numbers);
-        const auto rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-        const Vector<uint32_t, n> bits = numbers != numbers ? rounded * 0u + 0x7FC0u : rounded;
+        const Bits rounded = round_to_bfloat16(same_bits<Bits>(numbers));
+        const Bits bits = numbers != numbers ? Bits{} + 0x7FC0u : rounded;
         write_halves<n>(bits, target);
     } else if constexpr (kSame<T, Float16>) {
         const Float numbers = __builtin_convertvector(from, Float);

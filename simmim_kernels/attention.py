@@ -43,7 +43,7 @@ def is_fused_faster(device: str, dtype: torch.dtype, biased: bool) -> bool:
     """Whether `scaled_dot_product_attention` is the faster path for forward and backward together.
 
     A table of what `benchmarks/rows/attention.py` measured, and no trial when a model starts: the two
-    round differently, and a resumed run must take the path of the run that it continues.
+    round differently, and a run that is resumed on the same processor must take the same path.
 
     Args:
         device: `"cpu"` or `"cuda"`.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import OURS, Contest, Row, rates
-from benchmarks.rows.shapes import Setting, type_of_steps
+from benchmarks.rows.shapes import TRIAL_SIZE, Setting, type_of_steps
 
-SIZE, BATCH, PEAK_BATCH, TRIAL_SIZE = 192, 16, 64, 64
+SIZE, BATCH, PEAK_BATCH = 192, 16, 64
 MAE, SIMMIM, TRANSFORMERS = OURS, "SimMIM", "transformers"
 # encoder, its arguments, and what MAE is told of masks and decoder
 ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

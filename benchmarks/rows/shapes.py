@@ -99,6 +99,9 @@ def trial(device: str) -> Setting:
     return Setting(device, (TINY,), (2,), backends=backends, compile=False, tiny=True)
 
 
+TRIAL_SIZE = 64  # side of the images of whole steps in a trial
+
+
 def type_of_steps(device: str) -> str:
     """The type of whole training steps, which `simmim pretrain` takes too: `"bfloat16"` where products in
     it are fast, else `"float32"`."""

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import OURS, Contest, Row, rates
-from benchmarks.rows.shapes import Setting, type_of_steps
+from benchmarks.rows.shapes import TRIAL_SIZE, Setting, type_of_steps
 
 if TYPE_CHECKING:
     from benchmarks.models import Batch, Step
@@ -73,8 +73,8 @@ class Plan:
 
 def plans(setting: Setting) -> Iterator[Plan]:
     if setting.tiny:
-        yield Plan("TRIAL_VIT", 64, 2, setting.device, tiny=True)
-        yield Plan("TRIAL_SWIN", 64, 2, setting.device, window=7, tiny=True)
+        yield Plan("TRIAL_VIT", TRIAL_SIZE, 2, setting.device, tiny=True)
+        yield Plan("TRIAL_SWIN", TRIAL_SIZE, 2, setting.device, window=7, tiny=True)
     elif setting.on_gpu:  # the compiled one last, for compiling takes a minute
         yield Plan("VIT_B", 224, 256, "cuda")
         yield Plan("SWIN_B", 192, 256, "cuda", window=WINDOW)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import simmim_kernels as sk
 from benchmarks.memory import peak_of_process
 from benchmarks.rows.common import Contest, Row, rates
-from benchmarks.rows.shapes import RATIO, Setting, type_of_steps
+from benchmarks.rows.shapes import RATIO, TRIAL_SIZE, Setting, type_of_steps
 
 if TYPE_CHECKING:
     from benchmarks.models import Step
 
-SIZE, BATCH, UNIT, TRIAL_SIZE = 192, 16, 32, 64
+SIZE, BATCH, UNIT = 192, 16, 32
 MODELS = {
     "ViT": {
         "hidden_size": 192,

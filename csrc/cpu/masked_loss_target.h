@@ -86,7 +86,7 @@ struct Target : ImageLayout {
     template <class T, class C>
     void load_affine(const T* __restrict__ from, const Affine<C>& of, int64_t n,
                      C* __restrict__ row) const {
-        const Affine<C> own = of;
+        const Affine<C> own = of;  // a copy: what is stored in `row` might be its numbers
         if (sx == 1) {
             for (int64_t i = 0; i < n; ++i) row[i] = own(C(from[i]));
         } else {

@@ -1,113 +1,148 @@
-"""The task of ``make learn``: from which of scikit-image's pictures does a crop come?
+"""The task of ``make learn``: which of ten kinds of clothes does a noisy photograph show?
 
-Each of 17 pictures is a class. Its left half is there to train on, a strip right of the middle to choose
-settings on, and the rest to test on, so that no pixel is in two of them.
+The photographs are Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), 28 x 28 px in gray. Each is turned, moved
+and scaled, and gets noise, so that no pixel has a meaning of its own.
 """
 
 from __future__ import annotations
 
+import gzip
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import skimage
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from skimage.feature import hog, local_binary_pattern
+from torchvision.datasets import FashionMNIST
 
-PICTURES = [
-    "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel",
-    "hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "retina", "rocket", "text",
-]  # fmt: skip
-#: of a crop, and of a picture's shorter side before cropping, in pixels
-SIDE, SHORTER = 48, 320
-#: sides of the squares that are cut out and made SIDE pixels, so that no picture has a scale of its own
-CUTS = (48, 128)
-#: columns of each part, as shares of a picture's width, and how many crops are cut from them
-PARTS = {"train": (0.0, 0.5, 200), "choose": (0.5, 0.7, 60), "test": (0.7, 1.0, 60)}
-#: gray levels: mean and deviation of every crop, and the deviation of the noise that is added
-MEAN, STD, NOISE = 128.0, 40.0, 40.0
+#: of the images that are made, in pixels
+SIDE = 32
+#: gray levels: mean and deviation of the images, and the deviation of the noise that they hold
+MEAN, STD, NOISE = 90.0, 99.0, 170.0
+#: largest turn in degrees and shift in pixels, and the limits of the scale
+TURN, SHIFT, SCALE = 25.0, 4.0, (0.8, 1.15)
+#: whether a part comes from the file to train on, its first photograph there, and images of each class
+PARTS = {"train": (True, 0, 2000), "choose": (True, 50_000, 300), "test": (False, 0, 1000)}
+#: where Debian's package of that name has the photographs
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+#: pixels of the smoothing before classical features that noise would hide
+BLUR = 3.0
 
 
-def write_crops(folder: Path, parts: tuple[str, ...]) -> list[Path]:
-    """Write crops as PNG files, one folder per class in one of each part; returns those of the parts.
+def get_photographs(folder: Path) -> dict[bool, FashionMNIST]:
+    """The photographs to train on (``True``) and to test on, unpacked in ``folder``.
 
-    A crop's own mean and deviation are taken out, so that brightness and contrast give no class away.
+    They come from Debian's package, installed or fetched, and elsewhere from where torchvision gets them.
+    """
+    raw = folder / "FashionMNIST" / "raw"
+    if not raw.exists():
+        packed = _packed(folder)
+        for path in sorted(packed.glob("*.gz")) if packed else ():
+            raw.mkdir(parents=True, exist_ok=True)
+            (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    return {train: FashionMNIST(folder, train, download=True) for train in (True, False)}
+
+
+def _packed(folder: Path) -> Path | None:
+    """Debian's files, fetched into ``folder`` unless they are installed; None where there is no Debian."""
+    if INSTALLED.exists():
+        return INSTALLED
+    if not shutil.which("apt-get"):
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=folder, check=False)
+    for path in folder.glob(f"{PACKAGE}_*.deb"):
+        subprocess.run(["dpkg-deb", "-x", path.name, "debian"], cwd=folder, check=True)
+        return folder / "debian" / INSTALLED.relative_to("/")
+    return None
+
+
+def write_images(folder: Path, photographs: Path, parts: tuple[str, ...]) -> list[Path]:
+    """Write the images of ``parts`` as PNG files, one folder per class in one of each part; returns
+    those of the parts.
+
+    Args:
+        folder: for the images; what is there is removed.
+        photographs: folder for Fashion-MNIST's files.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    for number, name in enumerate(PICTURES):
-        picture = _picture(name)
-        for part in parts:
-            left, right, count = PARTS[part]
-            columns = round(left * picture.width), round(right * picture.width)
-            rng = np.random.default_rng((number, list(PARTS).index(part)))
-            out = folder / part / name
+    sources = get_photographs(photographs)
+    for part in parts:
+        train, first, count = PARTS[part]
+        source = sources[train]
+        labels = source.targets[first:].numpy()
+        for number, name in enumerate(source.classes):
+            out = folder / part / name.replace("/", " or ")
             out.mkdir(parents=True)
-            crops = _crops(picture, columns, rng)
-            for index in range(count):
-                Image.fromarray(next(crops)).save(out / f"{index:03d}.png")
+            for index in first + np.flatnonzero(labels == number)[:count]:
+                rng = np.random.default_rng((train, index))
+                image = distort(source.data[index].numpy(), rng)
+                Image.fromarray(image).save(out / f"{index:05d}.png", compress_level=1)
     return [folder / part for part in parts]
 
 
-def _picture(name: str) -> Image.Image:
-    """A picture of scikit-image in gray, its shorter side SHORTER pixels."""
-    (path,) = (Path(skimage.__file__).parent / "data").glob(f"{name}.*")
-    picture = Image.open(path).convert("L")
-    scale = SHORTER / min(picture.size)
-    size = round(picture.width * scale), round(picture.height * scale)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def distort(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An image ``uint8 (SIDE, SIDE)`` of a photograph: turned, moved, scaled, and with noise."""
+    turn = np.deg2rad(rng.uniform(-TURN, TURN))
+    scale = np.exp(rng.uniform(*np.log(SCALE)))
+    x, y = SIDE / 2 + rng.uniform(-SHIFT, SHIFT, 2)
+    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
+    middle = photograph.shape[0] / 2
+    # of the photograph's pixel under each of the image's
+    affine = (cos, sin, middle - cos * x - sin * y, -sin, cos, middle + sin * x - cos * y)
+    moved = Image.fromarray(photograph).transform(
+        (SIDE, SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(moved, np.float64) + NOISE * rng.standard_normal((SIDE, SIDE))
+    return noisy.clip(0, 255).round().astype(np.uint8)
 
 
-def _crops(
-    picture: Image.Image, columns: tuple[int, int], rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Crops ``uint8 (SIDE, SIDE)`` between two columns, without end; flat ones are left out."""
-    left, right = columns
-    while True:
-        side = min(int(np.exp(rng.uniform(*np.log(CUTS)))), right - left)
-        x = rng.integers(left, right - side + 1)
-        y = rng.integers(0, picture.height - side + 1)
-        box = (x, y, x + side, y + side)
-        crop = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
-        values = np.asarray(crop, np.float64)
-        if values.std() < 4:
-            continue
-        values = MEAN + STD * (values - values.mean()) / values.std()
-        values += NOISE * rng.standard_normal(values.shape)
-        yield values.clip(0, 255).round().astype(np.uint8)
+def smoothed(images: np.ndarray) -> np.ndarray:
+    """``float64`` images of ``uint8 (n, SIDE, SIDE)`` under a Gaussian of BLUR pixels."""
+    return gaussian_filter(images.astype(np.float64), (0, BLUR, BLUR))
 
 
-def spectrum(crops: np.ndarray) -> np.ndarray:
+def spectrum(images: np.ndarray) -> np.ndarray:
     """Logarithms of the Fourier coefficients' sizes, ``(n, numbers)`` of ``uint8 (n, SIDE, SIDE)``."""
-    return np.log(np.abs(np.fft.rfft2(crops / 255 - 0.5)) + 1e-3).reshape(len(crops), -1)
+    return np.log(np.abs(np.fft.rfft2(images / 255 - 0.5)) + 1e-3).reshape(len(images), -1)
 
 
-def gradients(crops: np.ndarray) -> np.ndarray:
-    """Histograms of oriented gradients (Dalal and Triggs, 2005), their mean over cells of 8 x 8."""
-    cells = [hog(crop, 9, (8, 8), (1, 1), feature_vector=False) for crop in crops]
-    return np.stack(cells).reshape(len(crops), -1, 9).mean(1)
+def gradients(images: np.ndarray) -> np.ndarray:
+    """Histograms of oriented gradients (Dalal and Triggs, 2005) of the smoothed images, in cells of 8 px
+    and blocks of two by two."""
+    return np.stack([hog(image, 9, (8, 8), (2, 2)) for image in smoothed(images)])
 
 
-def binary_patterns(crops: np.ndarray) -> np.ndarray:
+def binary_patterns(images: np.ndarray) -> np.ndarray:
     """Histograms of uniform local binary patterns at three radii (Ojala et al., 2002), square roots."""
     rows = []
-    for crop in crops:
+    for image in images:
         histograms = []
         for points, radius in ((8, 1), (16, 2), (24, 3)):
-            codes = local_binary_pattern(crop, points, radius, "uniform").astype(int)
+            codes = local_binary_pattern(image, points, radius, "uniform").astype(int)
             histograms.append(np.bincount(codes.ravel(), minlength=points + 2) / codes.size)
         rows.append(np.concatenate(histograms))
     return np.sqrt(np.stack(rows))
 
 
-def pixels(crops: np.ndarray) -> np.ndarray:
+def smooth_pixels(images: np.ndarray) -> np.ndarray:
+    """The pixels of the smoothed images."""
+    return smoothed(images).reshape(len(images), -1) / 255
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
     """The pixels themselves."""
-    return crops.reshape(len(crops), -1) / 255
+    return images.reshape(len(images), -1) / 255
 
 
 FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "binary patterns": binary_patterns,
-    "spectrum": spectrum,
     "gradients": gradients,
+    "smooth pixels": smooth_pixels,
+    "spectrum": spectrum,
+    "binary patterns": binary_patterns,
     "pixels": pixels,
 }

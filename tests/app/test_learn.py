@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import gzip
 import json
+import shutil
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from experiments import learn, learn_data, learn_page
 from simmim.config.pretrain import PretrainConfig
@@ -20,6 +21,8 @@ from simmim.training.pretrain import Trainer
 from tests.budget import assert_within_budget
 
 pytestmark = pytest.mark.slow
+
+FEW = {"train": (True, 0, 100), "choose": (True, 1200, 6), "test": (False, 0, 12)}
 
 
 class OneProcess:
@@ -36,23 +39,37 @@ class OneProcess:
 
 
 @pytest.fixture
-def tiny(monkeypatch, tmp_path):
-    args = {"patch_size": 12, "embed_dim": 16, "depth": 1, "num_heads": 2}
+def photographs(monkeypatch, tmp_path):
+    """Fashion-MNIST's four files as Debian's package has them, with few photographs of noise."""
+    folder = tmp_path / "debian"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 1400), ("t10k", 200)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, numbers in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">4B{numbers.ndim}I", 0, 0, 8, numbers.ndim, *numbers.shape)
+            packed = gzip.compress(header + numbers.tobytes())
+            (folder / f"{name}-{kind}-ubyte.gz").write_bytes(packed)
+    monkeypatch.setattr(learn_data, "INSTALLED", folder)
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, photographs):
+    args = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     monkeypatch.setitem(learn.ENCODER, "encoder_args", args)
     for settings in (*learn.METHODS.values(), learn.PRETRAIN, learn.FINETUNE):
-        for name, value in (("mask_unit", 12), ("decoder_width", 16), ("epochs", 1)):
+        for name, value in (("decoder_width", 16), ("epochs", 1), ("warmup_epochs", 0)):
             if name in settings:
                 monkeypatch.setitem(settings, name, value)
-    monkeypatch.setattr(
-        learn_data, "PARTS", {name: (*part[:2], 12) for name, part in PARTS.items()}
-    )
+    monkeypatch.setattr(learn, "EPOCHS", dict.fromkeys(learn.EPOCHS, 1))
+    monkeypatch.setattr(learn_data, "PARTS", FEW)
     monkeypatch.setattr(learn, "RESULTS", tmp_path / "page")
     monkeypatch.setattr(learn, "ProcessPoolExecutor", OneProcess)
-    monkeypatch.setattr("sys.argv", ["learn", "--seeds", "1", "--out", str(tmp_path / "runs")])
+    folders = ["--out", str(tmp_path / "runs"), "--photographs", str(photographs)]
+    monkeypatch.setattr("sys.argv", ["learn", "--seeds", "1", *folders])
     return tmp_path
-
-
-PARTS = learn_data.PARTS
 
 
 def test_the_page_is_made_from_what_was_measured(tiny):
@@ -63,8 +80,8 @@ def test_the_page_is_made_from_what_was_measured(tiny):
     assert [r["start"] for r in records] == list(learn_page.STARTS)
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     for record, row in zip(records, rows, strict=False):
-        assert f" {100 * record['linear']:.1f} |" in row
-        assert (record["finetuned"] is None) == (record["start"] in learn_data.FEATURES)
+        assert list(record["right"]) == list(learn_page.MEASURES)
+        assert row.endswith("".join(f" {100 * r:.1f} |" for r in record["right"].values()))
         assert (record["validation"] is None) == (record["start"] not in learn_page.PRETRAINED)
     # the two ways of computing the loss differ by rounding, and weights of the same seed agree
     runs = tiny / "runs"
@@ -87,17 +104,33 @@ def losses(run: Path) -> torch.Tensor:
     return torch.tensor([float(row["loss"]) for row in rows], dtype=torch.float64)
 
 
-def test_parts_share_no_pixel_and_settings_are_not_chosen_on_the_test(tmp_path):
-    ends = [part[:2] for part in PARTS.values()]
-    assert all(here[1] <= following[0] for here, following in itertools.pairwise(ends))
-    train, choose = learn_data.write_crops(tmp_path / "crops", ("train", "choose"))
-    assert not (tmp_path / "crops" / "test").exists()
-    for folder, count in ((train, 200), (choose, 60)):
-        assert sorted(path.name for path in folder.iterdir()) == sorted(learn_data.PICTURES)
-        assert len(list(folder.glob("*/*.png"))) == count * 17
-    crop = np.asarray(Image.open(train / "cell" / "000.png"), np.float64)
-    # the noise moves the mean, by a deviation of NOISE / SIDE
-    assert abs(crop.mean() - learn_data.MEAN) < 5 * learn_data.NOISE / learn_data.SIDE
+def test_no_photograph_is_in_two_parts(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(learn_data, "PARTS", FEW)
+    train, choose = learn_data.write_images(tmp_path / "images", photographs, ("train", "choose"))
+    assert not (tmp_path / "images" / "test").exists()
+    assert len({path.name for path in train.glob("*/*.png")}) == 1000
+    assert not {p.name for p in train.glob("*/*.png")} & {p.name for p in choose.glob("*/*.png")}
+    assert len(list(choose.glob("T-shirt or top/*.png"))) == 6
+
+
+def test_parts_of_the_real_photographs(tmp_path):
+    if not shutil.which("apt-get"):
+        pytest.skip("no Debian")
+    try:
+        sources = learn_data.get_photographs(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(f"not to be had here: {str(error).splitlines()[0]}")
+    shapes = [tuple(sources[train].data.shape) for train in (True, False)]
+    assert shapes == [(60_000, 28, 28), (10_000, 28, 28)]
+    labels = {train: source.targets.numpy() for train, source in sources.items()}
+    for train, first, count in learn_data.PARTS.values():
+        assert np.bincount(labels[train][first:]).min() >= count
+    # the last photograph to train on lies before the first to choose settings on
+    _, first, count = learn_data.PARTS["train"]
+    used = [first + np.flatnonzero(labels[True] == c)[count - 1] for c in range(10)]
+    assert max(used) < learn_data.PARTS["choose"][1]
+    image = learn_data.distort(sources[True].data[0].numpy(), np.random.default_rng(0))
+    assert image.shape == (learn_data.SIDE, learn_data.SIDE) and image.dtype == np.uint8
 
 
 def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
@@ -109,16 +142,15 @@ def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
 
 
 def test_spread_over_seeds():
-    common = {"neighbours": 0.5, "linear_all": 0.5, "neighbours_all": 0.5}
-    common |= {"validation": 1.0, "seconds": 1.0, "finetuned": None}
     records = [
-        learn_page.Record(start=start, seed=seed, linear=linear, **common)
-        for start, base in (("simmim", 0.5), ("random", 0.35))
-        for seed, linear in enumerate((base, base + 0.1, base + 0.2))
+        learn_page.Record(start, seed, dict.fromkeys(learn_page.MEASURES, right), None, 1.0)
+        for start, base in (("simmim", 0.5), ("mae", 0.6), ("random", 0.35), ("pixels", 0.2))
+        for seed, right in enumerate((base, base + 0.1, base + 0.2))
     ]
-    mine, random = (learn_page.values_of(records, s, "linear") for s in ("simmim", "random"))
+    records[-1].right["neighbours, 10"] = 1.0
+    mine, random = (learn_page.values_of(records, s, "linear, 10") for s in ("simmim", "random"))
     assert learn_page.cell(mine) == "60.0 ± 10.0"
-    assert learn_page.cell(learn_page.values_of(records, "simmim", "finetuned")) == ""
     assert learn_page.difference(mine, random) == "+15.0"  # the spreads are 20 together
     assert learn_page.difference(mine, [30.0, 35.0, 40.0]) == "**+25.0**"
-    assert learn_page.best_without_training(records, "linear") == ("random", random)
+    assert learn_page.best_of(records, ["pixels"], 10) == ("pixels", "neighbours, 10")
+    assert learn_page.best_of(records, ["pixels", "mae"], 100) == ("mae", "linear, 100")

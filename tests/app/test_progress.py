@@ -71,7 +71,7 @@ def test_a_preparation_is_named_only_if_it_is_slow(capsys, monkeypatch):
 
 
 class Terminal:
-    """A pseudo-terminal: what is written to ``stream`` comes to lie in ``text``."""
+    """A pseudo-terminal, to whose ``stream`` a program writes."""
 
     def __init__(self) -> None:
         self.master, slave = pty.openpty()
@@ -87,15 +87,12 @@ class Terminal:
         except OSError:
             return
 
-    @property
-    def text(self) -> str:
-        return b"".join(self._parts).decode()
-
     def close(self) -> str:
+        """All that was written, once nobody holds the terminal any more."""
         self.stream.close()
-        self._thread.join(5)
+        self._thread.join(60)
         os.close(self.master)
-        return self.text
+        return b"".join(self._parts).decode()
 
 
 def test_the_bar_moves_with_every_update(monkeypatch):
@@ -127,8 +124,8 @@ def test_a_real_run_on_a_terminal(photographs, tmp_path, start_simmim):
     wait_for_rows(out, process)
     os.kill(process.pid, signal.SIGHUP)
     assert process.wait(100) == 129
-    assert "loading PyTorch" in terminal.text and "epoch" in terminal.text
-    assert "stopped by signal 1 at update" in terminal.text
-    assert "Traceback" not in terminal.text
-    terminal.close()
+    text = terminal.close()
+    assert "loading PyTorch" in text and "epoch" in text
+    assert "stopped by signal 1 at update" in text
+    assert "Traceback" not in text
     assert_saved(out)

@@ -152,6 +152,8 @@ void span(const Rows<C>& rows, const Run* runs, int64_t run_count, C parameter, 
                 sum.add(pred + i, target + i, grad + i);
             }
             if (i == n) continue;
+            __builtin_prefetch(pred + n - 1 + pred_ahead, 0, kL2);
+            __builtin_prefetch(target + n - 1 + target_ahead, 0, kL2);
             if (n > kLanes && !in_place) {
                 sum.add_last(pred + n, target + n, grad + n, n - i);
             } else {

@@ -13,6 +13,11 @@ constexpr int64_t kGoal = 8192;  // targets that are normalised or converted bef
 
 constexpr int64_t kAhead = 4;  // rows of prefetching; 2 to 16 take the same time within the noise
 
+// Row and column of a token.
+struct Place {
+    int64_t ty, tx;
+};
+
 // One loss over one batch, in compute type C.
 template <class C>
 struct Scorer {
@@ -43,14 +48,19 @@ struct Scorer {
         return single || (direct && whole);
     }
 
-    // Scores a masked token of one pixel, whose channels form a row of any length. `next` is the
-    // next masked token of its row, for prefetching, or the token itself. `made` is its normalised
-    // target, or null. The sums have the same bits for every layout.
-    void score_single(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
+    int64_t token(const Prediction& numbers, int64_t b, const Place& at) const {
+        return token(numbers, b, at.ty, at.tx);
+    }
+
+    // Scores a masked token of one pixel, whose channels form a row of any length. `next` is a
+    // later masked token, for prefetching, or the token itself. `made` is its normalised target, or
+    // null. The sums have the same bits for every layout.
+    void score_single(int64_t b, const Place& here, const Place& next, const C* made, C scale,
                       double* total) const {
         C goals[kTile], row[kTile], slope[kTile];
-        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
-        const int64_t at = target.at(b, 0, ty, tx);
+        const int64_t from = token(pred, b, here), to = token(grad, b, here);
+        const int64_t at = target.at(b, 0, here.ty, here.tx);
+        const int64_t pred_next = token(pred, b, next) - from;
         const bool has_grad = grad.memory.base;
         const bool in_target = target.sc == 1 && target.memory.element == kElement<C>;
         for (int64_t c = 0, n; c < channels; c += n) {
@@ -59,10 +69,11 @@ struct Scorer {
             if (!made && in_target) goal = numbers<C>(target.memory, at + c);
             if (goal == goals) target.memory.load(at + c * target.sc, target.sc, n, goals);
             const Run run = {0, n, true};
-            const int64_t goal_next = in_target && !made ? (next - tx) * target.sx : 0;
+            const int64_t goal_next =
+                in_target && !made ? target.at(b, 0, next.ty, next.tx) - at : 0;
             if (direct && pred.sc == 1 && (!has_grad || grad.sc == 1)) {
-                direct({pred.memory.at(from + c), goal, slopes(to + c), n, 0, n, 1, 1,
-                        (next - tx) * pred.stx, goal_next, stream},
+                direct({pred.memory.at(from + c), goal, slopes(to + c), n, 0, n, 1, 1, pred_next,
+                        goal_next, stream},
                        &run, 1, parameter, scale, total);
                 continue;
             }
@@ -76,15 +87,18 @@ struct Scorer {
 
     // Scores a masked token of several pixels, of a prediction that `walks_tokens`. `next` as
     // above.
-    void score_token(int64_t b, int64_t ty, int64_t tx, int64_t next, C scale,
+    void score_token(int64_t b, const Place& here, const Place& next, C scale,
                      double* total) const {
         C tile[kTile];
-        int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
-        const int64_t y = ty * p, x = tx * p;
+        int64_t from = token(pred, b, here), to = token(grad, b, here);
+        const int64_t y = here.ty * p, x = here.tx * p;
+        const int64_t pred_next = token(pred, b, next) - from;
+        const int64_t goal_next =
+            ((next.ty - here.ty) * target.sy + (next.tx - here.tx) * target.sx) * p;
         const auto score = [&](const C* goal, int64_t step, int64_t n, int64_t count) {
             const Run run = {0, n, true};
-            direct({pred.memory.at(from), goal, slopes(to), n, step, n, count, count,
-                    (next - tx) * pred.stx, count > 1 ? (next - tx) * p : 0, stream},
+            direct({pred.memory.at(from), goal, slopes(to), n, step, n, count, count, pred_next,
+                    count > 1 ? goal_next : 0, stream},
                    &run, 1, parameter, scale, total);
             from += n * count;
             to += n * count;
@@ -121,26 +135,27 @@ struct Scorer {
 
     // The same with a target that is normalised already and has the order of the token's numbers;
     // the sums have the same bits as `score_token`'s.
-    void score_made_token(int64_t b, int64_t ty, int64_t tx, int64_t next, const C* made, C scale,
+    void score_made_token(int64_t b, const Place& here, const Place& next, const C* made, C scale,
                           double* total) const {
         const bool interleaved = pred.is_interleaved(p, channels);
         const int64_t line = interleaved ? channels * p : p;
         const int64_t block = line * p, most = kTile / line * line;
-        const int64_t from = token(pred, b, ty, tx), to = token(grad, b, ty, tx);
+        const int64_t from = token(pred, b, here), to = token(grad, b, here);
+        const int64_t pred_next = token(pred, b, next) - from;
         for (int64_t first = 0; first < channels * p * p; first += block) {
             for (int64_t i = first, n; i < first + block; i += n) {
                 n = min_of(most, first + block - i);
                 const Run run = {0, n, true};
                 direct({pred.memory.at(from + i), made + i, slopes(to + i), n, 0, n, 1, 1,
-                        (next - tx) * pred.stx, 0, stream},
+                        pred_next, 0, stream},
                        &run, 1, parameter, scale, total);
             }
         }
     }
 
-    void zero_token(int64_t b, int64_t ty, int64_t tx) const {
+    void zero_token(int64_t b, const Place& at) const {
         if (!grad.memory.base || row_of) return;
-        grad.memory.zero(token(grad, b, ty, tx), single ? grad.sc : 1, channels * p * p, stream);
+        grad.memory.zero(token(grad, b, at), single ? grad.sc : 1, channels * p * p, stream);
     }
 
     // Scores rows [y, y + count) of channel c, which have the same masked runs; at most kGoal

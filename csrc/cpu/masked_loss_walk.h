@@ -4,48 +4,10 @@
 
 #include "cpu/masked_loss_tiles.h"
 #include "cpu/patch_norm.h"
+#include "cpu/pixel_mask.h"
 #include "cpu/window_norm.h"
 
 SIMMIM_BEGIN
-
-// The mask of one sample over its pixels.
-struct PixelMask {
-    const uint8_t* units;
-    MaskGrid grid;
-
-    bool at(int64_t y, int64_t x) const { return units[grid.unit(0, y, x)]; }
-
-    // The end, at most `end`, of the run of equally masked pixels that begins at (y, x).
-    int64_t run_end(int64_t y, int64_t x, int64_t end) const {
-        const uint8_t* row = units + grid.unit(0, y, 0);
-        const int64_t last = (end - 1) / grid.scale.width;
-        int64_t cell = x / grid.scale.width;
-        const bool value = row[cell];
-        const uint64_t eight = value ? 0x0101010101010101u : 0;
-        for (++cell; cell <= last;) {
-            uint64_t next;
-            if (cell + 7 <= last && (std::memcpy(&next, row + cell, 8), next == eight)) {
-                cell += 8;
-            } else if (bool(row[cell]) == value) {
-                ++cell;
-            } else {
-                return cell * grid.scale.width;
-            }
-        }
-        return end;
-    }
-
-    // 1 if the whole square of pixels is masked, 0 if all of it is visible, -1 if it is mixed.
-    int square(int64_t y, int64_t x, int64_t size) const {
-        const bool value = at(y, x);
-        if (grid.scale.height % size == 0 && grid.scale.width % size == 0) return value;
-        for (int64_t row = y; row < y + size;
-             row = (row / grid.scale.height + 1) * grid.scale.height) {
-            if (at(row, x) != value || run_end(row, x, x + size) < x + size) return -1;
-        }
-        return value;
-    }
-};
 
 template <class C>
 struct Walk {
@@ -87,8 +49,7 @@ struct Walk {
         } else if (norm == kPatchNorm && !normalizes_tokens()) {
             patches(b, y, scale, scratch, total);
         } else if (scorer.walks_tokens()) {
-            for (int64_t ty = y / scorer.p; ty < y_end / scorer.p; ++ty)
-                tokens(b, ty, scale, reinterpret_cast<C*>(scratch), total);
+            tokens(b, y, y_end, scale, reinterpret_cast<C*>(scratch), total);
         } else {
             rows(b, y, y_end, 0, width, scale, total);
         }
@@ -114,9 +75,19 @@ struct Walk {
     // Whether a patch of the target is a token of one pixel.
     bool normalizes_tokens() const { return norm == kPatchNorm && norm_side == 1 && scorer.single; }
 
-    const C* normalized_token(int64_t b, int64_t ty, int64_t tx, C* row) const {
+    static constexpr int64_t kTokensAhead = 8;
+
+    // How many masked tokens ahead numbers are prefetched: of short tokens one is scored before the
+    // next has come from memory.
+    int64_t tokens_ahead() const {
+        if (!scorer.single) return 1;
+        const int64_t bytes = scorer.channels * int64_t(sizeof(C));
+        return min_of(kTokensAhead, max_of<int64_t>(1, 2048 / max_of<int64_t>(1, bytes)));
+    }
+
+    const C* normalized_token(int64_t b, const Place& at, C* row) const {
         const int64_t n = scorer.channels;
-        scorer.target.memory.load(scorer.target.at(b, 0, ty, tx), scorer.target.sc, n, row);
+        scorer.target.memory.load(scorer.target.at(b, 0, at.ty, at.tx), scorer.target.sc, n, row);
         normalize_token(row, n, norm_eps);
         return row;
     }
@@ -151,31 +122,38 @@ struct Walk {
         }
     }
 
-    // Scores one row of whole tokens. `row` has room for the target of one token row.
-    void tokens(int64_t b, int64_t ty, C scale, C* row, double* total) const {
-        const int64_t p = scorer.p, y = ty * p;
-        int64_t last = -1;  // the masked token to be scored once the next one is known
-        const auto score = [&](int64_t next) {
-            const int64_t after = next < 0 ? last : next;
-            if (last >= 0 && scorer.single) {
-                const C* made = norm == kNoNorm ? nullptr : normalized_token(b, ty, last, row);
-                scorer.score_single(b, ty, last, after, made, scale, total);
-            } else if (last >= 0) {
-                scorer.score_token(b, ty, last, after, scale, total);
-            }
-            last = next;
-        };
-        for (int64_t x = 0; x < width; x += p) {
-            const int masked = pixels(b).square(y, x, p);
-            if (masked < 0) {
-                rows(b, y, y + p, x, x + p, scale, total);
-            } else if (masked) {
-                score(x / p);
+    // Scores rows [y, y_end) of whole tokens. `row` has room for the target of one token.
+    void tokens(int64_t b, int64_t y, int64_t y_end, C scale, C* row, double* total) const {
+        const int64_t p = scorer.p, ahead = tokens_ahead();
+        // Masked tokens that are scored once as many others are known, which are prefetched then.
+        Place waiting[kTokensAhead];
+        int64_t first = 0, count = 0;
+        const auto score = [&](const Place& next) {
+            const Place& at = waiting[first];
+            if (scorer.single) {
+                const C* made = norm == kNoNorm ? nullptr : normalized_token(b, at, row);
+                scorer.score_single(b, at, next, made, scale, total);
             } else {
-                scorer.zero_token(b, ty, x / p);
+                scorer.score_token(b, at, next, scale, total);
             }
+            first = (first + 1) % kTokensAhead;
+            --count;
+        };
+        for (; y < y_end; y += p) {
+            for (int64_t x = 0; x < width; x += p) {
+                const int masked = pixels(b).square(y, x, p);
+                const Place here = {y / p, x / p};
+                if (masked < 0) {
+                    rows(b, y, y + p, x, x + p, scale, total);
+                } else if (masked) {
+                    if (count == ahead) score(here);
+                    waiting[(first + count++) % kTokensAhead] = here;
+                } else {
+                    scorer.zero_token(b, here);
+                }
+            }
+            while (count && (!scorer.single || y + p == y_end)) score(waiting[first]);
         }
-        score(-1);
     }
 
     // Scores rows of one channel, normalising masked pixels; rows without any are skipped.
@@ -257,7 +235,7 @@ struct Walk {
             if (masked < 0) {
                 patch_apart(patch, b, y, x, scale, line, total);
             } else if (!masked) {
-                scorer.zero_token(b, ty, x / side);
+                scorer.zero_token(b, {ty, x / side});
             } else {
                 while (count < most && x + count * side < width &&
                        pixels(b).square(y, x + count * side, side) == 1) {
@@ -266,9 +244,9 @@ struct Walk {
                 patch.measure(y, x, count);
                 write_tokens(patch, count, line, made);
                 for (int64_t k = 0; k < count; ++k) {
-                    const int64_t tx = x / side + k;
-                    scorer.score_made_token(b, ty, tx, k + 1 < count ? tx + 1 : tx,
-                                            made + k * numbers, scale, total);
+                    const int64_t tx = x / side + k, next = k + 1 < count ? tx + 1 : tx;
+                    scorer.score_made_token(b, {ty, tx}, {ty, next}, made + k * numbers, scale,
+                                            total);
                 }
             }
         }

@@ -39,11 +39,12 @@ def get_photographs(folder: Path) -> dict[bool, FashionMNIST]:
     They come from Debian's package, installed or fetched, and elsewhere from where torchvision gets them.
     """
     raw = folder / "FashionMNIST" / "raw"
-    if not raw.exists():
-        packed = _packed(folder)
-        for path in sorted(packed.glob("*.gz")) if packed else ():
-            raw.mkdir(parents=True, exist_ok=True)
-            (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    if not raw.exists() and (packed := _packed(folder)):
+        part = raw.with_name("part")  # which an interrupt leaves behind
+        part.mkdir(parents=True, exist_ok=True)
+        for path in packed.glob("*.gz"):
+            (part / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+        part.rename(raw)
     return {train: FashionMNIST(folder, train, download=True) for train in (True, False)}
 
 

@@ -55,7 +55,8 @@ def _packed(folder: Path) -> Path | None:
     if not shutil.which("apt-get"):
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=folder, check=False)
+    impatient = ("-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=0")
+    subprocess.run(["apt-get", "download", "-q", *impatient, PACKAGE], cwd=folder, check=False)
     for path in folder.glob(f"{PACKAGE}_*.deb"):
         subprocess.run(["dpkg-deb", "-x", path.name, "debian"], cwd=folder, check=True)
         return folder / "debian" / INSTALLED.relative_to("/")

@@ -216,7 +216,7 @@ rows of a method comes from rounding, which training amplifies.
 - Significance: a few seeds give a rough idea of the spread.
 
 ## What was tried before
-On four other tasks no pre-training of minutes clearly beat the best classical feature, in trials by hand with one seed:
+On three other tasks no pre-training of minutes clearly beat the best classical feature, in trials by hand with one seed:
 telling 17 pictures of scikit-image apart by crops in noise (10 labels a class: local binary patterns 48 %; all 200: 57
 against 55 for MAE, fine-tuned), letters in fonts that training has not seen (gradients 58 %, MAE 26), and
 emoji of a designer that training has not seen (gradients and colours 47 %, pre-training not ended).

@@ -62,7 +62,7 @@ ptx: install ## run the compiled GPU kernels on this processor, in several order
 demo: install ## train on a few photographs and draw what the model puts into the gaps (runs/demo)
 	$(PY) -m simmim pretrain --preset demo --overwrite
 
-learn: install ## pre-train on noisy photographs of clothes, probe and fine-tune, write docs/learn (22 minutes)
+learn: install ## pre-train on noisy photographs of clothes, probe and fine-tune, write docs/learn (23 minutes)
 	$(PY) -m experiments.learn
 
 bench: install ## run the CPU benchmarks, remake the tables of the README and the plots

@@ -126,10 +126,11 @@ def classify_features(name: str, config: ProbeConfig) -> dict[str, float]:
     """Shares of right answers of the probe's classifiers, and of a support vector machine, on
     classical features of the same images."""
     classes = split_classes(config)
-    train, test = (_features(name, tuple(p.paths)) for p in (classes.train, classes.test))
+    train, test = (compute_features(name, tuple(p.paths)) for p in (classes.train, classes.test))
     labels, truth = classes.train.labels.numpy(), classes.test.labels.numpy()
     found = measure_features(0, train, labels, test, truth, len(classes.names), config)
-    machine = GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": (1, 3, 10)})
+    choices = {"svc__C": (1, 3, 10), "standardscaler": (StandardScaler(), "passthrough")}
+    machine = GridSearchCV(make_pipeline(StandardScaler(), SVC()), choices)
     return {
         f"linear, {config.per_class}": found.linear,
         f"neighbours, {config.per_class}": found.neighbours,
@@ -138,7 +139,8 @@ def classify_features(name: str, config: ProbeConfig) -> dict[str, float]:
 
 
 @functools.cache
-def _features(name: str, paths: tuple[Path, ...]) -> np.ndarray:
+def compute_features(name: str, paths: tuple[Path, ...]) -> np.ndarray:
+    """The classical features ``(n, numbers)`` of image files; computed once for all seeds."""
     return FEATURES[name](np.stack([np.asarray(Image.open(path)) for path in paths]))
 
 

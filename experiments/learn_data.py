@@ -30,7 +30,7 @@ PARTS = {"train": (True, 0, 2000), "choose": (True, 50_000, 300), "test": (False
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 #: pixels of the smoothing before classical features that noise would hide
-BLUR = 3.0
+BLUR = 2.5
 
 
 def get_photographs(folder: Path) -> dict[bool, FashionMNIST]:
@@ -39,7 +39,7 @@ def get_photographs(folder: Path) -> dict[bool, FashionMNIST]:
     They come from Debian's package, installed or fetched, and elsewhere from where torchvision gets them.
     """
     raw = folder / "FashionMNIST" / "raw"
-    if not raw.exists() and (packed := _packed(folder)):
+    if not raw.exists() and (packed := _find_package(folder)):
         part = raw.with_name("part")  # which an interrupt leaves behind
         part.mkdir(parents=True, exist_ok=True)
         for path in packed.glob("*.gz"):
@@ -48,7 +48,7 @@ def get_photographs(folder: Path) -> dict[bool, FashionMNIST]:
     return {train: FashionMNIST(folder, train, download=True) for train in (True, False)}
 
 
-def _packed(folder: Path) -> Path | None:
+def _find_package(folder: Path) -> Path | None:
     """Debian's files, fetched into ``folder`` unless they are installed; None where there is no Debian."""
     if INSTALLED.exists():
         return INSTALLED
@@ -136,12 +136,18 @@ def smooth_pixels(images: np.ndarray) -> np.ndarray:
     return smoothed(images).reshape(len(images), -1) / 255
 
 
+def gradients_and_pixels(images: np.ndarray) -> np.ndarray:
+    """The histograms of gradients and the pixels of the smoothed images, one after the other."""
+    return np.concatenate([gradients(images), smooth_pixels(images)], 1)
+
+
 def pixels(images: np.ndarray) -> np.ndarray:
     """The pixels themselves."""
     return images.reshape(len(images), -1) / 255
 
 
 FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gradients and pixels": gradients_and_pixels,
     "gradients": gradients,
     "smooth pixels": smooth_pixels,
     "spectrum": spectrum,

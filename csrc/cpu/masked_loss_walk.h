@@ -125,7 +125,8 @@ struct Walk {
     // Scores rows [y, y_end) of whole tokens. `row` has room for the target of one token.
     void tokens(int64_t b, int64_t y, int64_t y_end, C scale, C* row, double* total) const {
         const int64_t p = scorer.p, ahead = tokens_ahead();
-        // Masked tokens that are scored once as many others are known, which are prefetched then.
+        // A queue of masked tokens. Once it is full, each new one is prefetched while the first in
+        // the queue is scored.
         Place waiting[kTokensAhead];
         int64_t first = 0, count = 0;
         const auto score = [&](const Place& next) {

@@ -131,6 +131,22 @@ def test_parts_of_the_real_photographs(tmp_path, monkeypatch):
     assert image.shape == (learn_data.SIDE, learn_data.SIDE) and image.dtype == np.uint8
 
 
+def test_photographs_are_moved_and_get_noise(monkeypatch):
+    black = np.zeros((28, 28), np.uint8)
+    noise = learn_data.distort(black, np.random.default_rng(0)).astype(float)
+    # half of it is below black and cut off, a part above white
+    assert 0.4 < (noise == 0).mean() < 0.6 and 0.02 < (noise == 255).mean() < 0.12
+    monkeypatch.setattr(learn_data, "NOISE", 0.0)
+    dot = black.copy()
+    dot[10:18, 10:18] = 255
+    seen = [learn_data.distort(dot, np.random.default_rng(seed)) for seed in range(20)]
+    rows, columns = zip(*(np.argwhere(image > 127).mean(0) for image in seen), strict=True)
+    for places in (rows, columns):
+        assert 1 < np.ptp(places) < 2 * learn_data.SHIFT + 1
+    areas = [(image > 127).sum() / 64 for image in seen]
+    assert 0.5 < min(areas) < 0.9 and 1 < max(areas) < 1.5
+
+
 def test_choosing_writes_no_page(tiny, monkeypatch, capsys):
     monkeypatch.setattr(learn, "STARTS", ("random", "pixels"))
     monkeypatch.setattr("sys.argv", [*sys.argv, "--choose"])

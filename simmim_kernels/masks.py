@@ -25,7 +25,8 @@ class PatchMask(NamedTuple):
     Every sample has the same number `K` of masked units, so all three shapes are known without
     looking at the data. A `NamedTuple` passes through `torch.compile`, data loaders and pytrees, and
     `torch.load` takes it from a checkpoint with `weights_only=True` where this package is imported.
-    The three parts may also come as one iterable, as data loops rebuild what they move to a device.
+    The three parts may also come as one iterable, as data loops rebuild what they move to a device,
+    in compiled code from PyTorch 2.12 on.
     """
 
     mask: Tensor

@@ -105,6 +105,12 @@ def write_zarr(rows: list, at: Path) -> Path:
     return at / "images.zarr"
 
 
+def write_npz(rows: list, at: Path) -> Path:
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in rows])
+    np.savez_compressed(at / "images.npz", images=pixels, labels=np.array(numbered(rows))[:, None])
+    return at / "images.npz"
+
+
 NUMBERS = ["0", "1", "2"]
 #: the writer, the column of the labels, names of the classes
 KINDS: dict[str, tuple[Callable[[list, Path], Path], str, list[str]]] = {
@@ -115,6 +121,7 @@ KINDS: dict[str, tuple[Callable[[list, Path], Path], str, list[str]]] = {
     "parquet of datasets": (write_dataset_parquet, "labels", ["light", "dark", "gray"]),
     "saved dataset": (write_dataset, "labels", ["light", "dark", "gray"]),
     "zarr group": (write_zarr, "species", NUMBERS),
+    "npz": (write_npz, "labels", NUMBERS),
     "shards": (write_shards, "cls", NUMBERS),
     "shards of text": (write_text_shards, "cls.txt", NAMES),
 }

@@ -99,6 +99,16 @@ def write_npy_last(at: Path) -> Path:
     return at / "images.npy"
 
 
+def write_npz(at: Path) -> Path:
+    np.savez(at / "images.npz", images=BANDS, labels=np.arange(COUNT))
+    return at / "images.npz"
+
+
+def write_compressed_npz(at: Path) -> Path:
+    np.savez_compressed(at / "images.npz", BANDS.transpose(0, 2, 3, 1))
+    return at / "images.npz"
+
+
 def write_zarr(at: Path) -> Path:
     zarr = pytest.importorskip("zarr", reason="needs Python 3.11")
     array = zarr.open(
@@ -193,6 +203,8 @@ MULTISPECTRAL: dict[str, Callable[[Path], Path]] = {
     "folder of npy": write_npy_files,
     "npy, channels first": write_npy,
     "npy, channels last": write_npy_last,
+    "npz": write_npz,
+    "compressed npz": write_compressed_npz,
     "zarr": write_zarr,
     "zarr group": write_zarr_group,
     "tar of TIFF": write_tar_of_tiffs,

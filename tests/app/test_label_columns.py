@@ -205,14 +205,16 @@ def test_labels_of_arrays_as_the_refusal_advises(tmp_path):
     for number, (image, label) in enumerate(zip(BANDS, labels, strict=True)):
         (tmp_path / "folders" / label).mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / "folders" / label / f"{number}.npy", image)
+    np.savez(tmp_path / "arrays.npz", images=BANDS, labels=labels)
     models = []
-    for name in ("saved", "folders"):
+    for name in ("saved", "folders", "arrays.npz"):
         config = finetuning(tmp_path / name, tmp_path / f"run of {name}", **settings)
         trainer = Finetuner(config)
         assert trainer.classes.names == ["a", "b"] and len(trainer.classes.train.paths) == 6
         trainer.fit()
         models.append(dict(trainer.model.state_dict()))
-    assert_equal(*models, "")
+    assert_equal(models[0], models[1], "")
+    assert_equal(models[0], models[2], "")
 
 
 def test_names_that_are_no_utf_8(labelled, tmp_path):

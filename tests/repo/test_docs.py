@@ -1,13 +1,19 @@
 """The documentation: its code runs, it names what exists, and the site builds from it alone."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 
 import simmim_kernels as sk
+from simmim.cli import main
 from simmim_kernels import nn
 from tests.repo.lowest import constraints
 from tests.repo.test_packaging import OLDER_TORCH
@@ -37,6 +43,23 @@ def test_the_code_of_a_page_runs(page):
     names: dict = {}
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
         exec(compile(code, f"{page.name}, block {number + 1}", "exec"), names)
+
+
+def test_scans_become_images_with_their_numbers(tmp_path, monkeypatch):
+    """The CT and the MR scan that come with pydicom."""
+    (tmp_path / "scans").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        shutil.copy(get_testdata_file(name, download=False), tmp_path / "scans")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    exec(compile(code, "data.md", "exec"), {})
+    out = tmp_path / "stats.json"
+    assert main(["stats", "--data", "scans", "--channels", "1", "--out", str(out)]) == 0
+    ct, mr = (dcmread(f"scans/{name}_small.dcm").pixel_array for name in ("CT", "MR"))
+    numbers = np.concatenate([ct.ravel() - 1024, mr.ravel()])
+    found = json.loads(out.read_text())
+    assert found["min"] == [numbers.min()] and found["max"] == [numbers.max()]
+    assert found["mean"] == [pytest.approx(numbers.mean(), rel=1e-12)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -31,7 +31,7 @@ class RunConfig(ImageConfig):
 
     data: Path | None = None
     """Training images: a folder, searched through all its subfolders; a list of files (txt, csv,
-    parquet); an array of many images (npy, zarr); tar shards; a table with a column of images
+    parquet); an array of many images (npy, npz, zarr); tar shards; a table with a column of images
     (parquet, Hugging Face datasets); or the output of simmim pack. If a folder holds train/ and val/,
     validation/ or test/, these are used as such. Folders of runs are left out."""
 

@@ -19,21 +19,24 @@ class ArraySource(Source):
     Args:
         path: the file, or the folder of a store.
         column: the array's name where the store is a group, which ``in_group`` tells.
+        inside: what follows ``path`` in the array's name.
     """
 
-    def __init__(self, path: Path, column: str = "") -> None:
-        self.path, self._column = path, column
+    def __init__(self, path: Path, column: str = "", inside: str = "") -> None:
+        self.path, self._column, self._inside = path, column, inside
         self.kind = "images of a zarr array" if path.is_dir() else "images of a NumPy array"
         self._process, self._array = -1, None
         array = self._open()
         self.in_group = bool(getattr(array, "path", ""))
         many = "are (N, H, W), (N, C, H, W) or (N, H, W, C)"
         if array.ndim not in (3, 4):
-            raise UserError(f"{path} is an array of {array.ndim} dimensions: many images {many}")
+            raise UserError(
+                f"{path}{inside} is an array of {array.ndim} dimensions: many images {many}"
+            )
         if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
             size = " x ".join(map(str, array.shape))
             raise UserError(
-                f"{path} is an array of {size}: one image (H, W, C), it seems. Many {many}: put it into "
+                f"{path}{inside} is an array of {size}: one image (H, W, C), it seems. Many {many}: put it into "
                 "an array with array[None]"
             )
         self._count, *image = array.shape
@@ -41,6 +44,9 @@ class ArraySource(Source):
 
     def __len__(self) -> int:
         return self._count
+
+    def name(self, number: int) -> str:
+        return f"{self._inside}[{number}]"
 
     @property
     def columns(self) -> list[str]:

@@ -18,8 +18,8 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.labels import ADVICE, label_classes
 from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
+from simmim.data.roles import ROLES
 from simmim.data.sources import (
-    ROLES,
     check_column_and_layout,
     find_shards,
     find_source,
@@ -120,7 +120,9 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
         raise UserError(
             "say where the labelled images are: --data FOLDER, one folder per class, or --data TABLE"
         )
-    split = resolve_split(config.data, config.val_data, config.out, classes=True)
+    split = resolve_split(
+        config.data, config.val_data, config.out, column=config.column, classes=True
+    )
     held_out = [] if split.held_out is None else [split.held_out]
     found, listing = find_classes(split.train, config, [config.out, *held_out])
     check_column_and_layout(config, listing)

@@ -1,4 +1,4 @@
-"""Labels of images in a column of a table, in an array of a zarr group, in members of tar archives beside
+"""Labels of images in a column of a table, in an array of an npz file or a zarr group, in members of tar archives beside
 them, or in a pack."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_labels(
     if not all(isinstance(t, ShardSource) or getattr(t, "columns", ()) for t in tables):
         raise UserError(
             f"{path} holds no column of labels: name a table of them and their images (csv, parquet, "
-            f"datasets, zarr group), or {ADVICE.format('FOLDER')} or 1.npy"
+            f"datasets, npz, zarr group), or {ADVICE.format('FOLDER')} or 1.npy"
             f"{', without --label-column' if config.label_column else ''}"
         )
     archives = isinstance(tables[0], ShardSource)

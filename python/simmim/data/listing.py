@@ -172,7 +172,7 @@ def check_any(listing: Listing) -> None:
         kinds = ", ".join(dict.fromkeys(_KINDS.values()))
         raise UserError(
             f"no images in {folder} of the kinds that are read ({kinds}): it holds "
-            f"{listing.left_out()}; convert them, for example to PNG"
+            f"{listing.left_out()}; convert them, for example to PNG, TIFF or npy"
         )
     raise UserError(
         f"no images in {folder}: it holds no file that ends in {', '.join(sorted(SUFFIXES))}"

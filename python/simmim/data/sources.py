@@ -26,17 +26,12 @@ from simmim.data.listing import (
     other_kind,
     suffix_of,
 )
+from simmim.data.npz import find_npz, split_npz
 from simmim.data.packed import list_pack
+from simmim.data.roles import split_role
 from simmim.data.shards import ShardSource
 from simmim.data.tables import PATH_COLUMNS, TableSource
 from simmim.errors import UserError, printable
-
-#: names of folders and shards that are parts of a data set and never classes, in any letter case
-ROLES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 def is_folder_of_files(path: Path) -> bool:
@@ -55,7 +50,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
 
     Args:
         path: a folder of images, shards or parquet files; a list (txt, csv, parquet); an array (npy,
-            zarr); an archive; a table; a pack; a single image.
+            npz, zarr); an archive; a table; a pack; a single image.
         config: which column or array is meant.
         without: folders to leave out.
 
@@ -68,17 +63,20 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
             listing = find_shards(listing, config) or listing
         check_any(listing)
         return listing
-    if not path.exists():
-        raise no_such_source(path)
+    check_exists(path)
     if is_pack(path):
         return list_pack(path)
-    suffix = path.suffix.lower()
+    suffix, zipped = path.suffix.lower(), split_npz(path)
+    npz = find_npz(path, config.column) if zipped else None
     if suffix in (".txt", ".csv"):
         tables = [CsvTable(path)] if suffix == ".csv" else []
         return _listed(path, read_paths(path, config.column), tables)
     if suffix == ".tar":
         return _archives(path, [path])
-    if suffix == ".npy" or _is_zarr(path):
+    if npz is not None:
+        by_column = not zipped[1]
+        listing = Listing(npz.path.parent, items(npz), by_column=by_column)
+    elif suffix == ".npy" or _is_zarr(path):
         array = ArraySource(path, config.column)
         listing = Listing(path.parent, items(array), by_column=array.in_group)
     elif suffix == ".parquet" or _is_saved_dataset(path):
@@ -88,15 +86,17 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
     else:
         raise UserError(
             f"{path} is no source of images: name a folder, a list (txt, csv, parquet), an array "
-            "(npy, zarr), a tar archive or an image"
+            "(npy, npz, zarr), a tar archive or an image"
         )
     if not listing.paths:
         raise UserError(f"no images in {path}: it is empty")
     return listing
 
 
-def no_such_source(path: Path) -> UserError:
-    """What to say of a path that leads nowhere."""
+def check_exists(path: Path) -> None:
+    """Raise ``UserError`` for a path that leads nowhere; ``FILE.npz/NAME`` leads to an array."""
+    if path.exists() or split_npz(path):
+        return
     text, advice = str(path), ""
     if re.match(r"\w+:/", text):
         advice = ": it is an address, and only files of this machine are read"
@@ -104,7 +104,7 @@ def no_such_source(path: Path) -> UserError:
         advice = ": the shell left ~ as it is, write the path out"
     elif any(letter in text for letter in "*?["):
         advice = ": patterns are not expanded, name a folder or a list of files (txt)"
-    return UserError(f"no such file or folder: {text}{advice}")
+    raise UserError(f"no such file or folder: {text}{advice}")
 
 
 def check_column_and_layout(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
@@ -158,7 +158,7 @@ def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
 
 def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
     """Raise ``UserError`` where shards say by their names that they are several parts of a data set."""
-    found = {_part_of(path): path for path in reversed(shards)}
+    found = {split_role(path.name)[0]: path for path in reversed(shards)}
     found.pop("", None)
     if len(found) > 1:
         first, second, *_ = sorted(found.values())
@@ -166,13 +166,6 @@ def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
             f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
             "those of each part, or links to them, into a folder of its own, train/ and val/ or test/"
         )
-
-
-def _part_of(path: Path) -> str:
-    """The part of a data set that the first word of its kind in a shard's name says, empty if none does."""
-    roles = {name: role for role, names in ROLES.items() for name in names}
-    words = re.split(r"[\W_]", path.name.lower())
-    return next((roles[word] for word in words if word in roles), "")
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:

@@ -11,12 +11,13 @@ from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.demo import demo_photographs
 from simmim.data.item import Item
 from simmim.data.listing import Listing, entries_of
+from simmim.data.npz import find_parts, split_npz
+from simmim.data.roles import ROLES
 from simmim.data.sources import (
-    ROLES,
     check_column_and_layout,
+    check_exists,
     find_source,
     is_folder_of_files,
-    no_such_source,
 )
 from simmim.errors import UnreadableImageError, UserError
 
@@ -51,14 +52,17 @@ def find_roles(folder: Path) -> dict[str, Path]:
     return found
 
 
-def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool = False) -> Split:
+def resolve_split(
+    data: Path, val_data: Path | None, out: Path, *, column: str = "", classes: bool = False
+) -> Split:
     """Decide which folders to train and to validate on.
 
     Where ``data`` holds train/ and one of val/, validation/ and test/, these are the two parts, and
-    ``val_data``, if given, takes the place of the second.
+    ``val_data``, if given, takes the place of the second. Arrays of an npz file are parts likewise.
 
     Args:
         out: where results are written.
+        column: the array of an npz file that is to be taken alone.
         classes: whether the folders in each part are classes, among which train/ is none.
 
     Raises:
@@ -67,8 +71,9 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
     """
     sources = [source for source in (data, val_data) if source is not None]
     for source in sources:
-        if not source.exists():
-            raise no_such_source(source)
+        check_exists(source)
+    if split_npz(data) == (data, "") and not column:
+        return _split_arrays(data, val_data)
     if not all(map(is_folder_of_files, sources)):
         return Split(data, val_data)
     for folder in sources:
@@ -99,6 +104,18 @@ def resolve_split(data: Path, val_data: Path | None, out: Path, *, classes: bool
         return Split(data, chosen)
     note = f"{data} is split: training on {train.name}/, validating on {chosen}"
     return Split(train, chosen, (note, *_unused(data, train, chosen, out)))
+
+
+def _split_arrays(data: Path, val_data: Path | None) -> Split:
+    parts = find_parts(data)
+    held_out = val_data or parts.get("validation") or parts.get("test")
+    train = parts.get("train")
+    if train is None or held_out is None:
+        return Split(data, val_data)
+    note = f"{data} is split: training on {train.name}, validating on {held_out}"
+    others = [path.name for path in parts.values() if path not in (train, held_out)]
+    unused = (f"arrays that are not used: {', '.join(others)}",) if others else ()
+    return Split(train, held_out, (note, *unused))
 
 
 def _check_val_data(val_data: Path) -> None:
@@ -155,7 +172,7 @@ def split_files(config: PretrainConfig) -> Files:
         return Files(train, held_out, train[0].parent)
     if config.data is None:
         raise UserError("say which images to train on: --data FOLDER")
-    split = resolve_split(config.data, config.val_data, config.out)
+    split = resolve_split(config.data, config.val_data, config.out, column=config.column)
     held_out = [] if split.held_out is None else [split.held_out]
     listing = find_source(split.train, config, [config.out, *held_out])
     check_column_and_layout(config, listing)

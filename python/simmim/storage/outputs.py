@@ -22,7 +22,9 @@ def check_replaceable(path: Path, overwrite: bool, *sources: Path | None) -> Non
                 f"{path} is a device or a pipe, to which nothing is written: name a file"
             )
         for source in filter(None, sources):
-            if source.exists() and path.exists() and path.samefile(source):
+            # FILE.npz/NAME names an array in a file
+            read = [place for place in (source, *source.parents) if place.is_file()]
+            if path.exists() and any(map(path.samefile, read)):
                 raise UserError(f"{path} is the file that is read: choose another --out")
         for out in (path.parent, path.parent.parent):
             for manifest in manifests(out):

@@ -15,24 +15,30 @@ constexpr bool kFloating = std::is_same_v<T, f32> || std::is_same_v<T, f64>;
 template <class T>
 using Wrapping = std::conditional_t<sizeof(T) == 8, u64, u32>;
 
+// Which NaN comes of two is left open by PTX for f32 and means nothing to us in f64: all are one
+// here, so that threads that add the same numbers in another order store the same.
+template <class T>
+T one_nan(T a) {
+    return a != a ? T(NAN) : a;
+}
 template <class T>
 T add(T a, T b) {
-    if constexpr (kFloating<T>) return a + b;
+    if constexpr (kFloating<T>) return one_nan(a + b);
     return T(Wrapping<T>(a) + Wrapping<T>(b));
 }
 template <class T>
 T sub(T a, T b) {
-    if constexpr (kFloating<T>) return a - b;
+    if constexpr (kFloating<T>) return one_nan(a - b);
     return T(Wrapping<T>(a) - Wrapping<T>(b));
 }
 template <class T>
 T mul(T a, T b) {
-    if constexpr (kFloating<T>) return a * b;
+    if constexpr (kFloating<T>) return one_nan(a * b);
     return T(Wrapping<T>(a) * Wrapping<T>(b));
 }
 template <class T>
 T multiply_add(T a, T b, T c) {
-    if constexpr (kFloating<T>) return std::fma(a, b, c);
+    if constexpr (kFloating<T>) return one_nan(std::fma(a, b, c));
     return add<T>(mul<T>(a, b), c);
 }
 template <class T, class Wide>

@@ -18,10 +18,11 @@ def deferred_output(
     """An instance of `output_class` for whose field `name` `make` is called at the first read.
 
     Reading is any access that yields its value: the attribute, the key, an index other than that of
-    the loss, `items()`, `values()`, `to_tuple()`, pickling.
+    the loss, `items()`, `values()`, `popitem()`, `to_tuple()`, pickling.
     """
-    # The loss holds the place of the field that is not there yet.
+    # The loss holds the place of the field that is not there yet, in the dict, where a key needs one.
     output = _deferring(output_class, name)(loss=loss, **{name: loss}, **others)
+    del output.__dict__[name]
     output.__dict__["_make"] = make
     return output
 
@@ -85,6 +86,10 @@ class _Deferring:
     def values(self) -> ValuesView:
         self._resolve()
         return super().values()
+
+    def popitem(self, last: bool = True) -> tuple[str, Any]:
+        self._resolve()
+        return super().popitem(last)
 
     def to_tuple(self) -> tuple:
         self._resolve()

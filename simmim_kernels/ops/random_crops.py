@@ -103,10 +103,8 @@ def random_crops(
     if not isinstance(sizes, Tensor):
         try:
             rows, columns = to_sides("sizes", sizes)
-        except TypeError:
-            raise TypeError(
-                f"sizes is {sizes!r}; allowed: two whole numbers (H, W), or a tensor int64 (B, 2)"
-            ) from None
+        except TypeError as error:
+            raise TypeError(f"{error}; sizes of several images are a tensor int64 (B, 2)") from None
         if not (0 < rows < 1 << 31 and 0 < columns < 1 << 31):
             raise ValueError(f"sizes is ({rows}, {columns}); allowed: 1 to 2^31 - 1 each")
         sizes = torch.stack((ids.new_full(ids.shape, rows), ids.new_full(ids.shape, columns)), 1)

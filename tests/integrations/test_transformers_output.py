@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -67,13 +68,31 @@ def test_reconstruction_whoever_reads_it(reader, case, autocast):
     assert out.reconstruction is out.reconstruction
 
 
-def test_reconstruction_is_refused_after_the_head_was_updated():
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "sgd, fused": partial(torch.optim.SGD, fused=True),
+    "adamw, fused": partial(torch.optim.AdamW, fused=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_reconstruction_is_refused_after_the_head_was_updated(optimizer):
     model, out = training_output()
     out.loss.backward()
-    torch.optim.SGD(model.parameters(), 0.1).step()
+    OPTIMIZERS[optimizer](model.parameters(), 0.1).step()
     with pytest.raises(RuntimeError, match="before the optimizer's step"):
-        _ = out.reconstruction
+        _ = out[1]
     assert out.loss.isfinite()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_reconstruction_after_other_parameters_were_updated(optimizer):
+    expected = training_output()[1].reconstruction
+    model, out = training_output()
+    model.decoder.requires_grad_(False)
+    out.loss.backward()
+    OPTIMIZERS[optimizer](model.vit.parameters(), 0.1).step()
+    assert torch.equal(out.reconstruction, expected)
 
 
 def test_reconstruction_left_out_of_training_steps_alone():

@@ -46,7 +46,7 @@ class PatchMask(NamedTuple):
         Raises:
             TypeError: `mask` is no bool tensor.
             ValueError: another shape; samples with different numbers of masked units, or another
-                number than `count`; no `count` in traced code.
+                number than `count`; no `count` in traced code or on `meta`.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             came = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
@@ -57,9 +57,10 @@ class PatchMask(NamedTuple):
         count = None if count is None else to_int("count", count)
         if count is not None and not 0 <= count <= units:
             raise ValueError(f"count is {count}; allowed: 0 to {units} units")
-        if is_traced(mask):
+        if is_traced(mask) or mask.is_meta:
             if count is None:
-                raise ValueError("count is None in traced code; say how many units are masked")
+                where = "on meta" if mask.is_meta else "in traced code"
+                raise ValueError(f"count is None {where}; say how many units are masked")
         elif count is None or mask.device.type == "cpu":
             found = mask.flatten(1).sum(1).unique().tolist()
             if len(found) > 1 or (count is not None and found not in ([], [count])):

@@ -7,9 +7,12 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache, partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 def deferred_output(
@@ -18,10 +21,11 @@ def deferred_output(
     """An instance of `output_class` for whose field `name` `make` is called at the first read.
 
     Reading is any access that yields its value: the attribute, the key, an index other than that of
-    the loss, `items()`, `values()`, `to_tuple()`, pickling.
+    the loss, `items()`, `values()`, `popitem()`, `to_tuple()`, pickling.
     """
-    # The loss holds the place of the field that is not there yet.
+    # The loss holds the place of the field that is not there yet, in the dict, where a key needs one.
     output = _deferring(output_class, name)(loss=loss, **{name: loss}, **others)
+    del output.__dict__[name]
     output.__dict__["_make"] = make
     return output
 
@@ -39,7 +43,10 @@ class Prediction:
         self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, changed: str
     ) -> None:
         self.predict, self.module, self.changed = predict, module, changed
-        self.versions = self._versions()
+        self.versions, self.stepped = self._versions(), False
+        if not torch.compiler.is_compiling():
+            _watch_optimizers()
+            _PENDING.add(self)
         device = like.device.type
         self.autocast = nullcontext
         if device != "meta":  # which has no autocast
@@ -49,11 +56,32 @@ class Prediction:
     def _versions(self) -> list[int]:
         return [p._version for p in self.module.parameters()]
 
+    def notice(self, optimizer: Optimizer) -> None:
+        """Remember a step of an optimizer that changes the module's parameters."""
+        own = {id(p) for p in self.module.parameters() if p.grad is not None}
+        updated = (id(p) for group in optimizer.param_groups for p in group["params"])
+        self.stepped = self.stepped or not own.isdisjoint(updated)
+
     def __call__(self) -> Tensor:
-        if self._versions() != self.versions:
+        if self.stepped or self._versions() != self.versions:
             raise RuntimeError(self.changed)
         with torch.enable_grad(), self.autocast():
             return self.predict()
+
+
+_PENDING: WeakSet[Prediction] = WeakSet()
+
+
+@cache
+def _watch_optimizers() -> None:
+    # Fused optimizers leave the versions of what they change as they were.
+    register_optimizer_step_pre_hook(_before_step)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not torch.compiler.is_compiling():  # a step that is traced may run at any time
+        for prediction in tuple(_PENDING):
+            prediction.notice(optimizer)
 
 
 class _Deferring:
@@ -85,6 +113,10 @@ class _Deferring:
     def values(self) -> ValuesView:
         self._resolve()
         return super().values()
+
+    def popitem(self, last: bool = True) -> tuple[str, Any]:
+        self._resolve()
+        return super().popitem(last)
 
     def to_tuple(self) -> tuple:
         self._resolve()

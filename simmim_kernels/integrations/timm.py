@@ -100,8 +100,13 @@ class MaskedEncoder(ChannelStatistics):
 
     def forward(self, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Tokens `(B, L, width)` in row-major order, without prefix tokens, of images
-        `(B, C, H, W)`, uint8 or floating, under a mask."""
-        _check_images(images)
+        `(B, C, H, W)`, uint8 or floating, under a mask.
+
+        Raises:
+            RuntimeError: the backbone, its `forward_features` or its patch embedding is another than
+                when this encoder was made; the other methods raise it too.
+        """
+        self._check(images)
         if self.family is not None:
             return self.family.tokens(self._patches(images, mask), self._patch_grid(images))
         dtype = self.mask_token.dtype
@@ -115,7 +120,7 @@ class MaskedEncoder(ChannelStatistics):
         None where the last block needs all tokens or must be called (a hook), where samples may hide
         different numbers (a plain mask), or where a mask unit is smaller than an output token.
         """
-        _check_images(images)
+        self._check(images)
         if self.family is None or not isinstance(mask, PatchMask):
             return None
         out_grid = images.shape[2] // self.stride, images.shape[3] // self.stride
@@ -135,7 +140,7 @@ class MaskedEncoder(ChannelStatistics):
         Raises:
             TypeError: no ViT: the tokens of all others depend on their neighbours in a grid.
         """
-        _check_images(images)
+        self._check(images)
         if not isinstance(self.family, ViT):
             raise TypeError(
                 f"visible_tokens: this {type(self.backbone).__name__} needs its patches on a whole "
@@ -162,6 +167,16 @@ class MaskedEncoder(ChannelStatistics):
         theirs = getattr(self.backbone, "no_weight_decay", set)()
         return {"mask_token"} | {f"backbone.{name}" for name in theirs}
 
+    def _check(self, images: Tensor) -> None:
+        is_tensor("images", images, PIXELS)
+        has_dims("images", images, {4: "(B, C, H, W)"})
+        runner = self._stage if self.family is None else self.family
+        if self.backbone is not runner.backbone or not runner.fits():
+            raise RuntimeError(
+                f"MaskedEncoder: the {type(runner.backbone).__name__} that this encoder runs, its "
+                "forward_features or its patch embedding was replaced or undone; make a new MaskedEncoder"
+            )
+
     def _patch_grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch, images.shape[3] // self.patch
 
@@ -177,8 +192,3 @@ class MaskedEncoder(ChannelStatistics):
             self.report.left["last block"] = self.family.why_not_last
         else:
             self.report.replaced["last block"] = "MaskedLastBlock, in hidden_tokens"
-
-
-def _check_images(images: Tensor) -> None:
-    is_tensor("images", images, PIXELS)
-    has_dims("images", images, {4: "(B, C, H, W)"})

@@ -43,6 +43,11 @@ class Family(ABC):
         self._last: MaskedLastBlock | None = None
         self._find_last()
 
+    def fits(self) -> bool:
+        """Whether the model still runs as this family does. Compiled code keeps what the last eager
+        look found."""
+        return torch.compiler.is_compiling() or _class_of(self.backbone) is type(self)
+
     def blocks(self) -> list[nn.Module]:
         """All blocks, from the first that runs to the last."""
         return list(self.backbone.blocks)
@@ -229,6 +234,11 @@ def _run(
 
 def family_of(backbone: nn.Module) -> Family | None:
     """The family of a timm model, told by class and by unchanged methods; None for another's."""
+    family = _class_of(backbone)
+    return None if family is None else family(backbone)
+
+
+def _class_of(backbone: nn.Module) -> type[Family] | None:
     embed = getattr(backbone, "patch_embed", None)
     if not isinstance(embed, layers.PatchEmbed) or (
         type(embed).forward is not layers.PatchEmbed.forward
@@ -244,12 +254,12 @@ def family_of(backbone: nn.Module) -> Family | None:
         (beit.Beit, Beit),
     ):
         if isinstance(backbone, base):
-            return family(backbone) if cls.forward_features is base.forward_features else None
+            return family if cls.forward_features is base.forward_features else None
     if (
         isinstance(backbone, vit.VisionTransformer)
         and cls._pos_embed is vit.VisionTransformer._pos_embed
         and cls.forward_features is vit.VisionTransformer.forward_features
         and isinstance(backbone.patch_drop, nn.Identity)
     ):
-        return ViT(backbone)
+        return ViT
     return None

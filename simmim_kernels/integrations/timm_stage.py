@@ -52,7 +52,7 @@ class Stage:
             )
         if is_changed(module):
             raise ValueError(f"MaskedEncoder: {found} of this {cls} was changed already: undo that")
-        self.backbone = backbone
+        self.backbone, self.name = backbone, found
         self.prefix = getattr(backbone, "num_prefix_tokens", 0)
         self._learn_shapes(module, found, img_size)
         report._replace_forward(module, _substituting)
@@ -83,6 +83,10 @@ class Stage:
         self.out_layout, self.out_stride, self.out_width = _layout(
             where, _first(out), img_size, self.prefix
         )
+
+    def fits(self) -> bool:
+        """Whether the model's stage is the one whose forward was changed."""
+        return is_changed(self.backbone.get_submodule(self.name))
 
     def tokens(self, image: Tensor, mask: PatchMask | Tensor, token: Tensor) -> Tensor:
         before, _MASKING.now = _MASKING.now, (mask, token, self.layout)

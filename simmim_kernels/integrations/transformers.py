@@ -63,8 +63,9 @@ def apply_kernels(
     head runs on masked tokens alone, whose 32 pixels a plain mask of 4-pixel patches might cut.
     ViTMAE takes a `PatchMask` as `noise`. Its visible tokens come in ascending order of their
     positions, not in that of the noise, in `hidden_states` too, and `ids_restore` fits that order;
-    mask, loss and gradients are those of transformers. What is said of `reconstruction` holds for
-    its `logits`.
+    mask, loss and gradients are those of transformers, with dropout those of other draws, and where
+    nothing is hidden the loss is 0 and not NaN. What is said of `reconstruction` holds for its
+    `logits`.
     Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
     fractions, images that want a gradient, sizes that are no whole number of patches) run
     transformers' own code, with transformers' own errors. There is no second derivative. Copies and

@@ -144,15 +144,15 @@ def define(
         _LIBRARY.impl(name, run_grouped, key)
 
     def run_with_gradient(*args: Any) -> Any:
-        result = gradient(*op.grouped(args)) if needs_grad(*args) else None
+        # Here, too, for compiled code and exported programs, where `Op` looks at nothing.
+        refuse_forward_mode(op, args)
+        result = gradient(*op.grouped(args)) if gradient and needs_grad(*args) else None
         if result is not None:
             return result
         with torch._C._AutoDispatchBelowAutograd():
             return op.overload(*args)
 
-    _LIBRARY.impl(
-        name, run_with_gradient if gradient else torch.library.fallthrough_kernel, "Autograd"
-    )
+    _LIBRARY.impl(name, run_with_gradient, "Autograd")
 
     def checked_fake(*args: Any) -> Any:
         args = op.grouped(args)
@@ -261,6 +261,11 @@ def refuse_transforms(caller: Op | type, args: tuple[Any, ...]) -> None:
         raise RuntimeError(
             f"simmim_kernels: {_name(caller)} can't be recorded by torch.jit.trace; use torch.export"
         )
+    refuse_forward_mode(caller, args)
+
+
+def refuse_forward_mode(caller: Op | type, args: tuple[Any, ...]) -> None:
+    """`RuntimeError` for dual tensors, whose tangents no kernel here has."""
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(a).tangent is not None for a in _tensors(args)
     ):

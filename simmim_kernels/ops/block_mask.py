@@ -51,7 +51,7 @@ def block_mask(
         ratio: part of the units to mask, in `[0, 1]`, rounded up as `random_mask` does.
         seed: any 64-bit number; `None` draws one from PyTorch's default CPU generator.
         epoch: `0 .. 2^32 - 1`; another epoch gives another mask.
-        device: where the mask is made; default: where the ids are, or the CPU.
+        device: where the mask is made; default: where the ids are, or PyTorch's default device.
 
     Returns:
         A `PatchMask`: `mask bool (B, gh, gw)`, `masked int32 (B, K)`, `visible int32 (B, N - K)`.

@@ -57,7 +57,7 @@ def box_mask(
             units, so a small ratio may mask nothing.
         seed: any 64-bit number; `None` draws one from PyTorch's default CPU generator.
         epoch: `0 .. 2^32 - 1`; another epoch gives another place.
-        device: where the mask is made; default: where the ids are, or the CPU.
+        device: where the mask is made; default: where the ids are, or PyTorch's default device.
         center: put the rectangle in the middle, at `((gh - box_h) // 2, (gw - box_w) // 2)`;
             nothing is drawn then.
 

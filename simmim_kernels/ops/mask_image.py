@@ -143,6 +143,8 @@ def mask_image(
     mean, std = channel_stats(image, mean, std)
     if dtype is None:
         dtype = target_dtype(image)
+    elif not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
     args = (image, mask_grid(mask), colour, value, mean, std, dtype)
     if needs_grad(image, colour):
         return differentiate(_MaskImage, *args)

@@ -101,7 +101,10 @@ def random_crops(
     if height < 1 or width < 1:
         raise ValueError(f"size is ({height}, {width}); allowed: two positive whole numbers")
     if not isinstance(sizes, Tensor):
-        rows, columns = to_sides("sizes", sizes)
+        try:
+            rows, columns = to_sides("sizes", sizes)
+        except TypeError as error:
+            raise TypeError(f"{error}; sizes of several images are a tensor int64 (B, 2)") from None
         if not (0 < rows < 1 << 31 and 0 < columns < 1 << 31):
             raise ValueError(f"sizes is ({rows}, {columns}); allowed: 1 to 2^31 - 1 each")
         sizes = torch.stack((ids.new_full(ids.shape, rows), ids.new_full(ids.shape, columns)), 1)

@@ -35,7 +35,7 @@ def random_mask(
         seed: any 64-bit number; `None` draws one from PyTorch's default CPU generator, so that
             `torch.manual_seed` governs.
         epoch: `0 .. 2^32 - 1`; another epoch gives another mask.
-        device: where the mask is made; default: where the ids are, or the CPU.
+        device: where the mask is made; default: where the ids are, or PyTorch's default device.
 
     Returns:
         A `PatchMask`: `mask bool (B, gh, gw)`, `masked int32 (B, K)`, `visible int32 (B, N - K)`.

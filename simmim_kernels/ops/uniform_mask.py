@@ -48,7 +48,7 @@ def uniform_mask(
         ratio: part of the units to mask: 0, 0.25, 0.5, 0.75 or 1.
         seed: any 64-bit number; `None` draws one from PyTorch's default CPU generator.
         epoch: `0 .. 2^32 - 1`; another epoch gives another mask.
-        device: where the mask is made; default: where the ids are, or the CPU.
+        device: where the mask is made; default: where the ids are, or PyTorch's default device.
 
     Returns:
         A `PatchMask`: `mask bool (B, gh, gw)`, `masked int32 (B, K)`, `visible int32 (B, N - K)`.

@@ -204,12 +204,13 @@ def test_logits_with_dropout_are_those_that_the_loss_saw():
     torch.testing.assert_close(again, out.loss)
 
 
-def test_logits_are_refused_after_the_decoder_was_updated():
+@pytest.mark.parametrize("fused", [False, True])
+def test_logits_are_refused_after_the_decoder_was_updated(fused):
     model = build()
     sk.apply_kernels(model)
     out = model(IMAGES, noise=NOISE)
     out.loss.backward()
-    torch.optim.SGD(model.parameters(), 0.1).step()
+    torch.optim.SGD(model.parameters(), 0.1, fused=fused).step()
     with pytest.raises(RuntimeError, match="before the optimizer's step"):
         _ = out.logits
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ READERS = {
     "tuple": lambda out: out.to_tuple()[1],
     "items": lambda out: dict(out.items())["reconstruction"],
     "values": lambda out: list(out.values())[1],
+    "last item": lambda out: out.popitem()[1],
     "dict": lambda out: dict(out)["reconstruction"],
     "unpacked": lambda out: {**out}["reconstruction"],
     "copy": lambda out: copy.copy(out).reconstruction,
@@ -56,6 +58,7 @@ def test_reconstruction_whoever_reads_it(reader, case, autocast):
     assert isinstance(out, type(theirs))
     assert list(out) == list(theirs) and len(out) == len(theirs)
     assert out["loss"] is out.loss and out[0] is out.loss
+    assert "reconstruction" not in vars(out)  # rather than something in its place
     with torch.no_grad():
         image = READERS[reader](out)
     assert image.dtype == theirs.reconstruction.dtype
@@ -65,13 +68,31 @@ def test_reconstruction_whoever_reads_it(reader, case, autocast):
     assert out.reconstruction is out.reconstruction
 
 
-def test_reconstruction_is_refused_after_the_head_was_updated():
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "sgd, fused": partial(torch.optim.SGD, fused=True),
+    "adamw, fused": partial(torch.optim.AdamW, fused=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_reconstruction_is_refused_after_the_head_was_updated(optimizer):
     model, out = training_output()
     out.loss.backward()
-    torch.optim.SGD(model.parameters(), 0.1).step()
+    OPTIMIZERS[optimizer](model.parameters(), 0.1).step()
     with pytest.raises(RuntimeError, match="before the optimizer's step"):
-        _ = out.reconstruction
+        _ = out[1]
     assert out.loss.isfinite()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_reconstruction_after_other_parameters_were_updated(optimizer):
+    expected = training_output()[1].reconstruction
+    model, out = training_output()
+    model.decoder.requires_grad_(False)
+    out.loss.backward()
+    OPTIMIZERS[optimizer](model.vit.parameters(), 0.1).step()
+    assert torch.equal(out.reconstruction, expected)
 
 
 def test_reconstruction_left_out_of_training_steps_alone():

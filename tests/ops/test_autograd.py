@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import checkpoint as ckpt
 
+import simmim_kernels as sk
 from tests.backends import DEVICE
 from tests.ops.calls import CALLS, arguments_of, outputs, results
 
@@ -99,3 +100,33 @@ def test_a_product_that_a_selective_checkpoint_keeps_stays_as_it_is(name):
         results(name, arguments_of(name), kept), results(name, arguments_of(name)), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "key"), [case for case in TENSORS if case[1] != "weight"])
+def test_compiled_code_refuses_forward_mode(name, key):
+    """A tangent that no kernel has would be one of zeros."""
+    call, arguments = CALLS[name], arguments_of(name)
+    value = arguments[key].detach()
+
+    def tangent(value):
+        def function(value):
+            return outputs(call.function(**arguments | {key: value}))[0]
+
+        return torch.func.jvp(function, (value,), (torch.ones_like(value),))[1]
+
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivative|torch\.func transforms"):
+        torch.compile(tangent, backend="eager")(value)
+
+
+def test_exported_programs_refuse_forward_mode():
+    class Loss(torch.nn.Module):
+        def forward(self, pred):
+            return sk.masked_l1(pred, target, mask)
+
+    mask = sk.random_mask(2, (2, 2), 0.5, seed=0, device=DEVICE)
+    pred, target = torch.randn(2, 2, 1, 4, 4, device=DEVICE)
+    program = torch.export.export(Loss(), (pred,)).module()
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(program, (pred,), (torch.ones_like(pred),))

@@ -203,6 +203,7 @@ def test_export_autocast_and_default_device():
         ),
         ({"mean": [0.0] * 3, "std": [1.0, 0.0, 1.0]}, ValueError, "std is"),
         ({"dtype": torch.int32}, TypeError, "dtype is torch.int32"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a torch.dtype, got str"),
     ],
 )
 def test_bad_arguments_are_named(change, error, words):

@@ -72,3 +72,12 @@ def test_compiles_in_one_graph(strategy):
         torch._dynamo.reset()
         made = torch.compile(step, fullgraph=True, dynamic=dynamic)(ids)
         assert same(made, step(ids))
+
+
+@every_strategy
+def test_masks_of_a_number_of_samples_are_made_on_the_default_device(strategy):
+    ids = torch.arange(2)
+    with torch.device("meta"):
+        assert strategy(2, (4, 4), 0.5).mask.is_meta
+        assert not strategy(2, (4, 4), 0.5, device="cpu").mask.is_meta
+        assert not strategy(ids, (4, 4), 0.5).mask.is_meta

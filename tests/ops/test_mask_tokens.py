@@ -185,3 +185,20 @@ def test_bad_arguments_are_named(change, error, words):
     } | change
     with pytest.raises(error, match=words):
         sk.mask_tokens(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_narrow_tokens_beside_a_float64_token(backend, dtype):
+    x, mask, token, pos = problem(2, (2, 3), 2, 5, 1, "all", dtype, False, torch.float64)
+    grad = torch.randn(x.shape, dtype=torch.float64)
+    with sk.backend(backend):
+        _, (dx, dtoken, dpos) = gradients(
+            lambda x, m, t, p: sk.mask_tokens(x, m, t, pos_embed=p, prefix_tokens=1),
+            *(x, mask, token, pos, grad),
+        )
+    fine = mask.on_grid((4, 6)).mask.flatten(1)
+    hidden = torch.cat((torch.zeros(2, 1, dtype=torch.bool), fine), 1)[..., None]
+    assert torch.equal(dx, torch.where(hidden, 0.0, grad).float().to(dtype))
+    torch.testing.assert_close(dtoken.flatten(), torch.where(hidden, grad, 0.0).sum((0, 1)))
+    assert torch.equal(dpos[0], grad.sum(0).float().to(dtype))

@@ -184,6 +184,13 @@ def test_a_fake_mask_needs_its_count_alone():
             sk.PatchMask.from_mask(mask)
 
 
+def test_a_mask_on_meta_needs_its_count_alone():
+    mask = torch.zeros(2, 2, 2, dtype=torch.bool, device="meta")
+    assert sk.PatchMask.from_mask(mask, 3).visible.shape == (2, 1)
+    with pytest.raises(ValueError, match="count is None on meta; say how many units are masked"):
+        sk.PatchMask.from_mask(mask)
+
+
 MASKS = (sk.random_mask, sk.block_mask, sk.box_mask)
 
 

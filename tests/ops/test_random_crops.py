@@ -165,5 +165,8 @@ def test_wrong_types_are_named():
     call = {"sizes": (9, 9), "size": (8, 8), "scale": SCALE, "ratio": RATIO}
     with pytest.raises(TypeError, match="ids has dtype int32; allowed: int64"):
         sk.random_crops(torch.arange(2, dtype=torch.int32), **call)
+    for listed in ([(20, 20), (30, 30)], [(20, 20)] * 3, 20, (20.0, 20)):
+        with pytest.raises(TypeError, match=r"^sizes .*; sizes of several images are a tensor"):
+            sk.random_crops(torch.arange(2), **call | {"sizes": listed})
     with pytest.raises(TypeError, match="sizes has dtype float32"):
         sk.random_crops(torch.arange(2), **call | {"sizes": torch.ones(2, 2)})

@@ -97,6 +97,8 @@ def _backward(
         if WANTS_X:
             target = (sample * length + row)[:, None] * width + column[None, :]
             kept = tl.where(masked[:, None], 0.0, value)
+            if kept.dtype == tl.float64 and dx.dtype.element_ty != tl.float64:
+                kept = kept.to(tl.float32)  # no GPU narrows float64 to 16 bits in one step
             tl.store(dx + target, kept.to(dx.dtype.element_ty), mask=inside)
         if WANTS_TOKEN:
             token_sum += tl.where(masked[:, None], value.to(COMPUTE), 0.0)

@@ -245,7 +245,11 @@ def _channel_pages(tiff) -> list:
         series = tiff.series[0]
         axes = [axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1]
         pages = list(series.pages)
-        single = all(page is not None and page.keyframe.samplesperpixel == 1 for page in pages)
+        # of a picture in several files each file alone holds but some of the channels
+        single = all(
+            page is not None and page.parent is tiff and page.keyframe.samplesperpixel == 1
+            for page in pages
+        )
         if axes == ["C", "Y", "X"] and single and len(pages) == max(series.shape[:-2]):
             return pages
     return [tiff.pages.first]

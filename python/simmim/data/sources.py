@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -97,14 +98,22 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
 
 def no_such_source(path: Path) -> UserError:
     """What to say of a path that leads nowhere."""
-    text, advice = str(path), ""
-    if re.match(r"\w+:/", text):
-        advice = ": it is an address, and only files of this machine are read"
-    elif text.startswith("~"):
+    text = str(path)
+    advice = _foreign(text)
+    if text.startswith("~"):
         advice = ": the shell left ~ as it is, write the path out"
     elif any(letter in text for letter in "*?["):
         advice = ": patterns are not expanded, name a folder or a list of files (txt)"
     return UserError(f"no such file or folder: {text}{advice}")
+
+
+def _foreign(path: str) -> str:
+    """Why what looks like no path of this machine leads nowhere, empty where it does."""
+    if "\\" in path or re.match(r"[a-zA-Z]:/", path):
+        return ": it is a path of Windows, write it as on this machine and with /"
+    if re.match(r"\w+:/", path):
+        return ": it is an address, and only files of this machine are read"
+    return ""
 
 
 def check_column_and_layout(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
@@ -258,4 +267,8 @@ def _listed(path: Path, lines: Sequence[str], tables: list[Labels]) -> Listing:
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
+    # before a run takes them for a disk that is gone
+    if not any(map(os.path.exists, paths)):
+        advice = _foreign(lines[0]) or f": paths are seen from {path.parent}"
+        raise UserError(f"{path} names no file that is there, the first is {lines[0]}{advice}")
     return Listing(path.parent, paths, by_column=bool(tables), tables=tables)

@@ -38,6 +38,7 @@ ROLES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 
 def is_folder_of_files(path: Path) -> bool:
@@ -166,22 +167,27 @@ def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
 
 
 def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
-    """Raise ``UserError`` where shards say by their names that they are several parts of a data set."""
-    found = {_part_of(path): path for path in reversed(shards)}
-    found.pop("", None)
-    if len(found) > 1:
-        first, second, *_ = sorted(found.values())
-        raise UserError(
-            f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
-            "those of each part, or links to them, into a folder of its own, train/ and val/ or test/"
-        )
+    """Raise ``UserError`` where shards say by their names that they are several parts of a data set, and lie
+    in no folders, train/ and so on, that hold one each."""
+    parts: dict[str, dict[str, Path]] = {}
+    for path in reversed(shards):
+        role = _ROLE_OF.get(path.relative_to(folder).parts[0].lower(), "")
+        parts.setdefault(role, {})[_part_of(path)] = path
+    for found in parts.values():
+        found.pop("", None)
+        if len(found) > 1:
+            first, second, *_ = sorted(found.values())
+            raise UserError(
+                f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
+                "those of each part, or links to them, into a folder of its own, train/ and val/ or "
+                "test/"
+            )
 
 
 def _part_of(path: Path) -> str:
     """The part of a data set that the first word of its kind in a shard's name says, empty if none does."""
-    roles = {name: role for role, names in ROLES.items() for name in names}
     words = re.split(r"[\W_]", path.name.lower())
-    return next((roles[word] for word in words if word in roles), "")
+    return next((_ROLE_OF[word] for word in words if word in _ROLE_OF), "")
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:

@@ -16,7 +16,7 @@ from simmim.config.numbers import flag
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.models.build import encoder_of, encoder_size
-from simmim.models.encoders import ConvEncoder, TimmEncoder, eps_of_norms
+from simmim.models.encoders import ConvEncoder, TimmEncoder
 from simmim.models.masking import nothing_hidden
 from simmim.storage import checkpoint
 from simmim_kernels.integrations.position_tables import resample, tables_of
@@ -193,7 +193,8 @@ class Classifier(nn.Module):
         if fc_norm:
             if not hasattr(encoder, "backbone"):
                 raise UserError("--fc-norm needs an encoder with a final norm: leave it out")
-            self.fc_norm = nn.LayerNorm(encoder.width, eps=eps_of_norms(encoder))
+            norms = [m for m in encoder.modules() if isinstance(m, nn.LayerNorm)]
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=norms[-1].eps)
             encoder.backbone.norm = nn.Identity()
         self.head = nn.Linear(encoder.width, classes)
         nn.init.normal_(self.head.weight, std=0.02)

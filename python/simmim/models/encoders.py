@@ -255,14 +255,6 @@ def build_encoder(
     )
 
 
-def eps_of_norms(encoder: TimmEncoder) -> float:
-    """Epsilon of the encoder's last norm, which is not always a final one; timm's default without any."""
-    found = [
-        m.eps for m in encoder.backbone.modules() if isinstance(getattr(m, "eps", None), float)
-    ]
-    return found[-1] if found else 1e-6
-
-
 def is_swin(name: str) -> bool:
     """Whether ``name`` is that of a Swin or SwinV2."""
     name = PAPER_ENCODERS.get(name, (name, {}))[0]

@@ -11,7 +11,7 @@ from torch.nn.functional import pixel_shuffle
 
 from simmim.errors import UserError
 from simmim.models import published
-from simmim.models.encoders import TimmEncoder, eps_of_norms
+from simmim.models.encoders import TimmEncoder
 from simmim.models.masking import nothing_hidden
 from simmim.models.simmim import SimMIM
 from simmim.models.targets import outputs_of
@@ -63,7 +63,7 @@ class MAE(SimMIM):
                 else f"--decoder-width {width} must be a multiple of 4 and of --decoder-heads {heads}"
             )
         self.prefix = 0 if self.hierarchical else encoder.backbone.num_prefix_tokens
-        norm = partial(nn.LayerNorm, eps=eps_of_norms(encoder))
+        norm = partial(nn.LayerNorm, eps=encoder.backbone.norm.eps)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_embed = nn.Linear(encoder.width, width * self.finer**2)
         self.decoder_blocks = nn.ModuleList(

@@ -90,23 +90,6 @@ def test_geotiff_of_rasterio(dtype, tmp_path):
         check_same(read(path, 3, dtype, bands=(4, 3, 2), nodata="0"), pixels[[3, 2, 1]])
 
 
-def test_channels_on_pages_of_their_own(tmp_path):
-    """As microscopes write them: OME-TIFF and ImageJ say which axis the pages are."""
-    pixels, path = numbers("uint16", 4), tmp_path / "a.ome.tif"
-    for options in (
-        {"metadata": {"axes": "CYX"}, "ome": True},
-        {"metadata": {"axes": "CYX"}, "ome": True, "tile": (32, 32), "compression": "zlib"},
-        {"metadata": {"axes": "CYX"}, "imagej": True},
-        {"metadata": {"axes": "CYX"}},
-    ):
-        tifffile.imwrite(path, pixels, photometric="minisblack", **options)
-        check_same(read(path, 4, "uint16"), pixels)
-        check_same(read(path, 2, "uint16", bands=(4, 1)), pixels[[3, 0]])
-    for axes in ("ZYX", "TYX"):
-        tifffile.imwrite(path, pixels, photometric="minisblack", metadata={"axes": axes}, ome=True)
-        assert refused(path, 4, "uint16") == "4 pages"
-
-
 @pytest.mark.parametrize("planes", [1, 2, 3, 4])
 def test_png_of_16_bits(planes, tmp_path):
     """Written by pypng; Pillow would give the high bytes alone."""

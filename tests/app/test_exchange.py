@@ -239,11 +239,12 @@ def test_heads_of_the_other_order(tmp_path, capsys):
     assert torch.equal(checkpoint.load(back)["model"]["head.weight"], model.head.weight)
 
 
-def test_the_cnn_has_no_place_elsewhere(tmp_path, capsys):
+@pytest.mark.parametrize("project", ["timm", "transformers"])
+def test_the_cnn_has_no_place_elsewhere(project, tmp_path, capsys):
     config = PretrainConfig(encoder="cnn", img_size=8, normalize=False)
     path = tmp_path / "cnn.safetensors"
     checkpoint.save_model(path, config.to_json(), build_model(config).state_dict())
     status, _, err = run(
-        capsys, "export", "--checkpoint", path, "--project", "timm", "--out", tmp_path / "x.pth"
+        capsys, "export", "--checkpoint", path, "--project", project, "--out", tmp_path / "x.pth"
     )
-    assert status == 2 and "the encoder is none of timm's" in err
+    assert status == 2 and f"none of timm's, and {project} has no other of ours" in err

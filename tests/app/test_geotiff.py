@@ -52,6 +52,43 @@ def test_tiles_that_were_never_written(tmp_path, model, compress, tiled):
         assert np.array_equal(read(path), np.broadcast_to(colours, (3, HEIGHT, WIDTH)))
 
 
+@pytest.mark.filterwarnings("ignore:its value without data")
+def test_tiles_that_were_never_written_hold_any_value_without_data(tmp_path):
+    values = {
+        "int8": (-128, 5),
+        "int16": (32767, 300, -9999),
+        "uint16": (300, 65535),
+        "float32": (-9999.5, 1e20, np.nan),
+    }
+    options = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True}
+    for dtype, nodatas in values.items():
+        for nodata in nodatas:
+            path, pixels = tmp_path / f"{dtype}{nodata}.tif", np.ones((2, 32, 32), dtype)
+            written = write(path, pixels, Window(0, 0, 32, 32), **options, nodata=nodata)
+            assert np.array_equal(written[0, 40, 40], np.array(nodata, dtype), equal_nan=True)
+            assert np.array_equal(read(path, channels=None, dtype=None), written, equal_nan=True)
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("compress", ["lerc", "lerc_deflate", "lerc_zstd"])
+def test_numbers_that_lerc_does_not_keep(tmp_path, compress, interleave):
+    """It tells NaN, and opacity that is all or nothing, by a mask in place of a number."""
+    path, options = tmp_path / "a.tif", {"compress": compress, "interleave": interleave}
+    for lacking in (np.s_[:, 3:9], np.s_[0, 3:9, 7:30], np.s_[:]):
+        bands = RGB.astype(np.float32)
+        bands[lacking] = np.nan
+        written = write(path, bands, **options, nodata=np.nan)
+        assert np.isnan(written[lacking]).all()
+        found = read(path, channels=None, dtype=None, nodata="nan")
+        assert np.array_equal(found, written, equal_nan=True)
+    for colours in (RGB[:1], RGB):
+        written = write(
+            path, np.concatenate([colours, [(X > 40) * np.uint8(255)]]), alpha="yes", **options
+        )
+        bands = tuple(range(1, len(written) + 1))
+        assert np.array_equal(read(path, channels=None, bands=bands), written)
+
+
 @pytest.mark.parametrize("order", ["LITTLE", "BIG"])
 @pytest.mark.parametrize("big", ["NO", "YES"])
 def test_colours_of_jpeg_in_every_byte_order(tmp_path, order, big):

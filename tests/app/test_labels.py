@@ -151,6 +151,7 @@ def test_mistakes_cost_one_line(command, mistake, labelled, pretrained, tmp_path
     places |= {"NOWHERE": tmp_path / "nowhere.pt", "PRETRAINED": pretrained}
     places["LIST"] = tmp_path / "list.txt"
     places["LIST"].write_text("a.png\n")
+    (tmp_path / "a.png").touch()
     capsys.readouterr()
     data = () if "--data" in arguments else ("--data", labelled)
     arguments = [command, *data, *SMALL, *arguments]

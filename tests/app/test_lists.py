@@ -75,6 +75,34 @@ def test_tables_with_parts_missing(text, words, tmp_path, capsys):
     assert words in error and error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (r"photos\a.png", "a path of Windows, write it as on this machine and with /"),
+        (r"C:\photos\a.png", "a path of Windows"),
+        ("D:/photos/a.png", "a path of Windows"),
+        ("https://example.org/a.png", "an address, and only files of this machine are read"),
+        ("photos/a.png", "paths are seen from "),
+    ],
+)
+@pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.parquet"])
+def test_a_list_of_files_that_are_elsewhere(name, line, words, tmp_path, capsys):
+    """It is no disk that is gone; where a single file is there, the others are left out one by one."""
+    table, out = pandas.DataFrame({"path": [line, line + ".png"]}), tmp_path / "a.json"
+    {
+        "list.csv": lambda: table.to_csv(tmp_path / name, index=False),
+        "list.txt": lambda: (tmp_path / name).write_text("\n".join(table["path"])),
+        "list.parquet": lambda: table.to_parquet(tmp_path / name),
+    }[name]()
+    assert main(["stats", "--data", str(tmp_path / name), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} names no file that is there, the first is {line}" in error
+    assert words in error and error.count("\n") == 1, error
+    (tmp_path / "list.txt").write_text(f"{line}\nb.png")
+    (tmp_path / "b.png").write_bytes(png(PICTURES[0]))
+    assert main(["stats", "--data", str(tmp_path / "list.txt"), "--out", str(out)]) == 0
+
+
 def test_tables_of_paths_with_a_row_without_one(tmp_path, capsys):
     path = tmp_path / "list.parquet"
     (tmp_path / "a.png").write_bytes(png(PICTURES[0]))

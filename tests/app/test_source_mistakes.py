@@ -48,7 +48,11 @@ MISTAKES = {
         "'b.doc', is no image that is read",
     ),
     "an empty list": (lambda at: text_at(at / "a.txt", ""), (), "it names no image"),
-    "dimensions": (lambda at: array_at(at / "a.npy", np.zeros((4, 4))), (), "of 2 dimensions"),
+    "dimensions": (
+        lambda at: array_at(at / "a.npy", np.zeros((4, 4))),
+        (),
+        "(N, H, W, C). Write an array of that shape",
+    ),
     "one image": (
         lambda at: array_at(at / "a.npy", np.zeros((40, 44, 3), np.uint8)),
         (),

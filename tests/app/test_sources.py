@@ -189,6 +189,17 @@ def test_shards_of_one_part_with_two_words_in_their_names_are_read(tmp_path):
     assert len(find_source(tmp_path, SourceConfig()).paths) == 2
 
 
+def test_shards_of_several_parts_in_folders_of_their_own_are_read(tmp_path):
+    """By commands that know no parts, as folders of images and saved datasets are."""
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        table_at(tmp_path / part / f"{part}-0.parquet", [png(PICTURES[0])])
+    assert len(find_source(tmp_path, SourceConfig()).paths) == 2
+    table_at(tmp_path / "train/test-1.parquet", [png(PICTURES[0])])
+    with pytest.raises(UserError, match=r"such as test-1\.parquet and train-0\.parquet: put"):
+        find_source(tmp_path, SourceConfig())
+
+
 def test_what_lies_beside_shards_is_named(tmp_path):
     """And shards are found as image files are: through links, whatever the case of their names."""
     for compression in ("", "", "gz"):

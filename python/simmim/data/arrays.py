@@ -31,7 +31,8 @@ class ArraySource(Source):
         many = "are (N, H, W), (N, C, H, W) or (N, H, W, C)"
         if array.ndim not in (3, 4):
             raise UserError(
-                f"{path}{inside} is an array of {array.ndim} dimensions: many images {many}"
+                f"{path}{inside} is an array of {array.ndim} dimensions: many images {many}. Write an "
+                "array of that shape, or each image as a TIFF or npy file"
             )
         if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
             size = " x ".join(map(str, array.shape))

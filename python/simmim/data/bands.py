@@ -21,7 +21,14 @@ from torch import Tensor
 
 from simmim.config.images import Reading
 from simmim.data.image_contents import BadImageError, OtherContentsError, note_unused
-from simmim.data.tiff_contents import note_unused_tags, page_reasons, tag_values, tifffile
+from simmim.data.tiff_contents import (
+    decode_segment,
+    note_unused_tags,
+    page_reasons,
+    tag_values,
+    tifffile,
+    unwritten_value,
+)
 from simmim.errors import first_line, require
 
 #: types that are read, with those that they become, exactly but for float64
@@ -238,7 +245,11 @@ def _channel_pages(tiff) -> list:
         series = tiff.series[0]
         axes = [axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1]
         pages = list(series.pages)
-        single = all(page is not None and page.keyframe.samplesperpixel == 1 for page in pages)
+        # of a picture in several files each file alone holds but some of the channels
+        single = all(
+            page is not None and page.parent is tiff and page.keyframe.samplesperpixel == 1
+            for page in pages
+        )
         if axes == ["C", "Y", "X"] and single and len(pages) == max(series.shape[:-2]):
             return pages
     return [tiff.pages.first]
@@ -254,7 +265,7 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
         # a plane is no colour picture, for which the decoder of JPEG would take it
         key.photometric = tifffile.PHOTOMETRIC.MINISBLACK
     places = {band: [i for i, b in enumerate(chosen) if b == band] for band in set(chosen)}
-    pixels = np.full((len(chosen), bottom - top, right - left), key.nodata, key.dtype)
+    pixels = np.full((len(chosen), bottom - top, right - left), unwritten_value(key), key.dtype)
     source = key.parent.filehandle
     if len(page.dataoffsets) < math.prod(key.chunked):
         raise BadImageError("damaged: not all of its tiles or strips are there")
@@ -269,7 +280,7 @@ def _read_segments(page, chosen: list[int], box: tuple[int, int, int, int]) -> n
         content = source.read(count)
         if len(content) < count:
             raise BadImageError("damaged: cut short")
-        segment, _, _ = key.decode(content, index, jpegtables=key.jpegtables)
+        segment = decode_segment(key, content, index)
         inner = slice(max(top - y, 0), bottom - y), slice(max(left - x, 0), right - x)
         part = np.moveaxis(segment[0, :height, :width][inner], -1, 0)
         row, column = max(y - top, 0), max(x - left, 0)

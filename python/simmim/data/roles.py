@@ -10,7 +10,7 @@ ROLES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_ROLE = {name: role for role, names in ROLES.items() for name in names}
+ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 
 def split_role(name: str) -> tuple[str, str]:
@@ -18,6 +18,6 @@ def split_role(name: str) -> tuple[str, str]:
     word: ``train_images`` gives ``train`` and ``images``. The part is empty if no word says one."""
     words = re.split(r"[\W_]", name)
     for number, word in enumerate(words):
-        if word.lower() in _ROLE:
-            return _ROLE[word.lower()], "_".join(words[:number] + words[number + 1 :])
+        if word.lower() in ROLE_OF:
+            return ROLE_OF[word.lower()], "_".join(words[:number] + words[number + 1 :])
     return "", name

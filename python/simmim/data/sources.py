@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ from simmim.data.listing import (
 )
 from simmim.data.npz import find_npz, split_npz
 from simmim.data.packed import list_pack
-from simmim.data.roles import split_role
+from simmim.data.roles import ROLE_OF, split_role
 from simmim.data.shards import ShardSource
 from simmim.data.tables import PATH_COLUMNS, TableSource
 from simmim.errors import UserError, printable
@@ -97,14 +98,22 @@ def check_exists(path: Path) -> None:
     """Raise ``UserError`` for a path that leads nowhere; ``FILE.npz/NAME`` leads to an array."""
     if path.exists() or split_npz(path):
         return
-    text, advice = str(path), ""
-    if re.match(r"\w+:/", text):
-        advice = ": it is an address, and only files of this machine are read"
-    elif text.startswith("~"):
+    text = str(path)
+    advice = _foreign(text)
+    if text.startswith("~"):
         advice = ": the shell left ~ as it is, write the path out"
     elif any(letter in text for letter in "*?["):
         advice = ": patterns are not expanded, name a folder or a list of files (txt)"
     raise UserError(f"no such file or folder: {text}{advice}")
+
+
+def _foreign(path: str) -> str:
+    """Why what looks like no path of this machine leads nowhere, empty where it does."""
+    if "\\" in path or re.match(r"[a-zA-Z]:/", path):
+        return ": it is a path of Windows, write it as on this machine and with /"
+    if re.match(r"\w+:/", path):
+        return ": it is an address, and only files of this machine are read"
+    return ""
 
 
 def check_column_and_layout(config: SourceConfig | ApplyConfig, listing: Listing) -> None:
@@ -157,15 +166,21 @@ def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
 
 
 def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
-    """Raise ``UserError`` where shards say by their names that they are several parts of a data set."""
-    found = {split_role(path.name)[0]: path for path in reversed(shards)}
-    found.pop("", None)
-    if len(found) > 1:
-        first, second, *_ = sorted(found.values())
-        raise UserError(
-            f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
-            "those of each part, or links to them, into a folder of its own, train/ and val/ or test/"
-        )
+    """Raise ``UserError`` where shards say by their names that they are several parts of a data set, and lie
+    in no folders, train/ and so on, that hold one each."""
+    parts: dict[str, dict[str, Path]] = {}
+    for path in reversed(shards):
+        role = ROLE_OF.get(path.relative_to(folder).parts[0].lower(), "")
+        parts.setdefault(role, {})[split_role(path.name)[0]] = path
+    for found in parts.values():
+        found.pop("", None)
+        if len(found) > 1:
+            first, second, *_ = sorted(found.values())
+            raise UserError(
+                f"{folder} holds shards of several parts, such as {first.name} and {second.name}: put "
+                "those of each part, or links to them, into a folder of its own, train/ and val/ or "
+                "test/"
+            )
 
 
 def _archives(path: Path, archives: list[Path]) -> Listing:
@@ -251,4 +266,8 @@ def _listed(path: Path, lines: Sequence[str], tables: list[Labels]) -> Listing:
     for number, (image, line) in enumerate(zip(paths, lines, strict=True), 1):
         if image.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: its path number {number}, {line!r}, is no image that is read")
+    # before a run takes them for a disk that is gone
+    if not any(map(os.path.exists, paths)):
+        advice = _foreign(lines[0]) or f": paths are seen from {path.parent}"
+        raise UserError(f"{path} names no file that is there, the first is {lines[0]}{advice}")
     return Listing(path.parent, paths, by_column=bool(tables), tables=tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -32,6 +33,7 @@ _RGB, _PALETTE, _SEPARATED, _YCBCR = 2, 3, 5, 6
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 #: compressions whose decoder turns YCbCr into RGB
 _JPEG = {6, 7, 33007, 34892}
+_LERC = 34887
 
 
 def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.Image | None:
@@ -103,6 +105,44 @@ def tag_values(page, code: int, default: int | str) -> tuple:
     tag = page.tags.get(code)
     value = default if tag is None else tag.value
     return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def unwritten_value(page) -> np.generic:
+    """What GDAL reads where a tile or strip was never written: the value without data, as near as the type of
+    the page's numbers has it. (tifffile takes 0 for some that it has, such as 32767 of int16.)"""
+    try:
+        value = float(tag_values(page, 42113, "0")[0].strip("\0 ").replace(",", "."))
+    except ValueError:
+        value = 0.0
+    if page.dtype.kind != "f":
+        limits = np.iinfo(page.dtype)
+        value = 0 if math.isnan(value) else round(min(max(value, limits.min), limits.max))
+    with np.errstate(over="ignore"):
+        return page.dtype.type(value)
+
+
+def decode_segment(page, content: bytes, index: int) -> np.ndarray:
+    """Tile or strip ``index`` of a page, ``(1, height, width, bands)``, as GDAL reads it."""
+    if page.compression == _LERC:
+        pixels, valid = require("imagecodecs", "data").lerc_decode(content, masks=True)
+        # tifffile leaves 0 where LERC keeps no number, and takes bands that differ in it for pixels
+        if valid is not None:
+            return _fill_lerc(pixels, valid, page.decode(None, index)[2])
+    return page.decode(content, index, jpegtables=page.jpegtables)[0]
+
+
+def _fill_lerc(pixels: np.ndarray, valid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels of ``shape``: NaN where floating-point numbers are not ``valid``, which of 8 bits is the opacity
+    if a band is lacking."""
+    if valid.ndim == 3:
+        pixels, valid = np.moveaxis(pixels, 0, -1), np.moveaxis(valid, 0, -1)
+    else:
+        pixels, valid = np.atleast_3d(pixels), valid[..., None]
+    if pixels.dtype.kind == "f":
+        pixels = np.where(valid, pixels, pixels.dtype.type(np.nan))
+    elif pixels.shape[-1] < shape[-1]:
+        pixels = np.concatenate([pixels, np.where(valid, 255, 0).astype(pixels.dtype)], -1)
+    return pixels.reshape(shape)
 
 
 def _pictures(pages, depth: int = 0) -> Iterator[tuple]:

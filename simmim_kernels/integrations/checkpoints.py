@@ -156,7 +156,7 @@ def from_simmim(state: State, project: str) -> dict[str, Tensor]:
     if project == "simmim":
         return dict(state)
     if not any(name.startswith(_ENCODER) for name in state):
-        raise ValueError(f"the encoder is none of timm's, and {project} has no other of ours")
+        raise ValueError(f"{project} has no model like this encoder, which is none of timm's")
     if project == "timm":
         return {k.removeprefix(_ENCODER): v for k, v in state.items() if k.startswith(_ENCODER)}
     family = family_of_names(state)

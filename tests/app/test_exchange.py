@@ -247,4 +247,4 @@ def test_the_cnn_has_no_place_elsewhere(project, tmp_path, capsys):
     status, _, err = run(
         capsys, "export", "--checkpoint", path, "--project", project, "--out", tmp_path / "x.pth"
     )
-    assert status == 2 and f"none of timm's, and {project} has no other of ours" in err
+    assert status == 2 and f"{project} has no model like this encoder" in err

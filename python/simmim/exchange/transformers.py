@@ -116,7 +116,7 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
     if height != width:
         raise UserError(f"transformers takes square images alone, not {height}x{width}")
     if family is None:
-        raise UserError("the encoder is none of timm's, and transformers has no other of ours")
+        raise UserError("transformers has no model like this encoder, which is none of timm's")
     if family not in CLASSES:
         raise UserError(f"transformers has no masked image model of the family {family}")
     _check_plain(encoder, trained, family)

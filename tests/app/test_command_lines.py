@@ -87,6 +87,13 @@ def write_what_pages_name(folder: Path) -> None:
         for number, path in enumerate(files):
             content = {"png": path.read_bytes(), "cls": number % 2}
             writer.write({"__key__": str(number), **content})
+    arrays = {}
+    for part, count in (("train", 36), ("val", 8), ("test", 8)):
+        arrays[f"{part}_images"] = np.stack(
+            [smooth_image(number % 12, 28, 28)[..., 0] for number in range(count)]
+        )
+        arrays[f"{part}_labels"] = np.arange(count)[:, None] % 2
+    np.savez_compressed(folder / "breastmnist.npz", **arrays)
     vit = timm.create_model("vit_tiny_patch16_224")
     torch.save(vit.state_dict(), folder / "timm.pth")
     small = {"embed_dim": 16, "depths": "1,1,1,1", "num_heads": "1,2,4,8"}

@@ -189,7 +189,7 @@ def test_no_number_of_any_command_may_be_infinite_or_nan(config, number):
         ("block", 0.0, "--mask-ratio 0 hides none of the 49 units"),
         ("box", 0.1, "--mask-ratio 0.1 hides none of the 49 units"),
         ("random", 1.0, "--mask-ratio 1 hides all 49 units"),
-        ("random", 0.99, "--mask-ratio 0.99 hides all 49 units"),
+        ("random", 0.99, "from: lower it, or --mask-unit, which is 32 pixels"),
         ("box", 1.0, "--mask-ratio 1 hides all 49 units"),
     ],
 )

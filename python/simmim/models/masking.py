@@ -60,7 +60,7 @@ class Masking:
         if hidden == units:
             raise UserError(
                 f"--mask-ratio {self.ratio:g} hides all {units} units, so there is nothing to "
-                "predict from: lower it"
+                f"predict from: lower it, or --mask-unit, which is {self.unit} pixels"
             )
 
     @property

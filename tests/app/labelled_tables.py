@@ -94,6 +94,15 @@ def write_text_shards(rows: list, at: Path) -> Path:
     return at / "images.tar"
 
 
+def write_json_shards(rows: list, at: Path) -> Path:
+    """As img2dataset and others write what they know of an image."""
+    with webdataset.TarWriter(str(at / "images.tar")) as writer:
+        for number, (path, name) in enumerate(rows):
+            about = {"key": str(number), "species": name, "size": [4, 4]}
+            writer.write({"__key__": str(number), "png": path.read_bytes(), "json": about})
+    return at / "images.tar"
+
+
 def write_zarr(rows: list, at: Path) -> Path:
     """Images and labels side by side in a group."""
     zarr = pytest.importorskip("zarr", reason="needs Python 3.11")
@@ -124,9 +133,10 @@ KINDS: dict[str, tuple[Callable[[list, Path], Path], str, list[str]]] = {
     "npz": (write_npz, "labels", NUMBERS),
     "shards": (write_shards, "cls", NUMBERS),
     "shards of text": (write_text_shards, "cls.txt", NAMES),
+    "shards of JSON": (write_json_shards, "json:species", NAMES),
 }
 #: where the column is named
-NAMED = ("saved dataset", "shards of text", "zarr group")
+NAMED = ("saved dataset", "shards of text", "shards of JSON", "zarr group")
 
 
 def write(kind: str, rows: list, at: Path) -> tuple[Path, dict, list[str]]:

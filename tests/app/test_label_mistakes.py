@@ -105,9 +105,19 @@ MISTAKES: dict[str, tuple[Callable[[Path, list], Path], dict, str]] = {
     ),
     "several numberings": (two_files, {}, "data/1.parquet has other classes in its column labels"),
     "no cls": (
-        lambda at, paths: shards_without(at, paths, json={}, txt="x"),
+        lambda at, paths: shards_without(at, paths, json={"a": 1}, txt="x"),
         {},
-        "has beside its images files that end in json, txt: say with --label-column",
+        "has beside its images files that end in txt, json:a: say with --label-column",
+    ),
+    "whole objects": (
+        lambda at, paths: shards_without(at, paths, json={"a": 1}),
+        {"label_column": "json"},
+        "has beside its images files that end in json:a: say with --label-column",
+    ),
+    "lists in JSON": (
+        lambda at, paths: shards_without(at, paths, json={"a": [1]}),
+        {"label_column": "json:a"},
+        "images.tar/0.json holds list in a, and so no label",
     ),
     "nothing beside": (shards_without, {}, "files that end in (none): say with --label-column"),
     "no text": (

@@ -6,7 +6,9 @@ import contextlib
 import json
 import tarfile
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from simmim.errors import UserError, first_line
 from simmim.storage.files import write_text
@@ -44,23 +46,55 @@ class ShardSource:
 
     @property
     def columns(self) -> list[str]:
-        """Endings of the members beside the images."""
-        names = (name for name, *_ in _index(self.path) if not self._is_image(name))
-        return list(dict.fromkeys(ending for _, ending in map(_parted, names) if ending))
+        """Endings of the members beside the images, and ``json:KEY`` for what the first JSON object holds."""
+        first: dict[str, tuple[str, int, int]] = {}
+        for member in _index(self.path):
+            ending = _parted(member[0])[1]
+            if ending and not self._is_image(member[0]):
+                first.setdefault(ending, member)
+        keys = None
+        if "json" in first:
+            with self.path.open("rb") as file:
+                keys = self._object(file, first["json"])
+        found = [name for name in first if name != "json" or keys is None]
+        return [*found, *(f"json:{key}" for key in keys or ())]
 
-    def labels(self, column: str) -> tuple[list[str | None], tuple[()]]:
-        """The text of the member beside each image whose name ends in ``column``."""
-        texts: dict[str, str] = {}
+    def labels(self, column: str) -> tuple[list[object], tuple[()]]:
+        """The text of the member beside each image whose name ends in ``column``, or the value of ``KEY`` in
+        its JSON object for ``json:KEY``."""
+        wanted, _, key = column.partition(":")
+        found: dict[str, object] = {}
         with self.path.open("rb") as file:
-            for name, offset, size in _index(self.path):
-                key, ending = _parted(name)
-                if ending == column:
-                    file.seek(offset)
-                    try:
-                        texts[key] = file.read(size).decode()
-                    except UnicodeDecodeError:
-                        raise UserError(f"{self.path}/{name} is no text, and so no label") from None
-        return [texts.get(_parted(member[0])[0]) for member in self._members], ()
+            for member in _index(self.path):
+                sample, ending = _parted(member[0])
+                if ending == wanted:
+                    read = partial(self._value, key=key) if key else self._text
+                    found[sample] = read(file, member)
+        return [found.get(_parted(member[0])[0]) for member in self._members], ()
+
+    def _text(self, file: BinaryIO, member: tuple[str, int, int]) -> str:
+        name, offset, size = member
+        file.seek(offset)
+        try:
+            return file.read(size).decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path}/{name} is no text, and so no label") from None
+
+    def _object(self, file: BinaryIO, member: tuple[str, int, int]) -> dict[str, object] | None:
+        """The JSON object in a member; ``None`` where it holds something else."""
+        try:
+            found = json.loads(self._text(file, member))
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _value(self, file: BinaryIO, member: tuple[str, int, int], key: str) -> object:
+        found = self._object(file, member)
+        value = None if found is None else found.get(key)
+        if found is None or isinstance(value, list | dict):
+            what = "no JSON object" if found is None else f"{type(value).__name__} in {key}"
+            raise UserError(f"{self.path}/{member[0]} holds {what}, and so no label")
+        return value
 
     def _is_image(self, name: str) -> bool:
         return Path(name).suffix.lower() in self._suffixes

@@ -28,7 +28,7 @@ def remarks(config: object) -> list[str]:
         lines.append(
             f"the warm-up of {config.warmup_epochs:g} epochs is as long as the run of "
             f"{config.epochs} or longer: the learning rate never comes down from --lr, or never "
-            "reaches it"
+            "reaches it; lower --warmup-epochs"
         )
     given = _given(config, None)
     lines += [f"{flag(name)} has no effect {why}" for name, why in _idle(has) if given(name)]

@@ -138,9 +138,9 @@ class RunConfig(ImageConfig):
     """Weight decay of AdamW; biases, norms, position tables and tokens are exempt."""
 
     also_decay: tuple[str, ...] = ()
-    """Ends of the names of tokens and tables that decay all the same. The published code decays some by
-    mistake, and the presets do as it does: SimMIM Swin's tables and its ViT's table and mask token, MAE
-    its class and mask token."""
+    """Names, or their last parts, of tokens and position tables that get weight decay though such parameters
+    have none. The published code decays some by mistake, which the presets repeat: of SimMIM's Swin the
+    tables, of its ViT the table and the mask token, of MAE the class and mask tokens."""
 
     clip: float = 5.0
     """Largest gradient norm of an update; 0: no clipping."""

@@ -54,7 +54,8 @@ def export_model(config: ExportConfig) -> list[str]:
     known = (checkpoint.SAFETENSORS, *_PICKLES)
     if config.project not in ("simmim", "transformers") and config.out.suffix not in known:
         raise UserError(
-            f"--out {config.out} must end in {', '.join(known)}, by which others tell what it is"
+            f"--out {config.out} must end in {', '.join(known)}: --project {config.project} writes a file, "
+            "whose ending says its format"
         )
     for name in names:
         check_replaceable(config.out / name, config.overwrite, config.checkpoint)

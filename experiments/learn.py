@@ -50,6 +50,8 @@ ENCODER = {
     "img_size": SIDE,
     "channels": 1,
 }
+#: what the support vector machine chooses from, by cross-validation on the training images
+CHOICES = {"svc__C": (1, 3, 10), "standardscaler": (StandardScaler(), "passthrough")}
 SHARED = {
     "crop_scale": (0.8, 1.0),
     "workers": 0,
@@ -129,8 +131,7 @@ def classify_features(name: str, config: ProbeConfig) -> dict[str, float]:
     train, test = (compute_features(name, tuple(p.paths)) for p in (classes.train, classes.test))
     labels, truth = classes.train.labels.numpy(), classes.test.labels.numpy()
     found = measure_features(0, train, labels, test, truth, len(classes.names), config)
-    choices = {"svc__C": (1, 3, 10), "standardscaler": (StandardScaler(), "passthrough")}
-    machine = GridSearchCV(make_pipeline(StandardScaler(), SVC()), choices)
+    machine = GridSearchCV(make_pipeline(StandardScaler(), SVC()), CHOICES)
     return {
         f"linear, {config.per_class}": found.linear,
         f"neighbours, {config.per_class}": found.neighbours,

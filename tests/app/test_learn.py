@@ -63,6 +63,7 @@ def tiny(monkeypatch, tmp_path, photographs):
             if name in settings:
                 monkeypatch.setitem(settings, name, value)
     monkeypatch.setattr(learn, "EPOCHS", dict.fromkeys(learn.EPOCHS, 1))
+    monkeypatch.setattr(learn, "CHOICES", {"svc__C": (1,)})
     monkeypatch.setattr(learn_data, "PARTS", FEW)
     monkeypatch.setattr(learn, "RESULTS", tmp_path / "page")
     monkeypatch.setattr(learn, "ProcessPoolExecutor", OneProcess)

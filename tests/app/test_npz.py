@@ -117,6 +117,15 @@ def test_labels_of_text(labels, tmp_path):
     assert read_labels(listing, tmp_path / "a.npz", config) == (["b", "a", "", "a"], ["a", "b"])
 
 
+def test_a_folder_of_files_of_many_images_is_explained(tmp_path, capsys):
+    write_medmnist(tmp_path / "a.npz")
+    for more in ((), ("--column", "train_images")):
+        arguments = flags(data=tmp_path, out=tmp_path / "stats.json")
+        assert main(["stats", *arguments, *more]) == 2
+        error = capsys.readouterr().err
+        assert "is read if --data names it, not its folder" in error, error
+
+
 def test_labels_of_many_classes_each_are_refused(tmp_path):
     data = write_medmnist(tmp_path / "a.npz", labels=np.ones((12, 14), np.uint8))
     with pytest.raises(UserError, match=r"a\.npz/train_images holds no column of labels"):

@@ -107,7 +107,10 @@ def from_array(array: np.ndarray, wanted: Reading) -> Picture:
     if array.ndim == 2:
         array = array[None]
     elif array.ndim != 3:
-        many = ": many images are an npy file or a zarr array that --data names" * (array.ndim == 4)
+        many = (
+            ": a file of many images (npy, npz, zarr) is read if --data names it, not its folder"
+            * (array.ndim == 4)
+        )
         raise OtherContentsError(f"an array of {array.ndim} dimensions, which is no image{many}")
     elif _layout(array.shape, wanted.layout) == "hwc":
         array = array.transpose(2, 0, 1)
@@ -161,7 +164,8 @@ def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
             held = ", ".join(names)
             if wanted.column not in names and len(names) != 1:
                 raise OtherContentsError(
-                    f"{len(names)} arrays, of which --column names one: {held}"
+                    f"{len(names)} arrays, of which --column names one: {held}; a file of many images is "
+                    "read if --data names it, not its folder"
                 )
             # for an npz file inside a table, --column names the column of the table
             if path and wanted.column and wanted.column not in names:

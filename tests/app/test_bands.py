@@ -179,7 +179,10 @@ def test_npy_and_npz(dtype, tmp_path):
     np.save(path, pixels[0])
     check_same(read(path, 1, kept), pixels[:1].astype(kept))
     np.savez(zipped, a=pixels, b=pixels[::-1])
-    assert refused(zipped, 5, kept).startswith("2 arrays, of which --column names one: a, b;")
+    assert refused(zipped, 5, kept) == (
+        "2 arrays, of which --column names one: a, b; a file of many images is read if --data names it, "
+        "not its folder"
+    )
     check_same(read(zipped, 5, kept, column="b"), pixels[::-1].astype(kept))
     # another array, such as a mask, does not stand in for one that is not there
     np.savez(zipped, a=pixels)

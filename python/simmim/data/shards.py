@@ -63,12 +63,12 @@ class ShardSource:
         """The text of the member beside each image whose name ends in ``column``, or the value of ``KEY`` in
         its JSON object for ``json:KEY``."""
         wanted, _, key = column.partition(":")
+        read = partial(self._value, key=key) if key else self._text
         found: dict[str, object] = {}
         with self.path.open("rb") as file:
             for member in _index(self.path):
                 sample, ending = _parted(member[0])
                 if ending == wanted:
-                    read = partial(self._value, key=key) if key else self._text
                     found[sample] = read(file, member)
         return [found.get(_parted(member[0])[0]) for member in self._members], ()
 

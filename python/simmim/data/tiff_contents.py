@@ -132,8 +132,8 @@ def decode_segment(page, content: bytes, index: int) -> np.ndarray:
 
 
 def _fill_lerc(pixels: np.ndarray, valid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels of ``shape``: NaN where floating-point numbers are not ``valid``, which of 8 bits is the opacity
-    if a band is lacking."""
+    """Pixels of ``shape``, the mask ``valid`` put back into them: as NaN in floating-point numbers, else as the
+    band of opacity, 0 or 255, if the pixels lack their last band."""
     if valid.ndim == 3:
         pixels, valid = np.moveaxis(pixels, 0, -1), np.moveaxis(valid, 0, -1)
     else:

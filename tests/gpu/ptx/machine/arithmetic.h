@@ -15,8 +15,9 @@ constexpr bool kFloating = std::is_same_v<T, f32> || std::is_same_v<T, f64>;
 template <class T>
 using Wrapping = std::conditional_t<sizeof(T) == 8, u64, u32>;
 
-// Which NaN comes of two is left open by PTX for f32 and means nothing to us in f64: all are one
-// here, so that threads that add the same numbers in another order store the same.
+// Arithmetic in f32 gives one NaN on a GPU (CUDA programming guide), and which it is in f64 means
+// nothing to us: all are one, so that threads that add the same numbers in another order store the
+// same.
 template <class T>
 T one_nan(T a) {
     return a != a ? T(NAN) : a;

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import (
     bench_pretrain,
+    bench_rows,
     counted,
     environment,
     gpu_model,
@@ -133,6 +134,14 @@ def test_results_are_stored_without_git(monkeypatch, tmp_path):
     assert set(content["environment"]) == set(stored["environment"])
     assert set(content["rows"][0]) == set(stored["rows"][0])
     assert [path.name for path in tmp_path.iterdir()] == ["op.json"]
+
+
+def test_a_part_of_an_ops_rows_does_not_replace_them_all():
+    every = [row for row, _ in run.passes(CPU)]
+    part = [row for row in every if row.op != "mask_tokens" or "vit-b" in row.shape]
+    assert part != every
+    assert bench_rows.ops_in_full(every) == {row.op for row in every}
+    assert bench_rows.ops_in_full(part) == {row.op for row in every} - {"mask_tokens"}
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path):

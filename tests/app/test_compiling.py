@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import timm
 import torch
 import torch._inductor.config
 
@@ -66,12 +67,34 @@ def nothing_compiled():
 
 
 def test_what_is_worth_it():
-    assert is_worth_compiling(0.37, 100_000) == (
+    vit = torch.nn.Identity()
+    assert is_worth_compiling(vit, "cpu", "bf16-mixed", 0.37, 100_000) == (
         True,
         "with 10:16:40 left at 0.37 s an update it is earned back",
     )
-    worth, why = is_worth_compiling(0.37, 300)
-    assert not worth and why.startswith("1:51 left at 0.37 s an update would not earn back")
+    assert is_worth_compiling(vit, "cuda", "32-true", 0.37, 300) == (
+        False,
+        "1:51 left at 0.37 s an update would not earn back the minute that it takes",
+    )
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_more_is_needed_for_swin_and_in_float32(name):
+    swin = timm.create_model(name, embed_dim=8, depths=(1,), num_heads=(1,))
+
+    def least(model, device, precision):
+        return next(
+            m for m in range(120) if is_worth_compiling(model, device, precision, 1, 60 * m)[0]
+        )
+
+    vit = torch.nn.Identity()
+    assert [least(vit, "cpu", "bf16-mixed"), least(vit, "cuda", "32-true")] == [11, 11]
+    assert least(vit, "cpu", "32-true") == 51
+    assert least(swin, "cpu", "bf16-mixed") == 41
+    why = is_worth_compiling(swin, "cpu", "bf16-mixed", 1, 60 * 30)[1]
+    assert why == "30:00 left at 1 s an update would not earn back the 4 minutes that it takes"
+    why = (False, "a Swin is no faster compiled, in float32 on a CPU")
+    assert is_worth_compiling(swin, "cpu", "32-true", 1, 10**6) == why
 
 
 def test_a_short_run_is_not_compiled(photographs, tmp_path, capfd):

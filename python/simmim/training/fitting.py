@@ -192,7 +192,9 @@ class Fitting(Recording):
             return
         seconds, left = run_clock() - began, self.order.updates - self.update
         # all processes decide alike, by the time of the slowest
-        self._settle(*is_worth_compiling(self.peers.largest(round(seconds * 1e6)) / 1e6, left))
+        seconds = self.peers.largest(round(seconds * 1e6)) / 1e6
+        where = self.fabric.device.type, self.config.precision
+        self._settle(*is_worth_compiling(self.model.module, *where, seconds, left))
 
     def _settle(self, compiled: bool, why: str) -> None:
         self.counters.compiled = compiled

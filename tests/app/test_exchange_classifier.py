@@ -116,7 +116,7 @@ def test_what_cannot_be_a_classifier(tmp_path, capsys):
     out = ["--out", tmp_path / "a.safetensors", *arguments_of("vit")]
     torch.save(token, tmp_path / "token.pth")
     cases = {
-        "class token": ["--classifier"],
+        "by its class token": ["--classifier"],
         "give one of them": ["--classifier", "--encoder-only"],
     }
     for words, flags in cases.items():

@@ -117,8 +117,13 @@ def unlike_plain(encoder: TimmEncoder, config: PretrainConfig) -> str:
         return f"another {missing} than any that has a name"
     plain = dataclasses.replace(config, encoder=PLAIN[family], encoder_args=arguments)
     with torch.device("meta"):
-        expected = dict(encoder_of(plain).backbone.named_modules())
-    found = dict(encoder.backbone.named_modules())
+        expected = encoder_of(plain)
+    return unlike(encoder, expected)
+
+
+def unlike(encoder: TimmEncoder, other: TimmEncoder) -> str:
+    """What `encoder` has otherwise than `other`, in a few words: empty where both compute the same."""
+    found, expected = (dict(e.backbone.named_modules()) for e in (encoder, other))
     return "; ".join(_compare(found, expected)[:2])
 
 

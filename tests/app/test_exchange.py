@@ -113,6 +113,39 @@ def test_there_and_back(project, family, tmp_path, capsys):
     assert ("newly initialised" in out) == (project == "timm")
 
 
+@pytest.mark.parametrize(
+    "positions",
+    [
+        {"use_shared_rel_pos_bias": True},
+        {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True},
+        {"use_shared_rel_pos_bias": False, "use_abs_pos_emb": True},
+    ],
+)
+def test_microsofts_vit_without_biases_of_q_and_v(positions, tmp_path, capsys):
+    """MODEL.VIT.QKV_BIAS False: no tensor is called q_bias then."""
+    changes = {"qkv_bias": False, **positions}
+    model = model_of("beit", **changes)
+    source, out, back = (tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth"))
+    theirs = {
+        # their encoder has our names, their head is a convolution
+        name.replace("backbone.", "").replace("head.", "decoder.0."): (
+            value[:, :, None, None] if name == "head.weight" else value
+        )
+        for name, value in model.state_dict().items()
+    }
+    torch.save({"model": theirs}, source)
+    start = ("import", "--source", source, "--out", out, *arguments_of("beit", **changes))
+    status, printed, err = run(capsys, *start)
+    assert (status, err) == (0, "") and "tensors of microsoft" in printed
+    status, _, err = run(
+        capsys, "export", "--checkpoint", out, "--project", "microsoft", "--out", back
+    )
+    assert (status, err) == (0, "")
+    found = torch.load(back, weights_only=True)["model"]
+    assert found.keys() == theirs.keys()
+    assert all(torch.equal(found[name], value) for name, value in theirs.items())
+
+
 @pytest.mark.parametrize(("project", "family"), NAMES)
 def test_names_and_shapes_are_the_projects_own(project, family):
     theirs = checkpoints.from_simmim(model_of(family).state_dict(), project)

@@ -246,6 +246,20 @@ def test_patch_merging_of_mmpretrain_is_an_unfold():
     torch.testing.assert_close(got, expected)
 
 
+def test_windows_that_mmpretrain_pads_otherwise(tmp_path, capsys):
+    """Its attention pads a grid and then shifts it, timm's shifts first: other features."""
+    model = model_of("swin", window_size=3)
+    ours, theirs = saved(model, "swin", tmp_path, window_size=3), tmp_path / "theirs.pth"
+    refused = "which mmpretrain and timm pad differently"
+    start = ("export", "--checkpoint", ours, "--project", "mmpretrain", "--out", theirs)
+    status, _, err = run(capsys, *start)
+    assert status == 2 and refused in err and not theirs.exists()
+    torch.save({"state_dict": checkpoints.from_simmim(model.state_dict(), "mmpretrain")}, theirs)
+    start = ("import", "--source", theirs, "--out", tmp_path / "back.safetensors")
+    status, _, err = run(capsys, *start, *arguments_of("swin", window_size=3))
+    assert status == 2 and refused in err
+
+
 def test_heads_of_the_other_order(tmp_path, capsys):
     """A head with rows (dy, dx, channel) predicts the same patches once its rows are moved."""
     model = model_of("vit")

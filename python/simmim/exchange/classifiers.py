@@ -26,6 +26,9 @@ HEADS = {
     "encoder.backbone.fc_norm.": "fc_norm.",
     "classifier.": "head.",
     "encoder.backbone.classifier.": "head.",
+    # mmpretrain's LinearClsHead and VisionTransformerClsHead
+    "head.fc.": "head.",
+    "head.layers.head.": "head.",
 }
 
 

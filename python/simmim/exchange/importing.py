@@ -154,6 +154,8 @@ def _describe(config: ImportConfig, source: Source) -> _Described:
             source.microsoft, family_of(encoder), where, pretraining=decoder
         )
         trained, notes = complete(trained, wanted, where)
+    elif source.project == "mmpretrain":
+        check_windows(encoder, family_of(encoder), source.project)
     elif source.ours is not None:
         img_size, window = _own_geometry(source.ours, where)
     return _Described(

@@ -19,7 +19,7 @@ from simmim.exchange.geometry import Size, fit_tables
 from simmim.exchange.mae import complete_decoder
 from simmim.exchange.microsoft import read_microsoft
 from simmim.exchange.pixels import read_pixels
-from simmim.exchange.settings import complete, family_of, unlike_plain
+from simmim.exchange.settings import as_setting, complete, family_of, heads_of, unlike_plain
 from simmim.exchange.timm import read_timm
 from simmim.exchange.transformers import check_windows, read_settings
 from simmim.models.build import build_model, encoder_of
@@ -130,7 +130,7 @@ def _describe(config: ImportConfig, source: Source) -> _Described:
     window: Size = None
     if source.timm is not None:
         trained, img_size, window, notes = read_timm(trained, source.timm, where)
-    encoder = encoder_of(trained)
+    trained, encoder, heads = _with_heads(trained, source)
     if family_of(encoder) is None:
         raise UserError(f"--encoder {config.encoder} is none of timm's: there is nothing to import")
     if source.project == "transformers" and source.transformers is None:
@@ -158,9 +158,25 @@ def _describe(config: ImportConfig, source: Source) -> _Described:
         check_windows(encoder, family_of(encoder), source.project)
     elif source.ours is not None:
         img_size, window = _own_geometry(source.ours, where)
+    notes = [*heads, *notes]
     return _Described(
         trained, config.source_img_size or _size(img_size), config.source_window or window, notes
     )
+
+
+def _with_heads(trained: PretrainConfig, source: Source):
+    """`trained` and its encoder, with the file's number of heads where the encoder's own does not divide
+    its width, so that none can be built to compare; and a line that says so."""
+    try:
+        return trained, encoder_of(trained), []
+    except UserError:
+        heads = heads_of(source.transformers, source.microsoft)
+        if heads is None or "num_heads" in trained.encoder_args:
+            raise
+    arguments = trained.encoder_args | {"num_heads": as_setting(heads)}
+    trained = dataclasses.replace(trained, encoder_args=arguments)
+    note = f"from its configuration: --encoder-args num_heads {as_setting(heads)}"
+    return trained, encoder_of(trained), [note]
 
 
 def _size(value: Any) -> Size:

@@ -187,6 +187,19 @@ def as_setting(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else value
 
 
+def heads_of(transformers: Any, microsoft: Any) -> Any:
+    """The number of heads in a configuration of transformers or microsoft, of each stage where there are
+    several; None where neither says it."""
+    said = transformers if isinstance(transformers, dict) else {}
+    heads = said.get("num_attention_heads", said.get("num_heads"))
+    model = microsoft.get("MODEL") if isinstance(microsoft, dict) else None
+    if isinstance(model, dict):
+        fields = model.get(str(model.get("TYPE")).upper())
+        heads = fields.get("NUM_HEADS") if isinstance(fields, dict) else None
+    parts = heads if isinstance(heads, list | tuple) else [heads]
+    return heads if parts and all(isinstance(n, int) for n in parts) else None
+
+
 def _words(value: Any) -> str:
     return str(as_setting(value))
 

@@ -131,7 +131,10 @@ def to_simmim(state: State, project: str) -> dict[str, Tensor]:
             decoder |= {k: v for k, v in state.items() if k == "decoder.mask_token"}
             others = {k: v for k, v in state.items() if k not in decoder}
             return _vit_mae_to_ours(others, decoder)
-    names = names_of(project, family_of_theirs(state), _stages(state))
+    family = family_of_theirs(state)
+    if project == "microsoft" and family == "vit":
+        family = "beit"  # as which their ViT without biases of q and v counts, too
+    names = names_of(project, family, _stages(state))
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         if name == names.mask_token:
@@ -231,7 +234,8 @@ def family_of_names(state: State) -> str:
         return "swinv2"
     if any(name.startswith(f"{_ENCODER}layers.") for name in state):
         return "swin"
-    return "beit" if any(name.endswith(".attn.q_bias") for name in state) else "vit"
+    own = (".attn.q_bias", ".gamma_1", "relative_position_bias_table")
+    return "beit" if any(name.endswith(own) for name in state) else "vit"
 
 
 def _names_in_files(state: State) -> dict[str, Tensor]:

@@ -113,6 +113,39 @@ def test_there_and_back(project, family, tmp_path, capsys):
     assert ("newly initialised" in out) == (project == "timm")
 
 
+@pytest.mark.parametrize(
+    "positions",
+    [
+        {"use_shared_rel_pos_bias": True},
+        {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True},
+        {"use_shared_rel_pos_bias": False, "use_abs_pos_emb": True},
+    ],
+)
+def test_microsofts_vit_without_biases_of_q_and_v(positions, tmp_path, capsys):
+    """MODEL.VIT.QKV_BIAS False: no tensor is called q_bias then."""
+    changes = {"qkv_bias": False, **positions}
+    model = model_of("beit", **changes)
+    source, out, back = (tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth"))
+    theirs = {
+        # their encoder has our names, their head is a convolution
+        name.replace("backbone.", "").replace("head.", "decoder.0."): (
+            value[:, :, None, None] if name == "head.weight" else value
+        )
+        for name, value in model.state_dict().items()
+    }
+    torch.save({"model": theirs}, source)
+    start = ("import", "--source", source, "--out", out, *arguments_of("beit", **changes))
+    status, printed, err = run(capsys, *start)
+    assert (status, err) == (0, "") and "tensors of microsoft" in printed
+    status, _, err = run(
+        capsys, "export", "--checkpoint", out, "--project", "microsoft", "--out", back
+    )
+    assert (status, err) == (0, "")
+    found = torch.load(back, weights_only=True)["model"]
+    assert found.keys() == theirs.keys()
+    assert all(torch.equal(found[name], value) for name, value in theirs.items())
+
+
 @pytest.mark.parametrize(("project", "family"), NAMES)
 def test_names_and_shapes_are_the_projects_own(project, family):
     theirs = checkpoints.from_simmim(model_of(family).state_dict(), project)
@@ -211,6 +244,20 @@ def test_patch_merging_of_mmpretrain_is_an_unfold():
         expected = F.linear(columns, theirs[f"{prefix}reduction.weight"].double())
         got = merging.double()(x).flatten(1, 2)
     torch.testing.assert_close(got, expected)
+
+
+def test_windows_that_mmpretrain_pads_otherwise(tmp_path, capsys):
+    """Its attention pads a grid and then shifts it, timm's shifts first: other features."""
+    model = model_of("swin", window_size=3)
+    ours, theirs = saved(model, "swin", tmp_path, window_size=3), tmp_path / "theirs.pth"
+    refused = "which mmpretrain and timm pad differently"
+    start = ("export", "--checkpoint", ours, "--project", "mmpretrain", "--out", theirs)
+    status, _, err = run(capsys, *start)
+    assert status == 2 and refused in err and not theirs.exists()
+    torch.save({"state_dict": checkpoints.from_simmim(model.state_dict(), "mmpretrain")}, theirs)
+    start = ("import", "--source", theirs, "--out", tmp_path / "back.safetensors")
+    status, _, err = run(capsys, *start, *arguments_of("swin", window_size=3))
+    assert status == 2 and refused in err
 
 
 def test_heads_of_the_other_order(tmp_path, capsys):

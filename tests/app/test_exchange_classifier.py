@@ -11,6 +11,7 @@ from simmim.models.classifier import Classifier, load_classifier
 from simmim.models.encoders import build_encoder
 from simmim.models.simmim import IMAGENET_MEAN, IMAGENET_STD
 from simmim.storage import checkpoint
+from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import SIZE, images_and_mask, run
 
 SMALL = {"img_size": SIZE, "num_classes": 5}
@@ -101,6 +102,50 @@ def test_microsofts_swin_classifier(tmp_path, capsys):
     assert_same_logits(load_classifier(out)[0], theirs)
 
 
+@pytest.mark.parametrize("head", ["head.fc.", "head.layers.head."])
+@pytest.mark.parametrize("family", ["swin", "vit"])
+def test_mmpretrains_classifiers(family, head, tmp_path, capsys):
+    """LinearClsHead and VisionTransformerClsHead, on means over patches; the ViT's norm is ln2."""
+    theirs = theirs_of(family)
+    encoder = {
+        f"encoder.backbone.{name}": value
+        for name, value in theirs.state_dict().items()
+        if not name.startswith(("head.", "fc_norm."))
+    }
+    if family == "swin":
+        state = checkpoints.from_simmim(encoder, "mmpretrain")
+        last = theirs.head.fc
+    else:
+        renamed = (
+            (".norm", ".ln"), ("mlp.fc1", "ffn.layers.0.0"), ("mlp.fc2", "ffn.layers.1"),
+            ("encoder.backbone.", "backbone."), ("blocks.", "layers."), (".proj.", ".projection."),
+            ("attn.projection", "attn.proj"),
+        )  # fmt: skip
+        state = {}
+        for name, value in encoder.items():
+            for ours, mmpretrain in renamed:
+                name = name.replace(ours, mmpretrain)
+            state[name] = value
+        state |= {f"backbone.ln2.{n}": v for n, v in theirs.fc_norm.state_dict().items()}
+        last = theirs.head
+    state |= {head + name: value for name, value in last.state_dict().items()}
+    source, out = tmp_path / "epoch_9.pth", tmp_path / "ours.safetensors"
+    torch.save({"meta": {"epoch": 9}, "state_dict": state}, source)
+    status, printed, err = run(
+        capsys, "import", "--source", source, "--out", out, "--classifier", *arguments_of(family)
+    )
+    assert (status, err) == (0, "") and "tensors of mmpretrain" in printed
+    assert_same_logits(load_classifier(out)[0], theirs)
+    # one whose tokens are normalised classifies by its class token
+    state = {name.replace("backbone.ln2.", "backbone.ln1."): v for name, v in state.items()}
+    torch.save({"state_dict": state}, source)
+    status, _, err = run(
+        capsys, "import", "--source", source, "--out", out, "--classifier", "--overwrite", *arguments_of(family)
+    )  # fmt: skip
+    assert status == (0 if family == "swin" else 2)
+    assert family == "swin" or "classifies by its class token" in err
+
+
 def test_the_encoder_of_a_classifier(tmp_path, capsys):
     theirs, source = theirs_of("beit"), tmp_path / "theirs.pth"
     torch.save({"model": theirs.state_dict()}, source)
@@ -116,7 +161,7 @@ def test_what_cannot_be_a_classifier(tmp_path, capsys):
     out = ["--out", tmp_path / "a.safetensors", *arguments_of("vit")]
     torch.save(token, tmp_path / "token.pth")
     cases = {
-        "class token": ["--classifier"],
+        "by its class token": ["--classifier"],
         "give one of them": ["--classifier", "--encoder-only"],
     }
     for words, flags in cases.items():

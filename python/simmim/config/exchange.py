@@ -66,6 +66,10 @@ class ImportConfig:
     """Read a fine-tuned classifier with its head, for simmim predict, features, probe, finetune and
     export. Its features must be the mean over the patches."""
 
+    pool: Literal["auto", "mean"] = "auto"
+    """What a ViT classifier of timm's without fc_norm sees, where no config.json beside it says so: mean, the
+    mean over the patches (global_pool='avg')."""
+
     weights: str | None = None
     """Which of several models in the file to read: its key, or the prefix of its names; default: the only
     one that is not an EMA copy."""

@@ -18,7 +18,7 @@ from simmim.exchange.importing import check_suffix, import_model
 from simmim.exchange.mae import check_plain
 from simmim.exchange.pixels import describe_pixels, describe_processor
 from simmim.exchange.settings import family_of
-from simmim.exchange.transformers import CLASSES, describe
+from simmim.exchange.transformers import CLASSES, check_windows, describe
 from simmim.models.build import build_model
 from simmim.models.classifier import Classifier, encoder_settings, start
 from simmim.storage import checkpoint
@@ -75,6 +75,8 @@ def export_model(config: ExportConfig) -> list[str]:
     checkpoint.check_weights(config.checkpoint, state["model"], model.state_dict())
     if config.project in ("mae", "transformers") and trained.method == "mae":
         check_plain(model, trained, config.project)
+    if config.project == "mmpretrain" and family_of(model.encoder) == "swin":
+        check_windows(model.encoder, "swin", config.project)
     ours = checkpoints.reorder_head(state["model"], trained.channels, "cyx", config.head_order)
     # refused by the name of a setting, before a tensor that comes of it has no name
     described = describe(model, trained) if config.project == "transformers" else None

@@ -41,6 +41,7 @@ class Source:
         project: whose names it has.
         tensors: by name, without the prefixes of wrappers.
         transformers: the contents of a transformers `config.json`, where there is one.
+        timm: the contents of a `config.json` of timm's that names an architecture, where there is one.
         microsoft: the configuration in a file of microsoft's code, where there is one.
         mae: the command line in a file of facebookresearch/mae's code, where there is one.
         ours: the settings in a checkpoint of this project, as JSON, where it is one.
@@ -52,6 +53,7 @@ class Source:
     project: str
     tensors: State
     transformers: dict[str, Any] | None = None
+    timm: dict[str, Any] | None = None
     microsoft: dict[str, Any] | None = None
     mae: dict[str, Any] | None = None
     ours: str | None = None
@@ -103,7 +105,10 @@ def read_source(path: Path, weights: str | None = None) -> Source:
             source.unread[name.removeprefix(model.prefix)] = value.name
     if outside:
         source.notes.append(f"left out, not under {model.prefix}: {summary(outside)}")
-    source.transformers = read_beside(path, _CONFIG) if model.project == "transformers" else None
+    beside = read_beside(path, _CONFIG) if model.project in ("transformers", "timm") else None
+    source.transformers = beside if model.project == "transformers" else None
+    if model.project == "timm" and isinstance((beside or {}).get("architecture"), str):
+        source.timm = beside
     source.microsoft = _plain(as_mapping(_get(loaded, "config")))
     source.mae = _plain(as_mapping(_get(loaded, "args"))) if model.project == "mae" else None
     own = metadata.get("config", _get(loaded, "config"))

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.exchange import ImportConfig
-from simmim.config.images import BROUGHT, ENCODER, values_of
-from simmim.config.labels import FinetuneConfig
+from simmim.config.images import ENCODER, values_of
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
+from simmim.exchange.classifiers import HEADS, class_names, finish_classifier
 from simmim.exchange.files import Source, read_source, summary
 from simmim.exchange.geometry import Size, fit_tables
 from simmim.exchange.mae import complete_decoder
 from simmim.exchange.microsoft import read_microsoft
 from simmim.exchange.pixels import read_pixels
-from simmim.exchange.settings import complete, family_of, unlike_plain
+from simmim.exchange.settings import as_setting, complete, family_of, heads_of, unlike_plain
+from simmim.exchange.timm import read_timm
 from simmim.exchange.transformers import check_windows, read_settings
 from simmim.models.build import build_model, encoder_of
-from simmim.models.classifier import Classifier
 from simmim.models.simmim import SimMIM
 from simmim.storage import checkpoint
 from simmim.storage.outputs import check_replaceable
@@ -30,14 +30,6 @@ from simmim_kernels.integrations import checkpoints
 
 State = dict[str, Tensor]
 _BACKBONE = "encoder.backbone."
-#: names of a classifier's head and norm in the files of others, with ours
-_HEADS = {
-    "encoder.backbone.head.fc.": "head.",
-    "encoder.backbone.head.": "head.",
-    "encoder.backbone.fc_norm.": "fc_norm.",
-    "classifier.": "head.",
-    "encoder.backbone.classifier.": "head.",
-}
 
 
 class _Described(NamedTuple):
@@ -94,6 +86,7 @@ def read_model(config: ImportConfig) -> Imported:
     project = source.project if config.project == "auto" else config.project
     if project == "mae" and "decoder_pred.weight" not in source.tensors:
         project = "timm"  # whose names encoders alone have, as MAE's authors publish them
+    source = dataclasses.replace(source, project=project)
     try:
         ours = checkpoints.to_simmim(source.tensors, project)
     except ValueError as error:
@@ -106,8 +99,8 @@ def read_model(config: ImportConfig) -> Imported:
     described = described._replace(trained=dataclasses.replace(described.trained, **pixels))
     notes = [f"{len(source.tensors)} tensors of {project}", *source.notes, *described.notes, *said]
     torch.manual_seed(0)
-    finish = _finish_classifier if config.classifier else _finish_model
-    model, ours, settings, kind, more = finish(config, described.trained, ours, project)
+    finish = finish_classifier if config.classifier else _finish_model
+    model, ours, settings, kind, more = finish(config, described.trained, ours, source)
     _check_unread(source)
     ours, tables = fit_tables(
         ours,
@@ -119,17 +112,8 @@ def read_model(config: ImportConfig) -> Imported:
         cubic=config.tables == "cubic",
     )
     _check(config, source, ours, model.state_dict())
-    classes = _class_names(config, source, ours)
+    classes = class_names(config, source, ours)
     return Imported(ours, settings, kind, described.trained, classes, notes + more + tables)
-
-
-def _class_names(config: ImportConfig, source: Source, ours: State) -> list[str]:
-    """The names that a transformers configuration gives the classes of a classifier."""
-    said = (source.transformers or {}).get("id2label")
-    numbers = [str(number) for number in range(len(ours["head.weight"]))]
-    if not config.classifier or not isinstance(said, dict) or said.keys() != set(numbers):
-        return []
-    return [str(said[number]) for number in numbers]
 
 
 def check_suffix(out: Any) -> None:
@@ -141,12 +125,14 @@ def check_suffix(out: Any) -> None:
 def _describe(config: ImportConfig, source: Source) -> _Described:
     """The encoder with the settings that the file's configuration adds, and its geometry."""
     trained = PretrainConfig(**values_of(config, ENCODER))
-    encoder = encoder_of(trained)
-    if family_of(encoder) is None:
-        raise UserError(f"--encoder {config.encoder} is none of timm's: there is nothing to import")
     where, notes = str(config.source), []
     img_size: Size = None
     window: Size = None
+    if source.timm is not None:
+        trained, img_size, window, notes = read_timm(trained, source.timm, where)
+    trained, encoder, heads = _with_heads(trained, source)
+    if family_of(encoder) is None:
+        raise UserError(f"--encoder {config.encoder} is none of timm's: there is nothing to import")
     if source.project == "transformers" and source.transformers is None:
         notes.append(
             "no config.json beside it: heads, activation and epsilon are the encoder's own"
@@ -160,7 +146,7 @@ def _describe(config: ImportConfig, source: Source) -> _Described:
         if unlike:
             raise UserError(f"{config.encoder} has what transformers' models have not: {unlike}")
         check_windows(completed, family_of(completed))
-        img_size, window = _size(said.get("image_size")), _size(said.get("window_size"))
+        img_size, window = said.get("image_size"), _size(said.get("window_size"))
         trained = dataclasses.replace(trained, drop_path=float(said.get("drop_path_rate") or 0.0))
     elif source.microsoft is not None:
         decoder = any(name.startswith("decoder.") for name in source.tensors)
@@ -168,11 +154,29 @@ def _describe(config: ImportConfig, source: Source) -> _Described:
             source.microsoft, family_of(encoder), where, pretraining=decoder
         )
         trained, notes = complete(trained, wanted, where)
+    elif source.project == "mmpretrain":
+        check_windows(encoder, family_of(encoder), source.project)
     elif source.ours is not None:
         img_size, window = _own_geometry(source.ours, where)
+    notes = [*heads, *notes]
     return _Described(
-        trained, config.source_img_size or img_size, config.source_window or window, notes
+        trained, config.source_img_size or _size(img_size), config.source_window or window, notes
     )
+
+
+def _with_heads(trained: PretrainConfig, source: Source):
+    """`trained` and its encoder, with the file's number of heads where the encoder's own does not divide
+    its width, so that none can be built to compare; and a line that says so."""
+    try:
+        return trained, encoder_of(trained), []
+    except UserError:
+        heads = heads_of(source.transformers, source.microsoft)
+        if heads is None or "num_heads" in trained.encoder_args:
+            raise
+    arguments = trained.encoder_args | {"num_heads": as_setting(heads)}
+    trained = dataclasses.replace(trained, encoder_args=arguments)
+    note = f"from its configuration: --encoder-args num_heads {as_setting(heads)}"
+    return trained, encoder_of(trained), [note]
 
 
 def _size(value: Any) -> Size:
@@ -206,16 +210,16 @@ def _own_geometry(settings: str, where: str) -> tuple[Size, Size]:
         raise UserError(f"the settings in {where} cannot be used") from None
 
 
-def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, project: str):
+def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, source: Source):
     """The model to fill, the tensors for it, its settings and kind, and what there is to tell."""
     model = build_model(trained)
     expected, notes = model.state_dict(), []
-    if config.encoder_only or project == "timm":
+    if config.encoder_only or source.project == "timm":
         others = {k: v for k, v in expected.items() if not k.startswith(_BACKBONE)}
         kept = {k for k in ours if k.startswith(_BACKBONE)}
         surplus = kept - expected.keys()
         if not config.encoder_only:
-            surplus = {k for k in surplus if k.startswith(tuple(_HEADS))}
+            surplus = {k for k in surplus if k.startswith(tuple(HEADS))}
         dropped = [k.removeprefix(_BACKBONE) for k in ours if k not in kept or k in surplus]
         if dropped:
             notes.append(f"left out: {summary(dropped, 20)}")
@@ -230,33 +234,6 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, pr
     _check_head(ours, model)
     ours = checkpoints.reorder_head(ours, config.channels, config.head_order, "cyx")
     return model, ours, trained.to_json(), "pretrain", notes
-
-
-def _finish_classifier(config: ImportConfig, trained: PretrainConfig, ours: State, project: str):
-    """As `_finish_model`, for a fine-tuned classifier."""
-    if project == "simmim":
-        raise UserError(
-            f"{config.source} is simmim's own: of simmim finetune all commands take it as it is"
-        )
-    renamed = {}
-    for name, value in ours.items():
-        head = next((h for h in _HEADS if name.startswith(h)), None)
-        renamed[_HEADS[head] + name.removeprefix(head) if head else name] = value
-    fc_norm = "fc_norm.weight" in renamed
-    if renamed.get("head.weight", torch.empty(0)).dim() != 2 or "encoder.mask_token" in renamed:
-        raise UserError(f"{config.source} holds no classifier: leave out --classifier")
-    family = family_of(encoder_of(trained))
-    if family in ("vit", "beit") and not fc_norm:
-        raise UserError(
-            f"{config.source} holds a ViT that classifies by its class token, or by tokens that are "
-            "normalised before their mean: take its encoder alone with --encoder-only"
-        )
-    settings = FinetuneConfig(**values_of(trained, (*ENCODER, *BROUGHT)), fc_norm=fc_norm)
-    model = Classifier(encoder_of(trained), len(renamed["head.weight"]), fc_norm=fc_norm)
-    renamed["encoder.mask_token"] = model.encoder.mask_token.detach()
-    classes = model.head.out_features
-    notes = [f"a classifier of {classes} classes; its mask token, which is not used, is new"]
-    return model, renamed, settings.to_json(), "finetune", notes
 
 
 def _check_unread(source: Source) -> None:
@@ -287,9 +264,11 @@ def _check_head(ours: State, model: SimMIM) -> None:
 def _check(config: ImportConfig, source: Source, ours: State, expected: State) -> None:
     wrong = checkpoint.differences(ours, expected)
     if wrong and "norm.weight" not in source.tensors and "fc_norm.weight" in source.tensors:
+        headless = "; it has no head, without which such a norm can't be imported"
+        advice = ": --classifier keeps it and the head"
         raise UserError(
             f"{source.path} is no {config.encoder}: {wrong}. Its final norm is one of the mean over "
-            "the tokens (fc_norm): --classifier keeps it and the head"
+            f"the tokens (fc_norm){advice if 'head.weight' in source.tensors else headless}"
         )
     if wrong:
         raise UserError(

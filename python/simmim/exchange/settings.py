@@ -117,8 +117,13 @@ def unlike_plain(encoder: TimmEncoder, config: PretrainConfig) -> str:
         return f"another {missing} than any that has a name"
     plain = dataclasses.replace(config, encoder=PLAIN[family], encoder_args=arguments)
     with torch.device("meta"):
-        expected = dict(encoder_of(plain).backbone.named_modules())
-    found = dict(encoder.backbone.named_modules())
+        expected = encoder_of(plain)
+    return unlike(encoder, expected)
+
+
+def unlike(encoder: TimmEncoder, other: TimmEncoder) -> str:
+    """What `encoder` has otherwise than `other`, in a few words: empty where both compute the same."""
+    found, expected = (dict(e.backbone.named_modules()) for e in (encoder, other))
     return "; ".join(_compare(found, expected)[:2])
 
 
@@ -180,6 +185,19 @@ def complete(
 def as_setting(value: Any) -> Any:
     """An argument as `--encoder-args` holds it: several numbers are joined by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
+def heads_of(transformers: Any, microsoft: Any) -> Any:
+    """The number of heads in a configuration of transformers or microsoft, of each stage where there are
+    several; None where neither says it."""
+    said = transformers if isinstance(transformers, dict) else {}
+    heads = said.get("num_attention_heads", said.get("num_heads"))
+    model = microsoft.get("MODEL") if isinstance(microsoft, dict) else None
+    if isinstance(model, dict):
+        fields = model.get(str(model.get("TYPE")).upper())
+        heads = fields.get("NUM_HEADS") if isinstance(fields, dict) else None
+    parts = heads if isinstance(heads, list | tuple) else [heads]
+    return heads if parts and all(isinstance(n, int) for n in parts) else None
 
 
 def _words(value: Any) -> str:

@@ -154,10 +154,10 @@ def describe(model: SimMIM | Classifier, trained: PretrainConfig) -> dict[str, A
     return described | {"drop_path_rate": trained.drop_path}
 
 
-def check_windows(encoder: TimmEncoder, family: str) -> None:
-    """Raise ``UserError`` for windows that timm's Swin and transformers' treat differently: shifted
-    ones that do not divide their grid (timm shifts before it pads, transformers after), or tables
-    of windows that timm made smaller to fit their grid."""
+def check_windows(encoder: TimmEncoder, family: str, project: str = "transformers") -> None:
+    """Raise ``UserError`` for windows that timm's Swin and that of transformers or mmpretrain treat
+    differently: shifted ones that do not divide their grid (timm shifts before it pads, the others
+    after), or tables of windows that timm made smaller to fit their grid."""
     if not family.startswith("swin"):
         return
     blocks = encoder.blocks()
@@ -166,14 +166,14 @@ def check_windows(encoder: TimmEncoder, family: str) -> None:
         if any(block.shift_size) and any(grid % window for grid, window in sides):
             raise UserError(
                 f"window_size {max(block.window_size)} does not divide a grid of "
-                f"{'x'.join(map(str, block.input_resolution))}, which transformers and timm pad "
+                f"{'x'.join(map(str, block.input_resolution))}, which {project} and timm pad "
                 "differently: choose an image size that it divides"
             )
     windows = {max(block.window_size) for block in blocks}
     if family == "swin" and len(windows) > 1:
         raise UserError(
             f"window_size {max(windows)} is larger than the grid of a stage, where timm makes it "
-            f"{min(windows)} and transformers fails: choose a larger image size or a smaller window"
+            f"{min(windows)} and {project} fails: choose a larger image size or a smaller window"
         )
 
 

@@ -35,7 +35,8 @@ class ApplyConfig:
     """Images: a folder, or another source as for simmim pretrain."""
 
     column: str = ""
-    """Which column of a table, or which array of a group, holds the images or their paths."""
+    """Which column of a table, or which array of a group or an npz file, holds the images or their
+    paths; in tar archives the images' ending, such as jpg beside seg.png."""
 
     overwrite: bool = False
     """Replace the files that are written if they are there already."""

@@ -70,7 +70,8 @@ class SourceConfig:
 
     column: str = ""
     """Which column of a table, or which array of a group or an npz file, holds the images or their
-    paths; default: the only one that can."""
+    paths; default: the only one that can. In tar archives the images' ending, such as jpg beside seg.png;
+    default: all."""
 
     nodata: str = ""
     """Value of pixels without data, a number or nan. A crop with more than --nodata-share of them is

@@ -68,6 +68,7 @@ class Listing:
         labels: the column that the images' labels are in; empty where none was looked for.
         rows: places in the tables of the images, where these are some of them.
         part: which rows of a table these are, where a column says what each is for.
+        note: what else is to be known of the images.
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class Listing:
     labels: str = ""
     rows: list[int] | None = None
     part: str = ""
+    note: str = ""
 
     def left_out(self) -> str:
         """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
@@ -100,7 +102,7 @@ class Listing:
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
         left = self.left_out()
         more = f"; labels from {self.labels}" if self.labels else ""
-        more += f"; {self.part}" if self.part else ""
+        more += "".join(f"; {text}" for text in (self.part, self.note) if text)
         return f"{images}: {found}{more}" + (f"; left: {left}" if left else "")
 
     def add(self, other: Listing) -> None:

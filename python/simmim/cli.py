@@ -20,7 +20,7 @@ from typing import Annotated
 from simmim.config.apply import FeaturesConfig, PredictConfig
 from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
-from simmim.config.images import MEASURED
+from simmim.config.images import MEASURED, measured
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
@@ -161,6 +161,13 @@ def _run(arguments: list[str]) -> int:
     else:
         check_numbers(config)
         check_conflicts(config)
+    if _values(arguments, "--channels") and getattr(config, "stats", None):
+        # 3 is the default, which the number in the file replaces where nobody asked for it
+        found = measured(config).channels
+        if found != config.channels:
+            raise UserError(
+                f"--stats {config.stats} has {found} channels, not {config.channels}: leave out --channels"
+            )
     processes = int(os.environ["WORLD_SIZE"]) if is_started_with_others() else 1
     if processes > 1 and not isinstance(config, PretrainConfig | FinetuneConfig):
         if not _is_first():

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from simmim.cli import _COMMANDS, main, version
+from simmim.cli import main, version
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
@@ -158,24 +158,6 @@ def test_help_explains_every_field(command, capsys):
         assert documented.startswith('"""'), field.name
         first_words = documented.removeprefix('"""').split('"""')[0].split()[:5]
         assert " ".join(first_words) in text, field.name
-
-
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("command", ["", *_COMMANDS])
-def test_help_fits_the_terminal(command, width, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(width))
-    with pytest.raises(SystemExit):
-        main([command, "--help"] if command else ["--help"])
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= width
-    assert "(default: )" not in text and "None" not in text
-
-
-def test_help_shows_the_values_of_a_preset(capsys):
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--preset", "vit-b", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Passes over the data." in text and f"(default: {PRESETS['vit-b'].epochs})" in text
 
 
 @pytest.mark.parametrize("name", PRESETS)

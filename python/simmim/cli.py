@@ -20,7 +20,7 @@ from typing import Annotated
 from simmim.config.apply import FeaturesConfig, PredictConfig
 from simmim.config.conflicts import check_conflicts
 from simmim.config.exchange import ExportConfig, ImportConfig
-from simmim.config.images import MEASURED
+from simmim.config.images import MEASURED, measured
 from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.config.numbers import check_numbers, flag
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
@@ -36,12 +36,13 @@ from simmim.errors import (
     say,
     system_words,
 )
+from simmim.help import overview, page
 from simmim.launchers import describe_as_torchrun, is_started_with_others
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, as ``_STATUSES`` lists them. ``SystemExit`` is
+    """Run one command; returns the exit status, as ``simmim --help`` lists them. ``SystemExit`` is
     raised with status 0 after ``--help``, with 2 for a command line that cannot be read."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -78,13 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         _give_up_broken_output()
-
-
-_STATUSES = """Exit status: 0 done; 1 another process of the run has died or failed; 2 a mistake in
-what was asked for, numbers that are no longer finite, or something that the system refuses, told in
-one line; 129, 130, 138, 140, 143 a closed terminal (SIGHUP), Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM; 141
-the reader of the output has gone. Whatever ends a training run early, its state is saved first where
-that is possible, and --resume goes on from there."""
 
 
 #: settings of each command, and the module whose ``command`` runs it
@@ -127,6 +121,11 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"simmim {version()}")
         return 0
+    if not arguments:
+        raise UserError("say what to do: simmim --help lists the commands")
+    if arguments[0] in ("-h", "--help"):
+        print(overview({name: kind for name, (kind, _) in _COMMANDS.items()}), end="")
+        raise SystemExit(0)
     tyro = require("tyro")
     _check_paths(arguments)
     for name in ("--data", "--val-data"):
@@ -137,6 +136,11 @@ def _run(arguments: list[str]) -> int:
     tuned = FINETUNE_PRESETS.get(preset, FINETUNE_PRESETS["none"])
     if "--resume" in arguments:
         default, tuned = _of_earlier_run(arguments, default), _of_earlier_run(arguments, tuned)
+    if arguments[0] in _COMMANDS and {"-h", "--help"} & {*arguments}:
+        kind = _COMMANDS[arguments[0]][0]
+        presets = {type(settings): settings for settings in (default, tuned)}
+        print(page(arguments[0], kind, presets.get(kind)), end="")
+        raise SystemExit(0)
     # tyro asks for pairs that a default holds already by flags of their own
     pairs = {type(settings): settings.encoder_args for settings in (default, tuned)}
     default, tuned = (dataclasses.replace(c, encoder_args={}) for c in (default, tuned))
@@ -149,8 +153,6 @@ def _run(arguments: list[str]) -> int:
         functools.reduce(operator.or_, commands),
         args=arguments,
         prog="simmim",
-        description="Masked image modelling: pre-train encoders on images alone. "
-        f"simmim --version prints the version. {' '.join(_STATUSES.split())}",
     )
     if type(config) in pairs and not config.encoder_args:
         config = dataclasses.replace(config, encoder_args=pairs[type(config)])
@@ -159,6 +161,13 @@ def _run(arguments: list[str]) -> int:
     else:
         check_numbers(config)
         check_conflicts(config)
+    if _values(arguments, "--channels") and getattr(config, "stats", None):
+        # 3 is the default, which the number in the file replaces where nobody asked for it
+        found = measured(config).channels
+        if found != config.channels:
+            raise UserError(
+                f"--stats {config.stats} has {found} channels, not {config.channels}: leave out --channels"
+            )
     processes = int(os.environ["WORLD_SIZE"]) if is_started_with_others() else 1
     if processes > 1 and not isinstance(config, PretrainConfig | FinetuneConfig):
         if not _is_first():

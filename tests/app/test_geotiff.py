@@ -12,6 +12,7 @@ from rasterio.windows import Window
 
 from simmim.cli import main
 from simmim.config.images import Reading, check_nodata
+from simmim.data.image_contents import collected_notes
 from simmim.data.images import read_image
 from simmim.errors import UserError
 
@@ -134,6 +135,35 @@ def test_scale_and_offset_are_named_and_not_applied(tmp_path):
     for bands in ((), (1, 2, 3)):
         with pytest.warns(UserWarning, match="its scale and offset are not applied"):
             assert np.array_equal(read(path, bands=bands), written)
+
+
+def test_what_lies_beside_a_file_is_no_image_and_is_named(tmp_path, capsys):
+    """GDAL keeps masks in .msk, and in .aux.xml what it may not write into the file."""
+    path, size = tmp_path / "a.tif", {"width": WIDTH, "height": HEIGHT, "count": 3}
+    options = {"photometric": "RGB", "PROFILE": "BASELINE", "TFW": "YES"}
+    options["transform"] = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="NO", TIFF_USE_OVR="YES"):
+        with rasterio.open(path, "w", driver="GTiff", dtype="uint8", **size, **options) as file:
+            file.write(RGB)
+            file.scales = (0.1, 0.2, 0.3)
+            file.write_mask(X > 3)
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2], rasterio.enums.Resampling.nearest)
+    # as gdal_edit -ro -a_nodata writes it
+    beside = tmp_path / "a.tif.aux.xml"
+    value = "<NoDataValue>7</NoDataValue>\n    <Scale>"
+    beside.write_text(beside.read_text().replace("<Scale>", value))
+    with rasterio.open(path) as file:
+        assert (file.nodata, file.scales) == (7, (0.1, 0.2, 0.3))
+    endings = {file.name.removeprefix("a.") for file in tmp_path.iterdir()}
+    assert endings == {"tif", "tfw", "tif.aux.xml", "tif.msk", "tif.msk.ovr", "tif.ovr"}
+    for wanted, named in (({}, 3), ({"nodata": "7"}, 2), ({"bands": (1, 2, 3)}, 3)):
+        with collected_notes() as notes:
+            read(path, **wanted)
+        assert len(notes) == named and "its mask, in the file .msk beside it" in notes[0]
+    assert main(["stats", "--data", str(tmp_path), "--out", str(tmp_path / "stats.json")]) == 0
+    said = capsys.readouterr().err
+    assert "1 image: 1 TIFF\n" in said and "value without data, 7, counts as a number" in said
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("uint16", "70000"), ("uint8", "-1")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from matplotlib import figure
 from PIL import Image
@@ -106,3 +107,11 @@ def test_class_names_are_drawn_as_plain_text(tmp_path, monkeypatch):
             assert not any(text.get_parse_math() for text in label)
     confusion_picture(np.eye(2, dtype=int), ["long " * 99, "b"], tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] < 800
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_that_the_font_cannot_draw_are_numbered(tmp_path, capsys):
+    names = ["\u732b", "\u72ac", "caf\u00e9", "\u043a\u043e\u0442"]
+    confusion_picture(np.eye(4, dtype=int), names, tmp_path / "a.png")
+    said = capsys.readouterr().err
+    assert "class 0 is \u732b, class 1 is \u72ac\n" in said and "caf" not in said

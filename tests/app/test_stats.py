@@ -170,6 +170,7 @@ def test_wrong_statistics_are_refused(tmp_path, capsys):
     for more, words in (
         (("--bands", "1,2"), "was measured with --bands (none)"),
         (("--channels", 4), "has 5 channels, not 4"),
+        (("--channels", 3), "has 5 channels, not 3: leave out --channels"),
         (("--clip-percentile", 3, 98), "--clip-percentile 3 is none of those that are measured"),
         (("--no-normalize",), "--no-normalize is for 8-bit images"),
         (("--show-bands", 1, 9), "give one or three"),

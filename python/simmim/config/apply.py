@@ -35,7 +35,8 @@ class ApplyConfig:
     """Images: a folder, or another source as for simmim pretrain."""
 
     column: str = ""
-    """Which column of a table, or which array of a group, holds the images or their paths."""
+    """Which column of a table, or which array of a group or an npz file, holds the images or their
+    paths; in tar archives the images' ending, such as jpg beside seg.png."""
 
     overwrite: bool = False
     """Replace the files that are written if they are there already."""
@@ -43,7 +44,7 @@ class ApplyConfig:
 
 @dataclass(frozen=True)
 class PredictConfig(InferenceConfig, ApplyConfig):
-    """Say of each image which class a fine-tuned model takes it for. The central part of each image
+    """Predict the class of each image with a fine-tuned model. The central part of each image
     is used, as in fine-tuning's tests."""
 
     out: Path = Path("predictions.csv")
@@ -55,7 +56,7 @@ class PredictConfig(InferenceConfig, ApplyConfig):
 
 @dataclass(frozen=True)
 class FeaturesConfig(InferenceConfig, ApplyConfig):
-    """Write what a trained encoder makes of each image: the mean over the patch tokens, of a fine-tuned
+    """Write a feature vector of each image: the mean over the encoder's patch tokens; of a fine-tuned
     model what its classifier sees. The central part of each image is used, as in testing."""
 
     out: Path = Path("features.npy")
@@ -63,4 +64,5 @@ class FeaturesConfig(InferenceConfig, ApplyConfig):
     row; NAME.parquet: both, in the columns file and features."""
 
     block: int = 0
-    """The block, from 1, whose tokens are taken; 0: the last, whose tokens pass the final norm."""
+    """Block of the encoder whose tokens are averaged, counted from 1; 0: the last, whose tokens pass the
+    final norm."""

@@ -65,12 +65,13 @@ class SourceConfig:
     With --bands neither colours nor transparency are converted."""
 
     layout: Literal["auto", "chw", "hwc"] = "auto"
-    """The band axis of arrays. auto takes the first or the last of three axes, if it is at most half as
-    long as both others."""
+    """Where arrays have their bands: chw, on the first axis; hwc, on the last. auto takes the one of the
+    two that is at most half as long as both other axes."""
 
     column: str = ""
     """Which column of a table, or which array of a group or an npz file, holds the images or their
-    paths; default: the only one that can."""
+    paths; default: the only one that can. In tar archives the images' ending, such as jpg beside seg.png;
+    default: all."""
 
     nodata: str = ""
     """Value of pixels without data, a number or nan. A crop with more than --nodata-share of them is
@@ -100,7 +101,7 @@ class ImageConfig(SourceConfig):
     --channels, --bands, --layout, --nodata, --pixel-type, --mean, --std, --low and --high."""
 
     pixel_type: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
-    """Pixel type. Files of another type are refused, each by name."""
+    """Type of the files' numbers. Files of another type are refused, each by name."""
 
     mean: tuple[float, ...] = ()
     """Mean of each channel, in the units of the files' numbers; default ImageNet's, for 8 bits."""

@@ -52,8 +52,8 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Train an encoder and a linear classifier on labelled images."""
 
     preset: Literal["none", Published] = "none"
-    """A named set of defaults for everything below; flags override it. The presets follow to the letter how
-    SimMIM's (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet."""
+    """A named set of defaults for the other options; those that you give override it. The presets follow to
+    the letter how SimMIM's (global batch 2048) and MAE's (1024) encoders were fine-tuned on ImageNet."""
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or a table or tar archives with labels, see
@@ -79,11 +79,11 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Learning rate of each layer relative to the next layer above it; 1: the same for all."""
 
     mixup: float = 0.8
-    """Parameter of mixup's Beta distribution; 0: no mixup. With cutmix, each batch takes one of the
+    """Parameter (alpha) of mixup's Beta distribution; 0: no mixup. With cutmix, each batch takes one of the
     two at random."""
 
     cutmix: float = 1.0
-    """Parameter of cutmix's Beta distribution; 0: no cutmix."""
+    """Parameter (alpha) of cutmix's Beta distribution; 0: no cutmix."""
 
     auto_augment: str = ""
     """timm's specification of RandAugment or AutoAugment, for crops of 8-bit gray or RGB images; empty:
@@ -106,8 +106,8 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Train on the incomplete last batch of an epoch; otherwise it is dropped."""
 
     lr: float = 1.25e-3
-    """Peak learning rate of the classifier for a global batch of 512; scaled linearly with the
-    batch, as are --warmup-lr and --min-lr."""
+    """Peak learning rate of the classifier for 512 images an update (the global batch); scaled linearly
+    with the batch, as are --warmup-lr and --min-lr."""
 
     warmup_lr: float = 2.5e-7
     """Learning rate of the first update."""
@@ -116,7 +116,7 @@ class FinetuneConfig(RunConfig, LabelledConfig):
     """Learning rate at the end of the cosine schedule."""
 
     warmup_epochs: float = 20
-    """Epochs of linear warm-up."""
+    """Epochs in which the learning rate rises linearly from --warmup-lr to --lr."""
 
     log_every: int = 0
     """Updates between two rows of the training log; 0: one row an epoch."""
@@ -137,8 +137,8 @@ class FinetuneConfig(RunConfig, LabelledConfig):
 
 @dataclass(frozen=True)
 class ProbeConfig(InferenceConfig, LabelledConfig):
-    """Evaluate a frozen encoder by a linear classifier and nearest neighbours on its features, the mean
-    over the patch tokens of a block."""
+    """Measure how well a frozen encoder's features tell classes apart, by a linear classifier and nearest
+    neighbours. The features of an image are the mean over the patch tokens of a block."""
 
     data: Path | None = None
     """Folder that holds one folder of images per class, or a table or tar archives with labels, see

@@ -16,14 +16,14 @@ class PretrainConfig(RunConfig):
     """Pre-train an encoder by hiding parts of images and predicting them."""
 
     preset: Literal["none", "demo", "tutorial", Published] = "none"
-    """A named set of defaults for everything below; flags override it. demo: a small model on
+    """A named set of defaults for the other options; those that you give override it. demo: a small model on
     scikit-image's photographs, minutes on two CPU cores. tutorial: the tutorial's CNN. vit-b, swin-b,
     swin-l, swinv2-b: SimMIM's published 800-epoch recipes (global batch 2048); swin-b-100: its 100-epoch
     recipe; mae-vit-b, mae-vit-l, mae-vit-h: MAE's recipes (global batch 4096). The published ones follow
     the published code to the letter."""
 
     method: Literal["simmim", "mae"] = "simmim"
-    """simmim: the encoder sees all patches, hidden ones replaced by a learnt token, and a linear layer
+    """How to pre-train. simmim: the encoder sees all patches, hidden ones replaced by a learnt token, and a linear layer
     predicts pixels (Xie et al., 2022). mae: a ViT encoder sees visible patches only, and a decoder
     predicts the hidden ones (He et al., 2022); Swin and SwinV2 need --mask uniform, whose visible units
     form an image of half the side (UM-MAE, Li et al., 2022). Without --preset each method's defaults
@@ -31,8 +31,8 @@ class PretrainConfig(RunConfig):
 
     # model
     encoder: str = "simmim_vit_base"
-    """simmim_vit_base and simmim_swin_base (the paper's), cnn (the tutorial's), or the name of any
-    timm ViT, BEiT, Swin or SwinV2."""
+    """The model to train: simmim_vit_base or simmim_swin_base (the paper's), cnn (the tutorial's), or any
+    ViT, BEiT, Swin or SwinV2 of timm by its name."""
 
     encoder_args: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Further arguments for the encoder as pairs, for example: depth 4 embed_dim 192. Several
@@ -57,7 +57,7 @@ class PretrainConfig(RunConfig):
     the head ends in a sigmoid."""
 
     decoder_width: int = 512
-    """Width of MAE's decoder."""
+    """Width of MAE's decoder, in numbers a token."""
 
     decoder_depth: int | Literal["auto"] = "auto"
     """Blocks of MAE's decoder; auto: 8 as published with MAE, 2 for Swin as published with UM-MAE."""
@@ -67,11 +67,12 @@ class PretrainConfig(RunConfig):
 
     # masking and loss
     mask: Literal["random", "block", "inverse-block", "uniform", "box"] = "random"
-    """random: single units; block: BEiT's rectangles; inverse-block: everything except such rectangles;
-    uniform: the same number in every 2 x 2 units (UM-MAE); box: one rectangle an image."""
+    """Which units, squares of --mask-unit pixels, are hidden. random: each at random; block: BEiT's
+    rectangles; inverse-block: everything except such rectangles; uniform: the same number in every
+    2 x 2 units (UM-MAE); box: one rectangle an image."""
 
     mask_unit: int = 32
-    """Side, in pixels, of the squares that are hidden or shown as a whole."""
+    """Side, in pixels, of a unit: a square that is hidden or shown as a whole."""
 
     mask_ratio: float = 0.6
     """Hidden fraction of the units; for box, the hidden fraction of each side. At least one unit
@@ -93,7 +94,7 @@ class PretrainConfig(RunConfig):
     it (the SwinV2 recipe); patch: by mean and deviation of the token's pixels (as in MAE)."""
 
     target_window: int = 47
-    """Side of that square in pixels, odd."""
+    """Side of the square of --target-norm window, in pixels; odd."""
 
     plain: bool = False
     """Run the published arithmetic in plain PyTorch instead of the kernels, for comparison. Losses are
@@ -161,7 +162,7 @@ class ReconstructConfig:
     """Seed of the masks."""
 
     on_bad_image: Literal["skip", "error"] = "skip"
-    """skip passes over images that cannot be read; error stops at the first."""
+    """What to do with an image that cannot be read. skip: pass over it; error: stop."""
 
     overwrite: bool = False
     """Replace the picture --out if it is there already."""

@@ -33,7 +33,7 @@ class RunConfig(ImageConfig):
     """Training images: a folder, searched through all its subfolders; a list of files (txt, csv,
     parquet); an array of many images (npy, npz, zarr); tar shards; a table with a column of images
     (parquet, Hugging Face datasets); or the output of simmim pack. If a folder holds train/ and val/,
-    validation/ or test/, these are used as such. Folders of runs are left out."""
+    validation/ or test/, these are used as such. Folders that runs wrote are left out."""
 
     out: Path = Path("runs/pretrain")
     """Folder for checkpoints, logs and the configuration."""
@@ -48,8 +48,7 @@ class RunConfig(ImageConfig):
     """Delete the checkpoints and logs that an earlier run left in --out."""
 
     init_from: Path | None = None
-    """Start from the weights in this file, which may be anything that simmim import reads and must fit
-    --encoder. The log says what was loaded and what is new; position tables of another --img-size are
+    """Start from the weights in this file: any that simmim import reads and that fits --encoder. The log says what was loaded and what is new; position tables of another --img-size are
     interpolated."""
 
     # data
@@ -67,8 +66,8 @@ class RunConfig(ImageConfig):
     """Probability of mirroring a crop left to right."""
 
     crops_per_image: int | Literal["auto"] = 1
-    """Random crops of each image in one epoch. auto, for scenes: one for each area of --img-size in the
-    image; each covers --crop-scale of such an area."""
+    """Random crops of each image in one epoch. auto, for large scenes: one for each area of --img-size
+    in the image; each covers --crop-scale of such an area."""
 
     val_data: Path | None = None
     """Images for the validation loss: a folder, or whatever --data takes."""
@@ -103,7 +102,7 @@ class RunConfig(ImageConfig):
     """Train on the incomplete last batch of an epoch; otherwise it is dropped, as published."""
 
     lr: float = 1e-4
-    """Peak learning rate for a global batch of 512; scaled linearly with the batch, as are
+    """Peak learning rate for 512 images an update (the global batch); scaled linearly with the batch, as are
     --warmup-lr and --min-lr."""
 
     warmup_lr: float = 5e-7
@@ -113,7 +112,7 @@ class RunConfig(ImageConfig):
     """Learning rate at the end of the cosine schedule."""
 
     warmup_epochs: float = 10
-    """Epochs of linear warm-up."""
+    """Epochs in which the learning rate rises linearly from --warmup-lr to --lr."""
 
     schedule: Literal["cosine", "cosine-from-start", "step", "multistep"] = "cosine"
     """Learning rate after the warm-up. cosine: down to --min-lr; cosine-from-start: the same, but counted
@@ -125,7 +124,7 @@ class RunConfig(ImageConfig):
     with --epochs."""
 
     gamma: float = 0.1
-    """Factor of --schedule multistep."""
+    """Factor by which --schedule multistep multiplies the learning rate at each of --milestones."""
 
     late_rate: bool = False
     """Use the learning rate of the pass before, as in SimMIM's code, which sets the rate after each
@@ -146,12 +145,12 @@ class RunConfig(ImageConfig):
     """Largest gradient norm of an update; 0: no clipping."""
 
     fixed_ends: bool = False
-    """With --layer-decay: use the same --warmup-lr and --min-lr for all layers, as in SimMIM's code,
+    """With simmim finetune's --layer-decay: use the same --warmup-lr and --min-lr for all layers, as in SimMIM's code,
     instead of scaling them by layer, as in BEiT's and MAE's."""
 
     # machine
     seed: int = 0
-    """Seed of initialisation, order, crops and masks."""
+    """Seed of the random numbers: initial weights, order, crops and masks."""
 
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """32-true: float32 throughout; bf16-mixed: matrix products in bfloat16; 16-mixed: in float16 with

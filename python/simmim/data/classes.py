@@ -27,6 +27,7 @@ from simmim.data.sources import (
     is_pack,
 )
 from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
+from simmim.data.table_parts import Part, take_part
 from simmim.errors import UserError
 
 Images = list[Path | Item]
@@ -54,17 +55,20 @@ class Classes:
 
 
 def find_classes(
-    folder: Path, config: FinetuneConfig | ProbeConfig, without: Iterable[Path] = ()
+    folder: Path,
+    config: FinetuneConfig | ProbeConfig,
+    without: Iterable[Path] = (),
+    part: Part = "one",
 ) -> tuple[dict[str, Images], Listing]:
     """The images of each folder in ``folder`` under the folder's name, in sorted order, or those of
-    another source by their labels, and what was found and left in all of them. Hidden folders, those
-    of runs, and ``without`` are no classes.
+    another source, of a table those of its ``part``, by their labels, and what was found and left in all
+    of them. Hidden folders, those of runs, and ``without`` are no classes.
 
     Raises:
         UserError: no such source, fewer than two classes, or a class folder without images.
     """
     if not is_folder_of_files(folder):
-        listing = find_source(folder, config)
+        listing = take_part(find_source(folder, config), folder, part, config.label_column)
         found = label_classes(listing, folder, config)
         parts = [n for n in found if n.lower() in itertools.chain(*ROLES.values())]
         if parts and is_pack(folder):
@@ -94,6 +98,7 @@ def find_classes(
         inside = list_images(folder, without)
         shards = None if inside.paths else find_shards(inside, config)
         if shards is not None:
+            shards = take_part(shards, folder, part, config.label_column)
             return label_classes(shards, folder, config), shards
     if len(listings) < 2:
         raise UserError(
@@ -124,7 +129,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
         config.data, config.val_data, config.out, column=config.column, classes=True
     )
     held_out = [] if split.held_out is None else [split.held_out]
-    found, listing = find_classes(split.train, config, [config.out, *held_out])
+    found, listing = find_classes(split.train, config, [config.out, *held_out], "train")
     check_column_and_layout(config, listing)
     if config.label_column and not listing.labels:
         raise UserError(
@@ -133,15 +138,19 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
         )
     check_links(listing, config.on_bad_image)
     root, summary = listing.folder, [*split.notes, f"{len(found)} classes, {listing.summary()}"]
-    if split.held_out is None:
+    if split.held_out is None and not listing.part:
         train, test = _hold_out(found, config)
     else:
-        train = found
-        test, listing = find_classes(split.held_out, config, [config.out])
+        train, where = found, split.held_out or split.train
+        part: Part = "one" if split.held_out else "held out"
+        test, listing = find_classes(where, config, [config.out], part)
         check_links(listing, config.on_bad_image)
         summary.append(f"to test on: {listing.summary()}")
         for name in sorted(train.keys() ^ test.keys()):
-            here, there = (split.train, split.held_out)[:: 1 if name in train else -1]
+            here, there = (split.train, where)[:: 1 if name in train else -1]
+            parts = ("the rows of train", "those held out")[:: 1 if name in train else -1]
+            if split.held_out is None:
+                here, there = f"{parts[0]} in {where}", parts[1]
             raise UserError(
                 f"class {name!r} is in {here} but not in {there}: add images of it, or remove it"
             )

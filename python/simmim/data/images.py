@@ -27,7 +27,7 @@ from simmim.data.image_contents import (
     open_image,
 )
 from simmim.data.item import Item
-from simmim.data.tiff_contents import open_tiff_picture
+from simmim.data.tiff_contents import note_side_files, open_tiff_picture
 from simmim.errors import MissingPackageError, first_line, require
 
 jpeg = require("torchvision.io")
@@ -121,6 +121,8 @@ def _read_file(opener: Callable[[], BinaryIO], path: Path | None, wanted: Readin
         kind = kind_of(file)
         if kind in ("NPY", "NPZ"):
             return bands.open_array(file, path, wanted)
+        if kind == "TIFF" and path is not None:
+            note_side_files(path, wanted.nodata)
         if kind == "TIFF" and not wanted.colours:
             return bands.open_tiff(file, opener, wanted)
         depth, reason = inspect_channels(file, kind)

@@ -96,6 +96,7 @@ def read_labels(
         order += names
     if listing.tables:
         labels = list(chain.from_iterable(found.values()))
+        labels = labels if listing.rows is None else [labels[row] for row in listing.rows]
     else:
         labels = [found[image.source][image.number] for image in images]
     stated: dict[Path | Item, str] = {}

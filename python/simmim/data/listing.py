@@ -66,6 +66,9 @@ class Listing:
         dangling: links that lead nowhere.
         tables: those that name the images, one after the other; empty where images are no paths of a list.
         labels: the column that the images' labels are in; empty where none was looked for.
+        rows: places in the tables of the images, where these are some of them.
+        part: which rows of a table these are, where a column says what each is for.
+        note: what else is to be known of the images.
     """
 
     folder: Path
@@ -78,6 +81,9 @@ class Listing:
     dangling: list[Path] = field(default_factory=list)
     tables: list[Labels] = field(default_factory=list)
     labels: str = ""
+    rows: list[int] | None = None
+    part: str = ""
+    note: str = ""
 
     def left_out(self) -> str:
         """For example ``3 .heic (not read), 1 link to nothing (a/b.png)``; empty if nothing was."""
@@ -95,8 +101,9 @@ class Listing:
         found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         images = f"{len(self.paths):,} image{'' if len(self.paths) == 1 else 's'}"
         left = self.left_out()
-        labels = f"; labels from {self.labels}" if self.labels else ""
-        return f"{images}: {found}{labels}" + (f"; left: {left}" if left else "")
+        more = f"; labels from {self.labels}" if self.labels else ""
+        more += "".join(f"; {text}" for text in (self.part, self.note) if text)
+        return f"{images}: {found}{more}" + (f"; left: {left}" if left else "")
 
     def add(self, other: Listing) -> None:
         """Count what ``other`` found along with this one's."""

@@ -27,6 +27,7 @@ from simmim.data.packed import HEADER, INDEX, PART, PIXELS, Row, check_pack, dam
 from simmim.data.sources import check_column_and_layout, find_source, is_folder_of_files, is_pack
 from simmim.data.splits import check_links, find_roles
 from simmim.data.statistics import first_contents
+from simmim.data.table_parts import take_part
 from simmim.errors import UnreadableImageError, UserError, require, say
 from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
@@ -71,7 +72,7 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     # of a pack that was killed at once there is a lock alone
     if there - {".lock", ".tmp"} and not (out / PACK).exists():
         raise UserError(f"{out} is not empty and holds no pack: choose another --out")
-    listing = find_source(data, config, [config.out])
+    listing = take_part(find_source(data, config, [config.out]), data, "one", config.label_column)
     check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
     labels, classes = [], []

@@ -15,8 +15,8 @@ from simmim.storage.files import write_text
 
 
 class ShardSource:
-    """The files with ``suffixes``, in lower case, in an uncompressed tar archive; raises
-    ``UserError`` for another or a damaged one.
+    """The files with ``suffixes``, in lower case, in an uncompressed tar archive, with ``ending`` only those
+    whose name ends so from its first dot on; raises ``UserError`` for another archive or a damaged one.
 
     Where they lie is found once and kept beside the archive, in ``NAME.tar.index.json``, or, where
     nothing can be written there, found anew by every run.
@@ -24,10 +24,13 @@ class ShardSource:
 
     kind = "members of tar archives"
 
-    def __init__(self, path: Path, suffixes: Collection[str]) -> None:
+    def __init__(self, path: Path, suffixes: Collection[str], ending: str = "") -> None:
         self.path = path
         self._suffixes = suffixes
-        self._members = [member for member in _index(path) if self._is_image(member[0])]
+        images = [member for member in _index(path) if self._is_image(member[0])]
+        #: endings of images, from the first dot of their names on
+        self.endings = {_parted(member[0])[1] for member in images}
+        self._members = [m for m in images if not ending or _parted(m[0])[1] == ending]
 
     def __len__(self) -> int:
         return len(self._members)
@@ -43,6 +46,10 @@ class ShardSource:
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def samples(self) -> int:
+        """How many samples the images are of: those of one sample share their name up to its first dot."""
+        return len({_parted(member[0])[0] for member in self._members})
 
     @property
     def columns(self) -> list[str]:

@@ -34,6 +34,9 @@ from simmim.data.shards import ShardSource
 from simmim.data.tables import PATH_COLUMNS, TableSource
 from simmim.errors import UserError, printable
 
+#: endings of members in archives that are taken for kinds of images, such as jpg beside seg.png
+_MOST_ENDINGS = 8
+
 
 def is_folder_of_files(path: Path) -> bool:
     """Whether a source is a folder that is searched for files, and no array or table."""
@@ -73,7 +76,7 @@ def find_source(path: Path, config: SourceConfig, without: Iterable[Path] = ()) 
         tables = [CsvTable(path)] if suffix == ".csv" else []
         return _listed(path, read_paths(path, config.column), tables)
     if suffix == ".tar":
-        return _archives(path, [path])
+        return _archives(path, [path], config.column)
     if npz is not None:
         by_column = not zipped[1]
         listing = Listing(npz.path.parent, items(npz), by_column=by_column)
@@ -125,7 +128,7 @@ def check_column_and_layout(config: SourceConfig | ApplyConfig, listing: Listing
     suffixes = set(map(suffix_of, listing.paths)) if config.column or layout != "auto" else ()
     if config.column and not listing.by_column and ".npz" not in suffixes:
         raise UserError(
-            f"--column {config.column} is for tables, zarr groups and npz files, and "
+            f"--column {config.column} is for tables, tar archives, zarr groups and npz files, and "
             f"{config.data} holds none: leave it out"
         )
     files = all(isinstance(i, Path) or isinstance(i.source, ShardSource) for i in listing.paths)
@@ -152,7 +155,7 @@ def find_shards(found: Listing, config: SourceConfig) -> Listing | None:
     tables = [path for path in shards if path not in archives]
     _check_one_part(folder, archives or tables)
     if archives:
-        used, listing = archives, _archives(folder, archives)
+        used, listing = archives, _archives(folder, archives, config.column)
     elif tables:
         used, listing = tables, _table(folder, tables, config)
     else:
@@ -183,12 +186,27 @@ def _check_one_part(folder: Path, shards: Sequence[Path]) -> None:
             )
 
 
-def _archives(path: Path, archives: list[Path]) -> Listing:
-    found = [item for archive in archives for item in items(ShardSource(archive, SUFFIXES))]
-    if not found:
+def _archives(path: Path, archives: list[Path], column: str) -> Listing:
+    ending = column.lower().removeprefix(".")
+    sources = [ShardSource(archive, SUFFIXES, ending) for archive in archives]
+    found = [item for source in sources for item in items(source)]
+    endings = sorted({ending for source in sources for ending in source.endings})
+    if not endings:
         raise UserError(f"no images in {path}: none of its members ends as an image file does")
-    listing = Listing(path if path.is_dir() else path.parent, found)
+    if not found:
+        raise UserError(
+            f"--column {column}: no image in {path} ends so, the endings are {', '.join(endings[:8])}"
+        )
+    listing = Listing(path if path.is_dir() else path.parent, found, by_column=bool(ending))
     leave_arrays(listing)
+    # of names that hold dots for another reason there are many endings
+    if len(listing.paths) == len(found) and 1 < len(endings) <= _MOST_ENDINGS and not ending:
+        samples = sum(source.samples() for source in sources)
+        if samples < len(found):
+            listing.note = (
+                f"of {samples:,} samples, some with several images ({', '.join(endings)}): --column "
+                f"{endings[0]} takes one of each"
+            )
     return listing
 
 

@@ -19,6 +19,7 @@ from simmim.data.sources import (
     find_source,
     is_folder_of_files,
 )
+from simmim.data.table_parts import take_part
 from simmim.errors import UnreadableImageError, UserError
 
 #: crops and masks of validation images are the same whatever the run's own seed
@@ -175,16 +176,24 @@ def split_files(config: PretrainConfig) -> Files:
     split = resolve_split(config.data, config.val_data, config.out, column=config.column)
     held_out = [] if split.held_out is None else [split.held_out]
     listing = find_source(split.train, config, [config.out, *held_out])
+    whole, listing = listing, take_part(listing, split.train, "train")
     check_column_and_layout(config, listing)
     check_links(listing, config.on_bad_image)
     train, summary = listing.paths, [*split.notes, listing.summary()]
-    if split.held_out is not None:
+    if split.held_out is not None or listing.part:
         if config.val_count and config.val_data is None:
-            raise UserError(
-                f"--val-count would hold out images of {split.train}, but {split.held_out} is "
-                f"there to validate on: leave out --val-count, or give --data {split.train}"
-            )
-        validation = find_source(split.held_out, config, [config.out])
+            why = "a column of it says which to validate on: leave out --val-count"
+            if split.held_out is not None:
+                why = (
+                    f"{split.held_out} is there to validate on: leave out --val-count, or give "
+                    f"--data {split.train}"
+                )
+            raise UserError(f"--val-count would hold out images of {split.train}, but {why}")
+        if split.held_out is None:
+            validation = take_part(whole, split.train, "held out")
+        else:
+            validation = find_source(split.held_out, config, [config.out])
+            validation = take_part(validation, split.held_out, "one")
         check_links(validation, config.on_bad_image)
         summary.append(f"validation: {validation.summary()}")
         return Files(train, validation.paths, listing.folder, tuple(summary))

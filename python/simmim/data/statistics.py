@@ -21,6 +21,7 @@ from simmim.data.images import BadImageError, OtherContentsError, file_errors, r
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
 from simmim.data.sources import check_column_and_layout, find_source
+from simmim.data.table_parts import take_part
 from simmim.errors import UnreadableImageError, UserError, say
 from simmim.storage.files import write_text
 from simmim.storage.outputs import check_replaceable
@@ -77,7 +78,7 @@ def command(config: StatsConfig) -> int:
     if config.data is None:
         raise UserError("say which images to measure: --data FOLDER")
     check_replaceable(config.out, config.overwrite, config.data)
-    listing = find_source(config.data, config)
+    listing = take_part(find_source(config.data, config), config.data, "all")
     check_column_and_layout(config, listing)
     say(listing.summary())
     wanted = first_contents(config, listing.paths)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -84,10 +86,27 @@ def open_tiff_picture(file: BinaryIO, channels: int, nodata: str = "") -> Image.
 def note_unused_tags(page, nodata: str) -> None:
     """Name what a GeoTIFF says of its numbers that is not used: the value without data, unless
     ``nodata`` is the same, and what GDAL's users multiply by and add."""
-    unused = tag_values(page, 42113, "")[0].strip("\0 ")
+    scaled = re.search(r'role="(scale|offset)"', tag_values(page, 42112, "")[0])
+    _note_numbers(tag_values(page, 42113, "")[0].strip("\0 "), nodata, scaled=bool(scaled))
+
+
+def note_side_files(path: Path, nodata: str) -> None:
+    """Name what GDAL's files beside the TIFF file ``path`` say of its numbers that is not used."""
+    if os.path.exists(f"{path}.msk"):
+        note_unused("its mask, in the file .msk beside it, is not used")
+    try:
+        text = Path(f"{path}.aux.xml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    value = re.search(r"<NoDataValue\b[^>]*>([^<]*)<", text)
+    scaled = "<Scale>" in text or "<Offset>" in text
+    _note_numbers(value[1].strip() if value else "", nodata, scaled=scaled)
+
+
+def _note_numbers(unused: str, nodata: str, *, scaled: bool) -> None:
     if unused and not _is_same_number(unused, nodata):
         note_unused(f"its value without data, {unused}, counts as a number: see --nodata")
-    if re.search(r'role="(scale|offset)"', tag_values(page, 42112, "")[0]):
+    if scaled:
         note_unused("its numbers are read as stored: its scale and offset are not applied")
 
 

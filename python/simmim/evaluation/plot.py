@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simmim.config.images import check_show_bands
 from simmim.config.pretrain import PretrainConfig
-from simmim.errors import UserError, printable, require
+from simmim.errors import UserError, printable, require, say
 from simmim.models import published
 from simmim.models.simmim import SimMIM
 from simmim.storage.files import replacing
@@ -20,6 +20,7 @@ from simmim.training.metrics import read_metrics
 from simmim_kernels import PatchMask, mask_image
 
 figure = require("matplotlib.figure")
+fonts = require("matplotlib.font_manager")
 
 #: brightness of what is hidden
 GRAY = 0.5
@@ -139,6 +140,20 @@ def loss_curve(metrics: Path, path: Path, baseline: float | None = None) -> None
     _save(canvas, path, dpi=130)
 
 
+def _drawable(names: list[str]) -> list[str]:
+    """Names that Matplotlib's font can draw; in place of others, for which it draws boxes, their numbers."""
+    font = fonts.get_font(fonts.findfont(fonts.FontProperties()))
+    lacking = {
+        name: f"class {number}"
+        for number, name in enumerate(names)
+        if not all(font.get_char_index(ord(letter)) for letter in name)
+    }
+    if lacking:
+        told = ", ".join(f"{text} is {name}" for name, text in lacking.items())
+        say(f"Matplotlib's font lacks letters of some names, in the picture {told}")
+    return [lacking.get(name, name) for name in names]
+
+
 #: up to this many classes, their names and the numbers are legible
 LEGIBLE = 20
 
@@ -158,7 +173,7 @@ def confusion_picture(confusion: np.ndarray, names: list[str], path: Path) -> No
     axis = canvas.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= LEGIBLE:
-        texts = [printable(name) for name in names]
+        texts = _drawable([printable(name) for name in names])
         texts = [t if len(t) <= 40 else t[:39] + "\N{HORIZONTAL ELLIPSIS}" for t in texts]
         axis.set_xticks(range(len(names)), texts, rotation=90, parse_math=False, usetex=False)
         axis.set_yticks(range(len(names)), texts, parse_math=False, usetex=False)

@@ -15,6 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
+def may_defer(model: nn.Module, return_dict: bool | None) -> bool:
+    """Whether this call of `model` may leave a field to be computed later: in training steps, where
+    nothing reads the output at once. A hook on the model sees it, and may read it when the weights
+    are gone, as that of `fully_shard` does."""
+    training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return training and bool(return_dict) and not model._forward_hooks
+
+
 def deferred_output(
     output_class: type, name: str, make: Callable[[], Tensor], loss: Tensor, **others: Any
 ) -> Any:
@@ -36,14 +44,16 @@ class Prediction:
 
     Args:
         like: a tensor on the device of that call.
-        changed: the error where the module has other parameters by then.
+        name: of the output's field and of the module, for the error where the module has other
+            weights by then.
     """
 
     def __init__(
-        self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, changed: str
+        self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, name: str
     ) -> None:
-        self.predict, self.module, self.changed = predict, module, changed
-        self.versions, self.stepped = self._versions(), False
+        self.predict, self.module, self.name = predict, module, name
+        self.parameters = list(module.parameters())  # kept, so that no other gets the id of one
+        self.weights, self.stepped = self._weights(), False
         if not torch.compiler.is_compiling():
             _watch_optimizers()
             _PENDING.add(self)
@@ -53,8 +63,9 @@ class Prediction:
             options = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
             self.autocast = partial(torch.autocast, device, *options)
 
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.module.parameters()]
+    def _weights(self) -> list[tuple[int, int, int | None]]:
+        # Memory, too: what is written to `.data` is in no version.
+        return [(id(p), p._version, _memory_of(p)) for p in self.module.parameters()]
 
     def notice(self, optimizer: Optimizer) -> None:
         """Remember a step of an optimizer that changes the module's parameters."""
@@ -63,10 +74,18 @@ class Prediction:
         self.stepped = self.stepped or not own.isdisjoint(updated)
 
     def __call__(self) -> Tensor:
-        if self.stepped or self._versions() != self.versions:
-            raise RuntimeError(self.changed)
+        if self.stepped or self._weights() != self.weights:
+            raise RuntimeError(
+                f"{self.name} has other weights than when this output was made; read it before the "
+                "optimizer's step, or call with return_dict=False where the weights are lent for one "
+                "call (torch.func.functional_call)"
+            )
         with torch.enable_grad(), self.autocast():
             return self.predict()
+
+
+def _memory_of(p: Tensor) -> int | None:
+    return p.data_ptr() if type(p) is nn.Parameter or type(p) is Tensor else None
 
 
 _PENDING: WeakSet[Prediction] = WeakSet()

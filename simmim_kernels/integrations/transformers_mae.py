@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
+from simmim_kernels.integrations.deferred_output import Prediction, deferred_output, may_defer
 from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import (
@@ -111,10 +111,9 @@ def model_forward(
             x = _first(layer(x))
         training = self.training and torch.is_grad_enabled()
         drop = training and not reconstruction
-        defer = training and bool(return_dict) and not torch.compiler.is_compiling()
-        defer = defer and not _drops_out(
-            self.decoder.decoder_layers[-1]
-        )  # which no second call repeats
+        defer = may_defer(self, return_dict)
+        # whose numbers no second call repeats
+        defer = defer and not _drops_out(self.decoder.decoder_layers[-1])
         others = {
             "mask": outputs.mask,
             "ids_restore": outputs.ids_restore,
@@ -131,8 +130,7 @@ def model_forward(
                     lambda: _logits(self.decoder, x),
                     self.decoder,
                     x,
-                    "logits: the decoder was changed since this output was made; read them before "
-                    "the optimizer's step",
+                    "logits: the decoder",
                 )
                 return deferred_output(output_class, "logits", logits, loss, **others)
             output = output_class(loss=loss, logits=None, **others)

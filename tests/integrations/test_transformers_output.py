@@ -6,10 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import simmim_kernels as sk
 from tests.budget import assert_within_budget
-from tests.integrations.transformers_models import build, flat, problem, training_output
+from tests.integrations.transformers_models import build, flat, problem, result, training_output
 
 
 def test_replicas_of_data_parallel_run_on_their_own_weights():
@@ -93,6 +96,44 @@ def test_reconstruction_after_other_parameters_were_updated(optimizer):
     out.loss.backward()
     OPTIMIZERS[optimizer](model.vit.parameters(), 0.1).step()
     assert torch.equal(out.reconstruction, expected)
+
+
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+def test_reconstruction_is_never_that_of_other_weights(case):
+    images, mask, _ = problem(case)
+    model, other = build(case), build(case)
+    sk.apply_kernels(model)
+    lent = dict(other.named_parameters())
+    outputs = [torch.func.functional_call(model, lent, images, {"bool_masked_pos": mask})]
+    outputs.append(model(images, bool_masked_pos=mask))
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter)  # as averaged weights are put into a model
+    for out in outputs:
+        with pytest.raises(RuntimeError, match="reconstruction: the head has other weights"):
+            _ = out.reconstruction
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+def test_fully_shard_that_frees_the_weights_after_the_forward(case, one_process):
+    images, mask, side = problem(case)
+    model = build(case)
+    expected = result(model, images, flat(mask, side))
+    sk.apply_kernels(model, attention=None)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
+    out = model(images, bool_masked_pos=mask)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss, expected["loss"])
+    torch.testing.assert_close(out.reconstruction, expected["reconstruction"])
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad.full_tensor(), expected[name])
 
 
 def test_reconstruction_left_out_of_training_steps_alone():

@@ -17,10 +17,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 def may_defer(model: nn.Module, return_dict: bool | None) -> bool:
     """Whether this call of `model` may leave a field to be computed later: in training steps, where
-    nothing reads the output at once. A hook on the model sees it, and may read it when the weights
-    are gone, as that of `fully_shard` does."""
+    nothing reads the output at once, and with weights of its own.
+
+    FSDP reads the whole output when the weights are gone: `fully_shard` in a hook on the model, its
+    wrapper around it, which lends tensors that are no parameters for the call.
+    """
     training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return training and bool(return_dict) and not model._forward_hooks
+    if not training or not return_dict or model._forward_hooks:
+        return False
+    weights = list(model.decoder.parameters())
+    return bool(weights) and all(isinstance(p, nn.Parameter) for p in weights)
 
 
 def deferred_output(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import simmim_kernels as sk
 from tests.budget import assert_within_budget
@@ -100,12 +100,18 @@ def test_reconstruction_after_other_parameters_were_updated(optimizer):
 
 @pytest.mark.parametrize("case", ["ViT", "Swin"])
 def test_reconstruction_is_never_that_of_other_weights(case):
-    images, mask, _ = problem(case)
+    images, mask, side = problem(case)
     model, other = build(case), build(case)
     sk.apply_kernels(model)
     lent = dict(other.named_parameters())
+    torch.manual_seed(7)
+    expected = other(images, flat(mask, side)).reconstruction
     outputs = [torch.func.functional_call(model, lent, images, {"bool_masked_pos": mask})]
     outputs.append(model(images, bool_masked_pos=mask))
+    tensors = {name: parameter.detach() for name, parameter in lent.items()}
+    torch.manual_seed(7)
+    out = torch.func.functional_call(model, tensors, images, {"bool_masked_pos": mask})
+    torch.testing.assert_close(out.reconstruction, expected)
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter)  # as averaged weights are put into a model
     for out in outputs:
@@ -120,19 +126,34 @@ def one_process():
     distributed.destroy_process_group()
 
 
+def with_hook(model):
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
+    return model
+
+
+SHARDED = {
+    "fully_shard": with_hook,
+    "wrapper": partial(FullyShardedDataParallel, device_id=torch.device("cpu")),
+    "wrapper, use_orig_params": partial(
+        FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # that one process has nothing to shard
+@pytest.mark.parametrize("how", SHARDED)
 @pytest.mark.parametrize("case", ["ViT", "Swin"])
-def test_fully_shard_that_frees_the_weights_after_the_forward(case, one_process):
+def test_reconstruction_where_weights_are_there_for_the_call_alone(case, how, one_process):
     images, mask, side = problem(case)
     model = build(case)
     expected = result(model, images, flat(mask, side))
     sk.apply_kernels(model, attention=None)
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
-    out = model(images, bool_masked_pos=mask)
+    out = SHARDED[how](model)(images, bool_masked_pos=mask)
     out.loss.backward()
     torch.testing.assert_close(out.loss, expected["loss"])
     torch.testing.assert_close(out.reconstruction, expected["reconstruction"])
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+        if how == "fully_shard" and parameter.grad is not None:
             torch.testing.assert_close(parameter.grad.full_tensor(), expected[name])
 
 

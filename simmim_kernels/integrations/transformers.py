@@ -56,8 +56,8 @@ def apply_kernels(
     predicts the masked tokens alone where it can, and `outputs.reconstruction` is computed when it
     is first read, with the autocast settings of the call; once the head has other weights it can't
     be computed any more, which is a `RuntimeError`. Otherwise, in evaluation, without gradients, with
-    `return_dict=False`, with a forward hook on the model (`fully_shard` adds one) and under
-    `torch.compile`, it is computed at once.
+    `return_dict=False`, with a forward hook on the model, under FSDP and under `torch.compile`, it is
+    computed at once.
 
     `bool_masked_pos` may be a `PatchMask` too, on its own grid of mask units. It is worth having:
     with it the GPU and compiled code skip the masked patches without counting them, and Swin's
@@ -68,8 +68,8 @@ def apply_kernels(
     nothing is hidden the loss is 0 and not NaN. What is said of `reconstruction` holds for its
     `logits`.
     Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
-    fractions, images that want a gradient, sizes that are no whole number of patches) run
-    transformers' own code, with transformers' own errors. There is no second derivative. Copies and
+    fractions, images that want a gradient, sizes that are no whole number of patches, transforms of
+    `torch.func`) run transformers' own code, with transformers' own errors. There is no second derivative. Copies and
     pickles of the model run on the kernels too; what `save_pretrained` writes is transformers' own.
 
     Args:

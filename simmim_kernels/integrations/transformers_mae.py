@@ -15,6 +15,7 @@ from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import (
     convolution,
+    is_transformed,
     patch_grid,
     why_not_embed,
 )
@@ -35,7 +36,8 @@ def embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(noise, PatchMask):
                 raise ValueError(
                     "a PatchMask was given, and these images are left to transformers, which takes "
-                    "noise: float images (B, C, H, W) of the model's size without gradient"
+                    "noise: float images (B, C, H, W) of the model's size without gradient, "
+                    "and no transform of torch.func"
                 )
             return theirs(self, pixel_values, noise, interpolate_pos_encoding)
         grid = patch_grid(self, pixel_values)
@@ -63,7 +65,7 @@ def _fits(self: nn.Module, image: Any, noise: Any, interpolate: bool | None) -> 
     conv = convolution(self)
     if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
         return False
-    if image.requires_grad or image.shape[1] != conv.in_channels:
+    if image.requires_grad or image.shape[1] != conv.in_channels or is_transformed():
         return False
     if why_not_embed(self) is not None or must_be_called(self.patch_embeddings, conv):
         return False

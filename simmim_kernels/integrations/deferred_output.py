@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache, partial
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Prediction:
         self.weights, self.stepped = self._weights(), False
         if not torch.compiler.is_compiling():
             _watch_optimizers()
-            _PENDING.add(self)
+            _PENDING.add(ref(self, _PENDING.discard))
         device = like.device.type
         self.autocast = nullcontext
         if device != "meta":  # which has no autocast
@@ -94,7 +94,8 @@ def _memory_of(p: Tensor) -> int | None:
     return p.data_ptr() if type(p) is nn.Parameter or type(p) is Tensor else None
 
 
-_PENDING: WeakSet[Prediction] = WeakSet()
+# No WeakSet: looking through one fails where another thread puts something in.
+_PENDING: set[ref[Prediction]] = set()
 
 
 @cache
@@ -105,8 +106,9 @@ def _watch_optimizers() -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not torch.compiler.is_compiling():  # a step that is traced may run at any time
-        for prediction in tuple(_PENDING):
-            prediction.notice(optimizer)
+        for pending in _PENDING.copy():
+            if (prediction := pending()) is not None:
+                prediction.notice(optimizer)
 
 
 class _Deferring:

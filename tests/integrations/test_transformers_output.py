@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -117,6 +119,29 @@ def test_reconstruction_is_never_that_of_other_weights(case):
     for out in outputs:
         with pytest.raises(RuntimeError, match="reconstruction: the head has other weights"):
             _ = out.reconstruction
+
+
+def test_models_that_are_trained_in_several_threads():
+    """An update looks at every output that waits, while other threads make more of them."""
+    interval = sys.getswitchinterval()
+    images, mask, _ = problem("ViT", 1)
+
+    def train(model):
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        for _ in range(30):
+            waiting = [model(images, bool_masked_pos=mask) for _ in range(6)]
+            waiting[0].loss.backward()
+            optimizer.step()
+
+    models = [build("ViT") for _ in range(4)]
+    for model in models:
+        sk.apply_kernels(model)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(train, models))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.fixture(scope="module")

@@ -131,8 +131,10 @@ def mask_grid(mask: PatchMask | Tensor) -> Tensor:
 
 def is_traced(mask: Tensor) -> bool:
     """Whether there is nothing to look at in `mask`, or what is looked at would become a constant: in
-    compiled code, of a fake tensor, and while `make_fx` records."""
+    compiled code, of a fake tensor, under `vmap`, and while `make_fx` records."""
     if torch.compiler.is_compiling() or isinstance(mask, FakeTensor):
+        return True
+    if torch._C._functorch.is_batchedtensor(mask):
         return True
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
@@ -195,7 +197,11 @@ def check_parts(mask: PatchMask) -> None:
 
 
 def _check_positions(mask: PatchMask) -> None:
-    if type(mask.mask) is not Tensor or torch._C._len_torch_dispatch_stack():
+    if (
+        type(mask.mask) is not Tensor
+        or torch._C._len_torch_dispatch_stack()
+        or is_traced(mask.mask)
+    ):
         return  # of a fake tensor there is nothing to read
     units = mask.mask.flatten(1)
     for name, positions, value in (("masked", mask.masked, True), ("visible", mask.visible, False)):

@@ -7,12 +7,26 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache, partial
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+
+def may_defer(model: nn.Module, return_dict: bool | None) -> bool:
+    """Whether this call of `model` may leave a field to be computed later: in training steps, where
+    nothing reads the output at once, and with weights of its own.
+
+    FSDP reads the whole output when the weights are gone: `fully_shard` in a hook on the model, its
+    wrapper around it, which lends tensors that are no parameters for the call.
+    """
+    training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not training or not return_dict or model._forward_hooks:
+        return False
+    weights = list(model.decoder.parameters())
+    return bool(weights) and all(isinstance(p, nn.Parameter) for p in weights)
 
 
 def deferred_output(
@@ -36,25 +50,28 @@ class Prediction:
 
     Args:
         like: a tensor on the device of that call.
-        changed: the error where the module has other parameters by then.
+        name: of the output's field and of the module, for the error where the module has other
+            weights by then.
     """
 
     def __init__(
-        self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, changed: str
+        self, predict: Callable[[], Tensor], module: nn.Module, like: Tensor, name: str
     ) -> None:
-        self.predict, self.module, self.changed = predict, module, changed
-        self.versions, self.stepped = self._versions(), False
+        self.predict, self.module, self.name = predict, module, name
+        self.parameters = list(module.parameters())  # kept, so that no other gets the id of one
+        self.weights, self.stepped = self._weights(), False
         if not torch.compiler.is_compiling():
             _watch_optimizers()
-            _PENDING.add(self)
+            _PENDING.add(ref(self, _PENDING.discard))
         device = like.device.type
         self.autocast = nullcontext
         if device != "meta":  # which has no autocast
             options = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
             self.autocast = partial(torch.autocast, device, *options)
 
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.module.parameters()]
+    def _weights(self) -> list[tuple[int, int, int | None]]:
+        # Memory, too: what is written to `.data` is in no version.
+        return [(id(p), p._version, _memory_of(p)) for p in self.module.parameters()]
 
     def notice(self, optimizer: Optimizer) -> None:
         """Remember a step of an optimizer that changes the module's parameters."""
@@ -63,13 +80,22 @@ class Prediction:
         self.stepped = self.stepped or not own.isdisjoint(updated)
 
     def __call__(self) -> Tensor:
-        if self.stepped or self._versions() != self.versions:
-            raise RuntimeError(self.changed)
+        if self.stepped or self._weights() != self.weights:
+            raise RuntimeError(
+                f"{self.name} has other weights than when this output was made; read it before the "
+                "optimizer's step, or call with return_dict=False where the weights are lent for one "
+                "call (torch.func.functional_call)"
+            )
         with torch.enable_grad(), self.autocast():
             return self.predict()
 
 
-_PENDING: WeakSet[Prediction] = WeakSet()
+def _memory_of(p: Tensor) -> int | None:
+    return p.data_ptr() if type(p) is nn.Parameter or type(p) is Tensor else None
+
+
+# No WeakSet: looking through one fails where another thread puts something in.
+_PENDING: set[ref[Prediction]] = set()
 
 
 @cache
@@ -80,8 +106,9 @@ def _watch_optimizers() -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not torch.compiler.is_compiling():  # a step that is traced may run at any time
-        for prediction in tuple(_PENDING):
-            prediction.notice(optimizer)
+        for pending in _PENDING.copy():
+            if (prediction := pending()) is not None:
+                prediction.notice(optimizer)
 
 
 class _Deferring:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from simmim_kernels._numbers import to_int
 from simmim_kernels.attention import attention
@@ -119,6 +120,9 @@ class MaskedLastBlock:
         for name, module in (("attn.qkv", attn.qkv), ("attn.proj", attn.proj)):
             if type(module) is not nn.Linear:
                 return f"its {name} is a {type(module).__qualname__}, not a Linear"
+        if is_traceable_wrapper_subclass(attn.qkv.weight):  # torchao's quantised weights
+            kind = type(attn.qkv.weight).__name__
+            return f"its attn.qkv has a {kind} for weight, which may not come apart"
         for name, module in (("it", block), ("its attn", attn), ("its attn.qkv", attn.qkv)):
             if has_hooks(module) or is_changed(module):
                 return f"{name} has a hook or a forward of its own, which would not run"

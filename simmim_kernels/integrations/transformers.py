@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simmim_kernels.integrations import transformers_mae
-from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
+from simmim_kernels.integrations.deferred_output import Prediction, deferred_output, may_defer
 from simmim_kernels.integrations.instance import has_forward_of, is_changed, must_be_called
 from simmim_kernels.integrations.report import Report
 from simmim_kernels.integrations.transformers_attention import choose_attention, register
@@ -54,9 +54,10 @@ def apply_kernels(
 
     Masked patches are not embedded, and a NaN in one reaches nothing. In a training step the head
     predicts the masked tokens alone where it can, and `outputs.reconstruction` is computed when it
-    is first read, with the autocast settings of the call; after an update of the head it can't be
-    computed any more, which is a `RuntimeError`. Otherwise, in evaluation, without gradients,
-    with `return_dict=False` and under `torch.compile`, it is computed at once.
+    is first read, with the autocast settings of the call; once the head has other weights it can't
+    be computed any more, which is a `RuntimeError`. Otherwise, in evaluation, without gradients, with
+    `return_dict=False`, with a forward hook on the model, under FSDP and under `torch.compile`, it is
+    computed at once.
 
     `bool_masked_pos` may be a `PatchMask` too, on its own grid of mask units. It is worth having:
     with it the GPU and compiled code skip the masked patches without counting them, and Swin's
@@ -67,8 +68,8 @@ def apply_kernels(
     nothing is hidden the loss is 0 and not NaN. What is said of `reconstruction` holds for its
     `logits`.
     Integers other than 0 count as masked. Calls that the kernels do not cover (no mask, a mask of
-    fractions, images that want a gradient, sizes that are no whole number of patches) run
-    transformers' own code, with transformers' own errors. There is no second derivative. Copies and
+    fractions, images that want a gradient, sizes that are no whole number of patches, transforms of
+    `torch.func`) run transformers' own code, with transformers' own errors. There is no second derivative. Copies and
     pickles of the model run on the kernels too; what `save_pretrained` writes is transformers' own.
 
     Args:
@@ -213,7 +214,7 @@ def _model_forward(
             others["reshaped_hidden_states"] = None
         training = self.training and torch.is_grad_enabled()
         drop = training and not reconstruction
-        defer = training and bool(return_dict) and not torch.compiler.is_compiling()
+        defer = may_defer(self, return_dict)
         loss, image = _loss(self.decoder, tokens, grid, pixel_values, mask, drop or defer)
         if defer and not drop:
             return deferred_output(output_class, "reconstruction", image, loss, **others)
@@ -266,8 +267,7 @@ def _loss(
             pred = F.linear(tokens, head.weight.flatten(1), head.bias)
             return _image(pred, grid, shuffle.upscale_factor)
 
-        changed = "reconstruction: the head was changed since this output was made; read it before"
-        return loss, Prediction(predict, head, tokens, f"{changed} the optimizer's step")
+        return loss, Prediction(predict, head, tokens, "reconstruction: the head")
     pred = F.linear(tokens, weight, bias)
     loss = masked_l1(pred, target, mask)
     return loss, lambda: _image(pred, grid, shuffle.upscale_factor)

@@ -20,6 +20,8 @@ def mask_of(
     """The mask as the kernels take it, or None for a call that is left to transformers."""
     if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
         return None
+    if is_transformed():
+        return None
     conv = convolution(embeddings)
     batch, channels, height, width = image.shape
     if image.requires_grad or channels != conv.in_channels:
@@ -34,6 +36,12 @@ def mask_of(
     if mask.shape != (batch, grid[0] * grid[1]):
         return None
     return (mask if mask.dtype == torch.bool else mask != 0).view(batch, *grid)
+
+
+def is_transformed() -> bool:
+    """Whether this runs under a transform of `torch.func`, as per-sample gradients do, which no kernel
+    supports and transformers' own code does."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def their_mask(

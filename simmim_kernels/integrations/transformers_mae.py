@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simmim_kernels.integrations.deferred_output import Prediction, deferred_output
+from simmim_kernels.integrations.deferred_output import Prediction, deferred_output, may_defer
 from simmim_kernels.integrations.instance import has_forward_of, must_be_called
 from simmim_kernels.integrations.transformers_attention import register
 from simmim_kernels.integrations.transformers_embeddings import (
     convolution,
+    is_transformed,
     patch_grid,
     why_not_embed,
 )
@@ -35,7 +36,8 @@ def embeddings_forward(theirs: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(noise, PatchMask):
                 raise ValueError(
                     "a PatchMask was given, and these images are left to transformers, which takes "
-                    "noise: float images (B, C, H, W) of the model's size without gradient"
+                    "noise: float images (B, C, H, W) of the model's size without gradient, "
+                    "and no transform of torch.func"
                 )
             return theirs(self, pixel_values, noise, interpolate_pos_encoding)
         grid = patch_grid(self, pixel_values)
@@ -63,7 +65,7 @@ def _fits(self: nn.Module, image: Any, noise: Any, interpolate: bool | None) -> 
     conv = convolution(self)
     if not isinstance(image, Tensor) or image.dim() != 4 or not image.is_floating_point():
         return False
-    if image.requires_grad or image.shape[1] != conv.in_channels:
+    if image.requires_grad or image.shape[1] != conv.in_channels or is_transformed():
         return False
     if why_not_embed(self) is not None or must_be_called(self.patch_embeddings, conv):
         return False
@@ -111,10 +113,9 @@ def model_forward(
             x = _first(layer(x))
         training = self.training and torch.is_grad_enabled()
         drop = training and not reconstruction
-        defer = training and bool(return_dict) and not torch.compiler.is_compiling()
-        defer = defer and not _drops_out(
-            self.decoder.decoder_layers[-1]
-        )  # which no second call repeats
+        defer = may_defer(self, return_dict)
+        # whose numbers no second call repeats
+        defer = defer and not _drops_out(self.decoder.decoder_layers[-1])
         others = {
             "mask": outputs.mask,
             "ids_restore": outputs.ids_restore,
@@ -131,8 +132,7 @@ def model_forward(
                     lambda: _logits(self.decoder, x),
                     self.decoder,
                     x,
-                    "logits: the decoder was changed since this output was made; read them before "
-                    "the optimizer's step",
+                    "logits: the decoder",
                 )
                 return deferred_output(output_class, "logits", logits, loss, **others)
             output = output_class(loss=loss, logits=None, **others)

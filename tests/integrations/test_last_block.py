@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import simmim_kernels as sk
@@ -232,6 +233,12 @@ def refused(change):
     return block
 
 
+def quantise(block):
+    """A weight like torchao's, a tensor around others."""
+    weight = block.attn.qkv.weight.detach()
+    block.attn.qkv.weight = nn.Parameter(TwoTensor(weight, weight))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -249,6 +256,7 @@ def refused(change):
         (lambda: refused(lambda b: setattr(b, "mlp", nn.Conv1d(D, D, 1))), "MLP Conv1d"),
         (lambda: refused(lambda b: setattr(b, "ls1", nn.ReLU())), "ls1 is a ReLU"),
         (lambda: refused(lambda b: setattr(b.attn, "qkv", nn.Identity())), "attn.qkv is a"),
+        (lambda: refused(quantise), "attn.qkv has a TwoTensor for weight"),
     ],
 )
 def test_other_blocks_are_refused_by_name(make, words):

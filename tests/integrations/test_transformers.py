@@ -76,6 +76,27 @@ def test_a_patch_mask_where_transformers_code_runs(case):
     torch.testing.assert_close(model(images.requires_grad_(), mask).loss, expected)
 
 
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+def test_gradients_of_single_samples(case):
+    """The transforms of torch.func are left to transformers' code, too."""
+    model, (images, mask, side) = build(case), problem(case)
+    model.set_attn_implementation("eager")
+
+    def loss(weights, image, hidden):
+        batch = (image[None], hidden[None])
+        return torch.func.functional_call(model, weights, batch).loss
+
+    def gradients():
+        torch.manual_seed(3)  # of Swin's stochastic depth
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="same")
+        return each(dict(model.named_parameters()), images, flat(mask, side))
+
+    expected = gradients()
+    sk.apply_kernels(model)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_meta_tensors(case):
     model, (images, mask, side) = build(case).to("meta"), problem(case)

@@ -215,6 +215,17 @@ def test_logits_are_refused_after_the_decoder_was_updated(fused):
         _ = out.logits
 
 
+def test_logits_are_never_those_of_other_weights():
+    model, other = build(), build()
+    sk.apply_kernels(model)
+    lent = dict(other.named_parameters())
+    out = torch.func.functional_call(model, lent, IMAGES, {"noise": NOISE})
+    with pytest.raises(RuntimeError, match="logits: the decoder has other weights"):
+        _ = out.logits
+    out = torch.func.functional_call(model, lent, IMAGES, {"noise": NOISE, "return_dict": False})
+    torch.testing.assert_close(out[1], other(IMAGES, noise=NOISE).logits)
+
+
 def test_logits_left_out():
     out, _ = step(build(), kernels=True, options={"reconstruction": False})
     assert out.logits is None and out.loss.isfinite()

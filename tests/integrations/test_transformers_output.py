@@ -2,14 +2,20 @@
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import simmim_kernels as sk
+from simmim_kernels.integrations.deferred_output import Prediction
 from tests.budget import assert_within_budget
-from tests.integrations.transformers_models import build, flat, problem, training_output
+from tests.integrations.transformers_models import build, flat, problem, result, training_output
 
 
 def test_replicas_of_data_parallel_run_on_their_own_weights():
@@ -93,6 +99,82 @@ def test_reconstruction_after_other_parameters_were_updated(optimizer):
     out.loss.backward()
     OPTIMIZERS[optimizer](model.vit.parameters(), 0.1).step()
     assert torch.equal(out.reconstruction, expected)
+
+
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+def test_reconstruction_is_never_that_of_other_weights(case):
+    images, mask, side = problem(case)
+    model, other = build(case), build(case)
+    sk.apply_kernels(model)
+    lent = dict(other.named_parameters())
+    torch.manual_seed(7)
+    expected = other(images, flat(mask, side)).reconstruction
+    outputs = [torch.func.functional_call(model, lent, images, {"bool_masked_pos": mask})]
+    outputs.append(model(images, bool_masked_pos=mask))
+    tensors = {name: parameter.detach() for name, parameter in lent.items()}
+    torch.manual_seed(7)
+    out = torch.func.functional_call(model, tensors, images, {"bool_masked_pos": mask})
+    torch.testing.assert_close(out.reconstruction, expected)
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter)  # as averaged weights are put into a model
+    for out in outputs:
+        with pytest.raises(RuntimeError, match="reconstruction: the head has other weights"):
+            _ = out.reconstruction
+
+
+def test_updates_while_another_thread_makes_outputs():
+    head, tokens = torch.nn.Linear(2, 2), torch.zeros(1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(
+                lambda: [Prediction(lambda: tokens, head, tokens, "head") for _ in range(500)]
+            )
+            while not made.done():
+                optimizer.step()
+        assert len(made.result()) == 500
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def with_hook(model):
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
+    return model
+
+
+SHARDED = {
+    "fully_shard": with_hook,
+    "wrapper": partial(FullyShardedDataParallel, device_id=torch.device("cpu")),
+    "wrapper, use_orig_params": partial(
+        FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # that one process has nothing to shard
+@pytest.mark.parametrize("how", SHARDED)
+@pytest.mark.parametrize("case", ["ViT", "Swin"])
+def test_reconstruction_where_weights_are_there_for_the_call_alone(case, how, one_process):
+    images, mask, side = problem(case)
+    model = build(case)
+    expected = result(model, images, flat(mask, side))
+    sk.apply_kernels(model, attention=None)
+    out = SHARDED[how](model)(images, bool_masked_pos=mask)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss, expected["loss"])
+    torch.testing.assert_close(out.reconstruction, expected["reconstruction"])
+    for name, parameter in model.named_parameters():
+        if how == "fully_shard" and parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad.full_tensor(), expected[name])
 
 
 def test_reconstruction_left_out_of_training_steps_alone():

@@ -269,6 +269,12 @@ def test_transforms_are_refused(name):
     key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
     with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
         torch.func.vmap(lambda t: call.function(**arguments | {key: t}))(arguments[key][None])
+    if "mask" in arguments:  # whose units are counted before an op is called
+        mask = arguments["mask"]
+        kind = sk.PatchMask if isinstance(mask, sk.PatchMask) else lambda part: part
+        parts = [part[None] for part in (mask if isinstance(mask, tuple) else (mask,))]
+        with pytest.raises(RuntimeError, match=r"does not support torch\.func"):
+            torch.func.vmap(lambda *p: call.function(**arguments | {"mask": kind(*p)}))(*parts)
     with pytest.raises(RuntimeError, match=r"recorded by torch\.jit\.trace; use torch\.export"):
         torch.jit.trace(lambda t: call.function(**arguments | {key: t}), (arguments[key],))
     if key in call.leaves:

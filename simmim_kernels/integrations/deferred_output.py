@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, ValuesView
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache, partial
@@ -59,10 +59,10 @@ class Prediction:
     ) -> None:
         self.predict, self.module, self.name = predict, module, name
         self.parameters = list(module.parameters())  # kept, so that no other gets the id of one
-        self.weights, self.stepped = self._weights(), False
+        self.weights, self.watch = self._weights(), _Watch(map(id, self.parameters))
         if not torch.compiler.is_compiling():
             _watch_optimizers()
-            _PENDING.add(ref(self, _PENDING.discard))
+            _WATCHES.add(ref(self.watch, _WATCHES.discard))
         device = like.device.type
         self.autocast = nullcontext
         if device != "meta":  # which has no autocast
@@ -73,14 +73,8 @@ class Prediction:
         # Memory, too: what is written to `.data` is in no version.
         return [(id(p), p._version, _memory_of(p)) for p in self.module.parameters()]
 
-    def notice(self, optimizer: Optimizer) -> None:
-        """Remember a step of an optimizer that changes the module's parameters."""
-        own = {id(p) for p in self.module.parameters() if p.grad is not None}
-        updated = (id(p) for group in optimizer.param_groups for p in group["params"])
-        self.stepped = self.stepped or not own.isdisjoint(updated)
-
     def __call__(self) -> Tensor:
-        if self.stepped or self._weights() != self.weights:
+        if self.watch.stepped or self._weights() != self.weights:
             raise RuntimeError(
                 f"{self.name} has other weights than when this output was made; read it before the "
                 "optimizer's step, or call with return_dict=False where the weights are lent for one "
@@ -94,8 +88,19 @@ def _memory_of(p: Tensor) -> int | None:
     return p.data_ptr() if type(p) is nn.Parameter or type(p) is Tensor else None
 
 
+class _Watch:
+    """Whether an optimizer has changed any of these parameters, by their ids.
+
+    It holds no tensor: another thread's optimizer must neither read a gradient that a backward pass
+    is writing, nor be the last to let go of a graph.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self.ids, self.stepped = frozenset(ids), False
+
+
 # No WeakSet: looking through one fails where another thread puts something in.
-_PENDING: set[ref[Prediction]] = set()
+_WATCHES: set[ref[_Watch]] = set()
 
 
 @cache
@@ -105,10 +110,13 @@ def _watch_optimizers() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():  # a step that is traced may run at any time
-        for pending in _PENDING.copy():
-            if (prediction := pending()) is not None:
-                prediction.notice(optimizer)
+    # A step that is traced may run at any time.
+    if torch.compiler.is_compiling() or not _WATCHES:
+        return
+    own = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for each in _WATCHES.copy():
+        if (watch := each()) is not None and not watch.stepped:
+            watch.stepped = any(own[i].grad is not None for i in watch.ids & own.keys())
 
 
 class _Deferring:

@@ -139,6 +139,23 @@ def test_updates_while_another_thread_makes_outputs():
         sys.setswitchinterval(interval)
 
 
+def test_an_optimizer_reads_no_gradient_of_others():
+    """Another thread's backward pass may be writing it, which ends the process."""
+
+    class Written(torch.nn.Parameter):
+        @property
+        def grad(self):
+            raise AssertionError("read")
+
+    head, tokens = torch.nn.Linear(2, 2), torch.zeros(1)
+    head.weight = Written(torch.zeros(2, 2))
+    prediction = Prediction(lambda: tokens, head, tokens, "head")
+    other = torch.zeros(1, requires_grad=True)
+    other.grad = torch.ones(1)
+    torch.optim.SGD([other]).step()
+    assert prediction() is tokens
+
+
 @pytest.fixture(scope="module")
 def one_process():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

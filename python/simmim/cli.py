@@ -122,7 +122,7 @@ def _run(arguments: list[str]) -> int:
         print(f"simmim {version()}")
         return 0
     if not arguments:
-        raise UserError("say what to do: simmim --help lists the commands")
+        raise UserError(f"say what to do: {', '.join(_COMMANDS)}; simmim --help explains them")
     if arguments[0] in ("-h", "--help"):
         print(overview({name: kind for name, (kind, _) in _COMMANDS.items()}), end="")
         raise SystemExit(0)

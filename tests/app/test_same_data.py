@@ -276,3 +276,18 @@ def test_parts_that_are_not_used_are_named_once(many, tmp_path, capsys):
     words = "the first of 2 pictures in the file is used"
     assert err.count(f"{many / '00.jpg'}: {words}") == 1
     assert f"used in part: 1 JPEG ({words})" in out
+
+
+def test_of_many_files_used_in_part_two_are_named(many, tmp_path, capsys):
+    first, second = (Image.fromarray(smooth_image(n, 40, 40)) for n in (1, 2))
+    for n in range(5):
+        path = many / f"{n:02}.jpg"
+        first.save(path, format="MPO", save_all=True, append_images=[second])
+    words = "the first of 2 pictures in the file is used"
+    arguments = ("pretrain", "--data", many, "--out", tmp_path / "run", *FAST, "--epochs", 2)
+    assert main([str(a) for a in arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err.count(words) == 2 and err.count("more files like these are counted at the end") == 1
+    assert f"used in part: 5 JPEG ({words})" in out
+    assert main(["stats", "--data", str(many), "--out", str(tmp_path / "stats.json")]) == 0
+    assert f"{many / '00.jpg'} and 4 more: {words}\n" in capsys.readouterr().err

@@ -36,8 +36,9 @@ class LabelledConfig(ImageConfig):
     that of the checkpoint or of --stats, else 3."""
 
     label_column: str = ""
-    """Which column of a table, or ending of the files beside the images in tar archives, holds the labels, or
-    json:KEY for a value in JSON files; default: cls in archives, in tables the only one named label, labels, class, cls, category or target."""
+    """Which column of a table, or ending of the files beside the images in tar archives, holds the labels,
+    or json:KEY for a value in JSON files; default: cls in archives, in tables the only one named label,
+    labels, class, cls, category or target."""
 
     val_share: float = 0.2
     """Without --val-data: share of each class of --data that is held out for testing; at least one

@@ -23,11 +23,11 @@ class PretrainConfig(RunConfig):
     the published code to the letter."""
 
     method: Literal["simmim", "mae"] = "simmim"
-    """How to pre-train. simmim: the encoder sees all patches, hidden ones replaced by a learnt token, and a linear layer
-    predicts pixels (Xie et al., 2022). mae: a ViT encoder sees visible patches only, and a decoder
-    predicts the hidden ones (He et al., 2022); Swin and SwinV2 need --mask uniform, whose visible units
-    form an image of half the side (UM-MAE, Li et al., 2022). Without --preset each method's defaults
-    are its published recipe."""
+    """How to pre-train. simmim: the encoder sees all patches, hidden ones replaced by a learnt token, and
+    a linear layer predicts pixels (Xie et al., 2022). mae: a ViT encoder sees visible patches only, and
+    a decoder predicts the hidden ones (He et al., 2022); Swin and SwinV2 need --mask uniform, whose
+    visible units form an image of half the side (UM-MAE, Li et al., 2022). Without --preset each
+    method's defaults are its published recipe."""
 
     # model
     encoder: str = "simmim_vit_base"

@@ -48,8 +48,8 @@ class RunConfig(ImageConfig):
     """Delete the checkpoints and logs that an earlier run left in --out."""
 
     init_from: Path | None = None
-    """Start from the weights in this file: any that simmim import reads and that fits --encoder. The log says what was loaded and what is new; position tables of another --img-size are
-    interpolated."""
+    """Start from the weights in this file: any that simmim import reads and that fits --encoder. The log
+    says what was loaded and what is new; position tables of another --img-size are interpolated."""
 
     # data
     crop_scale: tuple[float, float] = (0.67, 1.0)
@@ -145,8 +145,8 @@ class RunConfig(ImageConfig):
     """Largest gradient norm of an update; 0: no clipping."""
 
     fixed_ends: bool = False
-    """With simmim finetune's --layer-decay: use the same --warmup-lr and --min-lr for all layers, as in SimMIM's code,
-    instead of scaling them by layer, as in BEiT's and MAE's."""
+    """With simmim finetune's --layer-decay: use the same --warmup-lr and --min-lr for all layers, as in
+    SimMIM's code, instead of scaling them by layer, as in BEiT's and MAE's."""
 
     # machine
     seed: int = 0

@@ -267,8 +267,12 @@ def _report(tally: Tally, config: StatsConfig) -> None:
     """
     for name, reason in tally.bad.items():
         say(f"left out {name}: {reason}")
+    alike = defaultdict(list)
     for name, note in tally.notes.items():
-        say(f"{name}: {note}")
+        alike[note].append(name)
+    for note, names in alike.items():
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        say(f"{names[0]}{more}: {note}")
     if tally.others:
         kinds = defaultdict(list)
         for name, reason in tally.others.items():

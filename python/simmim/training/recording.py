@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,13 +74,21 @@ class Recording:
             yield batch, count
 
     def _name_files(self, bad: dict[str, str], partly: dict[str, str]) -> None:
-        """Remember and name files that were passed over, and those that are used in part, with why."""
-        kinds = ((bad, self.counters.bad, "skipped "), (partly, self.counters.partly, ""))
-        for found, known, word in kinds:
-            for path, why in found.items():
-                if path not in known:
-                    known[path] = why
-                    self.records.say(f"{word}{path}: {why}")
+        """Remember and name files that were passed over, with why, and of those that are used in part
+        two of each kind, for it may be all of them."""
+        for path, why in bad.items():
+            if path not in self.counters.bad:
+                self.counters.bad[path] = why
+                self.records.say(f"skipped {path}: {why}")
+        known = self.counters.partly
+        new = {path: why for path, why in partly.items() if path not in known}
+        alike = Counter(known.values()) if new else Counter()
+        for path, why in new.items():
+            known[path] = why
+            alike[why] += 1
+            if alike[why] < 3:
+                end = "; more files like these are counted at the end" if alike[why] == 2 else ""
+                self.records.say(f"{path}: {why}{end}")
 
     def _log(self) -> None:
         totals = self._read_sums()

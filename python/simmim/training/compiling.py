@@ -17,9 +17,9 @@ from simmim.training.progress import clock
 DECIDED_AT = 3
 #: estimates: seconds that compiling takes, and how many times as many for the windows of a Swin
 COSTS, SWIN_COSTS = 60.0, 4
-#: estimates of the share of an update that it saves: 0 to 20 % were measured in bfloat16, 1 to 4 % in
-#: float32 on CPUs, where products take more of an update (the rows ``step`` and ``transformers``), and
-#: -4 % for Swin-T there (by hand, AVX2)
+#: estimates of the share of an update that it saves: 0 to 20 % were measured in bfloat16 (the rows ``step``
+#: and ``transformers``), 1 to 4 % in float32 on a CPU with AVX2, where products take more of an update
+#: (``transformers``), and -4 % for Swin-T there (by hand)
 SAVES, SAVES_IN_FLOAT32 = 0.1, 0.02
 
 

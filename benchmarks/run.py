@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import interrupt
 from benchmarks.environment import ROOT, environment, machine
 from benchmarks.rows import all_rows
 from benchmarks.rows.common import OURS, Contest, Row
@@ -230,19 +230,19 @@ def run_rows(
 ) -> None:
     """Time rows until `seconds` are over or Ctrl-C comes; what was not reached is noted."""
     clock, begin = clock_of(setting.device), time.monotonic()
-    interrupted = False
     for row, compile in rows:
         key = (row.op, row.shape, row.what)
         before = store.results.get(key)
         if before is not None and not (compile and before.left_out):
             continue
-        if interrupted or time.monotonic() - begin > seconds:
+        if interrupt.asked or time.monotonic() - begin > seconds:
             store.miss(row, " with torch.compile" if compile else "")
             continue
         try:
-            result = time_row(row, clock, rounds, setting.backends, compile)
+            with interrupt.raised():
+                result = time_row(row, clock, rounds, setting.backends, compile)
         except KeyboardInterrupt:
-            interrupted = True
+            interrupt.asked = True
             store.miss(row, " with torch.compile" if compile else "")
             continue
         store.add(result)
@@ -272,8 +272,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--trial", action="store_true", help="tiny sizes, nothing stored")
     options = parser.parse_args()
-    # A background job of a shell ignores Ctrl-C unless it asks for it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt.catch()
     keep_freed_memory()
     setting = trial(options.device) if options.trial else {"cpu": CPU, "cuda": GPU}[options.device]
     rows = [

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import interrupt
+
 LEAST = 5  # rounds of every contender, however slow
 SLOW = 2e4  # microseconds of a call that is timed alone
 
@@ -178,6 +180,7 @@ def take_rounds(
             del runs[name]
     for number in range(-clock.warm_up, rounds):
         for place, run in enumerate(runs.values()):
+            interrupt.raise_if_asked()
             if number >= LEAST and sum(run.samples) * run.calls > clock.most:
                 continue
             elapsed, launch = clock.measure(run, number + place, queued)

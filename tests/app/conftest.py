@@ -114,7 +114,7 @@ def small_drive(tmp_path):
 def simmim():
     """Run ``python -m simmim`` in a process of its own."""
 
-    def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*arguments), env=environment(), text=True, capture_output=True, timeout=timeout
         )

@@ -200,7 +200,7 @@ def test_a_process_that_dies_ends_the_job_with_a_usable_checkpoint(single, tmp_p
             assert job.poll() is None, job.stderr.read()
             time.sleep(0.05)
         os.kill(second_process(job.pid), signal.SIGKILL)
-        _, errors = job.communicate(timeout=60)
+        _, errors = job.communicate(timeout=300)
     finally:
         job.terminate()  # which torchrun hands on to those that it started
     assert job.returncode != 0

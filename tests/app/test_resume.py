@@ -151,7 +151,7 @@ def test_ctrl_c_on_the_command_line(photographs, tmp_path, start_simmim):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert output.count("\n") == 1 and "stopped by signal 2 at update" in output
     assert "Traceback" not in errors

@@ -126,5 +126,5 @@ def test_an_interrupted_run_of_rows_stores_them(tmp_path):
     assert "Ctrl-C" in process.stdout.readline()
     time.sleep(1)
     process.send_signal(2)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert "not measured" in file.read_text()

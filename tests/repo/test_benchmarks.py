@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from benchmarks import (
     counted,
     environment,
     gpu_model,
+    interrupt,
     loops,
     report,
     rows,
@@ -144,9 +146,35 @@ def test_a_part_of_an_ops_rows_does_not_replace_them_all():
     assert bench_rows.ops_in_full(part) == {row.op for row in every} - {"mask_tokens"}
 
 
-def test_an_interrupt_keeps_what_was_measured(tmp_path):
+class _Dropping:
+    """A contender whose first call gets Ctrl-C where Python drops what it raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+    @classmethod
+    def call(cls, x):
+        cls()
+        return -x
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, dropped):
+    monkeypatch.setattr(interrupt, "asked", False)
+    before = signal.getsignal(signal.SIGINT)
+    interrupt.catch()
+    try:
+        check_what_an_interrupt_keeps(tmp_path, dropped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_what_an_interrupt_keeps(tmp_path, dropped):
     def interrupted():
-        raise KeyboardInterrupt
+        if dropped:
+            return contest(ours=_Dropping.call)
+        signal.raise_signal(signal.SIGINT)
 
     plan = [
         (Row("op", "first", "forward", partial(contest, ours=torch.neg)), True),

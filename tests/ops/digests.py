@@ -77,10 +77,26 @@ def normalised_images() -> Iterator[Tensor]:
             yield sk.normalize_targets(image[..., :-1], window).nan_to_num(nan=7.0)
 
 
+def crops_of_bytes() -> Iterator[Tensor]:
+    """Each code that a resize of bytes can take: colours side by side or in planes, one to four channels,
+    mirrored or not, made larger, a little smaller and up to eight times smaller."""
+    boxes, flips = torch.tensor([[3, 5, 80, 120], [0, 0, 91, 130]]), torch.tensor([True, False])
+    for channels, planes in ((1, False), (3, False), (3, True), (4, False)):
+        images = torch.randint(0, 256, (2, 91, 130, channels), dtype=torch.uint8).permute(
+            0, 3, 1, 2
+        )
+        images = images.contiguous() if planes else images
+        for size in ((99, 161), (79, 100), (53, 65), (40, 49), (30, 33), (11, 15)):
+            for mode, antialias in itertools.product(("bilinear", "bicubic"), (False, True)):
+                options = {"interpolation": mode, "antialias": antialias}
+                yield sk.crop_resize(images, boxes, size, flip=flips, **options)
+
+
 def digest() -> dict[str, str]:
     """A hash of the bits of each group, one thread or several."""
     found = {}
-    for group in (calls, losses, losses_of_every_half, masked_images, normalised_images):
+    groups = (calls, losses, losses_of_every_half, masked_images, normalised_images)
+    for group in (*groups, crops_of_bytes):
         torch.manual_seed(5)
         bits = hashlib.sha256()
         for tensor in group():

@@ -74,6 +74,8 @@ def test_tiles_that_were_never_written_hold_any_value_without_data(tmp_path):
 @pytest.mark.parametrize("compress", ["lerc", "lerc_deflate", "lerc_zstd"])
 def test_numbers_that_lerc_does_not_keep(tmp_path, compress, interleave):
     """It tells NaN, and opacity that is all or nothing, by a mask in place of a number."""
+    if interleave == "pixel" and rasterio.__gdal_version__.startswith("3.9."):
+        pytest.skip("GDAL 3.9 cannot read the file that it writes here")
     path, options = tmp_path / "a.tif", {"compress": compress, "interleave": interleave}
     for lacking in (np.s_[:, 3:9], np.s_[0, 3:9, 7:30], np.s_[:]):
         bands = RGB.astype(np.float32)

@@ -79,8 +79,9 @@ def test_a_patch_mask_where_transformers_code_runs(case):
 @pytest.mark.parametrize("case", ["ViT", "Swin"])
 def test_gradients_of_single_samples(case):
     """The transforms of torch.func are left to transformers' code, too."""
-    model, (images, mask, side) = build(case), problem(case)
-    model.set_attn_implementation("eager")
+    built, (images, mask, side) = build(case), problem(case)
+    model = type(built)._from_config(built.config, attn_implementation="eager").train()
+    model.load_state_dict(built.state_dict())
 
     def loss(weights, image, hidden):
         batch = (image[None], hidden[None])

@@ -185,7 +185,9 @@ def test_reconstruction_where_weights_are_there_for_the_call_alone(case, how, on
     model = build(case)
     expected = result(model, images, flat(mask, side))
     sk.apply_kernels(model, attention=None)
-    out = SHARDED[how](model)(images, bool_masked_pos=mask)
+    sharded = SHARDED[how](model)
+    torch.manual_seed(7)  # as `result` does before Swin drops paths
+    out = sharded(images, bool_masked_pos=mask)
     out.loss.backward()
     torch.testing.assert_close(out.loss, expected["loss"])
     torch.testing.assert_close(out.reconstruction, expected["reconstruction"])

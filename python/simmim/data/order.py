@@ -53,6 +53,12 @@ class Order:
         """Updates in the whole run."""
         return self.updates_per_epoch * self.epochs
 
+    def images(self, update: int) -> int:
+        """Images of the first ``update`` updates, of which the last one of an epoch may have fewer."""
+        epochs, rest = divmod(update, self.updates_per_epoch)
+        in_epoch = min(self.samples, self.updates_per_epoch * self.global_batch)
+        return epochs * in_epoch + rest * self.global_batch
+
     def epoch(self, update: int) -> int:
         """Epoch to which an update belongs."""
         return update // self.updates_per_epoch

@@ -48,7 +48,7 @@ class Fitting(Recording):
             BrokenPipeError: the reader of the output has gone.
         """
         config, order = self.config, self.order
-        numbers = order.updates, self.update, order.global_batch
+        numbers = order.updates, self.update, order.images
         # signals first: what opens the records loads packages, which can take seconds
         with (
             self.run_folder,
@@ -166,7 +166,10 @@ class Fitting(Recording):
             group["lr"] = self.learning_rate(group.get("lr_scale", 1.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.sums.add(total, norm, getattr(self.precision, "skipped", None))
+        weight = order.images(self.update + 1) - order.images(self.update)
+        self.sums.add(
+            total, norm, weight / order.global_batch, getattr(self.precision, "skipped", None)
+        )
         self._name_files(bad, notes)
         self.update += 1
         self._whole = True

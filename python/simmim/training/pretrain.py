@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simmim.config.conflicts import check_without_validation
 from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.data.batches import Batch
@@ -78,7 +79,9 @@ class Trainer(Loop):
             files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
         self.val_set = None
-        if files.validation:
+        if not files.validation:
+            check_without_validation(config, config.defaults())
+        else:
             own = {"crops": config.val_crops, "cache": config.cache}
             self.val_set = central_crops(config, files.validation, **own)
         self.masking = build_masking(config)

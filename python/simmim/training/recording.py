@@ -43,7 +43,7 @@ class Recording:
         )
         for line in filter(None, (*self.data_summary, self.precision_line, self.attention)):
             self.records.say(line)
-        for remark in remarks(config):
+        for remark in remarks(config, self.val_set is not None):
             self.records.say(remark)
         for line in self.counters.changes:
             self.records.note(self.update, line)

@@ -68,7 +68,8 @@ class Order:
 
         Gradients are added over the passes and averaged over the processes; with these weights the
         result is the gradient of the mean over all images of the update, also where the passes
-        differ in size. (A masked loss divides by hidden pixels; every image hides as many.)
+        differ in size. (A masked loss divides by hidden pixels; every image hides as many, if all hold
+        data: see ``Loop.scored_share``.)
         """
         size = self._size(update)
         return len(self._piece(size, turn)) * self.world / size

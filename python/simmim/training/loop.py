@@ -131,6 +131,10 @@ class Loop(Fitting, ABC):
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         """The mean loss of one pass in ``epoch``."""
 
+    def scored_share(self, batch: Batch, epoch: int) -> float | Tensor:
+        """By how many of the numbers that a batch of its size could score ``pass_loss`` divides."""
+        return 1.0
+
     @abstractmethod
     def validate(self) -> None:
         """Update the validation's counters and records; all processes take part."""

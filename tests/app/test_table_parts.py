@@ -128,6 +128,12 @@ def test_rows_of_one_image_stay_in_one_part(table, tmp_path):
         assert not set(train) & set(held)
     for summary in (classes.summary, files.summary):
         assert summary[-1].startswith("18 rows name an image again: ")
+    pack = tmp_path / "pack"
+    given = ("--data", data, "--label-column", "label", "--out", pack)
+    assert main(["pack", *map(str, given)]) == 0
+    packed = split_classes(probing(pack, tmp_path / "out", val_share=0.5))
+    for part, of_pack in ((classes.train, packed.train), (classes.test, packed.test)):
+        assert [i.name for i in part.paths] == [Path(str(i)).name for i in of_pack.paths]
     labels = dict(zip(table["path"], table["label"], strict=True))
     for part in (classes.train, classes.test):
         for image, label in zip(part.paths, part.labels.tolist(), strict=True):

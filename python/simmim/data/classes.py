@@ -183,7 +183,7 @@ def _hold_out(
 
     train, test = {}, {}
     for number, (name, paths) in enumerate(found.items()):
-        if len(set(paths)) == 1:
+        if len(set(map(str, paths))) == 1:
             raise UserError(
                 f"class {name!r} has one image, {paths[0]}, and needs one to train on and one to "
                 "test on: add images, remove it, or test on others with --val-data FOLDER"

@@ -163,25 +163,25 @@ def hold_out(
         wanted: how many to hold out of a number of different images.
         number: of the class.
     """
-    different = list(dict.fromkeys(images))
+    names = list(map(str, images))  # by which a pack, too, knows what is the same
+    different = list(dict.fromkeys(names))
     mixed = random_numbers(ORDER, VALIDATION_SEED, number, 1).permutation(len(different))
     chosen = {different[place] for place in mixed[: wanted(len(different))].tolist()}
-    return (
-        [image for image in images if image not in chosen],
-        [image for image in different if image in chosen],
-    )
+    train = [image for image, name in zip(images, names, strict=True) if name not in chosen]
+    first = dict(zip(reversed(names), reversed(images), strict=True))
+    return train, [first[name] for name in different if name in chosen]
 
 
 def repeated(images: Sequence[Path | Item]) -> list[str]:
     """A line on images that are named several times, of which ``hold_out`` takes some, if there are any."""
-    again = len(images) - len(set(images))
+    again = len(images) - len(set(map(str, images)))
     counts = "each counts in training, one that is held out counts once and is not trained on"
     return [f"{again:,} rows name an image again: {counts}"] if again else []
 
 
 def in_both(train: Sequence[Path | Item], held_out: Sequence[Path | Item]) -> list[str]:
     """A line on images that are trained on and held out as well, if there are any."""
-    both = len(set(train) & set(held_out))
+    both = len(set(map(str, train)) & set(map(str, held_out)))
     note = "images to train on are held out, too: the results say little of others"
     return [f"{both:,} {note}"] if both else []
 
@@ -234,7 +234,7 @@ def split_files(config: PretrainConfig) -> Files:
         if split.train != split.held_out:
             summary += in_both(train, validation.paths)
         return Files(train, validation.paths, listing.folder, tuple(summary))
-    if config.val_count and config.val_count >= len(set(train)):
+    if config.val_count and config.val_count >= len(set(map(str, train))):
         raise UserError(
             f"--val-count {config.val_count} leaves nothing to train on: "
             f"{config.data} holds {len(train)} images"

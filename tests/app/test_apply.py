@@ -86,6 +86,34 @@ def test_predictions_are_those_of_the_test(labelled, tmp_path, capsys):
         assert list(got.values()) == sorted(got.values(), reverse=True)
 
 
+def test_probabilities_of_confident_answers_stay_apart(tuned, labelled, tmp_path, monkeypatch):
+    """Scores that are 40 to 70 apart, as of models trained without smoothing."""
+
+    def confident(path):
+        model, config = load_classifier(path)
+        with torch.no_grad():
+            model.head.weight.mul_(400)
+        return model, config
+
+    monkeypatch.setattr("simmim.evaluation.predict.load_classifier", confident)
+    out = tmp_path / "predictions.csv"
+    assert run("predict", "--checkpoint", tuned, "--data", labelled, "--out", out, *FAST) == 0
+    model, config = confident(tuned)
+    dataset = central_crops(config, find_source(labelled, config).paths)
+    with torch.no_grad():
+        scores = model(torch.stack([dataset[0, n].image for n in range(18)])).double()
+    assert (scores.amax(1) - scores.amin(1)).median() > 20
+    found = {
+        (n, row[f"class{place}"]): float(row[f"probability{place}"])
+        for n, row in enumerate(rows_of(out))
+        for place in ("", "_2", "_3")
+    }
+    logs = (
+        torch.tensor([[found[n, name] for name in model.names] for n in range(18)]).double().log()
+    )
+    torch.testing.assert_close(logs, scores.log_softmax(1), rtol=1e-4, atol=1e-3)
+
+
 def test_predictions_of_a_pack_and_of_bad_files(tuned, labelled, tmp_path, capsys):
     (labelled / "dark/0.png").write_bytes(b"nothing")
     arguments = ("predict", "--checkpoint", tuned, *FAST, "--top", 1)

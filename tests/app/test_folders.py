@@ -219,3 +219,24 @@ def test_images_outside_the_class_folders_are_counted(labelled, tmp_path):
     PICTURE.save(labelled / "loose.png")
     _, _, summary = found("probe", labelled, tmp_path)
     assert "1 image outside the class folders" in summary
+
+
+def test_settings_of_the_validation_go_with_parts_that_are_there(photographs, tmp_path, capsys):
+    """``--val-data`` and ``--val-count`` were asked for where train/ lies beside val/."""
+    options = {"--picture": 1, "--val-crops": 2, "--val-every": 2}
+    given = [part for option in options.items() for part in option]
+    arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST, *given)
+    status, _, errors = run(capsys, *arguments)
+    assert (status, errors.splitlines()[-1]) == (
+        2,
+        "simmim: --picture needs validation images: give --val-data or --val-count",
+    )
+    (photographs / "part0").rename(photographs / "train")
+    (photographs / "part1").rename(photographs / "val")
+    status, _, errors = run(capsys, *arguments, "--epochs", 3)
+    assert status == 0
+    assert [line.split()[1] for line in errors.splitlines() if "validation loss" in line] == [
+        *("0/3", "2/3", "3/3")
+    ]
+    assert "no picture is drawn" not in errors
+    assert (tmp_path / "run" / "reconstruction.png").exists()

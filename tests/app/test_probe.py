@@ -15,7 +15,7 @@ from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.evaluation import probe as probe_module
-from simmim.evaluation.probe import probe
+from simmim.evaluation.probe import measure, probe
 from simmim.models.classifier import block_features, completed, start
 from simmim.models.encoders import build_encoder
 from simmim.models.published import normalized
@@ -133,3 +133,16 @@ def test_random_weights_are_those_of_the_seed(labelled, tmp_path):
     state = first.state_dict()
     assert all(torch.equal(v, again.state_dict()[n]) for n, v in state.items())
     assert not torch.equal(first.mask_token, other.mask_token)
+
+
+def test_neighbours_of_features_that_are_nearly_alike(tmp_path):
+    """In float32 the distances are rounding alone, and most answers are wrong."""
+    labels = np.arange(60) % 3
+    features = np.random.default_rng(0).normal(0, 1e-3, (60, 24))
+    features[np.arange(60), labels] += 0.01
+    features = (features + 100).astype(np.float32)
+    train, test = np.split(features, 2)
+    result = measure(
+        1, train, labels[:30], test, labels[30:], 3, probing(tmp_path, tmp_path / "out")
+    )
+    assert result.neighbours == 1

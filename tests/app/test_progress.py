@@ -35,7 +35,7 @@ def test_plain_lines(photographs, tmp_path, capfd, monkeypatch):
 def test_silence_is_broken_after_a_while(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    shown = Progress(total=1000, done=100, global_batch=8)
+    shown = Progress(total=1000, done=100, images=lambda updates: 8 * updates)
     for update in range(101, 150):
         now[0] += 3
         shown.advance(update)
@@ -46,7 +46,7 @@ def test_silence_is_broken_after_a_while(monkeypatch, capsys):
 
 
 def test_other_processes_show_nothing(tmp_path, capsys):
-    records = NoRecords(10, 0, 4)
+    records = NoRecords(10, 0, lambda updates: 4 * updates)
     records.say("line")
     records.advance(1)
     records.note(1, "line")
@@ -98,7 +98,7 @@ class Terminal:
 def test_the_bar_moves_with_every_update(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    shown = Progress(total=8, done=2, global_batch=4)
+    shown = Progress(total=8, done=2, images=lambda updates: 4 * updates)
     shown.open()
     for update in range(3, 9):
         time.sleep(0.12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import torch
 from rasterio.transform import from_origin
 
@@ -13,6 +14,7 @@ from simmim.data.batches import collate
 from simmim.data.splits import VALIDATION_SEED
 from simmim.models.published import local_statistics, normalized, on_grid
 from simmim.models.targets import as_image
+from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
 
 from .test_cli import FAST
@@ -137,3 +139,38 @@ def test_validation_and_its_baseline_leave_them_out(stats, tmp_path):
             expected.append((sums / counts).mean().item())
     counters = trainer.counters
     assert [counters.last_validation, counters.baseline] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [("--seed", 1), MAE, ("--target", "hog")], ids=["simmim", "mae", "hog"]
+)
+def test_several_passes_are_one_batch(options, stats, tmp_path):
+    """However many pixels of each pass are scored: losses, gradients, and the means of rows."""
+    rows = {}
+    for name, batch in {"one": (4,), "two": (2, "--accumulate", 2)}.items():
+        train(stats, tmp_path / name, *options, "--log-every", 1, "--batch-size", *batch)
+        rows[name] = read_metrics(tmp_path / name / "metrics.csv")
+    for one, two in zip(*rows.values(), strict=True):
+        for column in ("loss", "grad_norm"):
+            assert (one[column] == two[column] == "") or (
+                float(two[column]) == pytest.approx(float(one[column]), rel=1e-4)
+            )
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["kernels", "published arithmetic"])
+def test_updates_that_score_nothing_are_in_no_mean(plain, tmp_path):
+    """A training image without any data beside three whole ones, each an update of its own."""
+    pixels = np.random.default_rng(0).integers(0, 3000, (6, SIDE, SIDE)).astype(np.int16)
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate(pixels):
+        image[number == 0] = NODATA
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", image)
+    stats = measure(tmp_path / "data", tmp_path / "stats.json", "--nodata", NODATA)
+    rows = {}
+    for every in (1, 0):
+        out = tmp_path / str(every)
+        train(stats, out, *MAE, *plain, "--batch-size", 1, "--log-every", every)
+        rows[every] = [r for r in read_metrics(out / "metrics.csv") if r["split"] == "train"]
+    losses = [float(row["loss"]) for row in rows[1]]
+    assert len(losses) == 3 and min(losses) > 0
+    assert float(rows[0][0]["loss"]) == pytest.approx(sum(losses) / 3)

@@ -67,6 +67,18 @@ def test_statistics_are_numpys(dtype, tmp_path, monkeypatch):
         np.testing.assert_allclose(found["percentiles"][str(percentile)], expected, rtol=error)
 
 
+def test_deviations_that_are_small_beside_the_mean(tmp_path, monkeypatch):
+    """As of elevations in millimetres or times: the mean of the squares would lose them."""
+    values = (1e6 + np.random.default_rng(0).normal(0, 0.1, (5, 40, 40))).astype(np.float32)
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate(values):
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", image)
+    monkeypatch.setattr("simmim.data.statistics._PIECE", 2)
+    monkeypatch.setattr("simmim.data.statistics._ROWS", 16)
+    found = json.loads(measure(tmp_path / "data", tmp_path / "stats.json").read_text())
+    np.testing.assert_allclose(found["std"], values.astype(np.float64).std(), rtol=1e-8)
+
+
 def test_values_without_data_are_counted_apart(tmp_path):
     values = scenes(tmp_path / "data", "float32", 1)
     path = tmp_path / "data" / "0.tif"

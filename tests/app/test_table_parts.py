@@ -114,3 +114,36 @@ def test_commands_for_all_images(table, tmp_path, capsys):
     assert "; all rows, whatever the column split says (" in capsys.readouterr().err
     assert main(["pack", "--data", str(data), "--out", str(tmp_path / "pack")]) == 2
     assert "write those that are wanted here into a table" in capsys.readouterr().err
+
+
+def test_rows_of_one_image_stay_in_one_part(table, tmp_path):
+    """As tables with a row for each finding have them: none is trained on and tested on, and the test counts
+    it once."""
+    found = table[["path", "label"]]
+    data = write(found.loc[found.index.repeat([1, 2, 3] * 6)], tmp_path, ".csv")
+    classes = split_classes(probing(data, tmp_path / "out", val_share=0.5))
+    files = split_files(PretrainConfig(data=data, out=tmp_path / "out", val_count=9))
+    for train, held in ((classes.train.paths, classes.test.paths), (files.train, files.validation)):
+        assert len(held) == len(set(held)) == 9 and len(train) > len(set(train)) == 9
+        assert not set(train) & set(held)
+    for summary in (classes.summary, files.summary):
+        assert summary[-1].startswith("18 rows name an image again: ")
+    pack = tmp_path / "pack"
+    given = ("--data", data, "--label-column", "label", "--out", pack)
+    assert main(["pack", *map(str, given)]) == 0
+    packed = split_classes(probing(pack, tmp_path / "out", val_share=0.5))
+    for part, of_pack in ((classes.train, packed.train), (classes.test, packed.test)):
+        assert [i.name for i in part.paths] == [Path(str(i)).name for i in of_pack.paths]
+    labels = dict(zip(table["path"], table["label"], strict=True))
+    for part in (classes.train, classes.test):
+        for image, label in zip(part.paths, part.labels.tolist(), strict=True):
+            assert labels[str(image)] == classes.names[label]
+
+
+def test_images_in_both_parts_are_counted(table, tmp_path):
+    held = table["split"] == "val"
+    data = write(pandas.concat([table, table[held].assign(split="train")]), tmp_path, ".csv")
+    classes = split_classes(probing(data, tmp_path / "out"))
+    files = split_files(PretrainConfig(data=data, out=tmp_path / "out"))
+    for summary in (classes.summary, files.summary):
+        assert summary[-1].startswith(f"{held.sum()} images to train on are held out, too")

@@ -13,9 +13,11 @@ from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.metrics import MetricsFile, read_metrics
 from simmim.training.pretrain import Trainer
+from simmim.training.progress import Progress
 
 from ..budget import assert_within_budget
 from .conftest import TINY
+from .runs import stop_at
 
 #: every source of randomness inside the model turned off
 STILL = {**TINY, "drop_path": 0.0, "encoder_args": {**TINY["encoder_args"], "proj_drop_rate": 0.0}}
@@ -121,6 +123,44 @@ def test_records(photographs, tmp_path):
             assert float(row["images_per_second"]) > 0
     assert list((config.out / "tensorboard").glob("events.*"))
     assert PretrainConfig.from_json((config.out / "config.json").read_text()) == config
+
+
+def test_smaller_batches_weigh_less_in_the_log(photographs, tmp_path, monkeypatch):
+    """3, 3 and 2 images an epoch: the mean of the updates' means would be another number."""
+    counted, genuine = [], Progress.since_last
+
+    def since_last(progress: Progress, update: int) -> tuple[int, float]:
+        counted.append(genuine(progress, update))
+        return counted[-1]
+
+    monkeypatch.setattr(Progress, "since_last", since_last)
+    common = {"batch_size": 3, "epochs": 2, "keep_rest": True}
+    config = config_of(photographs, tmp_path / "each", **common)
+    Trainer(config).fit()
+    each = read_metrics(config.out / "metrics.csv")
+    assert [images for images, _ in counted] == [3, 3, 2, 3, 3, 2]
+    assert [row["epoch"] for row in each] == ["1", "1", "1", "2", "2", "2"]
+    losses = [float(row["loss"]) for row in each]
+    # resumed in the middle of a row, too
+    config = dataclasses.replace(config, out=tmp_path / "epochs", log_every=0)
+    stop_at(trainer := Trainer(config), 5)
+    trainer.fit()
+    Trainer(dataclasses.replace(config, resume=True)).fit()
+    assert counted[6] == (8, counted[6][1])
+    for epoch, row in enumerate(read_metrics(config.out / "metrics.csv")):
+        first, second, rest = losses[3 * epoch : 3 * epoch + 3]
+        assert float(row["loss"]) == pytest.approx((3 * first + 3 * second + 2 * rest) / 8)
+
+
+def test_rows_and_validations_of_an_epoch_have_its_number(photographs, tmp_path):
+    config = config_of(photographs, tmp_path / "run", val_count=2, batch_size=3, epochs=2)
+    Trainer(dataclasses.replace(config, log_every=0)).fit()
+    rows = read_metrics(config.out / "metrics.csv")
+    assert [(r["split"], r["epoch"]) for r in rows] == [
+        ("val", "0"),
+        *(("train", "1"), ("val", "1")),
+        *(("train", "2"), ("val", "2")),
+    ]
 
 
 def test_learning_rate_follows_the_update(photographs, tmp_path):

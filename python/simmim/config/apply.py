@@ -48,7 +48,8 @@ class PredictConfig(InferenceConfig, ApplyConfig):
     is used, as in fine-tuning's tests."""
 
     out: Path = Path("predictions.csv")
-    """The table to write: file (below --data), class, probability, and the next likely classes."""
+    """The table to write: file (below --data), class, probability, and the next likely classes. The
+    probabilities are the softmax of the classifier's scores, in float64."""
 
     top: int = 5
     """Classes of each image in the table, the likeliest first."""

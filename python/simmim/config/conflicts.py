@@ -21,8 +21,16 @@ def check_conflicts(config: object, defaults: object | None = None) -> None:
         raise UserError(text)
 
 
-def remarks(config: object) -> list[str]:
-    """A line for each setting of a training run that has no effect or an unexpected one."""
+def check_without_validation(config: object, defaults: object | None = None) -> None:
+    """Raise ``UserError`` for settings about the validation of a run that has no images for it;
+    ``defaults`` as of ``check_conflicts``."""
+    for text in _without_validation(vars(config).get, _given(config, defaults)):
+        raise UserError(text)
+
+
+def remarks(config: object, validated: bool = False) -> list[str]:
+    """A line for each setting of a training run that has no effect or an unexpected one; ``validated``
+    says whether images were found to validate on, as in data that is split."""
     has, lines = vars(config).get, []
     if 0 < has("epochs", 0) <= has("warmup_epochs", 0):
         lines.append(
@@ -40,7 +48,8 @@ def remarks(config: object) -> list[str]:
     if has("data") is not None and has("data") == has("val_data"):
         lines.append("--val-data is --data: the validation is on the images of the training")
     demo = has("preset") == "demo" and has("data") is None
-    if has("picture") and has("val_data") is None and not has("val_count") and not demo:
+    asked = has("val_data") is not None or has("val_count") or demo
+    if has("picture") and not asked and not validated:
         lines.append("no picture is drawn at the end: there are no validation images")
     if has("cache") and has("workers") not in (None, "auto", 0, 1):
         lines.append(
@@ -86,10 +95,10 @@ def _conflicts(config: Any, given: Callable[[str], bool]) -> Iterator[str]:
         for name in ("val_data", "val_count"):
             if has(name):
                 yield f"--preset demo brings its own validation images: {flag(name)} needs --data"
-    if has("val_count") == 0 and has("val_data") is None and not demo:
-        for name in ("picture", "val_crops", "val_every"):
-            if given(name) and has(name):
-                yield f"{flag(name)} needs validation images: give --val-data or --val-count"
+    # data that is there may be split already, which is known once it was looked into
+    there = has("data") is not None and has("data").exists()
+    if has("val_count") == 0 and has("val_data") is None and not demo and not there:
+        yield from _without_validation(has, given)
     for name in ("decoder_width", "decoder_depth", "decoder_heads", "second_ratio"):
         if given(name) and has("method") == "simmim":
             yield f"{flag(name)} is for --method mae: leave it out"
@@ -104,6 +113,12 @@ def _conflicts(config: Any, given: Callable[[str], bool]) -> Iterator[str]:
     encoder_alone = has("encoder_only") or has("project") == "timm"
     if encoder_alone and given("head_order"):
         yield "--head-order is about a head, and an encoder alone has none: leave it out"
+
+
+def _without_validation(has: Callable[..., Any], given: Callable[[str], bool]) -> Iterator[str]:
+    for name in ("picture", "val_crops", "val_every"):
+        if given(name) and has(name):
+            yield f"{flag(name)} needs validation images: give --val-data or --val-count"
 
 
 def _learning_rates(config: Any) -> Iterator[str]:

@@ -26,7 +26,14 @@ from simmim.data.sources import (
     is_folder_of_files,
     is_pack,
 )
-from simmim.data.splits import VALIDATION_SEED, check_links, check_no_split_inside, resolve_split
+from simmim.data.splits import (
+    check_links,
+    check_no_split_inside,
+    hold_out,
+    in_both,
+    repeated,
+    resolve_split,
+)
 from simmim.data.table_parts import Part, take_part
 from simmim.errors import UserError
 
@@ -140,6 +147,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
     root, summary = listing.folder, [*split.notes, f"{len(found)} classes, {listing.summary()}"]
     if split.held_out is None and not listing.part:
         train, test = _hold_out(found, config)
+        summary += repeated(_all_of(found))
     else:
         train, where = found, split.held_out or split.train
         part: Part = "one" if split.held_out else "held out"
@@ -155,6 +163,8 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
                 f"class {name!r} is in {here} but not in {there}: add images of it, or remove it"
             )
         test = {name: test[name] for name in train}
+        if config.data != config.val_data:
+            summary += in_both(_all_of(train), _all_of(test))
     if config.per_class:
         train = {
             name: _some(paths, name, number, config)
@@ -168,17 +178,22 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
 def _hold_out(
     found: dict[str, Images], config: FinetuneConfig | ProbeConfig
 ) -> tuple[dict[str, Images], dict[str, Images]]:
+    def share(images: int) -> int:
+        return min(max(1, round(config.val_share * images)), images - 1)
+
     train, test = {}, {}
     for number, (name, paths) in enumerate(found.items()):
-        if len(paths) == 1:
+        if len(set(map(str, paths))) == 1:
             raise UserError(
                 f"class {name!r} has one image, {paths[0]}, and needs one to train on and one to "
                 "test on: add images, remove it, or test on others with --val-data FOLDER"
             )
-        count = min(max(1, round(config.val_share * len(paths))), len(paths) - 1)
-        mixed = random_numbers(ORDER, VALIDATION_SEED, number, 1).permutation(len(paths))
-        test[name], train[name] = _picked(paths, mixed[:count]), _picked(paths, mixed[count:])
+        train[name], test[name] = hold_out(paths, share, number)
     return train, test
+
+
+def _all_of(classes: dict[str, Images]) -> Images:
+    return list(itertools.chain.from_iterable(classes.values()))
 
 
 def _some(paths: Images, name: str, number: int, config: FinetuneConfig | ProbeConfig) -> Images:
@@ -198,4 +213,4 @@ def _picked(paths: Images, places: np.ndarray) -> Images:
 def _labelled(classes: dict[str, Images]) -> Labelled:
     counts = [len(paths) for paths in classes.values()]
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return Labelled([path for paths in classes.values() for path in paths], labels)
+    return Labelled(_all_of(classes), labels)

@@ -53,6 +53,12 @@ class Order:
         """Updates in the whole run."""
         return self.updates_per_epoch * self.epochs
 
+    def images(self, update: int) -> int:
+        """Images of the first ``update`` updates, of which the last one of an epoch may have fewer."""
+        epochs, rest = divmod(update, self.updates_per_epoch)
+        in_epoch = min(self.samples, self.updates_per_epoch * self.global_batch)
+        return epochs * in_epoch + rest * self.global_batch
+
     def epoch(self, update: int) -> int:
         """Epoch to which an update belongs."""
         return update // self.updates_per_epoch
@@ -62,7 +68,8 @@ class Order:
 
         Gradients are added over the passes and averaged over the processes; with these weights the
         result is the gradient of the mean over all images of the update, also where the passes
-        differ in size. (A masked loss divides by hidden pixels; every image hides as many.)
+        differ in size. (A masked loss divides by hidden pixels; every image hides as many, if all hold
+        data: see ``Loop.scored_share``.)
         """
         size = self._size(update)
         return len(self._piece(size, turn)) * self.world / size

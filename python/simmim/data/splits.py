@@ -3,6 +3,7 @@ validation/ or test/."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +152,40 @@ def check_no_split_inside(folder: Path) -> None:
         )
 
 
+def hold_out(
+    images: Sequence[Path | Item], wanted: Callable[[int], int], number: int
+) -> tuple[list[Path | Item], list[Path | Item]]:
+    """``images`` to train on, and those held out, the same ones in every run, each in the order of
+    ``images``. Tables may name one several times, such as once for each finding in it; it is held out
+    once, and then not trained on.
+
+    Args:
+        wanted: how many to hold out of a number of different images.
+        number: of the class.
+    """
+    names = list(map(str, images))  # by which a pack, too, knows what is the same
+    different = list(dict.fromkeys(names))
+    mixed = random_numbers(ORDER, VALIDATION_SEED, number, 1).permutation(len(different))
+    chosen = {different[place] for place in mixed[: wanted(len(different))].tolist()}
+    train = [image for image, name in zip(images, names, strict=True) if name not in chosen]
+    first = dict(zip(reversed(names), reversed(images), strict=True))
+    return train, [first[name] for name in different if name in chosen]
+
+
+def repeated(images: Sequence[Path | Item]) -> list[str]:
+    """A line on images that are named several times, of which ``hold_out`` takes some, if there are any."""
+    again = len(images) - len(set(map(str, images)))
+    counts = "each counts in training, one that is held out counts once and is not trained on"
+    return [f"{again:,} rows name an image again: {counts}"] if again else []
+
+
+def in_both(train: Sequence[Path | Item], held_out: Sequence[Path | Item]) -> list[str]:
+    """A line on images that are trained on and held out as well, if there are any."""
+    both = len(set(map(str, train)) & set(map(str, held_out)))
+    note = "images to train on are held out, too: the results say little of others"
+    return [f"{both:,} {note}"] if both else []
+
+
 @dataclass(frozen=True)
 class Files:
     """Images of a run, the folder from which those to train on are named, and lines that say which
@@ -196,20 +231,17 @@ def split_files(config: PretrainConfig) -> Files:
             validation = take_part(validation, split.held_out, "one")
         check_links(validation, config.on_bad_image)
         summary.append(f"validation: {validation.summary()}")
+        if split.train != split.held_out:
+            summary += in_both(train, validation.paths)
         return Files(train, validation.paths, listing.folder, tuple(summary))
-    if config.val_count >= len(train):
+    if config.val_count and config.val_count >= len(set(map(str, train))):
         raise UserError(
             f"--val-count {config.val_count} leaves nothing to train on: "
             f"{config.data} holds {len(train)} images"
         )
-    mixed = random_numbers(ORDER, VALIDATION_SEED, 0, 1).permutation(len(train))
-    chosen = set(mixed[: config.val_count].tolist())
-    return Files(
-        [path for i, path in enumerate(train) if i not in chosen],
-        [path for i, path in enumerate(train) if i in chosen],
-        listing.folder,
-        tuple(summary),
-    )
+    summary += repeated(train) if config.val_count else []
+    kept, held = hold_out(train, lambda _: config.val_count, 0)
+    return Files(kept, held, listing.folder, tuple(summary))
 
 
 def check_links(listing: Listing, on_bad_image: str) -> None:

@@ -40,7 +40,8 @@ class Tally:
 
     Attributes:
         counts: ``int64 (C, levels)``, how often each value came.
-        sums, squares: ``float64 (C,)`` of float32; of integers the counts tell them.
+        sums: ``float64 (C,)`` of float32; of integers the counts tell them.
+        squares: ``float64 (C,)`` of float32, the sums of squared differences from the channel's mean.
         low, high: ``(C,)``, the smallest and the largest.
         nodata: numbers without data in each channel.
         images: how many were measured.
@@ -62,6 +63,11 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count what ``other`` found along with this one's."""
+        ours, theirs = (np.sum(tally.counts, -1) for tally in (self, other))
+        # differences of the two means: squares of the values themselves would lose a deviation that is
+        # small beside the mean
+        apart = self.sums / np.maximum(1, ours) - other.sums / np.maximum(1, theirs)
+        self.squares = self.squares + apart**2 * ours * (theirs / np.maximum(1, ours + theirs))
         for name in ("counts", "sums", "squares", "nodata", "images"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
@@ -193,7 +199,8 @@ def _measure_channel(values: np.ndarray, nodata: float | None) -> tuple:
     if values.dtype.kind == "f":
         kept = kept[np.isfinite(kept)]
         wide = kept.astype(np.float64)
-        sums, squares = wide.sum(), np.square(wide).sum()
+        sums = wide.sum()
+        squares = np.square(wide - sums / max(1, wide.size)).sum()
     counts = np.bincount(_level(kept), minlength=_LEVELS[values.dtype.name])
     low, high = (kept.min(), kept.max()) if kept.size else (math.inf, -math.inf)
     return counts, sums, squares, low, high, values.size - kept.size
@@ -229,7 +236,7 @@ def summary(tally: Tally, wanted: Reading) -> dict[str, object]:
     values = _values(wanted.dtype)
     if wanted.dtype == "float32":
         mean = tally.sums / counted
-        variance = tally.squares / counted - mean**2
+        variance = tally.squares / counted
     else:
         mean = tally.counts @ values / counted
         squares = np.square(values - mean[:, None])

@@ -50,11 +50,14 @@ def command(config: PredictConfig) -> int:
         table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])
         images = central_crops(trained, listing.paths)
         for (scores,), sources in results(lambda x: [model(x)], config, images, device):
-            likeliest = (part.tolist() for part in scores.softmax(1).topk(top))
-            for source, shares, classes in zip(sources.tolist(), *likeliest, strict=True):
+            places = scores.topk(top).indices
+            # in float64, and of small ones as many digits: ranks of confident answers stay apart
+            found = scores.double().softmax(1).gather(1, places)
+            likeliest = sources.tolist(), found.tolist(), places.tolist()
+            for source, shares, classes in zip(*likeliest, strict=True):
                 row = [name_below(listing.paths[source], listing.folder)]
                 for share, number in zip(shares, classes, strict=True):
-                    row += [model.names[number], f"{share:.6f}"]
+                    row += [model.names[number], f"{share:.12g}"]
                 table.writerow(row)
             count += len(sources)
     print(f"{count:,} images, {len(model.names)} classes; wrote {config.out}")

@@ -171,12 +171,15 @@ def measure(
     near = neighbors.KNeighborsClassifier(
         min(config.neighbours, len(train)), metric="cosine", weights="distance"
     )
+    # features that are nearly alike differ by less than float32 keeps of 1 - cosine
+    near.fit(train.astype(np.float64), train_labels)
+    found = near.predict(test.astype(np.float64))
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (test_labels, guesses), 1)
     return Result(
         block,
         float(np.mean(guesses == test_labels)),
-        float(np.mean(near.fit(train, train_labels).predict(test) == test_labels)),
+        float(np.mean(found == test_labels)),
         confusion,
         len(train),
         len(test),

@@ -93,4 +93,5 @@ def masked_loss(
     if reduction == "sum":
         return pixels.sum()
     axes = {"mean": (0, 1, 2, 3), "none": (1, 2, 3)}[reduction]
-    return pixels.sum(axes) / (weight.sum(axes) + eps) / target.shape[1]
+    # where nothing is hidden, as where nothing holds data, the loss is 0
+    return pixels.sum(axes) / (weight.sum(axes) + eps).clamp_min(1e-12) / target.shape[1]

@@ -166,8 +166,7 @@ class SimMIM(ChannelStatistics):
             target = as_image(target, self._grid(images))
         if with_data is not None:
             prediction = self._in_place(prediction, images, mask)
-            grid = target.shape[2:]
-            mask = published.on_grid(mask, *grid) & on_coarser_grid(with_data, *grid)
+            mask = self.scored(images, mask, with_data)
         if self.plain:
             if self.of_pixels:
                 target = published.normalized(target, self.mean, self.std)
@@ -178,6 +177,13 @@ class SimMIM(ChannelStatistics):
                 target = (target - mean) / deviation
             return published.masked_loss(image, target, mask, self.loss, reduction, self.eps)
         return LOSSES[self.loss][0](prediction, target, mask, reduction=reduction, **self._target())
+
+    def scored(self, images: Tensor, mask: PatchMask | Tensor, with_data: Tensor) -> Tensor:
+        """``bool (B, h, w)``: the hidden pixels that hold data, or cells of pixels of which the target
+        has one number each."""
+        cell = getattr(self.target, "cell", 1)
+        grid = images.shape[2] // cell, images.shape[3] // cell
+        return published.on_grid(mask, *grid) & on_coarser_grid(with_data, *grid)
 
     def _in_place(self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor) -> Tensor:
         """Predicted tokens of what ``mask`` hides among zeros; any other prediction as it is."""

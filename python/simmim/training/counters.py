@@ -64,29 +64,33 @@ class RunningSums:
     are needed.
 
     Attributes:
-        totals: ``float64 (3,)``: loss, gradient norm, number of skipped updates.
+        totals: ``float64 (4,)``: loss times weight, gradient norm, weight, number of skipped updates.
         count: updates that were summed, skipped ones among them until they are taken out.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(4, dtype=torch.float64, device=device)
         self.count = 0
 
-    def add(self, loss: Tensor, norm: Tensor, skipped: Tensor | None = None) -> None:
+    def add(self, loss: Tensor, norm: Tensor, weight: float, skipped: Tensor | None = None) -> None:
         """Add those of one update, without waiting for the device; they do not count where
-        ``skipped`` is other than 0."""
+        ``skipped`` is other than 0.
+
+        Args:
+            weight: of the loss, a mean, among those of other updates: in proportion to the images.
+        """
+        found = torch.stack([loss * weight, norm.to(loss), torch.full_like(loss, weight)])
         if skipped is not None:
-            loss, norm = (value.masked_fill(skipped > 0, 0) for value in (loss, norm))
-            self.totals[2] += skipped > 0
-        self.totals[0] += loss
-        self.totals[1] += norm
+            found = found.masked_fill(skipped > 0, 0)
+            self.totals[3] += skipped > 0
+        self.totals[:3] += found
         self.count += 1
 
     def take_out(self, skipped: int) -> None:
         """Remove the skipped updates from the counts."""
         self.count -= skipped
-        self.totals[2] = 0
+        self.totals[3] = 0
 
-    def restore(self, loss: float, norm: float, count: int) -> None:
+    def restore(self, loss: float, norm: float, weight: float, count: int) -> None:
         """Continue from sums that were saved, or anew from zeros."""
-        self.totals[0], self.totals[1], self.count = loss, norm, count
+        self.totals[0], self.totals[1], self.totals[2], self.count = loss, norm, weight, count

@@ -48,7 +48,7 @@ class Fitting(Recording):
             BrokenPipeError: the reader of the output has gone.
         """
         config, order = self.config, self.order
-        numbers = order.updates, self.update, order.global_batch
+        numbers = order.updates, self.update, order.images
         # signals first: what opens the records loads packages, which can take seconds
         with (
             self.run_folder,
@@ -142,6 +142,7 @@ class Fitting(Recording):
         config, order = self.config, self.order
         self._seed_update()
         total = torch.zeros_like(self.sums.totals[0])
+        share = 0.0
         bad: dict[str, str] = {}
         notes: dict[str, str] = {}
         for turn in range(config.accumulate):
@@ -153,9 +154,13 @@ class Fitting(Recording):
             as_compiled = nullcontext() if len(batch.ids) == order.batch else uncompiled()
             with self.fabric.no_backward_sync(self.model, enabled=not last), as_compiled:
                 loss = self.pass_loss(batch, order.epoch(self.update))
-                loss = loss * order.weight(self.update, turn)
+                weight = order.weight(self.update, turn)
+                weight = weight * self.scored_share(batch, order.epoch(self.update))
+                loss = loss * weight
                 self.fabric.backward(loss)
             total += loss.detach()
+            share = share + weight
+        share = self._divide(total, share) if isinstance(share, Tensor) else 1.0
         # once an update: clipping each pass's part would change the gradient's direction
         norm = gathered(self._clip())
         stop = self.peers.largest(self._reason_to_stop()) if order.world > 1 else 0
@@ -166,11 +171,26 @@ class Fitting(Recording):
             group["lr"] = self.learning_rate(group.get("lr_scale", 1.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.sums.add(total, norm, getattr(self.precision, "skipped", None))
+        if share:
+            images = order.images(self.update + 1) - order.images(self.update)
+            weight = share * images / order.global_batch
+            self.sums.add(total, norm, weight, getattr(self.precision, "skipped", None))
         self._name_files(bad, notes)
         self.update += 1
         self._whole = True
         return stop
+
+    def _divide(self, total: Tensor, share: Tensor) -> float:
+        """Make the sums over passes and processes, each weighed by its ``share`` of all that could be
+        scored, means over what was, as of one pass: gradients and the loss ``total``. Returns the
+        share of all together, 0 where nothing was scored."""
+        share = self.fabric.all_reduce(share, reduce_op="mean").item()
+        if share:
+            total /= share
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= share
+        return share
 
     def _compile_at_start(self) -> None:
         """Compile the model where that is asked for or the run did so before."""

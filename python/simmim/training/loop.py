@@ -131,6 +131,10 @@ class Loop(Fitting, ABC):
     def pass_loss(self, batch: Batch, epoch: int) -> Tensor:
         """The mean loss of one pass in ``epoch``."""
 
+    def scored_share(self, batch: Batch, epoch: int) -> float | Tensor:
+        """By how many of the numbers that a batch of its size could score ``pass_loss`` divides."""
+        return 1.0
+
     @abstractmethod
     def validate(self) -> None:
         """Update the validation's counters and records; all processes take part."""
@@ -159,7 +163,7 @@ class Loop(Fitting, ABC):
 
     def _save(self) -> None:
         began = run_clock()
-        loss_sum, norm_sum = self._read_sums()
+        loss_sum, norm_sum, weight_sum = self._read_sums()
         found = (self.peers.union(files) for files in (self.counters.bad, self.counters.partly))
         self._name_files(*found)
         self.records.sync()
@@ -173,6 +177,7 @@ class Loop(Fitting, ABC):
             "global_batch": self.order.global_batch,
             "loss_sum": loss_sum,
             "norm_sum": norm_sum,
+            "weight_sum": weight_sum,
             "summed": self.sums.count,
             "counters": dataclasses.asdict(self.counters),
             "config": self.config.to_json(),
@@ -276,7 +281,10 @@ class Loop(Fitting, ABC):
             self.precision.load_state_dict(state["scaler"])
         self.run_folder.newest = path
         self.update = self.saved_at = state["update"]
-        self.sums.restore(state["loss_sum"], state["norm_sum"], state["summed"])
+        summed = state["summed"]
+        # once all updates weighed the same
+        weight = state.get("weight_sum", summed)
+        self.sums.restore(state["loss_sum"], state["norm_sum"], weight, summed)
         self.counters = self.counters_type(**state["counters"])
         text = accepted_changes(path, self.config, old, self.update, self.order)
         if text:

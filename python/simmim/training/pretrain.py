@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simmim.config.conflicts import check_without_validation
 from simmim.config.images import measured
 from simmim.config.pretrain import PretrainConfig, ReconstructConfig
 from simmim.data.batches import Batch
@@ -16,7 +17,6 @@ from simmim.data.splits import VALIDATION_SEED, split_files
 from simmim.errors import UnreadableImageError
 from simmim.evaluation.reconstruct import draw
 from simmim.models.build import build_masking, build_model
-from simmim.models.published import on_grid
 from simmim.models.simmim import SimMIM, visible_mean
 from simmim.training.counters import Counters
 from simmim.training.init_from import read_initial
@@ -78,7 +78,9 @@ class Trainer(Loop):
             files = split_files(config)
         self.all_images = len(files.train) + len(files.validation)
         self.val_set = None
-        if files.validation:
+        if not files.validation:
+            check_without_validation(config, config.defaults())
+        else:
             own = {"crops": config.val_crops, "cache": config.cache}
             self.val_set = central_crops(config, files.validation, **own)
         self.masking = build_masking(config)
@@ -102,6 +104,13 @@ class Trainer(Loop):
             batch.ids, seed=self.config.seed, epoch=epoch, device=self.fabric.device
         )
         return self.model(images, mask, with_data=with_data, second=second)
+
+    def scored_share(self, batch: Batch, epoch: int) -> float | Tensor:
+        if not self.config.nodata:
+            return 1.0
+        images, mask, with_data = self._to_device(batch, self.config.seed, epoch)
+        scored = self.model.module.scored(images, mask, with_data)
+        return scored.double().mean() / mask.mask.double().mean()
 
     def _to_device(
         self, batch: Batch, seed: int, epoch: int
@@ -128,8 +137,7 @@ class Trainer(Loop):
             counts = batch.read.to(sums.device)
             if with_data is not None:
                 # an image of which nothing is scored has no loss
-                hidden = on_grid(mask, *images.shape[2:])
-                counts = counts & (hidden & with_data).flatten(1).any(1)
+                counts = counts & model.scored(images, mask, with_data).flatten(1).any(1)
             counts = counts[:count]
             sums[0] += counts.sum()
             for place, values in enumerate(losses, 1):

@@ -72,11 +72,11 @@ class Progress:
     Args:
         total: updates of the whole run.
         done: updates done before this process began.
-        global_batch: images in an update.
+        images: how many images a number of updates trains on.
     """
 
-    def __init__(self, total: int, done: int, global_batch: int) -> None:
-        self.total, self.first, self.global_batch = total, done, global_batch
+    def __init__(self, total: int, done: int, images: Callable[[int], int]) -> None:
+        self.total, self.first, self.images = total, done, images
         self.terminal = FallibleOutput("")
         self._paused = 0.0
         self._start = self._last_time = run_clock()
@@ -129,7 +129,7 @@ class Progress:
     def since_last(self, update: int) -> tuple[int, float]:
         """Images, and the seconds that they took, since the last call; ``pause`` left out."""
         now = run_clock()
-        images = (update - self._last_update) * self.global_batch
+        images = self.images(update) - self.images(self._last_update)
         seconds = max(1e-9, now - self._last_time)
         self._last_time, self._last_update = now, update
         return images, seconds
@@ -137,7 +137,7 @@ class Progress:
     def overall_rate(self, update: int) -> float:
         """Training images per second of this process so far."""
         seconds = run_clock() - self._start - self._paused
-        return (update - self.first) * self.global_batch / max(1e-9, seconds)
+        return (self.images(update) - self.images(self.first)) / max(1e-9, seconds)
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not spent on training (validation, checkpoints)."""
@@ -176,7 +176,8 @@ class Progress:
             self._bar = None
 
     def _time_left(self, update: int) -> str:
-        left = (self.total - update) * self.global_batch / max(1e-9, self.overall_rate(update))
+        left = self.images(self.total) - self.images(update)
+        left /= max(1e-9, self.overall_rate(update))
         return f"{clock(left)} left"
 
 

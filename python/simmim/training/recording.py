@@ -43,7 +43,7 @@ class Recording:
         )
         for line in filter(None, (*self.data_summary, self.precision_line, self.attention)):
             self.records.say(line)
-        for remark in remarks(config):
+        for remark in remarks(config, self.val_set is not None):
             self.records.say(remark)
         for line in self.counters.changes:
             self.records.note(self.update, line)
@@ -91,32 +91,31 @@ class Recording:
                 self.records.say(f"{path}: {why}{end}")
 
     def _log(self) -> None:
-        totals = self._read_sums()
-        if not self.sums.count:  # all were skipped
+        loss_sum, norm_sum, weight = self._read_sums()
+        if not weight:  # all were skipped
             return
-        loss, norm = (total / self.sums.count for total in totals)
         images, seconds = self.records.since_last(self.update)
         waited = self.reader.take_waited() if self.reader else 0.0
         self.records.training(
             self.update,
-            self.order.epoch(self.update - 1),
-            loss=loss,
+            self.order.epoch(self.update - 1) + 1,  # as the validation after this epoch says
+            loss=loss_sum / weight,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            grad_norm=norm,
+            grad_norm=norm_sum / self.sums.count,
             images_per_second=images / seconds,
             waiting=min(1.0, waited / seconds),
             **({"skipped": self.counters.skipped} if self.precision.state_dict() else {}),
         )
         if self._recorded():
-            self.sums.restore(0.0, 0.0, 0)
+            self.sums.restore(0.0, 0.0, 0.0, 0)
         if self.reader and self.update < self.order.updates:
             text = self.reader.judge(images, seconds, waited, self.update)
             if text:
                 self.records.say(text)
 
     def _read_sums(self) -> list[float]:
-        """Loss and gradient norm summed since the last log row over the updates that were not
-        skipped, the mean of all processes; the host waits for the GPU here.
+        """Losses times weights, gradient norms and weights, summed since the last log row over the
+        updates that were not skipped, the mean of all processes; the host waits for the GPU here.
 
         Raises:
             NotFiniteError: one of them is infinite or not a number: the weights are lost. Or updates

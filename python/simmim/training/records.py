@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,8 @@ class Records(Progress):
     ends in order.
     """
 
-    def __init__(self, out: Path, total: int, done: int, global_batch: int) -> None:
-        super().__init__(total, done, global_batch)
+    def __init__(self, out: Path, total: int, done: int, images: Callable[[int], int]) -> None:
+        super().__init__(total, done, images)
         self.metrics = MetricsFile(out / "metrics.csv", done)
         self.board = event_writer(out / "tensorboard", purge_step=done + 1)
         self._to_metrics = FallibleOutput(str(out / "metrics.csv"))
@@ -63,13 +64,13 @@ class Records(Progress):
 
     def training(self, update: int, epoch: int, **values: float) -> None:
         """Record means since the last such record, the speed, and the share of waiting: columns of
-        the file."""
+        the file. ``epoch`` is counted from 1."""
         self._write(update, epoch, "train", values)
         self.show(update, epoch, values["loss"], values["images_per_second"], values["waiting"])
 
     def validation(self, update: int, epoch: int, **values: float) -> None:
-        """Record what was found on held-out images after ``update`` updates: columns of the
-        file."""
+        """Record what was found on held-out images after ``update`` updates and ``epoch`` epochs:
+        columns of the file."""
         self._write(update, epoch, "val", values)
         found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.say(f"update {update}/{self.total}  validation {found}")

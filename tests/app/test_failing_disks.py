@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from simmim.cli import main
 from simmim.errors import UserError
 from simmim.storage import checkpoint, files
 from simmim.storage.run_folder import point_last_at
 
 from .test_checkpoint_file import FORMATS, small_state, started, write_pt
+from .test_damage import pretrain, refused, snapshot
 
 
 def fails(*_args, **_options):
@@ -159,3 +161,25 @@ def test_a_record_that_was_deleted_stops_no_run(tmp_path):
         shutil.rmtree(tmp_path / "run" / ".simmim")
         folder.save(2, small_state() | {"update": 2}, keep=1)
     assert [p.name for p in checkpoint.numbered(folder.checkpoints)] == ["step-00000002.pt"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".simmim"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    name, photographs, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "run"
+    arguments = pretrain(photographs, out, "--epochs", 1)
+    assert main(arguments) == 0
+    capsys.readouterr()
+    before, genuine = snapshot(out), os.scandir
+
+    def scandir(path="."):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return genuine(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        for flag in ("--resume", "--overwrite"):
+            assert f"Permission denied: {out / name}" in refused(capsys, *arguments, flag)
+    assert snapshot(out) == before

@@ -19,7 +19,7 @@ from torch import Tensor
 from simmim.config.run import Config
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
-from simmim.storage.files import replacing
+from simmim.storage.files import files_like, replacing
 
 VERSION = 1
 LAST = "last.pt"
@@ -45,8 +45,9 @@ def step_of(path: Path) -> int | None:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The files in ``folder`` with a checkpoint's name, the newest last."""
-    found = [path for path in folder.glob("step-*.pt") if step_of(path) is not None]
+    """The files in ``folder`` with a checkpoint's name, the newest last; raises ``OSError`` where the
+    folder cannot be listed, which is no folder without checkpoints."""
+    found = [path for path in files_like(folder, "step-*.pt") if step_of(path) is not None]
     return sorted((path for path in found if path.is_file()), key=step_of)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from simmim.errors import UserError, say
 from simmim.storage import checkpoint
-from simmim.storage.files import replacing
+from simmim.storage.files import files_like, replacing
 from simmim.storage.folder_lock import FolderLock
 from simmim.storage.manifest import FOLDER, Manifest, events, manifests
 
@@ -199,7 +199,7 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def _leftovers(self) -> list[Path]:
         """Temporary files of checkpoints, left by processes that were killed."""
-        return [p for p in self.checkpoints.glob("*.tmp") if _LEFTOVER.fullmatch(p.name)]
+        return [p for p in files_like(self.checkpoints, "*.tmp") if _LEFTOVER.fullmatch(p.name)]
 
     def claim(self, path: Path) -> None:
         """Note that ``path`` is going to be written by this command; raises ``UserError`` where

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -183,3 +184,24 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
         for flag in ("--resume", "--overwrite"):
             assert f"Permission denied: {out / name}" in refused(capsys, *arguments, flag)
     assert snapshot(out) == before
+
+
+def test_what_the_machine_lacks_is_no_damage_of_a_checkpoint(tmp_path, monkeypatch):
+    """A run would go on from an older one."""
+    path = tmp_path / "x.pt"
+    write_pt(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.pt may not be read: Too many open files") as few:
+            checkpoint.read(path, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    def load(*_args, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"x\.pt does not fit into the memory") as small:
+        checkpoint.read(path, None)
+    assert not {few.type, small.type} & {checkpoint.DamagedError}

@@ -200,15 +200,20 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
         return
     path, reason = batch.bad[-1 if batch.lost else 0] if batch.bad else ("", "")
     if batch.lost:
-        raise UnreadableImageError(
-            f"{LOST_IN_A_ROW} images in a row cannot be opened, the last is {path}: {reason}; is "
-            "the disk or the network drive still connected?"
-        )
+        raise lost_images(path, reason)
     if on_bad_image == "error":
         raise UnreadableImageError(f"cannot read {path}: {reason}")
     if not len(batch.images):
         kinds = summarize_bad(dict(batch.bad))
         raise UnreadableImageError(f"no image can be read: {kinds}; the first is {path}: {reason}")
+
+
+def lost_images(path: str, reason: str) -> UnreadableImageError:
+    """The error of ``LOST_IN_A_ROW`` files that cannot be opened, the last of them ``path``."""
+    return UnreadableImageError(
+        f"{LOST_IN_A_ROW} images in a row cannot be opened, the last is {path}: {reason}; is "
+        "the disk or the network drive still connected?"
+    )
 
 
 def training_crops(config: PretrainConfig | FinetuneConfig, images: Sequence[Path | Item]) -> Crops:

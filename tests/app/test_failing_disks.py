@@ -205,3 +205,20 @@ def test_what_the_machine_lacks_is_no_damage_of_a_checkpoint(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"x\.pt does not fit into the memory") as small:
         checkpoint.read(path, None)
     assert not {few.type, small.type} & {checkpoint.DamagedError}
+
+
+def test_links_to_nothing_are_named(photographs, tmp_path, capsys):
+    loop, nothing = tmp_path / "loop", tmp_path / "nothing"
+    loop.symlink_to("loop")
+    nothing.symlink_to("moved")
+    for link in (loop, nothing):
+        for arguments in (
+            pretrain(photographs, link),
+            ("pack", "--data", photographs, "--out", link),
+        ):
+            told = f"--out {link} is a link to nothing, {os.readlink(link)}: make the folder"
+            assert main([str(a) for a in arguments]) == 2
+            assert told in capsys.readouterr().err.splitlines()[-1]
+        error = refused(capsys, "stats", "--data", link, "--out", tmp_path / "stats.json")
+        assert f"no such file or folder: {link}: it is a link to {os.readlink(link)}" in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop", "nothing", "photographs"]

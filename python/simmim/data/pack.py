@@ -31,6 +31,7 @@ from simmim.data.table_parts import take_part
 from simmim.errors import UnreadableImageError, UserError, require, say
 from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
+from simmim.storage.outputs import check_link
 
 transforms = require("torchvision.transforms.v2.functional")
 tqdm = require("tqdm")
@@ -68,6 +69,7 @@ def command(config: PackConfig) -> int:
 
 def pack(config: PackConfig, data: Path, out: Path) -> None:
     """Pack the images of ``data`` into ``out``, or go on where that was interrupted."""
+    check_link(out)
     there = {path.suffix for path in out.iterdir()} if out.exists() else set()
     # of a pack that was killed at once there is a lock alone
     if there - {".lock", ".tmp"} and not (out / PACK).exists():

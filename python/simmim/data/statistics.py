@@ -16,13 +16,14 @@ import numpy as np
 from simmim.config.images import PERCENTILES, Reading, check_nodata
 from simmim.config.scan import ScanConfig, StatsConfig
 from simmim.data.bands import Picture
-from simmim.data.crops import LOST_IN_A_ROW, lost_images
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import (
+    LOST_IN_A_ROW,
     BadImageError,
     LostImageError,
     OtherContentsError,
     file_errors,
+    lost_images,
     read_image,
 )
 from simmim.data.item import Item

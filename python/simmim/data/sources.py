@@ -109,6 +109,9 @@ def check_exists(path: Path) -> None:
         advice = ": the shell left ~ as it is, write the path out"
     elif any(letter in text for letter in "*?["):
         advice = ": patterns are not expanded, name a folder or a list of files (txt)"
+    if not advice and not path.is_absolute():
+        # as where a run is resumed from another folder
+        advice = f", seen from {Path.cwd()}"
     raise UserError(f"no such file or folder: {text}{advice}")
 
 

@@ -99,7 +99,8 @@ _COMMANDS: dict[str, tuple[type, str]] = {
 
 def _is_first() -> bool:
     """Whether this is the first process of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    # another program may have left the variable, and an error would be said by nobody
+    return not is_started_with_others() or os.environ.get("RANK", "0") == "0"
 
 
 def _print_error(text: str) -> None:

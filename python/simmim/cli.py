@@ -39,6 +39,7 @@ from simmim.errors import (
 from simmim.help import overview, page
 from simmim.launchers import describe_as_torchrun, is_started_with_others
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
+from simmim.storage.files import files_like
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +99,8 @@ _COMMANDS: dict[str, tuple[type, str]] = {
 
 def _is_first() -> bool:
     """Whether this is the first process of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    # another program may have left the variable, and an error would be said by nobody
+    return not is_started_with_others() or os.environ.get("RANK", "0") == "0"
 
 
 def _print_error(text: str) -> None:
@@ -231,7 +233,14 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     try:
         settings = type(default).from_json(path.read_text(encoding="utf-8"))
     # no run, another command's, or a file that somebody edited: what resumes it will say so
-    except (OSError, ValueError, TypeError, AttributeError, UserError):
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        UserError,
+    ):
         return default
     if default.preset not in ("none", settings.preset):
         return default
@@ -240,6 +249,6 @@ def _of_earlier_run(arguments: list[str], default: Config) -> Config:
     measured = {name: getattr(default, name) for name in MEASURED} if stated else {}
     once = {"resume": False, "overwrite": False, "stats": None}
     # and weights once it has a checkpoint: killed before the first one, it begins as it was to
-    if any(path.parent.glob("checkpoints/step-*.pt")):
+    if files_like(path.parent / "checkpoints", "step-*.pt"):
         once |= {name: None for name in STARTED_FROM if hasattr(settings, name)}
     return dataclasses.replace(settings, **once, **measured)

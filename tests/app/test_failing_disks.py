@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from simmim.cli import main
 from simmim.errors import UserError
 from simmim.storage import checkpoint, files
 from simmim.storage.run_folder import point_last_at
 
 from .test_checkpoint_file import FORMATS, small_state, started, write_pt
+from .test_damage import pretrain, refused, snapshot
 
 
 def fails(*_args, **_options):
@@ -159,3 +162,63 @@ def test_a_record_that_was_deleted_stops_no_run(tmp_path):
         shutil.rmtree(tmp_path / "run" / ".simmim")
         folder.save(2, small_state() | {"update": 2}, keep=1)
     assert [p.name for p in checkpoint.numbered(folder.checkpoints)] == ["step-00000002.pt"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".simmim"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    name, photographs, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "run"
+    arguments = pretrain(photographs, out, "--epochs", 1)
+    assert main(arguments) == 0
+    capsys.readouterr()
+    before, genuine = snapshot(out), os.scandir
+
+    def scandir(path="."):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return genuine(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        for flag in ("--resume", "--overwrite"):
+            assert f"Permission denied: {out / name}" in refused(capsys, *arguments, flag)
+    assert snapshot(out) == before
+
+
+def test_what_the_machine_lacks_is_no_damage_of_a_checkpoint(tmp_path, monkeypatch):
+    """A run would go on from an older one."""
+    path = tmp_path / "x.pt"
+    write_pt(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.pt may not be read: Too many open files") as few:
+            checkpoint.read(path, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    def load(*_args, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"x\.pt does not fit into the memory") as small:
+        checkpoint.read(path, None)
+    assert not {few.type, small.type} & {checkpoint.DamagedError}
+
+
+def test_links_to_nothing_are_named(photographs, tmp_path, capsys):
+    loop, nothing = tmp_path / "loop", tmp_path / "nothing"
+    loop.symlink_to("loop")
+    nothing.symlink_to("moved")
+    for link in (loop, nothing):
+        for arguments in (
+            pretrain(photographs, link),
+            ("pack", "--data", photographs, "--out", link),
+        ):
+            told = f"--out {link} is a link to nothing, {os.readlink(link)}: make the folder"
+            assert main([str(a) for a in arguments]) == 2
+            assert told in capsys.readouterr().err.splitlines()[-1]
+        error = refused(capsys, "stats", "--data", link, "--out", tmp_path / "stats.json")
+        assert f"no such file or folder: {link}: it is a link to {os.readlink(link)}" in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop", "nothing", "photographs"]

@@ -110,3 +110,9 @@ def test_runs(photographs, tmp_path):
     }
     assert losses["srun"] and losses["srun"] == losses["torchrun"]
     assert len(losses["script"]) == 2 * len(losses["srun"])
+
+
+def test_a_number_that_another_program_left_silences_no_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    assert main(["stats", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "x.json")]) == 2
+    assert "no such file or folder" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from simmim.config.images import SourceConfig
 from simmim.config.scan import StatsConfig
 from simmim.data.arrays import ArraySource
 from simmim.data.images import read_image
+from simmim.data.packed import check_pack
 from simmim.data.sources import find_source
 from simmim.data.statistics import first_contents
 from simmim.evaluation.probe import probe
@@ -265,6 +267,17 @@ def test_a_full_disk(photographs, small_drive, tmp_path, capsys):
     pack(photographs, tmp_path / "pack")
     assert f"going on after {rows} images" in capsys.readouterr().err
     assert contents(tmp_path / "pack") == contents(pack(photographs, tmp_path / "whole"))
+
+
+def test_output_that_takes_no_more_is_no_fault_of_the_pack(
+    photographs, tmp_path, capsys, monkeypatch
+):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("pack", "--data", photographs, "--out", tmp_path / "pack") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "simmim: No space left on device"
+    assert check_pack(tmp_path / "pack") == 8
 
 
 def test_bad_images_can_stop_it(tmp_path, capsys):

@@ -190,3 +190,10 @@ def test_codecs_that_tifffile_misses(tmp_path, simmim, monkeypatch):
     run = simmim("stats", "--data", tmp_path / "data", "--out", tmp_path / "a.json")
     last = run.stderr.splitlines()[-1]
     assert run.returncode == 2 and 'pip install "simmim-kernels[data]"' in last, last
+
+
+def test_a_relative_path_says_from_where_it_is_seen(tmp_path, monkeypatch, capsys):
+    """A run keeps paths as they were given, and may be resumed from another folder."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["stats", "--data", "photos", "--out", "stats.json"]) == 2
+    assert f"no such file or folder: photos, seen from {tmp_path}\n" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -263,3 +264,22 @@ def test_a_checkpoint_brings_its_statistics(classes, tmp_path, capsys):
     assert run("probe", *random, "--stats", other, "--out", tmp_path / "random") == 0
     assert run("probe", *random, "--out", tmp_path / "no") == 2
     assert "run  simmim stats --data" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_lost_ends_it(tmp_path, monkeypatch, capsys):
+    """Statistics of the images before would be those of other data."""
+    scenes(tmp_path / "data", "uint8", count=12, bands=3)
+    genuine, opened = Path.open, []
+
+    def open_until_it_is_lost(path, *args, **options):
+        if path.suffix == ".tif":
+            opened.append(path)
+            if len(opened) > 4:
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return genuine(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_until_it_is_lost)
+    out = tmp_path / "stats.json"
+    assert run("stats", "--data", tmp_path / "data", "--workers", 1, "--out", out) == 2
+    assert "8 images in a row cannot be opened, the last is" in capsys.readouterr().err
+    assert not out.exists()

@@ -17,7 +17,7 @@ from simmim.config.labels import FinetuneConfig, ProbeConfig
 from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.item import Item
 from simmim.data.labels import ADVICE, label_classes
-from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images
+from simmim.data.listing import SUFFIXES, Listing, check_any, holds_run, list_images, real_path
 from simmim.data.roles import ROLES
 from simmim.data.sources import (
     check_column_and_layout,
@@ -84,7 +84,7 @@ def find_classes(
                 "pack each part by itself, and give --data and --val-data"
             )
         return found, listing
-    everything, without = Listing(folder), {path.resolve() for path in without}
+    everything, without = Listing(folder), {real_path(path) for path in without}
     listings, root = {}, folder.resolve()
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file():

@@ -27,11 +27,13 @@ from simmim.data.batches import Batch, Sample
 from simmim.data.cropping import Cropping, Draw
 from simmim.data.image_contents import collected_notes
 from simmim.data.images import (
+    LOST_IN_A_ROW,
     BadImageError,
     LostImageError,
     OtherContentsError,
     area_of,
     file_errors,
+    lost_images,
     read_image,
 )
 from simmim.data.item import Item, Paths
@@ -41,8 +43,6 @@ from simmim.errors import UnreadableImageError, UserError
 
 #: bytes of images in memory at which their crops are made
 HELD = 16 << 20
-#: files that the system does not give us, one after the other, until we take the disk for lost
-LOST_IN_A_ROW = 8
 
 
 class Uncut(NamedTuple):
@@ -200,10 +200,7 @@ def check_readable(batch: Batch, on_bad_image: str) -> None:
         return
     path, reason = batch.bad[-1 if batch.lost else 0] if batch.bad else ("", "")
     if batch.lost:
-        raise UnreadableImageError(
-            f"{LOST_IN_A_ROW} images in a row cannot be opened, the last is {path}: {reason}; is "
-            "the disk or the network drive still connected?"
-        )
+        raise lost_images(path, reason)
     if on_bad_image == "error":
         raise UnreadableImageError(f"cannot read {path}: {reason}")
     if not len(batch.images):

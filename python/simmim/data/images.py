@@ -28,7 +28,7 @@ from simmim.data.image_contents import (
 )
 from simmim.data.item import Item
 from simmim.data.tiff_contents import note_side_files, open_tiff_picture
-from simmim.errors import MissingPackageError, first_line, require
+from simmim.errors import MissingPackageError, UnreadableImageError, first_line, require
 
 jpeg = require("torchvision.io")
 
@@ -40,8 +40,20 @@ _OF_ONE_FILE = {
 }
 
 
+#: files that the system does not give us, one after the other, until we take the disk for lost
+LOST_IN_A_ROW = 8
+
+
 class LostImageError(BadImageError):
     """A file that the system cannot open: it, its disk or its network is gone."""
+
+
+def lost_images(path: str, reason: str) -> UnreadableImageError:
+    """The error of ``LOST_IN_A_ROW`` files that cannot be opened, the last of them ``path``."""
+    return UnreadableImageError(
+        f"{LOST_IN_A_ROW} images in a row cannot be opened, the last is {path}: {reason}; is "
+        "the disk or the network drive still connected?"
+    )
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def list_images(
         above: folders that hold this one, into which no link leads either.
     """
     listing = Listing(folder)
-    _walk(folder, (*above, folder.resolve()), {path.resolve() for path in without}, listing)
+    _walk(folder, (*above, folder.resolve()), {real_path(path) for path in without}, listing)
     leave_arrays(listing)
     return listing
 
@@ -168,6 +168,12 @@ def leave_arrays(listing: Listing) -> None:
 
 def suffix_of(image: Path | Item) -> str:
     return os.path.splitext(str(image))[1].lower()
+
+
+def real_path(path: Path) -> Path:
+    """``path`` without links. ``Path.resolve`` fails for a link that leads to itself, where an output may
+    still be named."""
+    return Path(os.path.realpath(path))
 
 
 def check_any(listing: Listing) -> None:
@@ -248,7 +254,7 @@ def check_outside(picture: Path, folder: Path) -> None:
 
     In the folder of a run it does not.
     """
-    resolved, root = picture.resolve(), folder.resolve()
+    resolved, root = real_path(picture), real_path(folder)
     if root not in resolved.parents or picture.suffix.lower() not in SUFFIXES:
         return
     between = [parent for parent in resolved.parents if root in parent.parents and parent.is_dir()]

@@ -31,6 +31,7 @@ from simmim.data.table_parts import take_part
 from simmim.errors import UnreadableImageError, UserError, require, say
 from simmim.storage.files import TEXT, flush_file, replacing, write_text
 from simmim.storage.folder_lock import FolderLock
+from simmim.storage.outputs import check_link
 
 transforms = require("torchvision.transforms.v2.functional")
 tqdm = require("tqdm")
@@ -57,17 +58,23 @@ def command(config: PackConfig) -> int:
     for part in roles.values() if len(roles) > 1 else [config.data]:
         out = config.out / part.name if len(roles) > 1 else config.out
         try:
-            pack(config, part, out)
+            packed = pack(config, part, out)
+        except BrokenPipeError:  # of the log
+            raise
         except OSError as error:
             raise UserError(
                 f"cannot write {out}: {error.strerror}; what is packed stays, and the same command "
                 "goes on from there"
             ) from error
+        # where this fails, all is packed
+        print(packed)
     return 0
 
 
-def pack(config: PackConfig, data: Path, out: Path) -> None:
-    """Pack the images of ``data`` into ``out``, or go on where that was interrupted."""
+def pack(config: PackConfig, data: Path, out: Path) -> str:
+    """Pack the images of ``data`` into ``out``, or go on where that was interrupted; returns what is
+    to be said of it."""
+    check_link(out)
     there = {path.suffix for path in out.iterdir()} if out.exists() else set()
     # of a pack that was killed at once there is a lock alone
     if there - {".lock", ".tmp"} and not (out / PACK).exists():
@@ -100,9 +107,10 @@ def pack(config: PackConfig, data: Path, out: Path) -> None:
     finally:
         lock.release()
     size = (out / PIXELS).stat().st_size / 2**20
-    print(f"{len(rows):,} images of {wanted.dtype}, {size:,.1f} MiB; wrote {out}")
+    text = f"{len(rows):,} images of {wanted.dtype}, {size:,.1f} MiB; wrote {out}"
     if bad:
-        print(f"{len(bad):,} could not be read and were left out: {summarize_bad(bad)}")
+        text += f"\n{len(bad):,} could not be read and were left out: {summarize_bad(bad)}"
+    return text
 
 
 def _begin(out: Path, about: dict) -> list[Row]:

@@ -103,10 +103,15 @@ def check_exists(path: Path) -> None:
         return
     text = str(path)
     advice = _foreign(text)
-    if text.startswith("~"):
+    if path.is_symlink():
+        advice = f": it is a link to {os.readlink(path)}"
+    elif text.startswith("~"):
         advice = ": the shell left ~ as it is, write the path out"
     elif any(letter in text for letter in "*?["):
         advice = ": patterns are not expanded, name a folder or a list of files (txt)"
+    if not advice and not path.is_absolute():
+        # as where a run is resumed from another folder
+        advice = f", seen from {Path.cwd()}"
     raise UserError(f"no such file or folder: {text}{advice}")
 
 

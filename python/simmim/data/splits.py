@@ -11,7 +11,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.cropping import ORDER, random_numbers
 from simmim.data.demo import demo_photographs
 from simmim.data.item import Item
-from simmim.data.listing import Listing, entries_of
+from simmim.data.listing import Listing, entries_of, real_path
 from simmim.data.npz import find_parts, split_npz
 from simmim.data.roles import ROLES
 from simmim.data.sources import (
@@ -79,7 +79,7 @@ def resolve_split(
     if not all(map(is_folder_of_files, sources)):
         return Split(data, val_data)
     for folder in sources:
-        if folder.resolve() == out.resolve():
+        if real_path(folder) == real_path(out):
             raise UserError(
                 f"--out {out} is a folder of images: its pictures would become images of the next "
                 "run; choose another --out"
@@ -132,7 +132,7 @@ def _check_val_data(val_data: Path) -> None:
 
 def _unused(data: Path, *used: Path) -> tuple[str, ...]:
     """A line that names the folders of ``data`` that belong to no part, if there are any."""
-    resolved = {path.resolve() for path in used}
+    resolved = {real_path(path) for path in used}
     others = sorted(
         str(path)
         for path in data.iterdir()

@@ -17,7 +17,15 @@ from simmim.config.images import PERCENTILES, Reading, check_nodata
 from simmim.config.scan import ScanConfig, StatsConfig
 from simmim.data.bands import Picture
 from simmim.data.image_contents import collected_notes
-from simmim.data.images import BadImageError, OtherContentsError, file_errors, read_image
+from simmim.data.images import (
+    LOST_IN_A_ROW,
+    BadImageError,
+    LostImageError,
+    OtherContentsError,
+    file_errors,
+    lost_images,
+    read_image,
+)
 from simmim.data.item import Item
 from simmim.data.listing import summarize_bad
 from simmim.data.sources import check_column_and_layout, find_source
@@ -164,8 +172,12 @@ def _measure_from(start: int) -> Tally:
 
 
 def measure_piece(wanted: Reading, images: Sequence[Path | Item]) -> Tally:
-    """The tally of some images."""
-    tally = Tally()
+    """The tally of some images.
+
+    Raises:
+        UnreadableImageError: so many in a row cannot be opened that the disk is taken for lost.
+    """
+    tally, lost = Tally(), 0
     for image in images:
         try:
             with collected_notes() as notes, file_errors(image):
@@ -174,7 +186,11 @@ def measure_piece(wanted: Reading, images: Sequence[Path | Item]) -> Tally:
             tally.others[str(image)] = tally.bad[str(image)] = str(error)
         except BadImageError as error:
             tally.bad[str(image)] = str(error)
+            lost = lost + 1 if isinstance(error, LostImageError) else 0
+            if lost >= LOST_IN_A_ROW:
+                raise lost_images(str(image), str(error)) from error
         else:
+            lost = 0
             if notes:
                 tally.notes[str(image)] = ", ".join(notes)
     return tally

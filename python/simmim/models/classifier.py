@@ -45,7 +45,7 @@ def completed(config: Config) -> tuple[Config, Weights | None]:
     try:
         trained, weights = trained_encoder(config.checkpoint)
     except UserError as error:
-        has = getattr(config, "resume", False) and any(config.out.glob("checkpoints/step-*.pt"))
+        has = getattr(config, "resume", False) and checkpoint.numbered(config.out / "checkpoints")
         resumed = "; a run that is resumed has its weights: leave out --checkpoint"
         raise UserError(f"{error}{resumed if has else ''}") from error
     if getattr(trained, "fc_norm", False) and not getattr(config, "fc_norm", True):

@@ -6,6 +6,7 @@ holds a checksum of each of its parts, so that what is read is what a run wrote.
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import re
@@ -19,12 +20,14 @@ from torch import Tensor
 from simmim.config.run import Config
 from simmim.errors import UserError, first_line, require
 from simmim.storage.checksums import check_archive, checksums, damaged_parts
-from simmim.storage.files import replacing
+from simmim.storage.files import files_like, replacing
 
 VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
+#: what reading a damaged file meets; whatever else the system refuses says nothing about the file
+_OF_DAMAGE = {None, errno.EIO, errno.EINVAL, errno.EOVERFLOW}
 
 
 class DamagedError(UserError):
@@ -45,8 +48,9 @@ def step_of(path: Path) -> int | None:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The files in ``folder`` with a checkpoint's name, the newest last."""
-    found = [path for path in folder.glob("step-*.pt") if step_of(path) is not None]
+    """The files in ``folder`` with a checkpoint's name, the newest last; raises ``OSError`` where the
+    folder cannot be listed, which is no folder without checkpoints."""
+    found = [path for path in files_like(folder, "step-*.pt") if step_of(path) is not None]
     return sorted((path for path in found if path.is_file()), key=step_of)
 
 
@@ -101,15 +105,20 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
         raise UserError(f"{path} is a folder: give {found[0] if found else 'a checkpoint in it'}")
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
+    good = False
     try:
         if path.suffix == SAFETENSORS:
             state = _read_safetensors(path)
         else:
             check_archive(path)
+            good = True
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:
+        # of a file that may be good: a run would go on from an older one, and lose what this one holds
+        if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+            raise UserError(f"{path} may not be read: {error.strerror}") from error
+        if good and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise UserError(f"{path} does not fit into the memory that is free") from error
         raise DamagedError(f"{path} is not a checkpoint of simmim: {unreadable(error)}") from error
     if not isinstance(state, dict) or "version" not in state:
         raise DamagedError(

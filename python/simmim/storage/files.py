@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import os
 import secrets
 import signal
@@ -93,6 +94,22 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """What lies in ``folder`` under names like ``pattern``, sorted; nothing where there is no such folder.
+
+    ``Path.glob`` takes a folder that may not be read for an empty one.
+
+    Raises:
+        OSError: the folder is there, and the system does not list it.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(folder / name for name in names if fnmatch.fnmatchcase(name, pattern))
 
 
 def is_utf8(path: Path) -> bool:

@@ -19,7 +19,7 @@ import weakref
 from pathlib import Path
 
 from simmim.errors import UserError, say
-from simmim.storage.files import cause_of
+from simmim.storage.files import cause_of, files_like
 from simmim.storage.lock_holder import Holder
 
 #: seconds between two renewals, and after how many without one the lock of a process that cannot be
@@ -113,10 +113,8 @@ class FolderLock:
         self._release = weakref.finalize(self, _give_back, path, holder, stop)
 
     def _existing(self) -> list[Path]:
-        found = [
-            p for p in self.folder.glob(f"{self.name}.*.lock") if p.name.split(".")[-2].isdecimal()
-        ]
-        return sorted(found, key=_number)
+        found = files_like(self.folder, f"{self.name}.*.lock")
+        return sorted((p for p in found if p.name.split(".")[-2].isdecimal()), key=_number)
 
     def _holder(self, path: Path) -> Holder | None:
         try:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simmim.storage.files import write_text
+from simmim.storage.files import files_like, write_text
 
 #: the folder inside ``--out`` that holds records and locks
 FOLDER = ".simmim"
@@ -39,7 +39,8 @@ class Manifest:
 
     @classmethod
     def load(cls, out: Path, kind: str) -> Manifest | None:
-        """The manifest of ``kind`` in ``out``; ``None`` where there is none that can be read."""
+        """The manifest of ``kind`` in ``out``; ``None`` where there is none or a damaged one. Raises
+        ``OSError`` where the system does not give it: another one would take its place."""
         manifest = cls(out, kind)
         try:
             values = json.loads(manifest.path.read_text(encoding="utf-8"))
@@ -47,7 +48,7 @@ class Manifest:
                 return None
             manifest.files = {str(name) for name in values["files"]}
             manifest.sessions = [(str(h), int(p), int(t)) for h, p, t in values["sessions"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         return manifest
 
@@ -87,10 +88,10 @@ class Manifest:
 
 def manifests(out: Path) -> list[Manifest]:
     """The manifests of all commands that have written into ``out``."""
-    kinds = [path.stem for path in sorted((out / FOLDER).glob("*.json"))]
+    kinds = [path.stem for path in files_like(out / FOLDER, "*.json")]
     return [found for kind in kinds if (found := Manifest.load(out, kind)) is not None]
 
 
 def events(out: Path) -> list[Path]:
     """TensorBoard's files in ``out``, whoever wrote them."""
-    return sorted((out / "tensorboard").glob("*tfevents*"))
+    return files_like(out / "tensorboard", "*tfevents*")

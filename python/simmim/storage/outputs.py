@@ -9,6 +9,16 @@ from simmim.errors import UserError
 from simmim.storage.manifest import manifests
 
 
+def check_link(out: Path) -> None:
+    """Raise ``UserError`` where the folder ``out`` is a link that leads nowhere, of which the system only
+    says that it exists."""
+    if out.is_symlink() and not out.exists():
+        raise UserError(
+            f"--out {out} is a link to nothing, {os.readlink(out)}: make the folder that it leads to, or "
+            "choose another --out"
+        )
+
+
 def check_replaceable(path: Path, overwrite: bool, *sources: Path | None) -> None:
     """Raise ``UserError`` where something stands at ``path`` that must stay, a folder, a device, one of
     the files ``sources`` that are read, a file of a run, or any file without ``overwrite``, or where

@@ -13,9 +13,10 @@ from typing import Any
 
 from simmim.errors import UserError, say
 from simmim.storage import checkpoint
-from simmim.storage.files import replacing
+from simmim.storage.files import files_like, replacing
 from simmim.storage.folder_lock import FolderLock
 from simmim.storage.manifest import FOLDER, Manifest, events, manifests
+from simmim.storage.outputs import check_link
 
 TRAINING = ("pretrain", "finetune")
 _RECORDS = ("config.json", "metrics.csv", "metrics.tmp")
@@ -46,9 +47,10 @@ class RunFolder(contextlib.AbstractContextManager):
         """Take the folder's lock, and look up what the command has written there.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or it is a link to nothing.
             OSError: the folder cannot be created or written.
         """
+        check_link(self.out)
         self._created = not self.out.exists()
         inner = self.out / FOLDER
         inner.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def _leftovers(self) -> list[Path]:
         """Temporary files of checkpoints, left by processes that were killed."""
-        return [p for p in self.checkpoints.glob("*.tmp") if _LEFTOVER.fullmatch(p.name)]
+        return [p for p in files_like(self.checkpoints, "*.tmp") if _LEFTOVER.fullmatch(p.name)]
 
     def claim(self, path: Path) -> None:
         """Note that ``path`` is going to be written by this command; raises ``UserError`` where

@@ -26,6 +26,15 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
         assert find_source(tmp_path / name, SourceConfig()).paths == paths
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_names_that_hold_other_signs_of_a_new_line(tmp_path, end):
+    paths = [tmp_path / f"{number}{sign}.png" for number, sign in enumerate("\u2028\x85\x0c\x1e ")]
+    for path in paths:
+        path.write_bytes(png(PICTURES[0]))
+    (tmp_path / "list.txt").write_bytes(end.join(path.name for path in paths).encode())
+    assert find_source(tmp_path / "list.txt", SourceConfig()).paths == paths
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
 def test_lists_in_the_utf_16_of_powershell_and_excel(tmp_path, encoding):
     paths = [tmp_path / f"{name}.png" for name in ("one", "zw\u00f6lf")]

@@ -240,7 +240,9 @@ def read_paths(path: Path, column: str = "") -> list[str]:
     """The paths in a text file, one a line, or in a column of a CSV file with a header; raises
     ``UserError`` where there is no header, no such column, or no telling which one is meant."""
     if path.suffix.lower() == ".txt":
-        return [line for line in _read_text(path).splitlines() if line.strip()]
+        # names of files may hold the other signs at which `str.splitlines` splits, such as U+2028
+        lines = io.StringIO(_read_text(path), newline=None)
+        return [line.rstrip("\n") for line in lines if line.strip()]
     table = _read_table(path)
     names = list(table.fieldnames or ())
     likely = [name for name in names if name.lower() in PATH_COLUMNS] or names

@@ -114,7 +114,7 @@ def test_small_shared_memory(photographs, tmp_path):
         words = command(*PRETRAIN, "--data", photographs, "--out", out, "--workers", workers)
         script = f"{small} {shlex.join(words)}"
         subprocess.run(
-            ["unshare", "-m", "sh", "-c", script], env=environment(), check=True, timeout=120
+            ["unshare", "-m", "sh", "-c", script], env=environment(), check=True, timeout=300
         )
         losses[workers] = [row["loss"] for row in read_metrics(out / "metrics.csv")]
     assert losses[0] and losses[0] == losses[2]

@@ -279,7 +279,7 @@ def endless(photographs: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 
 def wait_for_rows(out: Path, process: Process | subprocess.Popen, count: int = 3) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     metrics = out / "metrics.csv"
     while not metrics.exists() or len(read_metrics(metrics)) < count:
         assert is_running(process), "the run ended early"
@@ -301,7 +301,7 @@ def test_a_real_sigterm(photographs, tmp_path, start_simmim):
     )
     wait_for_rows(out, process)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 143, errors
     assert output.count("\n") == 1 and "stopped by signal 15 at update" in output
     assert "Traceback" not in errors
@@ -314,7 +314,7 @@ def test_a_reader_of_the_output_that_goes(photographs, tmp_path, start_simmim):
     process = start_simmim(
         *endless(photographs, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    head = subprocess.run(["head", "-5"], stdin=process.stdout, capture_output=True, timeout=200)
+    head = subprocess.run(["head", "-5"], stdin=process.stdout, capture_output=True, timeout=300)
     process.stdout.close()
     assert process.wait(200) == 141
     assert head.stdout.count(b"\n") == 5

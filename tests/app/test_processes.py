@@ -219,7 +219,7 @@ def second_process(parent: int) -> int:
 
 
 def wait_for(ready, processes) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not ready():
         assert all(process.is_alive() for process in processes), "the run ended early"
         assert time.monotonic() < deadline

@@ -61,11 +61,11 @@ def test_a_preparation_is_named_only_if_it_is_slow(capsys, monkeypatch):
     with named_if_slow("slow", patience=0.01):
         # joined, not polled: what is written while readouterr runs can be lost
         for thread in set(threading.enumerate()) - before:
-            thread.join(60)
+            thread.join(300)
     monkeypatch.setenv("RANK", "1")
     with named_if_slow("elsewhere", patience=0):
         for thread in set(threading.enumerate()) - before:
-            thread.join(60)
+            thread.join(300)
     assert capsys.readouterr().err == "slow\n"
     assert not set(threading.enumerate()) - before
 
@@ -90,7 +90,7 @@ class Terminal:
     def close(self) -> str:
         """All that was written, once nobody holds the terminal any more."""
         self.stream.close()
-        self._thread.join(60)
+        self._thread.join(300)
         os.close(self.master)
         return b"".join(self._parts).decode()
 
@@ -123,7 +123,7 @@ def test_a_real_run_on_a_terminal(photographs, tmp_path, start_simmim):
     process = start_simmim(*endless(photographs, out), **streams, start_new_session=True)
     wait_for_rows(out, process)
     os.kill(process.pid, signal.SIGHUP)
-    assert process.wait(100) == 129
+    assert process.wait(300) == 129
     text = terminal.close()
     assert "loading PyTorch" in text and "epoch" in text
     assert "stopped by signal 1 at update" in text

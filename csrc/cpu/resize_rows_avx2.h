@@ -1,6 +1,5 @@
-// The vectors of resize_rows.h with AVX2, which can't permute words across the halves of a vector:
-// each output loads its taps, which lie side by side, and pairs of them are added until one sum is
-// left.
+// What resize_rows.h needs of AVX2, which cannot permute words across the halves of a vector: a
+// load of 8 words serves 4 outputs, whose taps lie near each other.
 #pragma once
 
 #include <immintrin.h>
@@ -33,10 +32,12 @@ inline __m256i load_halves(const void* low, const void* high) {
 }
 
 // Gather tables of the horizontal pass. A block is 16 outputs in the order in which they are
-// stored, four groups of 4: 0 1 2 3 of a vector's first half and 4 5 6 7 are groups 0 and 1, those
-// of the second half groups 2 and 3. A load of 8 words holds two neighbouring taps of each of a
-// group's outputs. Stored for each block: the word of each group's first tap, where in a load the
-// two words of each output lie, and the weights, two taps at a time.
+// stored, in four groups of 4; groups 0 and 1 belong to the first half of a vector, 2 and 3 to the
+// second. A load of 8 words holds two neighbouring taps of each of a group's outputs. A block's
+// table holds
+// - the word of the row at which each group's first tap lies, four int32;
+// - for vpshufb, where each output's words lie in such a load (groups 0 and 2, then 1 and 3);
+// - the weights of the same words, two taps at a time.
 class Gathers {
   public:
     static int64_t blocks_of(int64_t out) { return (out + kWords - 1) / kWords; }

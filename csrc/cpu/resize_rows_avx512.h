@@ -1,4 +1,4 @@
-// The vectors of resize_rows.h with AVX-512, which can permute 64 words in one instruction: 32
+// What resize_rows.h needs of AVX-512, which can permute 64 words in one instruction: 32
 // outputs at a time gather their taps from a row, tap by tap.
 #pragma once
 

@@ -82,6 +82,7 @@ def end_when_written(number: int) -> None:
     files.flush_file = lambda path: os.kill(os.getpid(), number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_leave_no_temporary_file(number, tuned, labelled, tmp_path):
     said = tmp_path / "said.txt"

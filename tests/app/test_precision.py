@@ -44,6 +44,7 @@ def test_choice_on_gpus(native, monkeypatch):
     assert choose_precision("auto", "cuda")[0] == ("bf16-mixed" if native else "16-mixed")
 
 
+@pytest.mark.slow
 def test_without_avx512_a_run_is_in_float32():
     """PyTorch itself, told to use no more than AVX2."""
     code = "from simmim.training.mixed_precision import choose_precision as c; print(c('auto', 'cpu')[0])"

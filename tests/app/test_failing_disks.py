@@ -19,6 +19,7 @@ from simmim.errors import UserError
 from simmim.storage import checkpoint, files
 from simmim.storage.run_folder import point_last_at
 
+from .conftest import command, environment
 from .test_checkpoint_file import FORMATS, small_state, started, write_pt
 from .test_damage import pretrain, refused, snapshot
 
@@ -183,6 +184,28 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
         patch.setattr(os, "scandir", scandir)
         for flag in ("--resume", "--overwrite"):
             assert f"Permission denied: {out / name}" in refused(capsys, *arguments, flag)
+    assert snapshot(out) == before
+
+
+@pytest.mark.slow
+def test_resuming_as_a_user_who_may_not_list_the_checkpoints(photographs, tmp_path):
+    """In a process that has no right to read every folder, which root's have."""
+    out = tmp_path / "run"
+    arguments = pretrain(photographs, out, "--epochs", 1)
+    assert main(arguments) == 0
+    before = snapshot(out)
+    started = command(*arguments, "--resume")
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("setpriv is not installed")
+        started = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *started]
+    (out / "checkpoints").chmod(0)
+    try:
+        ran = subprocess.run(started, env=environment(), text=True, capture_output=True)
+    finally:
+        (out / "checkpoints").chmod(0o755)
+    assert ran.returncode == 2
+    assert f"Permission denied: {out / 'checkpoints'}" in ran.stderr.splitlines()[-1]
     assert snapshot(out) == before
 
 

@@ -30,8 +30,8 @@ from simmim.data.splits import (
     check_links,
     check_no_split_inside,
     hold_out,
-    in_both,
-    repeated,
+    note_overlap,
+    note_repeated,
     resolve_split,
 )
 from simmim.data.table_parts import Part, take_part
@@ -147,7 +147,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
     root, summary = listing.folder, [*split.notes, f"{len(found)} classes, {listing.summary()}"]
     if split.held_out is None and not listing.part:
         train, test = _hold_out(found, config)
-        summary += repeated(_all_of(found))
+        summary += note_repeated(_all_of(found))
     else:
         train, where = found, split.held_out or split.train
         part: Part = "one" if split.held_out else "held out"
@@ -164,7 +164,7 @@ def split_classes(config: FinetuneConfig | ProbeConfig) -> Classes:
             )
         test = {name: test[name] for name in train}
         if config.data != config.val_data:
-            summary += in_both(_all_of(train), _all_of(test))
+            summary += note_overlap(_all_of(train), _all_of(test))
     if config.per_class:
         train = {
             name: _some(paths, name, number, config)

@@ -160,8 +160,8 @@ def hold_out(
     once, and then not trained on.
 
     Args:
-        wanted: how many to hold out of a number of different images.
-        number: of the class.
+        wanted: returns how many to hold out, given the number of different images.
+        number: the number of the class, by which classes are drawn differently.
     """
     names = list(map(str, images))  # by which a pack, too, knows what is the same
     different = list(dict.fromkeys(names))
@@ -172,17 +172,17 @@ def hold_out(
     return train, [first[name] for name in different if name in chosen]
 
 
-def repeated(images: Sequence[Path | Item]) -> list[str]:
-    """A line on images that are named several times, of which ``hold_out`` takes some, if there are any."""
+def note_repeated(images: Sequence[Path | Item]) -> list[str]:
+    """A line on images that several rows name, where there are any."""
     again = len(images) - len(set(map(str, images)))
     counts = "each counts in training, one that is held out counts once and is not trained on"
     return [f"{again:,} rows name an image again: {counts}"] if again else []
 
 
-def in_both(train: Sequence[Path | Item], held_out: Sequence[Path | Item]) -> list[str]:
-    """A line on images that are trained on and held out as well, if there are any."""
+def note_overlap(train: Sequence[Path | Item], held_out: Sequence[Path | Item]) -> list[str]:
+    """A line on images that are both trained on and held out, where there are any."""
     both = len(set(map(str, train)) & set(map(str, held_out)))
-    note = "images to train on are held out, too: the results say little of others"
+    note = "images to train on are held out, too: the results are too good for other images"
     return [f"{both:,} {note}"] if both else []
 
 
@@ -232,14 +232,14 @@ def split_files(config: PretrainConfig) -> Files:
         check_links(validation, config.on_bad_image)
         summary.append(f"validation: {validation.summary()}")
         if split.train != split.held_out:
-            summary += in_both(train, validation.paths)
+            summary += note_overlap(train, validation.paths)
         return Files(train, validation.paths, listing.folder, tuple(summary))
-    if config.val_count and config.val_count >= len(set(map(str, train))):
+    if config.val_count and config.val_count >= (different := len(set(map(str, train)))):
         raise UserError(
             f"--val-count {config.val_count} leaves nothing to train on: "
-            f"{config.data} holds {len(train)} images"
+            f"{config.data} holds {different} images"
         )
-    summary += repeated(train) if config.val_count else []
+    summary += note_repeated(train) if config.val_count else []
     kept, held = hold_out(train, lambda _: config.val_count, 0)
     return Files(kept, held, listing.folder, tuple(summary))
 

@@ -26,7 +26,7 @@ VERSION = 1
 LAST = "last.pt"
 SAFETENSORS = ".safetensors"
 _CHECKSUMS = "checksums"
-#: what reading a damaged file meets; whatever else the system refuses says nothing about the file
+#: errors of the system that a damaged file can cause; others, as of too many open files, cannot be its
 _OF_DAMAGE = {None, errno.EIO, errno.EINVAL, errno.EOVERFLOW}
 
 
@@ -105,19 +105,19 @@ def read(path: Path, kind: str | None) -> dict[str, Any]:
         raise UserError(f"{path} is a folder: give {found[0] if found else 'a checkpoint in it'}")
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
-    good = False
+    whole = False
     try:
         if path.suffix == SAFETENSORS:
             state = _read_safetensors(path)
         else:
             check_archive(path)
-            good = True
+            whole = True
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # of a file that may be good: a run would go on from an older one, and lose what this one holds
+        # taken for damaged, a file that may be whole would be passed over for an older one
         if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
             raise UserError(f"{path} may not be read: {error.strerror}") from error
-        if good and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+        if whole and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise UserError(f"{path} does not fit into the memory that is free") from error
         raise DamagedError(f"{path} is not a checkpoint of simmim: {unreadable(error)}") from error
     if not isinstance(state, dict) or "version" not in state:

@@ -77,7 +77,8 @@ class RunningSums:
         ``skipped`` is other than 0.
 
         Args:
-            weight: of the loss, a mean, among those of other updates: in proportion to the images.
+            weight: the weight of this update's loss in the mean over updates: 1 for a full batch,
+                less for a smaller one or where not all pixels were scored.
         """
         found = torch.stack([loss * weight, norm.to(loss), torch.full_like(loss, weight)])
         if skipped is not None:

@@ -160,7 +160,7 @@ class Fitting(Recording):
                 self.fabric.backward(loss)
             total += loss.detach()
             share = share + weight
-        share = self._divide(total, share) if isinstance(share, Tensor) else 1.0
+        share = self._divide_by_share(total, share) if isinstance(share, Tensor) else 1.0
         # once an update: clipping each pass's part would change the gradient's direction
         norm = gathered(self._clip())
         stop = self.peers.largest(self._reason_to_stop()) if order.world > 1 else 0
@@ -180,10 +180,13 @@ class Fitting(Recording):
         self._whole = True
         return stop
 
-    def _divide(self, total: Tensor, share: Tensor) -> float:
-        """Make the sums over passes and processes, each weighed by its ``share`` of all that could be
-        scored, means over what was, as of one pass: gradients and the loss ``total``. Returns the
-        share of all together, 0 where nothing was scored."""
+    def _divide_by_share(self, total: Tensor, share: Tensor) -> float:
+        """Divide gradients and the loss ``total``, in which each pass is weighed by its share of scored
+        pixels, by the ``share`` of the whole update: they are then those of one large batch.
+
+        Returns:
+            The share of all processes together; where it is 0, nothing was scored or divided.
+        """
         share = self.fabric.all_reduce(share, reduce_op="mean").item()
         if share:
             total /= share

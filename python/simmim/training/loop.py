@@ -132,7 +132,8 @@ class Loop(Fitting, ABC):
         """The mean loss of one pass in ``epoch``."""
 
     def scored_share(self, batch: Batch, epoch: int) -> float | Tensor:
-        """By how many of the numbers that a batch of its size could score ``pass_loss`` divides."""
+        """The share of a batch's hidden pixels that ``pass_loss`` is the mean over: less than 1 where
+        some of them have no data, then ``float64 ()`` on the device."""
         return 1.0
 
     @abstractmethod
@@ -282,7 +283,7 @@ class Loop(Fitting, ABC):
         self.run_folder.newest = path
         self.update = self.saved_at = state["update"]
         summed = state["summed"]
-        # once all updates weighed the same
+        # checkpoints of before updates had weights: all weighed 1
         weight = state.get("weight_sum", summed)
         self.sums.restore(state["loss_sum"], state["norm_sum"], weight, summed)
         self.counters = self.counters_type(**state["counters"])

@@ -108,19 +108,22 @@ class Trainer(Loop):
     def scored_share(self, batch: Batch, epoch: int) -> float | Tensor:
         if not self.config.nodata:
             return 1.0
-        images, mask, with_data = self._to_device(batch, self.config.seed, epoch)
-        scored = self.model.module.scored(images, mask, with_data)
+        mask, with_data = self._masks(batch, self.config.seed, epoch)
+        scored = self.model.module.scored(batch.images, mask, with_data)
         return scored.double().mean() / mask.mask.double().mean()
 
     def _to_device(
         self, batch: Batch, seed: int, epoch: int
     ) -> tuple[Tensor, PatchMask, Tensor | None]:
         """Images, their masks, and where they hold data."""
+        images = batch.images.to(self.fabric.device, non_blocking=True)
+        return images, *self._masks(batch, seed, epoch)
+
+    def _masks(self, batch: Batch, seed: int, epoch: int) -> tuple[PatchMask, Tensor | None]:
         device, with_data = self.fabric.device, batch.with_data
-        mask = self.masking(batch.ids, seed=seed, epoch=epoch, device=device)
         if with_data is not None:
             with_data = with_data.to(device, non_blocking=True)
-        return batch.images.to(device, non_blocking=True), mask, with_data
+        return self.masking(batch.ids, seed=seed, epoch=epoch, device=device), with_data
 
     def validate(self) -> None:
         """Measure the loss on the held-out images, the first time also the baseline's."""

@@ -127,7 +127,7 @@ def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, st
         assert process.exitcode is None
         time.sleep(0.005)
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == status
     assert 0 < step_of(out) < UPDATES
     assert train(config) == 0

@@ -1,7 +1,7 @@
 """`python -m benchmarks.bench_pretrain`: what a user types, against a plain loop and the step alone.
 
-`simmim pretrain` with its default settings reads JPEG files of 500 x 375 pixels that are cut from
-scikit-image's photographs; ViT-Ti at 192 px, batch 16, all contenders in the type that it takes by
+`simmim pretrain` reads JPEG files of 500 x 375 pixels that are cut from scikit-image's photographs;
+ViT-Ti at 192 px, batch 16, all else its defaults; all contenders in the type that it takes by
 itself, bfloat16 or float32. Every contender is a process of its own that is stopped (SIGSTOP) while
 another one runs, so that turns of 50 updates are interleaved.
 `simmim pretrain --cache`, which decodes each file once, shows what decoding costs.

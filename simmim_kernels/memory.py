@@ -15,9 +15,9 @@ def keep_freed_memory() -> bool:
     glibc hands large blocks back to the system and asks for them anew, at a page fault for every
     4 KiB that is touched: many thousands in every step of a model on a CPU, which the next step pays
     again. With this, freed blocks stay with the process, whose memory therefore stays at its peak.
-    Training on a CPU is up to 3 times faster for it, with the kernels of this library and without;
-    results are the same bits. Call it once, before the first large tensor is made; a GPU's memory
-    is not touched.
+    Training a small ViT on a CPU was a tenth faster for it (by hand, benchmarks/NOTES.md), with the
+    kernels of this library and without; results are the same bits. Call it once, before the first
+    large tensor is made; a GPU's memory is not touched.
 
     Returns:
         whether the C library could be told: ``False`` where it is not glibc, and nothing changes.

@@ -37,7 +37,7 @@ from simmim.errors import (
     system_words,
 )
 from simmim.help import overview, page
-from simmim.launchers import describe_as_torchrun, is_started_with_others
+from simmim.launchers import describe_as_torchrun, is_first, is_started_with_others
 from simmim.presets import FINETUNE_PRESETS, METHODS, PRESETS
 from simmim.storage.files import files_like
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except (UserError, MissingPackageError) as error:
         # of several processes that all meet the same mistake, the first one speaks
-        if _is_first() or isinstance(error, ProcessError):
+        if is_first() or isinstance(error, ProcessError):
             _print_error(str(error))
         return 2
     except LostProcessError:
@@ -95,12 +95,6 @@ _COMMANDS: dict[str, tuple[type, str]] = {
     "import": (ImportConfig, "exchange.command"),
     "export": (ExportConfig, "exchange.command"),
 }
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of those that torchrun started, or the only one."""
-    # another program may have left the variable, and an error would be said by nobody
-    return not is_started_with_others() or os.environ.get("RANK", "0") == "0"
 
 
 def _print_error(text: str) -> None:
@@ -172,11 +166,11 @@ def _run(arguments: list[str]) -> int:
             )
     processes = int(os.environ["WORLD_SIZE"]) if is_started_with_others() else 1
     if processes > 1 and not isinstance(config, PretrainConfig | FinetuneConfig):
-        if not _is_first():
+        if not is_first():
             return 0
         say(f"{arguments[0]} runs in one of the {processes} processes")
     if isinstance(config, PretrainConfig | FinetuneConfig | ProbeConfig):
-        if "torch" not in sys.modules and _is_first():
+        if "torch" not in sys.modules and is_first():
             # PyTorch takes seconds to load, from a cold disk many
             say(
                 f"simmim {version()}: {arguments[0]} on {config.data or 'the demo'}, results in "

@@ -15,6 +15,12 @@ def is_started_with_others() -> bool:
     return _BY_TORCHRUN in os.environ or is_started_by_srun()
 
 
+def is_first() -> bool:
+    """Whether this is the first of those processes, or the only one."""
+    # another program may have left the variable, and nobody would say anything
+    return not is_started_with_others() or os.environ.get("RANK", "0") == "0"
+
+
 def is_started_by_srun() -> bool:
     """Whether srun started this process among several. A shell of ``srun --pty`` is one of them, but
     runs commands alone; it has a terminal, which other tasks have not."""

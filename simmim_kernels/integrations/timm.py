@@ -158,7 +158,7 @@ class MaskedEncoder(ChannelStatistics):
             setattr(self, part, runner)
 
     def undo(self) -> nn.Module:
-        """The model as it was, with the weights that it has now. The encoder is of no use then."""
+        """The model as it was, with the weights that it has now. To mask it again make a new encoder."""
         self.report.undo()
         return self.backbone
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simmim_kernels._numbers import to_bool
 from simmim_kernels.integrations import transformers_mae
 from simmim_kernels.integrations.deferred_output import Prediction, deferred_output, may_defer
 from simmim_kernels.integrations.instance import has_forward_of, is_changed, must_be_called
@@ -83,10 +84,12 @@ def apply_kernels(
             a learned bias. None leaves its path alone.
 
     Raises:
-        TypeError: another class, a subclass with a forward of its own, or embeddings with one.
+        TypeError: another class, a subclass with a forward of its own, or embeddings with one; a
+            `reconstruction` that is no bool.
         ValueError: this instance's forward was replaced already, by this function or another; another
             `attention`.
     """
+    reconstruction = to_bool("reconstruction", reconstruction)
     if attention not in ("auto", None):
         raise ValueError(f"attention is {attention!r}; allowed: 'auto', None")
     name, output_class = _model_of(model)

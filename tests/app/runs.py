@@ -59,7 +59,7 @@ def start_command(
 def run_command(*arguments: object, **options: Any) -> int:
     """Run ``simmim`` to its end, see ``start_command``; returns the exit status."""
     process = start_command(*arguments, **options)
-    process.join(120)
+    process.join(300)
     assert process.exitcode is not None, "the command did not end"
     return process.exitcode
 
@@ -109,14 +109,14 @@ def train_together(config, world: int) -> list[int]:
     """Run to the end in ``world`` processes; returns their exit codes."""
     processes = start_together(config, world)
     for process in processes:
-        process.join(120)
+        process.join(300)
     return [process.exitcode for process in processes]
 
 
 def train(config, die_at: str | None = None) -> int:
     """Run to the end; returns the exit code."""
     process = start(config, die_at)
-    process.join(120)
+    process.join(300)
     assert process.exitcode is not None, "the run did not end"
     return process.exitcode
 

@@ -136,8 +136,12 @@ def test_png_of_8_bits_as_bands(tmp_path):
     Image.fromarray(pixels.transpose(1, 2, 0), "RGBA").save(path)
     check_same(read(path, 4, "uint8"), pixels)
     check_same(read(path, 2, "uint8", bands=(4, 1)), pixels[[3, 0]])
-    Image.fromarray(pixels[0]).convert("P").save(path)
-    assert refused(path, 1, "uint8", bands=(1,)) == "P colours, which are no bands"
+    for mode, reason in (
+        ("P", "a palette, which holds no bands"),
+        ("1", "one bit a pixel, which is no band"),
+    ):
+        Image.fromarray(pixels[0]).convert(mode).save(path)
+        assert refused(path, 1, "uint8", bands=(1,)) == reason
 
 
 def test_jpeg_2000_of_16_bits(tmp_path):

@@ -78,8 +78,6 @@ CONFLICTS = {
         "--gamma must be greater than 0 and at most 1, not 0",
     ),
     "demo": (("pretrain", "--preset", "demo", "--val-count", 2), "--val-count needs --data"),
-    "picture": ((*PRETRAIN, "--picture", 2), "--picture needs validation images"),
-    "crops": ((*PRETRAIN, "--val-crops", 2), "--val-crops needs validation images"),
     "window": ((*PRETRAIN, "--target-window", 5), "--target-window is the square of"),
     "attention": (
         (*PRETRAIN, "--encoder", "cnn", "--attention", "sdpa"),

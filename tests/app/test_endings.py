@@ -316,7 +316,7 @@ def test_a_reader_of_the_output_that_goes(photographs, tmp_path, start_simmim):
     )
     head = subprocess.run(["head", "-5"], stdin=process.stdout, capture_output=True, timeout=300)
     process.stdout.close()
-    assert process.wait(200) == 141
+    assert process.wait(300) == 141
     assert head.stdout.count(b"\n") == 5
     assert_saved(out)
 
@@ -327,7 +327,7 @@ def test_a_full_disk_under_the_output(photographs, tmp_path, start_simmim):
     out, full = tmp_path / "run", Path("/dev/full")
     with full.open("w") as stream:
         process = start_simmim(*endless(photographs, out), stdout=stream, stderr=stream)
-    assert process.wait(200) == 2
+    assert process.wait(300) == 2
     assert not out.exists()
     assert run_command(*endless(photographs, out), output=full, errors=full) == 2
     # that line fails before the first update, so there is nothing to save
@@ -343,7 +343,7 @@ def test_a_worker_that_is_killed(photographs, tmp_path):
     wait_for_rows(out, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    process.join(60)
+    process.join(300)
     errors = said.read_text()
     assert process.exitcode == 2, errors
     last = errors.splitlines()[-1]
@@ -362,7 +362,7 @@ def test_data_that_vanish_end_a_run_with_workers(photographs, tmp_path):
     )
     wait_for_rows(out, process)
     data.rename(tmp_path / "gone")
-    process.join(60)
+    process.join(300)
     errors = said.read_text()
     assert process.exitcode == 2, errors
     assert errors.splitlines()[-1].startswith("simmim: ") and "cannot be opened" in errors

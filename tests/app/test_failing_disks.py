@@ -231,17 +231,21 @@ def test_what_the_machine_lacks_is_no_damage_of_a_checkpoint(tmp_path, monkeypat
 
 
 def test_links_to_nothing_are_named(photographs, tmp_path, capsys):
-    loop, nothing = tmp_path / "loop", tmp_path / "nothing"
+    loop, nothing, split = (tmp_path / name for name in ("loop", "nothing", "split"))
+    for part in ("train", "val"):
+        shutil.copytree(photographs, split / part)
     loop.symlink_to("loop")
     nothing.symlink_to("moved")
     for link in (loop, nothing):
         for arguments in (
             pretrain(photographs, link),
+            pretrain(photographs, link / "run"),
             ("pack", "--data", photographs, "--out", link),
+            ("pack", "--data", split, "--out", link),
         ):
             told = f"--out {link} is a link to nothing, {os.readlink(link)}: make the folder"
             assert main([str(a) for a in arguments]) == 2
             assert told in capsys.readouterr().err.splitlines()[-1]
         error = refused(capsys, "stats", "--data", link, "--out", tmp_path / "stats.json")
         assert f"no such file or folder: {link}: it is a link to {os.readlink(link)}" in error
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop", "nothing", "photographs"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop", "nothing", "photographs", "split"]

@@ -225,12 +225,16 @@ def test_settings_of_the_validation_go_with_parts_that_are_there(photographs, tm
     """``--val-data`` and ``--val-count`` were asked for where train/ lies beside val/."""
     options = {"--picture": 1, "--val-crops": 2, "--val-every": 2}
     given = [part for option in options.items() for part in option]
-    arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST, *given)
-    status, _, errors = run(capsys, *arguments)
-    assert (status, errors.splitlines()[-1]) == (
-        2,
-        "simmim: --picture needs validation images: give --val-data or --val-count",
-    )
+    arguments = ("pretrain", "--data", photographs, "--out", tmp_path / "run", *FAST)
+    for option in options.items():
+        status, _, errors = run(capsys, *arguments, *option)
+        assert (status, errors.splitlines()[-1]) == (
+            2,
+            f"simmim: {option[0]} needs validation images: give --val-data or --val-count",
+        )
+        status, _, errors = run(capsys, "pretrain", "--data", tmp_path / "photo", *option)
+        assert status == 2 and "no such file or folder" in errors.splitlines()[-1]
+    arguments = (*arguments, *given)
     (photographs / "part0").rename(photographs / "train")
     (photographs / "part1").rename(photographs / "val")
     status, _, errors = run(capsys, *arguments, "--epochs", 3)

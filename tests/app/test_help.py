@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
 from simmim.cli import _COMMANDS, main
-from simmim.help import _GROUPS
+from simmim.help import _GROUPS, page
 from simmim.presets import PRESETS
 
 
@@ -25,6 +26,18 @@ def test_help_fits_the_terminal(command, width, capsys, monkeypatch):
 def test_groups_of_the_help_name_options_that_there_are():
     fields = {field.name for kind, _ in _COMMANDS.values() for field in dataclasses.fields(kind)}
     assert {name for names in _GROUPS.values() for name in names.split()} <= fields
+
+
+def test_help_names_options_that_the_command_has():
+    named = {
+        (command, option)
+        for command, (kind, _) in _COMMANDS.items()
+        for option in re.findall(r"--[a-z][a-z-]+", page(command, kind))
+        if option.removeprefix("--no-").removeprefix("--").replace("-", "_")
+        not in {field.name for field in dataclasses.fields(kind)}
+    }
+    # each said to be another command's
+    assert named == {("pretrain", "--layer-decay"), ("stats", "--stats"), ("export", "--method")}
 
 
 def test_help_shows_the_values_of_a_preset(capsys):

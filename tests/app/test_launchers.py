@@ -102,7 +102,7 @@ def test_runs(photographs, tmp_path):
     steps = {name: value for name, value in TASK.items() if "STEP" not in name}
     tasks.append(start(script, None, steps | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}))
     for task in tasks:
-        task.join(120)
+        task.join(300)
     assert [task.exitcode for task in tasks] == [0, 0, 0]
     losses = {
         out: [row["loss"] for row in read_metrics(tmp_path / out / "metrics.csv")]

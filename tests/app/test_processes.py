@@ -151,7 +151,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_update(single, tmp_path):
     wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [143, 143]
     state = checkpoint.load(config.out / "checkpoints" / checkpoint.LAST)
     assert state["update"] == int(read_metrics(metrics)[-1]["update"])
@@ -168,7 +168,7 @@ def test_images_that_vanish_stop_all_at_the_same_update_and_are_saved(single, tm
     wait_for(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, processes)
     shutil.rmtree(folder)
     for process in processes:
-        process.join(100)
+        process.join(300)
     assert [process.exitcode for process in processes] == [1, 1]
     newest = checkpoint.load(checkpoint.numbered(config.out / "checkpoints")[-1])
     assert newest["update"] == int(read_metrics(metrics)[-1]["update"]) > 0

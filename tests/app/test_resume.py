@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
 from simmim.errors import UserError
 from simmim.storage import checkpoint
 from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
+from simmim.training.resume_rules import refused_changes
 
 from .conftest import TINY, write_photographs
 from .runs import start, train
@@ -127,7 +129,7 @@ def test_signals_save_and_leave(photographs, tmp_path, uninterrupted, number, st
         assert process.exitcode is None
         time.sleep(0.005)
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == status
     assert 0 < step_of(out) < UPDATES
     assert train(config) == 0
@@ -170,13 +172,19 @@ def test_resume_asks_for_the_same_settings(photographs, tmp_path):
     Trainer(dataclasses.replace(again, batch_size=4, accumulate=1))
     with pytest.raises(UserError, match="--resume"):
         Trainer(config)
-    finished = Trainer(dataclasses.replace(again, workers=1, keep=5))
+    finished = Trainer(dataclasses.replace(again, workers=1, keep=5, val_crops=2))
     assert finished.fit().updates == 6
     (photographs / "part0" / "0.png").unlink()
     with pytest.raises(UserError, match="the images are not those"):
         Trainer(again)
     Trainer(dataclasses.replace(config, overwrite=True))
     assert not checkpoint.numbered(config.out / "checkpoints")
+
+
+def test_crops_to_test_on_may_change():
+    config = FinetuneConfig(per_class=2)
+    changed = dataclasses.replace(config, test_crop=0.875, per_class=3)
+    assert refused_changes(changed, config) == ["--per-class 2, not 3"]
 
 
 def test_only_the_newest_checkpoints_stay(photographs, tmp_path):

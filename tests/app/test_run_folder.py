@@ -325,7 +325,7 @@ def test_two_runs_do_not_share_a_folder(photographs, tmp_path, capsys):
         error = refused(capsys, *pretrain(photographs, config.out, flag))
         assert f"is in use by process {process.pid} on " in error
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 143
     assert not list((config.out / FOLDER).glob("*.lock"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rasterio
@@ -17,6 +19,7 @@ from simmim.models.targets import as_image
 from simmim.training.metrics import read_metrics
 from simmim.training.pretrain import Trainer
 
+from .runs import train_together
 from .test_cli import FAST
 from .test_stats import measure, run
 
@@ -150,10 +153,22 @@ def test_several_passes_are_one_batch(options, stats, tmp_path):
     for name, batch in {"one": (4,), "two": (2, "--accumulate", 2)}.items():
         train(stats, tmp_path / name, *options, "--log-every", 1, "--batch-size", *batch)
         rows[name] = read_metrics(tmp_path / name / "metrics.csv")
-    for one, two in zip(*rows.values(), strict=True):
+    assert_alike(*rows.values())
+
+
+@pytest.mark.slow
+def test_several_processes_are_one_batch(stats, tmp_path):
+    config = train(stats, tmp_path / "one", "--seed", 1, "--log-every", 1, "--batch-size", 4).config
+    two = replace(config, out=tmp_path / "two", batch_size=2, resume=False)
+    assert train_together(two, 2) == [0, 0]
+    assert_alike(*(read_metrics(out / "metrics.csv") for out in (config.out, two.out)))
+
+
+def assert_alike(ones, others):
+    for one, other in zip(ones, others, strict=True):
         for column in ("loss", "grad_norm"):
-            assert (one[column] == two[column] == "") or (
-                float(two[column]) == pytest.approx(float(one[column]), rel=1e-4)
+            assert (one[column] == other[column] == "") or (
+                float(other[column]) == pytest.approx(float(one[column]), rel=1e-4)
             )
 
 

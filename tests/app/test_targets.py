@@ -165,6 +165,17 @@ def test_kernels_and_plain_pytorch_agree(family, target, loss, target_norm):
             assert_within_budget(ours, plain, exact, name)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_tokens_of_a_target_score_where_all_their_pixels_hold_data(plain):
+    model = SimMIM(encoder_of("vit"), target=Features(), plain=plain).eval()
+    images, mask = some_images(3), Masking("random", 16, 0.6, SIZE)(torch.arange(2), seed=3)
+    mask.mask[:, 0, 0] = True
+    with_data, scored = torch.ones(2, *SIZE, dtype=torch.bool), mask.mask.clone()
+    with_data[:, :5, :9] = scored[:, 0, 0] = False
+    expected = model.score(model.predict_tokens(images, mask.mask), images, scored)
+    torch.testing.assert_close(model(images, mask.mask, with_data=with_data), expected)
+
+
 def test_a_token_of_16_pixels_has_108_numbers_in_the_published_order():
     """``(channel * 9 + bin, cell row, cell column)``, as MaskFeat unfolds its histograms."""
     model = SimMIM(encoder_of("vit"), target=OrientedGradients(), loss="mse")

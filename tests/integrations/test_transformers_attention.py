@@ -116,7 +116,9 @@ def test_another_path_is_left_alone():
     assert "path of their own" in report.left["attention"]
 
 
-def test_another_name_is_refused():
+def test_other_options_are_refused():
+    with pytest.raises(TypeError, match="reconstruction must be a bool, got str"):
+        sk.apply_kernels(build("ViT"), reconstruction="no")
     with pytest.raises(ValueError, match="attention is 'fast'; allowed: 'auto', None"):
         sk.apply_kernels(build("ViT"), attention="fast")
 

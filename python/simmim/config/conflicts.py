@@ -24,8 +24,10 @@ def check_conflicts(config: object, defaults: object | None = None) -> None:
 def check_without_validation(config: object, defaults: object | None = None) -> None:
     """Raise ``UserError`` for settings about the validation of a run that has no images for it;
     ``defaults`` as of ``check_conflicts``."""
-    for text in _without_validation(vars(config).get, _given(config, defaults)):
-        raise UserError(text)
+    given = _given(config, defaults)
+    for name in ("picture", "val_crops", "val_every"):
+        if given(name) and vars(config).get(name):
+            raise UserError(f"{flag(name)} needs validation images: give --val-data or --val-count")
 
 
 def remarks(config: object, validated: bool = False) -> list[str]:
@@ -95,10 +97,6 @@ def _conflicts(config: Any, given: Callable[[str], bool]) -> Iterator[str]:
         for name in ("val_data", "val_count"):
             if has(name):
                 yield f"--preset demo brings its own validation images: {flag(name)} needs --data"
-    # data that is there may be split already, which is known once it was looked into
-    there = has("data") is not None and has("data").exists()
-    if has("val_count") == 0 and has("val_data") is None and not demo and not there:
-        yield from _without_validation(has, given)
     for name in ("decoder_width", "decoder_depth", "decoder_heads", "second_ratio"):
         if given(name) and has("method") == "simmim":
             yield f"{flag(name)} is for --method mae: leave it out"
@@ -113,12 +111,6 @@ def _conflicts(config: Any, given: Callable[[str], bool]) -> Iterator[str]:
     encoder_alone = has("encoder_only") or has("project") == "timm"
     if encoder_alone and given("head_order"):
         yield "--head-order is about a head, and an encoder alone has none: leave it out"
-
-
-def _without_validation(has: Callable[..., Any], given: Callable[[str], bool]) -> Iterator[str]:
-    for name in ("picture", "val_crops", "val_every"):
-        if given(name) and has(name):
-            yield f"{flag(name)} needs validation images: give --val-data or --val-count"
 
 
 def _learning_rates(config: Any) -> Iterator[str]:

@@ -41,8 +41,9 @@ class RunConfig(ImageConfig):
     resume: bool = False
     """Continue the run in --out at the exact update of its newest checkpoint, or start it if there is
     none. Settings that are not given are those of the run. These may change: --epochs, --lr,
-    --warmup-lr, --min-lr, --warmup-epochs, --schedule, --milestones, --gamma, --clip, --precision,
-    --attention, --compile, and settings that don't affect the weights."""
+    --warmup-lr, --min-lr, --warmup-epochs, --schedule, --milestones, --gamma, --late-rate,
+    --fixed-ends, --clip, --precision, --attention, --compile, and settings that don't affect the
+    weights."""
 
     overwrite: bool = False
     """Delete the checkpoints and logs that an earlier run left in --out."""

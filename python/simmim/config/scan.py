@@ -15,6 +15,10 @@ from simmim.errors import UserError
 class ScanConfig(SourceConfig):
     """How every image of a source is read."""
 
+    nodata: str = ""
+    """Value of pixels without data, a number or nan. simmim stats counts them and leaves them out of all
+    else; simmim pack stores them as they are."""
+
     channels: int | None = None
     """3 reads 8-bit images as RGB and 1 as gray; default 3 for these, and all bands for others."""
 

@@ -48,6 +48,7 @@ UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
 }
 #: what a PNG file that says how it is to be turned holds
 _EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PALETTE = "a palette, which holds no bands"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def open_array(file: BinaryIO, path: Path | None, wanted: Reading) -> Picture:
 def open_picture(image: Image.Image, wanted: Reading) -> Tensor:
     """The bands of an 8-bit picture that Pillow has opened."""
     if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
-        raise OtherContentsError(f"{image.mode} colours, which are no bands")
+        kinds = {"1": "one bit a pixel, which is no band", "P": _PALETTE, "PA": _PALETTE}
+        raise OtherContentsError(kinds.get(image.mode, f"{image.mode} colours, which are no bands"))
     pixels = np.asarray(ImageOps.exif_transpose(image))
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     return _tensor(pixels[choose_bands(pixels.dtype, len(pixels), wanted)])
@@ -214,7 +216,7 @@ def open_tiff(file: BinaryIO, opener: Callable[[], BinaryIO], wanted: Reading) -
         if set(bits) & {1, 2, 4} or len(set(bits)) > 1 or page.dtype is None:
             reasons.append(f"{' and '.join(map(str, sorted(set(bits))))} bits a channel")
         # of Lab two bands are signed, which no tag says
-        kinds = {3: "a palette, which holds no bands", 8: "CIELAB colours, which are no bands"}
+        kinds = {3: _PALETTE, 8: "CIELAB colours, which are no bands"}
         if page.photometric in kinds:
             reasons.append(kinds[page.photometric])
         if reasons:

@@ -46,8 +46,8 @@ def command(config: PredictConfig) -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(config.out) as path, explained(), path.open("w", **TEXT) as file:
         table = csv.writer(file)
-        places = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
-        table.writerow(["file", *(f"{n}{p}" for p in places for n in ("class", "probability"))])
+        endings = [f"_{place}" if place > 1 else "" for place in range(1, top + 1)]
+        table.writerow(["file", *(f"{n}{p}" for p in endings for n in ("class", "probability"))])
         images = central_crops(trained, listing.paths)
         for (scores,), sources in results(lambda x: [model(x)], config, images, device):
             places = scores.topk(top).indices

@@ -181,8 +181,8 @@ class SimMIM(ChannelStatistics):
     def scored(self, images: Tensor, mask: PatchMask | Tensor, with_data: Tensor) -> Tensor:
         """``bool (B, h, w)``: the hidden pixels that hold data, or cells of pixels of which the target
         has one number each."""
-        cell = getattr(self.target, "cell", 1)
-        grid = images.shape[2] // cell, images.shape[3] // cell
+        # any callable may be the target, whose result alone tells its grid
+        grid = as_image(self.make_target(images[:1]), self._grid(images)).shape[2:]
         return published.on_grid(mask, *grid) & on_coarser_grid(with_data, *grid)
 
     def _in_place(self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor) -> Tensor:

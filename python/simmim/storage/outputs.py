@@ -10,13 +10,14 @@ from simmim.storage.manifest import manifests
 
 
 def check_link(out: Path) -> None:
-    """Raise ``UserError`` where the folder ``out`` is a link that leads nowhere, of which the system only
-    says that it exists."""
-    if out.is_symlink() and not out.exists():
-        raise UserError(
-            f"--out {out} is a link to nothing, {os.readlink(out)}: make the folder that it leads to, or "
-            "choose another --out"
-        )
+    """Raise ``UserError`` where the folder ``out``, or one above it, is a link that leads nowhere, of which
+    the system only says that it exists."""
+    for place in (out, *out.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"--out {place} is a link to nothing, {os.readlink(place)}: make the folder that it leads "
+                "to, or choose another --out"
+            )
 
 
 def check_replaceable(path: Path, overwrite: bool, *sources: Path | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from simmim.errors import printable, require, say
+from simmim.launchers import is_first
 from simmim.training.clock import run_clock
 
 #: seconds without a word after which a log that is no terminal gets a line
@@ -30,7 +31,7 @@ def named_if_slow(
 ) -> Iterator[None]:
     """Say ``text``, what the block does, in the first process of the run if that takes longer than
     ``patience`` seconds; ``say`` is called from another thread."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         yield
         return
     timer = threading.Timer(patience, say, (text,))

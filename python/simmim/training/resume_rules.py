@@ -19,6 +19,7 @@ _WITHOUT_INFLUENCE = frozenset(
         *("data", "out", "resume", "overwrite", "val_data", "on_bad_image", "workers", "cache"),
         *("batch_size", "accumulate", "device", "shard", "log_every", "val_every", "save_every"),
         *("keep", "picture", "stats", "show_bands", "init_from", "label_column"),
+        *("val_crops", "test_crop"),
     }
 )
 #: settings that act anew at every update: from the resumed update on the new value counts

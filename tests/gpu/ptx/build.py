@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
@@ -45,10 +46,9 @@ def ptxas(backend: str, architecture: str) -> str:
     """The assembler that a backend's compiler calls: Triton brings its own."""
     if backend == "cuda":
         return str(Path(nvcc()).resolve().with_name("ptxas"))
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    newest = architecture.startswith(("sm_10", "sm_12"))
-    return (knobs.nvidia.ptxas_blackwell if newest else knobs.nvidia.ptxas).path
+    return get_ptxas(int(re.search(r"\d+", architecture)[0])).path
 
 
 def compiled(sources: Iterable[Path], *options: str, suffix: str = "ptx") -> list[Path]:

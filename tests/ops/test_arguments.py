@@ -276,6 +276,15 @@ def test_distributed_tensors_are_named(name, argument, mesh):
         getattr(sk, name)(**CALLS[name] | {argument: value})
 
 
+SEVERAL = {name for name, _ in TENSORS if sum(pair[0] == name for pair in TENSORS) > 1}
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in TENSORS if pair[0] in SEVERAL])
+def test_tensors_of_two_devices_are_named(name, argument):
+    with pytest.raises(RuntimeError, match=r" is on (meta|cpu, but \w+ is on meta)"):
+        getattr(sk, name)(**CALLS[name] | {argument: CALLS[name][argument].to("meta")})
+
+
 def test_a_mask_on_meta_has_no_distances():
     with pytest.raises(RuntimeError, match="mask is on meta"):
         sk.avg_dist(MASK.to("meta"), 4)

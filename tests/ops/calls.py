@@ -255,13 +255,15 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def wide(value: Any) -> Any:
-    """An argument of the same call in float64: a floating-point tensor or type becomes one."""
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else value
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.double()
-    return value
+def in_type(dtype: torch.dtype, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the same call with `dtype` in place of every floating-point type."""
+
+    def change(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return dtype if value.is_floating_point else value
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(change, arguments)
 
 
 def check_against_the_reference(name: str, found: tuple[Tensor, ...]) -> None:
@@ -269,7 +271,7 @@ def check_against_the_reference(name: str, found: tuple[Tensor, ...]) -> None:
     arguments = arguments_of(name)
     with sk.backend("reference"):
         plain = results(name, arguments)
-        exact = results(name, pytree.tree_map(wide, arguments), grad_dtype=plain[0].dtype)
+        exact = results(name, in_type(WIDE, arguments), grad_dtype=plain[0].dtype)
     for ours, theirs, right in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
         if ours.is_floating_point():

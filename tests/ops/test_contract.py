@@ -16,9 +16,9 @@ from tests.ops.calls import (
     OPS,
     arguments_of,
     check_against_the_reference,
+    in_type,
     outputs,
     results,
-    wide,
 )
 
 DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
@@ -69,7 +69,7 @@ def test_every_backend_is_as_exact_as_the_reference(name, backend):
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_the_gradients_of_the_reference_are_the_derivatives(name):
-    call, arguments = CALLS[name], pytree.tree_map(wide, arguments_of(name))
+    call, arguments = CALLS[name], in_type(torch.float64, arguments_of(name))
     leaves = tuple(arguments[key].detach().requires_grad_() for key in call.leaves)
 
     def function(*leaves):
@@ -212,7 +212,7 @@ class Recorder(TorchDispatchMode):
 
 def recorded(name):
     """The library's ops behind a call: with every gradient, with each alone, with none, and for
-    tensors of other strides."""
+    tensors of other strides and types."""
     arguments, call = arguments_of(name), CALLS[name]
     with Recorder() as recorder:
         results(name, arguments)
@@ -223,6 +223,8 @@ def recorded(name):
         key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
         for layout in ("channels first", "transposed"):
             results(name, arguments | {key: LAYOUTS[layout](arguments[key])})
+        for dtype in (torch.float64, torch.bfloat16):
+            results(name, in_type(dtype, arguments))
     assert recorder.calls
     return recorder.calls
 

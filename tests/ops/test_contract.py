@@ -123,6 +123,25 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
                 assert_same(found, expected, exact=not CALLS[name].products)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name", [n for n in DIFFERENTIABLE if "masked_loss" not in CALLS[n].modules]
+)
+def test_an_incoming_gradient_may_have_any_strides(name, backend, layout):
+    """Not of a loss, whose gradient is a number, or one for each sample."""
+    call, arguments = CALLS[name], arguments_of(name)
+    leaves = {key: arguments[key].detach().requires_grad_() for key in call.leaves}
+    with served(backend, name):
+        out = outputs(call.function(**arguments | leaves))[0]
+        grad = LAYOUTS[layout](torch.randn(out.shape).to(out.dtype))
+        found, expected = (
+            torch.autograd.grad(out, tuple(leaves.values()), given, retain_graph=True)
+            for given in (grad, grad.clone(memory_format=torch.contiguous_format))
+        )
+    assert_same(found, expected, exact=False)  # sums over a batch may be in another order
+
+
 SLOW = pytest.mark.slow
 
 

@@ -224,7 +224,7 @@ def test_beta_of_zero_is_l1_and_of_any_size_is_right(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("delta", [1e-30, 1e-6, 1e-3, 0.7, 1.0, 3.0, 50.0, 1e6, 1e30])
+@pytest.mark.parametrize("delta", [1e-35, 1e-30, 1e-6, 1e-3, 0.7, 1.0, 3.0, 50.0, 1e6, 1e30])
 @pytest.mark.parametrize("kind", [kind for kind in LOSSES if numbers_of(kind, BETA)])
 def test_any_parameter_is_right(backend, dtype, delta, kind):
     # Multiplied as a gradient scaler does, so that float16 has something to hold.

@@ -32,6 +32,23 @@ def test_every_public_op_is_in_the_table():
     assert not OPS - {call.function.__name__ for call in CALLS.values()}
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_the_table_names_every_leaf_and_the_files_that_run(name, monkeypatch):
+    call, arguments, used = CALLS[name], arguments_of(name), set()
+    serve = backends.serve
+    monkeypatch.setattr(backends, "serve", lambda file, *rest: used.add(file) or serve(file, *rest))
+    results(name, arguments)
+    assert used == {*call.modules}
+    for key in arguments.keys() - {*call.leaves}:
+        value = arguments[key]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            try:
+                out = outputs(call.function(**arguments | {key: value.detach().requires_grad_()}))
+            except ValueError:  # no gradient for a target
+                continue
+            assert not out[0].requires_grad, key
+
+
 def assert_same(found, expected, exact=True):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):

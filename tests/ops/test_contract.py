@@ -140,6 +140,31 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
                 assert_same(found, expected, exact=not CALLS[name].products)
 
 
+# Masks, parameters and lists, which kernels take contiguous: they are small beside a batch.
+SMALL = {"mask", "token", "pos_embed", "sizes", "boxes"}
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "reference"])
+@pytest.mark.parametrize("name", CALLS)
+def test_no_large_input_is_made_contiguous(name, backend, monkeypatch):
+    arguments, copied, contiguous = arguments_of(name), set(), Tensor.contiguous
+
+    def record(tensor, **options):
+        result = contiguous(tensor, **options)
+        if result.data_ptr() != tensor.data_ptr():
+            copied.add(tuple(tensor.shape))
+        return result
+
+    with served(backend, name):
+        for key, value in arguments.items():
+            if isinstance(value, Tensor) and value.dim() > 1 and key not in SMALL:
+                strided = sliced(value)
+                with monkeypatch.context() as patch:
+                    patch.setattr(Tensor, "contiguous", record)
+                    results(name, arguments | {key: strided})
+                assert not copied, key
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ variables decide otherwise:
                        compiled from the same sources, where none of the variables above is set
     CMAKE_ARGS         more arguments of CMake, for instance those of a cross-compilation
 
-A part that cannot be built costs one plain line and is left out: the library then serves its ops
-with the next backend, and `python -m simmim_kernels.info` repeats the reason.
+In an installation a part that cannot be built costs one plain line and is left out: the library
+then serves its ops with the next backend, and `python -m simmim_kernels.info` repeats the reason.
+`make build`, which asks for nothing else, prints what the compiler said and fails.
 """
 
 from __future__ import annotations
@@ -94,10 +95,18 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         self.report: dict[str, str] = {}
+        self.failed = False
         self.for_this_machine = bool(self.inplace)  # setuptools clears `inplace` while it builds
         super().run()
         self.report["sources"] = digest_sources()
         write_report(Path("" if self.inplace else self.build_lib), self.report)
+        if self.failed and self.is_all_there_is():
+            sys.exit(1)
+
+    @staticmethod
+    def is_all_there_is() -> bool:
+        """Whether the command line asks for the modules alone, as `make build` does."""
+        return "build_ext" in sys.argv
 
     def build_extension(self, extension: Extension) -> None:
         module = extension.name.rpartition(".")[2]
@@ -112,6 +121,9 @@ class CMakeBuild(build_ext):
             if self.for_this_machine:
                 (ROOT / "simmim_kernels" / target.name).unlink(missing_ok=True)
             if not isinstance(error, NotWanted):
+                self.failed = True
+                if isinstance(error, subprocess.CalledProcessError) and self.is_all_there_is():
+                    print(error.stdout, error.stderr, file=sys.stderr)
                 print(
                     f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",
                     file=sys.stderr,

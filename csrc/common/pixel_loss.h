@@ -2,11 +2,21 @@
 // d.
 #pragma once
 
+// Every loss: its name, in the order of Python's backends/_pixel_loss.py, and its struct below.
+#define SIMMIM_LOSSES(X)   \
+    X(l1, L1)              \
+    X(mse, SquaredError)   \
+    X(smooth_l1, SmoothL1) \
+    X(huber, Huber)
+
 namespace simmim {
 
-// The names have the order of the codes; in Python they are those of backends/_pixel_loss.py.
-enum LossKind : int { kL1, kMSE, kSmoothL1, kHuber };
-constexpr const char* kLossKinds[] = {"l1", "mse", "smooth_l1", "huber"};
+#define X(name, Loss) k##Loss,
+enum LossKind : int { SIMMIM_LOSSES(X) };
+#undef X
+#define X(name, Loss) #name,
+constexpr const char* kLossKinds[] = {SIMMIM_LOSSES(X)};
+#undef X
 
 }  // namespace simmim
 
@@ -100,15 +110,13 @@ struct Huber : PixelLoss {
 template <class Use>
 SIMMIM_HD auto with_loss(LossKind kind, const Use& use) {
     switch (kind) {
-        case kMSE:
-            return use(SquaredError());
-        case kSmoothL1:
-            return use(SmoothL1());
-        case kHuber:
-            return use(Huber());
-        default:  // kL1 alone, as tests/ops/test_loss_spec.py sees to
-            return use(L1());
+#define X(name, Loss) \
+    case k##Loss:     \
+        return use(Loss());
+        SIMMIM_LOSSES(X)
+#undef X
     }
+    __builtin_unreachable();  // a LossSpec has one of these kinds
 }
 
 SIMMIM_END

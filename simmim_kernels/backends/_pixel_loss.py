@@ -26,7 +26,7 @@ Function = Callable[[Tensor, float], Tensor]
 HALF_SLOPE = 0.25
 
 # By name: a pixel's loss as a function of the difference and `LossSpec.beta`, and its derivative with
-# respect to the difference. C++ numbers the losses in this order.
+# respect to the difference. In the order of SIMMIM_LOSSES in C++.
 PIXEL_LOSSES: dict[str, tuple[Function, Function]] = {
     "l1": (lambda d, beta: d.abs(), lambda d, beta: torch.sign(d)),
     "mse": (lambda d, beta: d.square(), lambda d, beta: 2 * d),

@@ -8,6 +8,8 @@ import torch
 
 import simmim_kernels as sk
 from simmim_kernels import backends
+from simmim_kernels.backends._loss_spec import KINDS
+from tests.ops.loss_cases import numbers_of
 
 NAMES = ("triton", "cuda")
 STATS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -118,11 +120,14 @@ CASES: dict[str, tuple[tuple[str, ...], Callable, Callable]] = {
         lambda b: (_leaf(b, 768, 7, 7), _image(b), _ids(b)),
         _loss("mse", reduction="sum"),
     ),
-    "Huber loss of tokens": (
-        ("random_mask", "masked_loss"),
-        lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),
-        _loss("huber", delta=2.0),
-    ),
+    **{
+        f"loss of tokens, {kind}": (
+            ("random_mask", "masked_loss"),
+            lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),
+            _loss(kind, **numbers_of(kind, 2.0)),
+        )
+        for kind in KINDS
+    },
     "loss of each sample, scaled": (
         ("random_mask", "masked_loss"),
         lambda b: (_leaf(b, 49, 768, dtype=torch.float16), _image(b), _ids(b)),

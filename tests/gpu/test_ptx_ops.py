@@ -5,27 +5,15 @@ import re
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
-import simmim_kernels as sk
-from tests.budget import assert_within_budget
 from tests.gpu.host_build import CSRC
 from tests.gpu.ptx.kernel import RISING, Order
 from tests.gpu.ptx.launches import TARGETS, running, why_not
 from tests.gpu.suite import modules_of
-from tests.ops.calls import CALLS, arguments_of, results
+from tests.ops.calls import CALLS, arguments_of, check_against_the_reference, results
 from tests.poison import poison_memory
 
 pytestmark = pytest.mark.slow
-
-
-def wide(value):
-    """The same call in float64: what is a floating-point number or type becomes one."""
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else value
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.double()
-    return value
 
 
 ORDERS = (Order(RISING), Order(20, switches=True))
@@ -63,13 +51,5 @@ def test_compiled_kernels_have_no_fault_and_the_reference_result(
             found.append(results(name, arguments))
         assert run.counts["launches"]
         assert not run.faults, "\n".join(map(str, run.faults))
-    with sk.backend("reference"):
-        plain = results(name, arguments)
-        exact = results(name, pytree.tree_map(wide, arguments), grad_dtype=plain[0].dtype)
-    for ours, again, theirs, right in zip(found[0], found[-1], plain, exact, strict=True):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, again)
-        if ours.is_floating_point():
-            assert_within_budget(ours, theirs, right, name)
-        else:
-            assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, found[0], found[-1]))
+    check_against_the_reference(name, found[0])

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import simmim_kernels as sk
 from simmim_kernels.ops.place_tokens import place_tokens, take_masked_tokens
+from tests.budget import assert_within_budget
 from tests.ops import call_arguments as make
 from tests.ops.call_arguments import (
     BYTES,
@@ -27,6 +29,11 @@ from tests.ops.call_arguments import (
 
 OPS = {n for n in sk.__all__ if getattr(sk, n).__module__.startswith("simmim_kernels.ops.")}
 LOSS = {"leaves": ("pred",), "modules": ("masked_loss",)}
+HEAD = {
+    "leaves": ("tokens", "weight", "bias"),
+    "modules": ("masked_linear", "place_tokens", "masked_loss"),
+    "products": True,
+}
 CALLS: dict[str, Call] = {
     "masked_l1 tokens": Call(
         sk.masked_l1,
@@ -87,30 +94,18 @@ CALLS: dict[str, Call] = {
             "target": tokens(b, g),
             "target_norm": sk.PatchNorm(),
         },
-        ("tokens", "weight", "bias"),
-        ("masked_linear", "place_tokens", "masked_loss"),
-        products=True,
+        **HEAD,
     ),
     "masked_linear_huber": Call(
         sk.masked_linear_huber,
         lambda b, g: make.head(b, g) | {"delta": 2.0},
-        ("tokens", "weight", "bias"),
-        ("masked_linear", "place_tokens", "masked_loss"),
-        products=True,
+        **HEAD,
     ),
-    "masked_linear_l1": Call(
-        sk.masked_linear_l1,
-        make.head,
-        ("tokens", "weight", "bias"),
-        ("masked_linear", "place_tokens", "masked_loss"),
-        products=True,
-    ),
+    "masked_linear_l1": Call(sk.masked_linear_l1, make.head, **HEAD),
     "masked_linear_mse plain": Call(
         sk.masked_linear_mse,
         lambda b, g: make.head(b, g) | {"mask": mask(b, g).mask, "order": "yxc"},
-        ("tokens", "weight", "bias"),
-        ("masked_linear", "place_tokens", "masked_loss"),
-        products=True,
+        **HEAD,
     ),
     "masked_patch_embed plain": Call(
         sk.masked_patch_embed,
@@ -258,6 +253,31 @@ def arguments_of(name: str, batch: int = 2, grid: tuple[int, int] = (2, 3)) -> d
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def in_type(dtype: torch.dtype, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the same call with `dtype` in place of every floating-point type."""
+
+    def change(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return dtype if value.is_floating_point else value
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(change, arguments)
+
+
+def check_against_the_reference(name: str, found: tuple[Tensor, ...]) -> None:
+    """Hold the results of `arguments_of(name)` to those of the reference, by the error budget."""
+    arguments = arguments_of(name)
+    with sk.backend("reference"):
+        plain = results(name, arguments)
+        exact = results(name, in_type(WIDE, arguments), grad_dtype=plain[0].dtype)
+    for ours, theirs, right in zip(found, plain, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        if ours.is_floating_point():
+            assert_within_budget(ours, theirs, right, name)
+        else:
+            assert torch.equal(ours, theirs)
 
 
 def results(

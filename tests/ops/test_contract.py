@@ -11,7 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import simmim_kernels as sk
 from simmim_kernels import backends
 from tests.backends import BACKENDS, DEVICE
-from tests.ops.calls import CALLS, OPS, arguments_of, outputs, results
+from tests.ops.calls import (
+    CALLS,
+    OPS,
+    arguments_of,
+    check_against_the_reference,
+    in_type,
+    outputs,
+    results,
+)
 
 DIFFERENTIABLE = [name for name, call in CALLS.items() if call.leaves]
 EXACT = [name for name, call in CALLS.items() if not call.products]
@@ -21,7 +29,25 @@ ONE_OF_EACH = [*{CALLS[name].modules: name for name in reversed(COMPILED)}.value
 
 
 def test_every_public_op_is_in_the_table():
-    assert not OPS - {call.function.__name__ for call in CALLS.values()}
+    missing = OPS - {call.function.__name__ for call in CALLS.values()}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_table_names_every_leaf_and_the_files_that_run(name, monkeypatch):
+    call, arguments, used = CALLS[name], arguments_of(name), set()
+    serve = backends.serve
+    monkeypatch.setattr(backends, "serve", lambda file, *rest: used.add(file) or serve(file, *rest))
+    results(name, arguments)
+    assert used == {*call.modules}
+    for key in arguments.keys() - {*call.leaves}:
+        value = arguments[key]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            try:
+                out = outputs(call.function(**arguments | {key: value.detach().requires_grad_()}))
+            except ValueError:  # no gradient for a target
+                continue
+            assert not out[0].requires_grad, key
 
 
 def assert_same(found, expected, exact=True):
@@ -49,10 +75,32 @@ def served(backend, name):
     return sk.backend(backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_backend_is_as_exact_as_the_reference(name, backend):
+    with served(backend, name):
+        found = results(name, arguments_of(name))
+    if found[0].dtype == torch.uint8:
+        pytest.skip("resized bytes, whose error test_crop_resize.py counts in grey levels")
+    check_against_the_reference(name, found)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_the_gradients_of_the_reference_are_the_derivatives(name):
+    call, arguments = CALLS[name], in_type(torch.float64, arguments_of(name))
+    leaves = tuple(arguments[key].detach().requires_grad_() for key in call.leaves)
+
+    def function(*leaves):
+        return outputs(call.function(**arguments | dict(zip(call.leaves, leaves, strict=True))))[0]
+
+    with sk.backend("reference"):
+        assert torch.autograd.gradcheck(function, leaves, rtol=1e-6, atol=1e-8, fast_mode=True)
+
+
 def sliced(t: Tensor) -> Tensor:
-    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
-    wide[..., ::2] = t
-    return wide[..., ::2]
+    memory = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
+    memory[..., ::2] = t
+    return memory[..., ::2]
 
 
 def shifted(t: Tensor) -> Tensor:
@@ -91,6 +139,50 @@ def test_any_strides_give_the_results_of_contiguous_tensors(name, backend, layou
                 assert_close_to_rounding(found, expected)
             else:
                 assert_same(found, expected, exact=not CALLS[name].products)
+
+
+# Masks, parameters and lists, which kernels take contiguous: they are small beside a batch.
+SMALL = {"mask", "token", "pos_embed", "sizes", "boxes"}
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "reference"])
+@pytest.mark.parametrize("name", CALLS)
+def test_no_large_input_is_made_contiguous(name, backend, monkeypatch):
+    arguments, copied, contiguous = arguments_of(name), set(), Tensor.contiguous
+
+    def record(tensor, **options):
+        result = contiguous(tensor, **options)
+        if result.data_ptr() != tensor.data_ptr():
+            copied.add(tuple(tensor.shape))
+        return result
+
+    with served(backend, name):
+        for key, value in arguments.items():
+            if isinstance(value, Tensor) and value.dim() > 1 and key not in SMALL:
+                strided = sliced(value)
+                with monkeypatch.context() as patch:
+                    patch.setattr(Tensor, "contiguous", record)
+                    results(name, arguments | {key: strided})
+                assert not copied, key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name", [n for n in DIFFERENTIABLE if "masked_loss" not in CALLS[n].modules]
+)
+def test_an_incoming_gradient_may_have_any_strides(name, backend, layout):
+    """Not of a loss, whose gradient is a number, or one for each sample."""
+    call, arguments = CALLS[name], arguments_of(name)
+    leaves = {key: arguments[key].detach().requires_grad_() for key in call.leaves}
+    with served(backend, name):
+        out = outputs(call.function(**arguments | leaves))[0]
+        grad = LAYOUTS[layout](torch.randn(out.shape).to(out.dtype))
+        found, expected = (
+            torch.autograd.grad(out, tuple(leaves.values()), given, retain_graph=True)
+            for given in (grad, grad.clone(memory_format=torch.contiguous_format))
+        )
+    assert_same(found, expected, exact=False)  # sums over a batch may be in another order
 
 
 SLOW = pytest.mark.slow
@@ -182,7 +274,7 @@ class Recorder(TorchDispatchMode):
 
 def recorded(name):
     """The library's ops behind a call: with every gradient, with each alone, with none, and for
-    tensors of other strides."""
+    tensors of other strides and types."""
     arguments, call = arguments_of(name), CALLS[name]
     with Recorder() as recorder:
         results(name, arguments)
@@ -193,6 +285,8 @@ def recorded(name):
         key = next(key for key, value in arguments.items() if isinstance(value, Tensor))
         for layout in ("channels first", "transposed"):
             results(name, arguments | {key: LAYOUTS[layout](arguments[key])})
+        for dtype in (torch.float64, torch.bfloat16):
+            results(name, in_type(dtype, arguments))
     assert recorder.calls
     return recorder.calls
 

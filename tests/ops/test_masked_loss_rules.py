@@ -1,5 +1,6 @@
 """What section 7 of the specification asks of every op, for the masked losses."""
 
+import inspect
 import multiprocessing
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,12 @@ def test_modules(kind):
     function = getattr(sk, f"masked_{kind}")
     (module,) = [m for m in nn._MaskedLoss.__subclasses__() if m.function is function]
     assert module.__name__ in nn.__all__
+    for name in numbers_of(kind, 0.5):
+        forms = (function, module, getattr(sk, f"masked_linear_{kind}"))
+        defaults = {
+            form.__name__: inspect.signature(form).parameters[name].default for form in forms
+        }
+        assert len({*defaults.values()}) == 1, defaults
     pred, target, mask, stats = problem(2, 3, (2, 2), 8, 4, "yxc", torch.float32, torch.uint8)
     extra = numbers_of(kind, 0.5)
     loss = module(order="yxc", reduction="none", eps=2.0, **stats, **extra)

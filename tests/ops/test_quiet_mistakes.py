@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import simmim_kernels as sk
 from simmim_kernels.nn import MaskedL1Loss, MaskToken
 from simmim_kernels.ops.place_tokens import place_tokens
+from tests.ops.calls import CALLS
+from tests.ops.test_contract import recorded
 
 MASK = sk.random_mask(2, (2, 2), 0.5, seed=0)
 IMAGE, TOKENS, TOKEN = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 48), torch.randn(48)
@@ -102,3 +104,18 @@ def test_a_norm_makes_one_row_of_each(norm, words):
 def test_ids_are_a_tensor(wrong):
     with pytest.raises(TypeError, match=r"^n_or_ids must be .*; sample ids are a tensor int64"):
         sk.random_mask(wrong, (2, 2), 0.5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_of_another_shape_is_refused(name):
+    """By every op behind the call, that of its gradient too: no kernel reads beyond a tensor."""
+    for function, arguments in recorded(name):
+        for at, value in enumerate(arguments):
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            others = [value[None]]
+            if at and value.shape[0] == arguments[0].shape[0]:
+                others.append(value[1:])
+            for other in others:
+                with pytest.raises(ValueError, match=r"allowed|multiple|tensors have"):
+                    function(*arguments[:at], other, *arguments[at + 1 :])

@@ -32,9 +32,16 @@ def test_every_public_name_has_its_reference():
     assert len(listed) == len(set(listed))
 
 
+def test_every_public_name_is_in_the_changelog():
+    told = set(re.findall(r"\w+", (ROOT / "CHANGELOG.md").read_text()))
+    missing = {*sk.__all__, *nn.__all__} - told
+    assert not missing
+
+
 def test_every_public_name_is_used_where_types_are_checked():
     used = set(re.findall(r"\w+", (ROOT / "tests/repo/typed_use.py").read_text()))
-    assert not {*sk.__all__, *nn.__all__} - used
+    missing = {*sk.__all__, *nn.__all__} - used
+    assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from simmim_kernels.backends._loss_spec import LossSpec
+from tests.gpu import launches
 from tests.gpu.cuda_cases import CASES
 from tests.gpu.suite import modules_of
 
@@ -34,9 +35,10 @@ def test_every_layer_has_a_file_of_the_op(op, layer):
     assert (ROOT / layer.format(op)).is_file()
 
 
-def test_every_op_on_a_gpu_has_a_case_for_one():
+def test_every_op_on_a_gpu_has_a_case_for_one_and_launches_to_compile():
     named = {op for modules, *_ in CASES.values() for op in modules}
     assert named == {*modules_of("triton")} - {"avg_dist"}  # a number, so it waits for the GPU
+    assert not [op for op in modules_of("triton") if not hasattr(launches, op)]
 
 
 @pytest.mark.parametrize("op", NAMES)

@@ -52,6 +52,27 @@ def test_a_build_without_a_module_is_one_plain_line(build, tmp_path, monkeypatch
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["build_ext", "editable_wheel"])
+def test_a_compile_error_fails_make_build_and_no_installation(
+    module, build, monkeypatch, capsys, command
+):
+    def fail(*_):
+        raise subprocess.CalledProcessError(1, ["cmake"], "a.h:1: error: no\na.h:2: note: here", "")
+
+    extension = setuptools.Extension("simmim_kernels._cpu", [])
+    monkeypatch.setattr(build, "compile", fail)
+    monkeypatch.setattr(module.build_ext, "run", lambda self: self.build_extension(extension))
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    if command == "build_ext":
+        with pytest.raises(SystemExit, match="1"):
+            build.run()
+    else:
+        build.run()
+    assert ("note: here" in capsys.readouterr().err) == (command == "build_ext")
+    report = json.loads(Path(build.build_lib, "simmim_kernels/_build_info.json").read_text())
+    assert report["_cpu"] == "not built: a.h:1: error: no"
+
+
 def test_a_module_of_an_earlier_build_does_not_stay(build, tmp_path, monkeypatch):
     """As of a wheel that was built in the same tree: an in-place build copies what it finds."""
     monkeypatch.setenv("SIMMIM_CUDA", "0")
@@ -123,6 +144,17 @@ def test_the_reason_of_a_failure_is_cmakes_own_words(build):
     output = "CMake Error at CMakeLists.txt:9 (message):\n  error: SIMMIM_ISAS names sse9\n"
     error = subprocess.CalledProcessError(1, ["cmake"], output, "")
     assert build.reason(error) == "error: SIMMIM_ISAS names sse9"
+
+
+def test_what_is_built_here_is_of_these_sources(module):
+    """Else the tests would run the kernels of other sources."""
+    report = ROOT / "simmim_kernels/_build_info.json"
+    built = json.loads(report.read_text()).get("sources") if report.exists() else None
+    if built is None:
+        pytest.skip("nothing is compiled here")
+    assert built == module.digest_sources(), (
+        "csrc/ has changed since it was built: run `make build`"
+    )
 
 
 def test_this_machines_gpus_are_compute_capabilities(module):

@@ -45,12 +45,12 @@ SIMMIM_INLINE void weigh_rows(const int16_t* lifted, int64_t first, int64_t n,
     }
 }
 
-// Resizes one plane, or kPixel interleaved ones.
-template <int kBits, int kPixel>
+// Resizes a plane, or three planes that are interleaved.
+template <int kBits, int kChannels>
 void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, const Resize& across,
-                          const ByteAxis& ys, const ByteAxis& xs, const Gathers& gathers,
+                          const ByteAxis& ys, const ByteAxis& xs, const Gathers<kChannels>& gathers,
                           uint8_t* out) {
-    const int64_t step = (across.extent + kLifted - 1) / kLifted * kLifted, each = kPixel * step;
+    const int64_t each = words_of_row<kChannels>(across.extent);
     // A ring of the `taps` rows of the box that a row of the result needs, and behind it the last
     // two rows that the vertical pass has made. The horizontal pass follows one row later: loads
     // that overlap several stores wait until these have reached the cache.
@@ -61,9 +61,9 @@ void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, c
     const auto make_line = [&](int64_t y) {
         const int64_t first = ys.first[y];
         for (next = max_of(next, first); next < first + ys.taps; ++next)
-            lift_row<kPixel>(data + next * sy, across.extent,
-                             next + kRowsAhead < down.extent ? kRowsAhead * sy : 0, step,
-                             lifted + next % ys.taps * each);
+            lift_row<kChannels>(data + next * sy, across.extent,
+                                next + kRowsAhead < down.extent ? kRowsAhead * sy : 0,
+                                lifted + next % ys.taps * each);
         with_taps(ys.taps, [&](auto taps) {
             constexpr int K = decltype(taps)::count;
             weigh_rows<K>(lifted, first, each, ys.weights + y * K, lines + y % 2 * each);
@@ -74,10 +74,24 @@ void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, c
         if (y + 1 < down.out) make_line(y + 1);
         with_taps(xs.taps, [&](auto taps) {
             constexpr int K = decltype(taps)::count;
-            gathers.make_rows<K, kBits, kPixel>(lines + y % 2 * each, step, out + y * across.out,
-                                                down.out * across.out);
+            gathers.template make_rows<K, kBits>(lines + y % 2 * each, each, out + y * across.out,
+                                                 down.out * across.out);
         });
     }
+}
+
+// Resizes an image of planes, or of three interleaved channels, and returns true; or returns false
+// where the taps lie too far apart.
+template <int kBits, int kChannels>
+bool resize_planes_by_rows(const ByteImage& image, const Resize& down, const Resize& across,
+                           const ByteAxis& ys, const ByteAxis& xs, bool flip, uint8_t* out) {
+    const Scratch tables(Gathers<kChannels>::bytes(xs));
+    const Gathers<kChannels> gathers(xs, flip, tables.as<char>());
+    if (!gathers.possible()) return false;
+    for (int64_t c = 0; c < image.channels; c += kChannels)
+        resize_plane_by_rows<kBits, kChannels>(image.data + c * image.sc, image.sy, down, across,
+                                               ys, xs, gathers, out + c * down.out * across.out);
+    return true;
 }
 
 // Writes the result and returns true, or returns false where these axes or this layout of the image
@@ -85,19 +99,11 @@ void resize_plane_by_rows(const uint8_t* data, int64_t sy, const Resize& down, c
 template <int kBits>
 bool resize_by_rows(const ByteImage& image, const Resize& down, const Resize& across,
                     const ByteAxis& ys, const ByteAxis& xs, bool flip, uint8_t* out) {
-    const bool coloured = image.channels == 3 && image.sc == 1 && image.sx == 3;
-    if ((!coloured && image.sx != 1) || max_of(ys.taps, xs.taps) > 8) return false;
-    const Scratch tables(Gathers::bytes(xs));
-    const Gathers gathers(xs, flip, tables.as<char>());
-    if (!gathers.possible()) return false;
-    if (coloured) {
-        resize_plane_by_rows<kBits, 3>(image.data, image.sy, down, across, ys, xs, gathers, out);
-        return true;
-    }
-    for (int64_t c = 0; c < image.channels; ++c)
-        resize_plane_by_rows<kBits, 1>(image.data + c * image.sc, image.sy, down, across, ys, xs,
-                                       gathers, out + c * down.out * across.out);
-    return true;
+    if (max_of(ys.taps, xs.taps) > 8) return false;
+    if (image.channels == 3 && image.sc == 1 && image.sx == 3)
+        return resize_planes_by_rows<kBits, 3>(image, down, across, ys, xs, flip, out);
+    if (image.sx != 1) return false;
+    return resize_planes_by_rows<kBits, 1>(image, down, across, ys, xs, flip, out);
 }
 
 #else

@@ -11,8 +11,6 @@ SIMMIM_BEGIN
 // Words in a vector; words of a row that one permutation can gather from; and how many outputs
 // gather together where the reduction is so strong that 32 need more than kReach words.
 constexpr int64_t kWords = 32, kReach = 64, kHalf = kWords / 2;
-// Pixels of a row that are converted together.
-constexpr int64_t kLifted = kWords;
 
 using Words = __m512i;
 inline Words load_words(const int16_t* p) { return _mm512_loadu_si512(p); }
@@ -25,9 +23,9 @@ inline Words scale_words(Words a, Words b) { return _mm512_mulhrs_epi16(a, b); }
 // Gather tables of the horizontal pass. For each block of 32 outputs, in the order in which they
 // are stored: the word at which its input begins (one number for each half of the block), the
 // offset of each output's first tap from there, and the weights, tap by tap.
+template <int kChannels>
 class Gathers {
   public:
-    static int64_t blocks_of(int64_t out) { return (out + kWords - 1) / kWords; }
     static int64_t bytes(const ByteAxis& xs) {
         return blocks_of(xs.out) * (xs.taps + 2) * kWords * 2;
     }
@@ -68,19 +66,23 @@ class Gathers {
     // Whether every group of outputs fits into kReach words.
     bool possible() const { return possible_; }
 
-    // Computes a row of the result of kPixel channels, `plane` bytes apart, from their rows after
-    // the vertical pass, `step` words apart. Up to kReach words behind the last one's end are read.
-    template <int K, int kBits, int kPixel>
-    SIMMIM_INLINE void make_rows(const int16_t* line, int64_t step, uint8_t* out,
+    // Computes a row of the result of each channel, `plane` bytes apart, from their rows after the
+    // vertical pass, `words` words in all. Up to kReach words behind the last one's end are read.
+    template <int K, int kBits>
+    SIMMIM_INLINE void make_rows(const int16_t* line, int64_t words, uint8_t* out,
                                  int64_t plane) const {
-        for (int c = 0; c < kPixel; ++c)
+        for (int c = 0; c < kChannels; ++c) {
+            const int16_t* row = line + c * (words / kChannels);
             if (together_)
-                make_row<K, kBits, true>(line + c * step, out + c * plane);
+                make_row<K, kBits, true>(row, out + c * plane);
             else
-                make_row<K, kBits, false>(line + c * step, out + c * plane);
+                make_row<K, kBits, false>(row, out + c * plane);
+        }
     }
 
   private:
+    static int64_t blocks_of(int64_t out) { return (out + kWords - 1) / kWords; }
+
     template <int K, int kBits, bool kTogether>
     SIMMIM_INLINE void make_row(const int16_t* line, uint8_t* out) const {
         const __m512i one = _mm512_set1_epi16(1);
@@ -118,33 +120,39 @@ class Gathers {
     int16_t* tables_;
 };
 
-// Converts `count` pixels of kPixel interleaved bytes to words in units of 1/128, and separates the
-// channels: channel c begins at line + c * step.
-template <int kPixel>
-inline void lift_row(const uint8_t* p, int64_t count, int64_t ahead, int64_t step, int16_t* line) {
-    // For each channel c, the positions kPixel * j + c of its bytes in a row.
+// Words of a row of `pixels` pixels after conversion.
+template <int kChannels>
+inline int64_t words_of_row(int64_t pixels) {
+    return (pixels + kWords - 1) / kWords * kWords * kChannels;
+}
+
+// Converts a row of pixels to words in units of 1/128, and separates the channels: each has the
+// same part of the words.
+template <int kChannels>
+inline void lift_row(const uint8_t* p, int64_t pixels, int64_t ahead, int16_t* line) {
+    // For each channel c, the positions kChannels * j + c of its bytes in a row.
     alignas(64) static constexpr auto kPlaces = [] {
         struct {
-            int16_t at[kPixel][kWords];
+            int16_t at[kChannels][kWords];
         } places{};
-        for (int c = 0; c < kPixel; ++c)
-            for (int j = 0; j < kWords; ++j) places.at[c][j] = int16_t(kPixel * j + c);
+        for (int c = 0; c < kChannels; ++c)
+            for (int j = 0; j < kWords; ++j) places.at[c][j] = int16_t(kChannels * j + c);
         return places;
     }();
-    const int64_t bytes = count * kPixel;
-    for (int64_t x = 0; x < count; x += kWords) {
-        __m512i numbers[kPixel];
+    const int64_t bytes = pixels * kChannels, step = words_of_row<1>(pixels);
+    for (int64_t x = 0; x < pixels; x += kWords) {
+        __m512i numbers[kChannels];
 #pragma GCC unroll 4
-        for (int i = 0; i < kPixel; ++i) {
-            const int64_t at = x * kPixel + i * kWords, left = bytes - at;
+        for (int i = 0; i < kChannels; ++i) {
+            const int64_t at = x * kChannels + i * kWords, left = bytes - at;
             const __mmask32 there = left >= kWords ? ~0u : left > 0 ? (1u << left) - 1 : 0u;
             numbers[i] = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(there, p + at));
         }
-        _mm_prefetch(reinterpret_cast<const char*>(p + x * kPixel + ahead), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(p + x * kChannels + ahead), _MM_HINT_T0);
 #pragma GCC unroll 4
-        for (int c = 0; c < kPixel; ++c) {
+        for (int c = 0; c < kChannels; ++c) {
             __m512i channel = numbers[0];
-            if constexpr (kPixel == 3) {
+            if constexpr (kChannels == 3) {
                 const __m512i places = load_words(kPlaces.at[c]);
                 channel = _mm512_permutex2var_epi16(numbers[0], places, numbers[1]);
                 channel = _mm512_mask_permutexvar_epi16(

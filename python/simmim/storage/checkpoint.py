@@ -178,9 +178,11 @@ def unreadable(error: Exception) -> str:
         if forbidden:
             return f"it cannot be read without running code, {forbidden[1]}"
         return "it is no file of tensors"
+    if isinstance(error, LookupError):  # of a byte that means nothing in a pickle
+        return "it is no file of tensors"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, RuntimeError | EOFError | OSError):
+    if isinstance(error, RuntimeError | EOFError | OSError) or "deserializing" in str(error):
         return f"it is damaged or cut short ({first_line(error).partition('. ')[0]})"
     return first_line(error)
 

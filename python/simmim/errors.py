@@ -39,6 +39,9 @@ def printable(text: str) -> str:
 
 def system_words(error: OSError) -> str:
     """What the system says, and of which file."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        # what the system says where a relative path is resolved
+        return "the folder that the command is given in was deleted: go to one that is there"
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or first_line(error)}{where}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -39,8 +40,18 @@ def printable(text: str) -> str:
 
 def system_words(error: OSError) -> str:
     """What the system says, and of which file."""
+    if error.filename is None and not _is_here():
+        return "the folder that the command is given in was deleted: go to one that is there"
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or first_line(error)}{where}"
+
+
+def _is_here() -> bool:
+    """Whether the working folder still has a path, against which relative ones are resolved."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def say(text: str) -> None:

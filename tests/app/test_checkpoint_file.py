@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def is_refused(path: Path, content: bytes, whole: dict[str, int]) -> bool:
         return True
     assert checksums(state) == whole
     return False
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o022, 0o644)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_whoever_may_read_new_files_may_read_it(name, umask, mode, tmp_path):
+    path, before = tmp_path / name, os.umask(umask)
+    try:
+        FORMATS[name](path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 
 from simmim_kernels.integrations import checkpoints
 from tests.app.exchange_models import (
@@ -43,6 +45,14 @@ BAD = {
         lambda s: [s.pop(k) for k in list(s) if k != "decoder.0.bias"],
         "no patch embedding of .*give a file",
     ),
+    "quantised": (
+        lambda s: s.update({"vit.layernorm.weight": torch.ones(16, dtype=torch.int8)}),
+        "norm.weight as int8, not in floating point",
+    ),
+    "not finite": (
+        lambda s: s.update({"decoder.0.bias": (1e9 * s["decoder.0.bias"]).half()}),
+        "NaN or infinity in head.bias",
+    ),
 }
 
 
@@ -57,6 +67,34 @@ def test_bad_files_cost_one_line_and_write_nothing(case, tmp_path, capsys):
     assert (status, printed, err.count("\n")) == (2, "", 1)
     assert re.search(words, err)
     assert not out.exists()
+
+
+def test_safetensors_by_another_name(tmp_path, capsys):
+    safetensors.torch.save_file(theirs_of(lambda _: None), tmp_path / "pytorch_model.bin")
+    command = ("import", "--source", tmp_path, "--out", tmp_path / "ours.safetensors")
+    assert run(capsys, *command, *arguments_of("vit"))[0] == 0
+
+
+def test_what_is_no_file_of_tensors(tmp_path, capsys):
+    """A page that a download gave, an archive, a folder of shards of PyTorch's, a compiled module."""
+    state = theirs_of(lambda _: None)
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    (tmp_path / "page.safetensors").write_text("<html>404</html>")
+    (tmp_path / "packed.pth").write_bytes(gzip.compress(b"weights"))
+    torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "shards", no_dist=True)
+    torch.save(torch.compile(torch.nn.Linear(2, 2)), tmp_path / "compiled.pt")
+    for name, words in {
+        "page.pth": "can't be read: it is no file of tensors",
+        "page.safetensors": "can't be read: it is damaged",
+        "packed.pth": "can't be read: it is no file of tensors",
+        "shards": "format_utils dcp_to_torch",
+        "compiled.pt": "OptimizedModule, no dictionary of tensors: save the model's state_dict()",
+    }.items():
+        status, printed, err = run(
+            capsys, "import", "--source", tmp_path / name, *arguments_of("vit")
+        )
+        assert (status, printed, err.count("\n")) == (2, "", 1)
+        assert words in err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import resource
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from simmim.cli import main
 from simmim.errors import UserError
 from simmim.storage import checkpoint, files
 from simmim.storage.run_folder import point_last_at
+from simmim.training.records import Records
 
 from .conftest import command, environment
 from .test_checkpoint_file import FORMATS, small_state, started, write_pt
@@ -113,12 +115,32 @@ def test_a_file_system_that_is_full(numbers, small_drive):
         assert_first_checkpoint_alone(folder.checkpoints)
 
 
+def filled(drive: Path) -> Path:
+    """A file that takes all room of a drive."""
+    filler = drive / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 512):
+            pass
+    return filler
+
+
+def test_a_file_system_without_room_for_records(small_drive, capsys):
+    """TensorBoard's thread fails before the first record."""
+    (small_drive / "tensorboard").mkdir()
+    (small_drive / "metrics.csv").write_text("update,epoch,split\n" + 4000 * " ")
+    filler, hook = filled(small_drive), threading.excepthook
+    with filler.open("ab") as file:
+        file.truncate(filler.stat().st_size - 4096)
+    words = f"cannot write the records in {small_drive}: No space left on device"
+    with pytest.raises(UserError, match=words):
+        Records(small_drive, 4, 0, lambda update: update)
+    assert threading.excepthook is hook
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_file_system_without_room_for_anything(small_drive):
     with started(small_drive / "run") as folder:
-        filler = small_drive / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(b"x" * 512):
-                pass
+        filler = filled(small_drive)
         with pytest.raises(UserError, match="No space left on device") as caught:
             folder.save(2, small_state() | {"update": 2}, keep=1)
         assert "\n" not in str(caught.value)
@@ -228,6 +250,18 @@ def test_what_the_machine_lacks_is_no_damage_of_a_checkpoint(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"x\.pt does not fit into the memory") as small:
         checkpoint.read(path, None)
     assert not {few.type, small.type} & {checkpoint.DamagedError}
+
+
+def test_a_deleted_working_folder(photographs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    error = refused(capsys, "stats", "--data", photographs, "--out", "stats.json")
+    assert (
+        error
+        == "simmim: the folder that the command is given in was deleted: go to one that is there\n"
+    )
+    assert main(["stats", "--data", str(photographs), "--out", str(tmp_path / "stats.json")]) == 0
 
 
 def test_links_to_nothing_are_named(photographs, tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
 from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches, ways
+from simmim.errors import UserError
 from simmim.training.reader import PERIOD, Reader, _Usage
 
 from .pictures import find_images
@@ -227,3 +230,22 @@ def test_a_process_that_ends_while_its_batch_is_taken_is_named(dataset, error, m
         next(batches)
     assert raised.value.__cause__ is error
     end_reading(batches)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PyTorch's own
+def test_processes_that_cannot_be_started_are_named_and_those_that_were_end(dataset, monkeypatch):
+    genuine, before, started = os.fork, {*multiprocessing.active_children()}, set()
+
+    def fork():
+        started.update(multiprocessing.active_children())
+        if started - before:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return genuine()
+
+    monkeypatch.setattr(os, "fork", fork)
+    words = "cannot start 2 processes to read images: Resource temporarily unavailable; --workers 0"
+    with pytest.raises(UserError, match=words):
+        read_batches(dataset, ORDER.batches(0), Way("processes", 2))
+    (process,) = started - before
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL

@@ -5,6 +5,7 @@ Which batches there are, and what is in them, does not depend on it.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from simmim.data.batches import Batch, Sample, collate
 from simmim.data.crops import Crops
 from simmim.data.order import Order, piece
+from simmim.errors import UserError, system_words
 from simmim.training.signals import leave_signals_to_parent
 
 #: an index of ``Crops``: epoch and sample id
@@ -119,7 +121,8 @@ def read_batches(
     dataset: Crops, batches: Iterable[list[Index]], way: Way, pin: bool = False
 ) -> Iterator[Batch]:
     """``batches``, each a list of ``(epoch, sample id)``, to be ended by ``end_reading``; with
-    ``pin`` their images lie where a GPU copies them from without waiting."""
+    ``pin`` their images lie where a GPU copies them from without waiting; raises ``UserError`` where
+    processes cannot be started."""
     if way.kind != "processes":
         return _Threads(dataset, batches, way.count, AHEAD if way.kind == "threads" else 0)
     loader = DataLoader(
@@ -134,7 +137,19 @@ def read_batches(
         # a loader without its own generator draws from the default one, which drop-path uses
         generator=torch.Generator(),
     )
-    return _Processes(iter(loader), pin) if way.count else iter(loader)
+    if not way.count:
+        return iter(loader)
+    others = multiprocessing.active_children()
+    try:
+        return _Processes(iter(loader), pin)
+    except OSError as error:  # a limit on processes or memory, no shared memory
+        # those that were started ignore SIGTERM, and the interpreter would wait for them at its exit
+        for process in {*multiprocessing.active_children()}.difference(others):
+            process.kill()
+        raise UserError(
+            f"cannot start {way.count} processes to read images: {system_words(error)}; --workers 0 "
+            "reads without any"
+        ) from error
 
 
 def _collate_in_process(samples: list[Sample]) -> Batch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from simmim.config.exchange import ExportConfig, ImportConfig
 from simmim.config.labels import FinetuneConfig
 from simmim.config.pretrain import PretrainConfig
-from simmim.errors import UserError, printable, require
+from simmim.errors import UserError, printable
 from simmim.exchange.importing import check_suffix, import_model
 from simmim.exchange.mae import check_plain
 from simmim.exchange.pixels import describe_pixels, describe_processor
@@ -173,4 +173,4 @@ def _write(path: Path, state: State, held: str | None = None) -> None:
             with temporary.open("wb") as file:
                 torch.save({held: state} if held else state, file)
         else:
-            require("safetensors.torch").save_file(state, temporary, {"format": "pt"})
+            checkpoint.write_tensors(temporary, state, {"format": "pt"})

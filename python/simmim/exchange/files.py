@@ -135,7 +135,7 @@ def _load(path: Path) -> tuple[Any, dict[str, str]]:
         if not file.is_file():
             raise UserError(f"no such file: {file}")
         try:
-            if file.suffix == checkpoint.SAFETENSORS:
+            if file.suffix == checkpoint.SAFETENSORS or _is_safetensors(file):
                 with require("safetensors").safe_open(file, "pt") as opened:
                     metadata = opened.metadata() or {}
                     part = {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
@@ -149,6 +149,12 @@ def _load(path: Path) -> tuple[Any, dict[str, str]]:
             raise UserError(f"{file} can't be read: {checkpoint.unreadable(error)}") from None
         loaded = part if loaded is None else {**loaded, **part}
     return loaded, metadata
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file, whatever its name, has a header of JSON behind the eight bytes of its length."""
+    with file.open("rb") as opened:
+        return opened.read(9)[8:] == b"{"
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -165,6 +171,11 @@ def _shards(folder: Path) -> list[Path]:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{index} is no index of shards: {first_line(error)}") from None
             return [folder / n for n in sorted(names)]
+    if (folder / ".metadata").is_file():
+        raise UserError(
+            f"{folder} is of torch.distributed.checkpoint: make one file of it by python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE"
+        )
     known = [n + end for n in _IN_FOLDERS for end in ("", _INDEX)]
     raise UserError(f"{folder} holds none of {', '.join(known)}: give the file itself")
 
@@ -228,7 +239,7 @@ def _choose(path: Path, models: list[_Model], weights: str | None) -> _Model:
 
 def _why_no_model(loaded: Any) -> str:
     contents = as_mapping(loaded)
-    if isinstance(loaded, Tensor | list) or contents is None:
+    if (isinstance(loaded, Inert) and not contents) or contents is None:
         kind = loaded.name if isinstance(loaded, Inert) else type(loaded).__name__
         return f"it holds a {kind}, no dictionary of tensors: save the model's state_dict()"
     names = [n for n in contents if isinstance(n, str)]

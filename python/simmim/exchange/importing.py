@@ -101,7 +101,7 @@ def read_model(config: ImportConfig) -> Imported:
     torch.manual_seed(0)
     finish = finish_classifier if config.classifier else _finish_model
     model, ours, settings, kind, more = finish(config, described.trained, ours, source)
-    _check_unread(source)
+    _check_values(source, ours)
     ours, tables = fit_tables(
         ours,
         model.encoder.backbone,
@@ -236,13 +236,27 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, so
     return model, ours, trained.to_json(), "pretrain", notes
 
 
-def _check_unread(source: Source) -> None:
+def _check_values(source: Source, ours: State) -> None:
+    """Refuse weights that are no tensors of real numbers, as quantised ones are not, or that
+    are not finite."""
     if source.unread:
         named = [f"{name} ({what})" for name, what in source.unread.items()]
         raise UserError(
             f"{source.path} holds weights that are no plain tensors: {checkpoint.some(named)}; save "
             "them as tensors, for example {k: torch.as_tensor(v) for k, v in weights.items()}"
         )
+    for name, value in ours.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{source.path} holds {name} as {kind}, not in floating point: give the file of the "
+                "model before it was quantised"
+            )
+        if not value.double().isfinite().all():
+            raise UserError(
+                f"{source.path} holds NaN or infinity in {name}: its training or a conversion to "
+                "fewer bits went wrong, give an earlier file"
+            )
 
 
 def _check_head(ours: State, model: SimMIM) -> None:

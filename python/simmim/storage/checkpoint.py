@@ -6,6 +6,7 @@ holds a checksum of each of its parts, so that what is read is what a run wrote.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import pickle
@@ -178,9 +179,11 @@ def unreadable(error: Exception) -> str:
         if forbidden:
             return f"it cannot be read without running code, {forbidden[1]}"
         return "it is no file of tensors"
+    if isinstance(error, LookupError):  # of a byte that means nothing in a pickle
+        return "it is no file of tensors"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, RuntimeError | EOFError | OSError):
+    if isinstance(error, RuntimeError | EOFError | OSError) or "deserializing" in str(error):
         return f"it is damaged or cut short ({first_line(error).partition('. ')[0]})"
     return first_line(error)
 
@@ -233,7 +236,6 @@ def save_model(
     Raises:
         UserError: it could not be written; what stood at ``path`` stays.
     """
-    safetensors = require("safetensors.torch")
     path.parent.mkdir(parents=True, exist_ok=True)
     model = {name: value.contiguous() for name, value in model.items()}
     state = {"version": VERSION, "config": config, "kind": kind, "model": model}
@@ -249,7 +251,17 @@ def save_model(
             raise OSError(None, "the disk gives back something else")
 
     with replacing(path, check) as temporary:
-        safetensors.save_file(model, temporary, metadata)
+        write_tensors(temporary, model, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a new safetensors file, for whom other new files are, too."""
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    require("safetensors.torch").save_file(dict(tensors), path, metadata)
+    # safetensors lets nobody but the owner read it
+    with contextlib.suppress(OSError):
+        path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

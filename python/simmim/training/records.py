@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simmim.errors import require
-from simmim.storage.files import is_utf8
+from simmim.errors import UserError, require
+from simmim.storage.files import cause_of, is_utf8
 from simmim.training.metrics import MetricsFile
 from simmim.training.progress import FallibleOutput, Progress
 
@@ -36,16 +36,23 @@ class Records(Progress):
 
     As on the terminal, a disk that takes no more raises nothing: ``error`` says so, and the run
     ends in order.
+
+    Raises:
+        UserError: a disk that takes nothing from the start.
     """
 
     def __init__(self, out: Path, total: int, done: int, images: Callable[[int], int]) -> None:
         super().__init__(total, done, images)
-        self.metrics = MetricsFile(out / "metrics.csv", done)
-        self.board = event_writer(out / "tensorboard", purge_step=done + 1)
-        self._to_metrics = FallibleOutput(str(out / "metrics.csv"))
-        self._to_board = FallibleOutput(str(out / "tensorboard"))
         self._excepthook = threading.excepthook
         threading.excepthook = self._report_thread
+        try:
+            self.metrics = MetricsFile(out / "metrics.csv", done)
+            self.board = event_writer(out / "tensorboard", purge_step=done + 1)
+        except OSError as error:
+            threading.excepthook = self._excepthook
+            raise UserError(f"cannot write the records in {out}: {cause_of(error)}") from error
+        self._to_metrics = FallibleOutput(str(out / "metrics.csv"))
+        self._to_board = FallibleOutput(str(out / "tensorboard"))
         self.open()
         if self.metrics.set_aside:
             self.say(

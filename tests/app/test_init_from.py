@@ -292,3 +292,37 @@ def test_a_run_with_milestones_goes_on_longer(photographs, tmp_path, capsys):
     assert run("pretrain", "--out", tmp_path / "run", *more) == 0
     line = next(li for li in capsys.readouterr().err.splitlines() if "from update 12 on" in li)
     assert "--milestones (6.5,) instead of (4.0, 1.0), --gamma 0.5 instead of 0.1" in line
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_cnn_begins_with_one_of_a_run(channels, photographs, labelled, tmp_path, capsys):
+    start = ("pretrain", "--data", photographs, "--encoder", "cnn", "--img-size", 32, *FAST)
+    assert run(*start, "--out", tmp_path / "first", "--lr", 1e-2, "--epochs", 1) == 0
+    first, file = loaded(tmp_path / "first"), tmp_path / "first/checkpoints/last.pt"
+    again = (*start, *STILL, "--init-from", file, "--out", tmp_path / "again")
+    if channels == 1:
+        assert run(*again, "--channels", 1) == 2
+        assert "holds no cnn like this one: other shapes:" in capsys.readouterr().err
+        return
+    assert run(*again) == 0
+    assert f"loaded {len(first)} tensors" in said(capsys, file)
+    second = loaded(tmp_path / "again")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    tune = ("finetune", "--data", labelled, "--encoder", "cnn", "--img-size", 32, "--drop-path", 0)
+    assert run(*tune, *LABELLED, *STILL, "--init-from", file, "--out", tmp_path / "tuned") == 0
+    tuned = loaded(tmp_path / "tuned")
+    kept = [name for name in first if name.startswith("encoder.convolutions.")]
+    assert len(kept) == 6 and all(torch.equal(tuned[name], first[name]) for name in kept)
+    # from the classifier's encoder, whose head is another
+    assert (
+        run(
+            *start,
+            *STILL,
+            "--init-from",
+            tmp_path / "tuned/checkpoints/last.pt",
+            "--out",
+            tmp_path / "third",
+        )
+        == 0
+    )
+    assert "newly initialised: head" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,9 +17,12 @@ from simmim.config.run import Config
 from simmim.errors import UserError
 from simmim.exchange.importing import Imported, read_model
 from simmim.models.build import build_model
+from simmim.models.classifier import encoder_settings
+from simmim.models.encoders import CNN
 from simmim.storage import checkpoint
 
 _ENCODER = "encoder.backbone."
+_CONVOLUTIONS = "encoder.convolutions."
 
 
 def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, ...]]:
@@ -33,15 +38,13 @@ def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, 
     """
     if config.init_from is None:
         return config, {}, ()
-    source = ImportConfig(
-        source=config.init_from,
-        tables="cubic" if isinstance(config, FinetuneConfig) else "linear",
-        **values_of(config, ENCODER),
-    )
     try:
-        if isinstance(config, PretrainConfig):
-            source = dataclasses.replace(source, decoder_heads=config.decoder_heads)
-        found = _read(source, config)
+        if config.encoder == CNN:
+            tensors, notes = _read_cnn(config.init_from, config)
+            arguments = config.encoder_args
+        else:
+            found = _read_imported(config.init_from, config)
+            tensors, notes, arguments = found.tensors, found.notes, found.trained.encoder_args
     except UserError as error:
         text = f"--init-from: {error}"
         if "--" in str(error):
@@ -52,13 +55,49 @@ def read_initial(config: Config) -> tuple[Config, dict[str, Tensor], tuple[str, 
         if config.resume:
             text += "; a run that is resumed has its weights: leave out --init-from"
         raise UserError(text) from error
-    arguments = found.trained.encoder_args
-    loaded = f"loaded {len(found.tensors)} tensors from {config.init_from}"
+    loaded = f"loaded {len(tensors)} tensors from {config.init_from}"
     return (
         dataclasses.replace(config, encoder_args=arguments),
-        found.tensors,
-        ("; ".join([loaded, *found.notes]),),
+        tensors,
+        ("; ".join([loaded, *notes]),),
     )
+
+
+def _read_cnn(path: Path, config: Config) -> tuple[dict[str, Tensor], list[str]]:
+    """The convolutions of the encoder that no other project has, and for pre-training a head that fits."""
+    try:
+        state = checkpoint.load(path, None)
+    except UserError as error:
+        raise UserError(f"{error}; {CNN} is none of timm's encoders") from error
+    pretrains = isinstance(config, PretrainConfig)
+    with torch.device("meta"):
+        wanted = build_model(config if pretrains else encoder_settings(config)).state_dict()
+
+    def part(of: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        return {name: value for name, value in of.items() if name.startswith(prefix)}
+
+    kept = part(state["model"], _CONVOLUTIONS)
+    wrong = checkpoint.differences(kept, part(wanted, _CONVOLUTIONS))
+    if wrong:
+        raise UserError(f"{path} holds no {CNN} like this one: {wrong}")
+    if not pretrains:
+        return kept, []
+    # a classifier's head may have the same shape
+    head = part(state["model"], "head.") if state["kind"] == "pretrain" else {}
+    fits = not checkpoint.differences(head, part(wanted, "head."))
+    return (kept | head, []) if fits else (kept, ["newly initialised: head"])
+
+
+def _read_imported(path: Path, config: PretrainConfig | FinetuneConfig) -> Imported:
+    """What ``simmim import`` makes of the file."""
+    source = ImportConfig(
+        source=path,
+        tables="cubic" if isinstance(config, FinetuneConfig) else "linear",
+        **values_of(config, ENCODER),
+    )
+    if isinstance(config, PretrainConfig):
+        source = dataclasses.replace(source, decoder_heads=config.decoder_heads)
+    return _read(source, config)
 
 
 def _read(source: ImportConfig, config: PretrainConfig | FinetuneConfig) -> Imported:

@@ -120,6 +120,7 @@ def damage(path: Path, how: str) -> str:
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*DAMAGE, *OTHERS, *FILES])
 def test_damaged_checkpoints_are_refused_by_all_who_read_them(
     how, trained, photographs, tmp_path, capsys

@@ -124,6 +124,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "old", "new"), CASES)
 @pytest.mark.parametrize("project", ["timm", "simmim"])
 def test_the_command(family, old, new, project, tmp_path, capsys):

@@ -201,6 +201,7 @@ OURS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "argument", "value"),
     [(f, a, v) for f, arguments in OURS.items() for a, values in arguments.items() for v in values],

@@ -52,6 +52,7 @@ def inputs(size, folder):
     return images, (images / 255 - mean) / std
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("case", SILENT)
 @torch.no_grad()

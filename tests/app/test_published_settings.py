@@ -78,6 +78,7 @@ def test_learning_rate_of_every_update(name):
         assert rates == pytest.approx(expected, rel=1e-12), update
 
 
+@pytest.mark.slow
 def test_size_of_the_encoder_and_shares_of_its_layers(name):
     command, preset, *_ = name.split()
     config, published = config_of(name, 1), PUBLISHED[name]

@@ -78,6 +78,7 @@ except KeyboardInterrupt:
     assert not state.exists() or ") Z " in state.read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_gets_its_share_however_long_the_others_are(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "LEAST", 0.1)
     plan = [stage("long", "import time; time.sleep(60)", 1), stage("next", "print('ran')", 6)]

@@ -123,6 +123,7 @@ def bright_image(window):
     return image, published(x.float(), window), published(x, window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [181, 379])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_of_bytes_hold_a_large_window(backend, window):

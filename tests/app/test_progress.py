@@ -24,8 +24,8 @@ def test_plain_lines(photographs, tmp_path, capfd, monkeypatch):
     Trainer(config_of(photographs, tmp_path / "run", log_every=6)).fit()
     lines = capfd.readouterr().err.splitlines()
     assert re.match(
-        r"pretrain vit_tiny_patch16_224: 0\.\d+ M parameters, 6 images, 12 of 12 updates of 4 "
-        r"images \(2 epochs\), cpu, 32-true, into ",
+        r"pretrain vit_tiny_patch16_224: 0\.\d+ M parameters, 6 images \(24 crops an epoch\), 12 of 12 updates "
+        r"of 4 images \(2 epochs\), cpu, 32-true, into ",
         lines[0],
     )
     updates = [line.split()[1] for line in lines if line.startswith("update")]

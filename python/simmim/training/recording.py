@@ -35,9 +35,10 @@ class Recording:
         """Say what is going to be done."""
         config, order = self.config, self.order
         processes = f", {order.world} processes" if order.world > 1 else ""
+        crops = f" ({order.samples} crops an epoch)" if order.samples != self.images else ""
         self.records.say(
             f"{self.kind} {config.encoder}: {self.parameters / 1e6:.3g} M parameters, {self.images} "
-            f"images, {order.updates - self.update} of {order.updates} updates of "
+            f"images{crops}, {order.updates - self.update} of {order.updates} updates of "
             f"{order.global_batch} images ({config.epochs} epochs), {self.fabric.device.type}"
             f"{processes}, {config.precision}, into {config.out}"
         )

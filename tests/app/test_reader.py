@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from simmim.config.pretrain import PretrainConfig
 from simmim.data.crops import training_crops
 from simmim.data.order import Order
-from simmim.data.read_ahead import Way, end_reading, read_batches, ways
+from simmim.data.read_ahead import PROCESSES, Way, end_reading, read_batches, ways
 from simmim.errors import UserError
 from simmim.training.reader import PERIOD, Reader, _Usage
 
@@ -249,3 +249,33 @@ def test_processes_that_cannot_be_started_are_named_and_those_that_were_end(data
     (process,) = started - before
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PyTorch's own
+def test_a_way_that_cannot_be_started_leaves_the_one_before(dataset, monkeypatch):
+    monkeypatch.setattr("simmim.training.reader.usable_cores", lambda: 16)
+    genuine, before, most = os.fork, {*multiprocessing.active_children()}, PROCESSES[0]
+
+    def fork():
+        if len({*multiprocessing.active_children()} - before) == most:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return genuine()
+
+    monkeypatch.setattr(os, "fork", fork)
+    reading = reader(dataset)
+    try:
+        first = reading.read().ids.tolist()
+        assert reading.way == ("processes", most)
+        reading.judge(1, PERIOD, PERIOD, 1)
+        assert reading.judge(100 * PERIOD, PERIOD, 0.3 * PERIOD, 1) == (
+            f"images: 30% of the time went by waiting; cannot start {PROCESSES[1]} processes to read "
+            "images: Resource temporarily unavailable; --workers 0 reads without any; read by "
+            f"{most} processes ahead again"
+        )
+        assert (
+            reading.read().ids.tolist() == [ids for _, ids in next(iter(ORDER.batches(1)))] != first
+        )
+        reading.judge(1, PERIOD, PERIOD, 2)
+        assert "held back" in reading.judge(100 * PERIOD, PERIOD, 0.3 * PERIOD, 2)
+    finally:
+        reading.close()

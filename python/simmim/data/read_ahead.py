@@ -146,6 +146,7 @@ def read_batches(
         # those that were started ignore SIGTERM, and the interpreter would wait for them at its exit
         for process in {*multiprocessing.active_children()}.difference(others):
             process.kill()
+            process.join()
         raise UserError(
             f"cannot start {way.count} processes to read images: {system_words(error)}; --workers 0 "
             "reads without any"

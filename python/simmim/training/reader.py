@@ -14,6 +14,7 @@ from simmim.data.batches import Batch
 from simmim.data.crops import Crops, check_readable
 from simmim.data.order import Order
 from simmim.data.read_ahead import Way, end_reading, read_batches, ways
+from simmim.errors import UserError
 from simmim.training.clock import run_clock
 
 #: seconds of training after which it is judged whether images come fast enough
@@ -124,9 +125,15 @@ class Reader:
         # on busy cores, threads that read ahead would take time from the model
         cores_busy = self.way.kind == "pause" and busy > BUSY
         if share > WAITS and self._ways and not cores_busy:
-            self._other = self.way, rate
-            self._change(self._ways.pop(0), update)
-            return f"images: {share:.0%} of the time went by waiting; now read by {self.way}"
+            waits, before = f"images: {share:.0%} of the time went by waiting", self.way
+            try:
+                self._change(self._ways.pop(0), update)
+            except UserError as error:
+                self._ways = []
+                self._start(before, update)
+                return f"{waits}; {error}; read by {before} again"
+            self._other = before, rate
+            return f"{waits}; now read by {self.way}"
         if share <= HELD_BACK or self._told:
             return ""
         self._told = True

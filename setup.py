@@ -100,11 +100,11 @@ class CMakeBuild(build_ext):
         super().run()
         self.report["sources"] = digest_sources()
         write_report(Path("" if self.inplace else self.build_lib), self.report)
-        if self.failed and self.is_all_there_is():
+        if self.failed and self.builds_modules_alone():
             sys.exit(1)
 
     @staticmethod
-    def is_all_there_is() -> bool:
+    def builds_modules_alone() -> bool:
         """Whether the command line asks for the modules alone, as `make build` does."""
         return "build_ext" in sys.argv
 
@@ -122,7 +122,7 @@ class CMakeBuild(build_ext):
                 (ROOT / "simmim_kernels" / target.name).unlink(missing_ok=True)
             if not isinstance(error, NotWanted):
                 self.failed = True
-                if isinstance(error, subprocess.CalledProcessError) and self.is_all_there_is():
+                if isinstance(error, subprocess.CalledProcessError) and self.builds_modules_alone():
                     print(error.stdout, error.stderr, file=sys.stderr)
                 print(
                     f"simmim-kernels: {module} was not built ({reason}); {INSTEAD[module]}",

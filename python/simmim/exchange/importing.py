@@ -237,8 +237,7 @@ def _finish_model(config: ImportConfig, trained: PretrainConfig, ours: State, so
 
 
 def _check_values(source: Source, ours: State) -> None:
-    """Refuse weights that are no tensors of real numbers, as quantised ones are not, or that
-    are not finite."""
+    """Refuse weights that are no tensors, not in floating point, or not finite."""
     if source.unread:
         named = [f"{name} ({what})" for name, what in source.unread.items()]
         raise UserError(

@@ -166,7 +166,7 @@ class SimMIM(ChannelStatistics):
             target = as_image(target, self._grid(images))
         if with_data is not None:
             prediction = self._in_place(prediction, images, mask)
-            mask = self.scored(images, mask, with_data)
+            mask = self._scored_on(target.shape[2:], mask, with_data)
         if self.plain:
             if self.of_pixels:
                 target = published.normalized(target, self.mean, self.std)
@@ -183,6 +183,11 @@ class SimMIM(ChannelStatistics):
         has one number each."""
         # any callable may be the target, whose result alone tells its grid
         grid = as_image(self.make_target(images[:1]), self._grid(images)).shape[2:]
+        return self._scored_on(grid, mask, with_data)
+
+    @staticmethod
+    def _scored_on(grid: Sequence[int], mask: PatchMask | Tensor, with_data: Tensor) -> Tensor:
+        """``scored`` for a target of ``grid`` rows and columns."""
         return published.on_grid(mask, *grid) & on_coarser_grid(with_data, *grid)
 
     def _in_place(self, prediction: Tensor, images: Tensor, mask: PatchMask | Tensor) -> Tensor:

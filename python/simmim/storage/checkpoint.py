@@ -179,7 +179,7 @@ def unreadable(error: Exception) -> str:
         if forbidden:
             return f"it cannot be read without running code, {forbidden[1]}"
         return "it is no file of tensors"
-    if isinstance(error, LookupError):  # of a byte that means nothing in a pickle
+    if isinstance(error, LookupError):  # an opcode that pickles have not
         return "it is no file of tensors"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -255,11 +255,11 @@ def save_model(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a new safetensors file, for whom other new files are, too."""
+    """Write a new safetensors file, with the permissions of any other new file."""
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     require("safetensors.torch").save_file(dict(tensors), path, metadata)
-    # safetensors lets nobody but the owner read it
+    # safetensors gives a file to its owner alone
     with contextlib.suppress(OSError):
         path.chmod(mode)
 

@@ -125,15 +125,15 @@ class Reader:
         # on busy cores, threads that read ahead would take time from the model
         cores_busy = self.way.kind == "pause" and busy > BUSY
         if share > WAITS and self._ways and not cores_busy:
-            waits, before = f"images: {share:.0%} of the time went by waiting", self.way
+            why, before = f"images: {share:.0%} of the time went by waiting", self.way
             try:
                 self._change(self._ways.pop(0), update)
             except UserError as error:
                 self._ways = []
                 self._start(before, update)
-                return f"{waits}; {error}; read by {before} again"
+                return f"{why}; {error}; read by {before} again"
             self._other = before, rate
-            return f"{waits}; now read by {self.way}"
+            return f"{why}; now read by {self.way}"
         if share <= HELD_BACK or self._told:
             return ""
         self._told = True
